@@ -1,0 +1,241 @@
+//! What is written in place of the function: the stages of the paper, one call each.
+
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream};
+use quote::{ToTokens as _, format_ident, quote, quote_spanned};
+use syn::{
+    Attribute, Meta, MetaList, PatIdent, Path, ReturnType, Safety, Signature, Token, Type,
+    ext::IdentExt as _,
+    parse_quote_spanned,
+    punctuated::Punctuated,
+    spanned::Spanned as _,
+    visit_mut::{self, VisitMut},
+};
+
+use crate::{
+    args::{self, Args},
+    item::{Binding, By, Item},
+    valid::{Argument, Loss, Role},
+};
+
+// Input
+//
+//     #[sam(rho = 0.05, p = 2)]
+//     fn loss(model: &Net, mut x: Tensor, rng: &mut Rng) -> Result<Tensor> { BODY }
+//
+// Output
+//
+//     fn loss(model: &Net, x: Tensor, rng: &mut Rng) -> Result<Tensor> {
+//         let sam = ::sam_runtime::Sam::new(0.05).p(2);
+//         let held_x = x;
+//         let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
+//             let mut x = ::sam_runtime::argument::again(&held_x);
+//             let rng = &mut *rng;
+//             { BODY }
+//         };
+//         sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+//     }
+//
+// and on each `let` of the closure, for those who deny them, an `allow` of clippy's shadowing lints. With `shards`, the
+// closure and the stages stand in a loop over the shards. All that is quoted has the hygiene of `macro_rules!`
+// (`mixed_site`), so that no name here can meet one of the user's.
+pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
+    let site = Span::mixed_site();
+    let Item { attrs, vis, sig, .. } = item;
+    let krate = match &args.krate {
+        Some((_, path)) => path.clone(),
+        None => parse_quote_spanned!(site=> ::sam_runtime),
+    };
+    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate)).collect();
+
+    let sam = configure(args, &krate);
+    let m = args.shards.iter().map(|(_, shards)| &shards.m);
+    let hold = routes.iter().map(|route| &route.hold);
+    let body = body(item, &routes, &krate);
+    // What a stage has against the loss, or against its errors, is reported under the return type.
+    let returned = match &sig.output {
+        ReturnType::Type(_, ty) => ty.span().resolved_at(site),
+        ReturnType::Default => site,
+    };
+    let descended = quote_spanned!(returned=> sam.ascend(&mut body)?.perturb()?.descend(&mut body)?);
+    let stages = if args.shards.is_none() {
+        quote_spanned!(returned=> #body #descended.restore())
+    } else {
+        let whole = arguments.iter().filter_map(whole);
+        quote_spanned! {returned=>
+            let mut shards = sam.shards(m)? #(.split(#whole)?)*;
+            while let ::core::option::Option::Some(shard) = shards.next_shard() {
+                #body
+                #descended.restore_into(&mut shards)?;
+            }
+            shards.loss()
+        }
+    };
+    let mut signature = sig.clone();
+    MoveMut(&routes).visit_signature_mut(&mut signature);
+    let plain = args.plain.iter().map(|(_, name)| plain(item, name));
+    let stages = quote_spanned! {site=>
+        #sam
+        #(let m: ::core::primitive::usize = #m;)*
+        #(#hold)*
+        #stages
+    };
+    // Where the user's body was: lints look there, to see whose function this is.
+    let mut block = Group::new(Delimiter::Brace, stages);
+    block.set_span(item.body.span());
+    quote_spanned! {site=>
+        #(#attrs)*
+        #vis #signature #block
+        #(#plain)*
+    }
+}
+
+fn configure(Args { rho, p, adaptive, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
+    let site = Span::mixed_site();
+    if let Some((_, name)) = with {
+        let given = quote_spanned!(name.span().resolved_at(site)=> &*#name);
+        return quote_spanned!(site=> let sam: &#krate::Sam = #given;);
+    }
+    let rho = rho.as_ref().map_or_else(|| quote_spanned!(site=> #krate::Sam::RHO), |(_, rho)| rho.to_token_stream());
+    let p = p.iter().map(|(_, p)| match args::path(p) {
+        Some(inf) if inf.is_ident("inf") => quote_spanned!(site=> ::core::primitive::f64::INFINITY),
+        _ => quote_spanned!(site=> #p),
+    });
+    let eta = adaptive.iter().map(|(_, eta)| match eta {
+        None => quote_spanned!(site=> #krate::Sam::ETA),
+        _ => eta.to_token_stream(),
+    });
+    let vars = vars.iter().map(|(_, vars)| vars);
+    quote_spanned!(site=> let sam = #krate::Sam::new(#rho) #(.p(#p))* #(.adaptive(#eta))* #(.vars(#vars))*;)
+}
+
+/// The closure that a pass runs.
+fn body(item: &Item, routes: &[Route<'_>], krate: &Path) -> TokenStream {
+    let site = Span::mixed_site();
+    let mut output = item.sig.output.clone();
+    InferImplTrait.visit_return_type_mut(&mut output);
+    let pass = Ident::new(if routes.iter().any(|route| route.turns) { "pass" } else { "_" }, site);
+    let rebind = routes.iter().map(|route| &route.rebind);
+    let mut block = item.body.to_token_stream();
+    if !routes.is_empty() {
+        // Around the user's block, so that no item in it comes after a statement.
+        block = quote_spanned!(site=> { #(#rebind)* #block });
+    }
+    quote_spanned!(site=> let mut body = |#pass: #krate::Pass| #output #block;)
+}
+
+/// How an argument that the body uses gets into both passes, unless it goes as it is.
+struct Route<'a> {
+    name: &'a Ident,
+    /// Before the first pass.
+    hold: Option<TokenStream>,
+    /// In each pass.
+    rebind: TokenStream,
+    /// Whether it depends on the pass.
+    turns: bool,
+}
+
+fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path) -> Option<Route<'a>> {
+    let Binding { attrs, name, mutability, by, .. } = binding;
+    if !binding.in_body {
+        return None;
+    }
+    // What an argument is to blame for is reported under its type.
+    let site = binding.ty.span().resolved_at(Span::mixed_site());
+    let held = &held(binding);
+    let kept = quote_spanned!(site=> let #held = #name;);
+    let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name););
+    let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name););
+    let (hold, value) = match (role, by) {
+        (Some(Role::Shards), By::Value) => (Some(kept), quote_spanned!(site=> shard.of(&#held)?)),
+        (Some(Role::Shards), _) => (None, quote_spanned!(site=> &shard.of(#name)?)),
+        (_, By::Value) => (Some(kept), quote_spanned!(site=> #krate::argument::again(&#held))),
+        (Some(Role::Replay), By::RefMut) => (Some(replay), quote_spanned!(site=> #held.turn(pass))),
+        (Some(Role::Replay), By::Ref) => (Some(replay_ref), quote_spanned!(site=> #held.turn(pass))),
+        (None, By::RefMut) => (None, quote_spanned!(site=> &mut *#name)),
+        (None, By::Ref) if mutability.is_some() => (None, quote_spanned!(site=> #name)),
+        (Some(Role::With), _) | (None, By::Ref) => return None,
+    };
+    // The name is the user's, so for clippy the shadowing is too. It has three lints for it.
+    let shadow = match (&hold, role) {
+        (Some(_), _) => quote_spanned!(site=> shadow_unrelated),
+        (None, Some(_)) => quote_spanned!(site=> shadow_reuse),
+        (None, None) => quote_spanned!(site=> shadow_same),
+    };
+    Some(Route {
+        name,
+        hold: hold.map(|hold| quote_spanned!(site=> #(#attrs)* #hold)),
+        rebind: quote_spanned!(site=> #(#attrs)* #[allow(clippy::#shadow)] let #mutability #name = #value;),
+        turns: *role == Some(Role::Replay) && *by != By::Value,
+    })
+}
+
+/// What keeps a value for both passes. It stands where the type ends, so that an error spans the whole of it.
+fn held(binding: &Binding) -> Ident {
+    let end = binding.ty.to_token_stream().into_iter().last().map_or_else(Span::call_site, |token| token.span());
+    format_ident!("held_{}", binding.name.unraw(), span = end.resolved_at(Span::mixed_site()))
+}
+
+/// What `split` takes: a sharded argument, whole.
+fn whole(Argument { binding, role }: &Argument) -> Option<TokenStream> {
+    let site = Span::mixed_site();
+    let name = if binding.by == By::Value && binding.in_body { &held(binding) } else { &binding.name };
+    let by_value = (binding.by == By::Value).then(|| quote_spanned!(site=> &));
+    (*role == Some(Role::Shards)).then(|| quote_spanned!(site=> #by_value #name))
+}
+
+/// Takes `mut` from the names that the closure binds anew: there it is used, here it would not be.
+struct MoveMut<'a>(&'a [Route<'a>]);
+
+impl VisitMut for MoveMut<'_> {
+    fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
+        if pat.by_ref.is_none() && self.0.iter().any(|route| *route.name == pat.ident) {
+            pat.mutability = None;
+        }
+        visit_mut::visit_pat_ident_mut(self, pat);
+    }
+}
+
+/// A closure cannot return `impl Trait`, but `_`.
+struct InferImplTrait;
+
+impl VisitMut for InferImplTrait {
+    fn visit_type_mut(&mut self, ty: &mut Type) {
+        if let Type::ImplTrait(_) = ty {
+            *ty = parse_quote_spanned!(ty.span()=> _);
+        }
+        visit_mut::visit_type_mut(self, ty);
+    }
+}
+
+fn plain(Item { attrs, vis, sig, body }: &Item, name: &Ident) -> TokenStream {
+    let original = &sig.ident;
+    let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
+    // What clippy wants to read of a public function.
+    let safety = matches!(sig.safety, Safety::Unsafe(_)).then_some("Safety");
+    for section in ["Errors", "Panics"].into_iter().chain(safety) {
+        docs.extend([String::new(), format!(" # {section}"), String::new(), format!(" As `{original}`.")]);
+    }
+    let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
+    let signature = Signature { ident: name.clone(), ..sig.clone() };
+    quote_spanned! {Span::mixed_site()=>
+        #(#[doc = #docs])*
+        #(#attrs)*
+        #vis #signature #body
+    }
+}
+
+/// Also without those that `cfg_attr` hides.
+fn without_docs(meta: &Meta) -> Option<Meta> {
+    match meta {
+        Meta::NameValue(text) if text.path.is_ident("doc") => None,
+        Meta::List(list) if list.path.is_ident("cfg_attr") => {
+            let metas = Punctuated::<Meta, Token![,]>::parse_terminated;
+            let Ok(metas) = list.parse_args_with(metas) else { return Some(meta.clone()) };
+            let condition = metas.first();
+            let mut rest = metas.iter().skip(1).filter_map(without_docs).peekable();
+            rest.peek()?;
+            Some(Meta::List(MetaList { tokens: quote!(#condition #(, #rest)*), ..list.clone() }))
+        }
+        _ => Some(meta.clone()),
+    }
+}

@@ -1,0 +1,327 @@
+//! Expansions, as files in `tests/snapshots` (`UPDATE_EXPECT=1` writes them anew), and refusals.
+
+use expect_test::{ExpectFile, expect_file};
+use proc_macro2::TokenStream;
+use syn::{Meta, Token, bracketed, parse::ParseStream, parse::Parser as _};
+
+use crate::{args::Args, rewrite, valid};
+
+/// The arguments of `#[sam]` at the head of the source, and the item below it.
+fn split(source: &str) -> (TokenStream, TokenStream) {
+    let split = |input: ParseStream<'_>| {
+        input.parse::<Token![#]>()?;
+        let attr;
+        bracketed!(attr in input);
+        let args = match attr.parse()? {
+            Meta::List(list) => list.tokens,
+            _ => TokenStream::new(),
+        };
+        Ok((args, input.parse()?))
+    };
+    split.parse_str(source).expect("an attribute and an item")
+}
+
+fn check_expansion(source: &str, expected: &ExpectFile) {
+    let (args, item) = split(source);
+    let output = syn::parse2(rewrite(args, item)).expect("items");
+    let input: String = source.trim().lines().map(|line| format!("//     {line}\n").replace("     \n", "\n")).collect();
+    expected.assert_eq(&format!("// Input\n//\n{input}//\n// Output\n\n{}", prettyplease::unparse(&output)));
+}
+
+#[test]
+fn free_function() {
+    let source = "
+#[sam]
+/// Cross-entropy of one batch.
+pub(crate) fn loss(model: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    #![allow(clippy::let_and_return)]
+    let logits = model.forward_t(x, true)?;
+    cross_entropy(&logits, y)
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/free_function.rs"]);
+}
+
+#[test]
+fn method() {
+    let source = "
+#[sam(rho = self.rho)]
+#[inline]
+pub fn loss<'a, M, const K: usize>(&'a mut self, model: &'a M, x: &Tensor) -> Result<(Tensor, impl Aux + 'a), M::Error>
+where
+    M: Model<K>,
+{
+    self.calls += 1;
+    let logits = model.logits(x)?;
+    Ok((logits.mean_all()?, logits))
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/method.rs"]);
+}
+
+#[test]
+fn arguments() {
+    let source = r#"
+#[sam(rho = radius(step))]
+unsafe fn loss(
+    mut x: Tensor,
+    (logits, mut y): (Tensor, Tensor),
+    Batch { mask, .. }: Batch,
+    mut best: &Tensor,
+    rng: &mut Rng,
+    #[cfg(feature = "cuda")] stream: Stream,
+    step: usize,
+    f: impl Fn(&Tensor) -> Result<Tensor> + Clone,
+    unused: Tensor,
+) -> Result<Tensor> {
+    x = f(&x)?;
+    y = mask.where_cond(&y, &logits)?;
+    if rng.random() {
+        best = &x;
+    }
+    #[cfg(feature = "cuda")]
+    stream.wait()?;
+    best.sub(&y)?.sqr()?.mean_all()
+}"#;
+    check_expansion(source, &expect_file!["../tests/snapshots/arguments.rs"]);
+}
+
+#[test]
+fn every_key() {
+    let source = "
+#[sam(
+    rho = 0.05, p = inf, adaptive, vars = model.vars(), replay(rng), shards(x; m = 32),
+    plain = plain_loss, crate = ::facade::sam,
+)]
+fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
+    model.forward(x, rng)?.mean_all()
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/every_key.rs"]);
+}
+
+#[test]
+fn replay() {
+    let source = "
+#[sam(p = 1.5, adaptive = 0.1, replay(rng, dropout, seed))]
+fn loss(model: &Net, x: &Tensor, rng: &mut Rng, mut dropout: &Dropout, mut seed: u64) -> Result<Tensor> {
+    seed += 1;
+    dropout.forward(&model.forward(x, rng, seed)?)
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/replay.rs"]);
+}
+
+#[test]
+fn shards() {
+    let source = "
+#[sam(with = config, shards(x, y, weight; m = y.dim(0)?.div_ceil(4)))]
+fn loss(config: &mut Sam, model: &Net, x: &Tensor, mut y: Tensor, weight: Tensor, scale: Tensor) -> Result<Tensor> {
+    y = (y * &scale)?;
+    model.forward(x)?.sub(&y)?.sqr()?.mean_all()
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/shards.rs"]);
+}
+
+#[test]
+fn plain() {
+    let source = r#"
+#[sam(plain = plain_loss)]
+/// Mean squared error of one batch.
+///
+/// # Errors
+///
+/// If the shapes differ.
+#[cfg_attr(docsrs, doc = "Nightly.", must_use)]
+#[inline]
+pub fn loss(x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+    y = (x - y)?;
+    y.sqr()?.mean_all()
+}"#;
+    check_expansion(source, &expect_file!["../tests/snapshots/plain.rs"]);
+}
+
+#[test]
+fn refused() {
+    let source = "
+#[sam(rho = -1, norm = 2)]
+/// The item stays as it is.
+async fn loss(model: &Net, mut x: Tensor) -> Tensor {
+    model.forward(&x).await
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/refused.rs"]);
+}
+
+/// All that is refused, in the order in which it is reported.
+fn refusals(source: &str) -> Vec<String> {
+    let (args, item) = split(source);
+    let errors = valid::check(Args::read(args), syn::parse2(item)).err();
+    errors.into_iter().flatten().map(|error| error.to_string()).collect()
+}
+
+/// With these arguments, on a function that nothing is wrong with.
+fn refusals_of(args: &str) -> Vec<String> {
+    refusals(&format!(
+        "#[sam({args})] fn loss(x: &Tensor, y: Tensor, rng: &mut Rng, sam: &Sam) -> Result<Tensor> {{ f(x, y) }}"
+    ))
+}
+
+#[test]
+fn what_is_accepted() {
+    for args in [
+        "",
+        "rho = 0",
+        "rho = 1e-3, p = 1, adaptive = 0.0,",
+        "rho = schedule::<f64, 3>(step, |x, y| x), p = inf, adaptive",
+        "p = P, adaptive = -eta, vars = model.vars().into_iter().chain([v])",
+        "rho = (-0.0), p = (((2u32)))",
+        "replay(rng, y)",
+        "replay(rng,), shards(x, y,; m = 0x10)",
+        "with = sam, shards(x; m = sam.m()), crate = crate::facade",
+        "with = r#sam, plain = r#loop, crate = ::a::b",
+    ] {
+        assert_eq!(refusals_of(args), [""; 0], "{args}");
+    }
+    for item in [
+        "fn f() -> Result<Tensor> {}",
+        "pub(in a::b) unsafe fn f<'a, T: A<'a>, const N: usize>(&'a mut self, x: T) -> Result<Tensor, T::E> where T: B {}",
+        "fn f(self: &Self) -> candle_core::Result<(Tensor, u32)> {}",
+        "fn f(self: &mut Self, [a, .., b]: [Tensor; 5], &(ref c, _): &(A, B), D { e, f: g @ H(..) }: D) -> Alias {}",
+        "fn f((Ok(a) | Err(a)): Result<Tensor, Tensor>) -> result![Tensor] {}",
+        "fn f(x: T) -> Result<Tensor> { let half typed = x. }",
+    ] {
+        assert_eq!(refusals(&format!("#[sam] {item}")), [""; 0], "{item}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read() {
+    let keys = "one of `rho`, `p`, `adaptive`, `vars`, `replay`, `shards`, `plain`, `with`, `crate`";
+    let unknown = format!("unknown key `norm`: expected {keys}");
+    let expected = format!("expected {keys}");
+    for (args, refusal) in [
+        ("norm = f::<A, B>(1, 2)", &*unknown),
+        ("norm", &unknown),
+        ("0.05", &expected),
+        ("= 3", &expected),
+        (",", &expected),
+        ("rho", "`rho` is written `rho = 0.05`"),
+        ("rho(0.05)", "`rho` is written `rho = 0.05`"),
+        ("rho =", "expected a value after `=`"),
+        ("rho = 0.05 p", "expected `,`"),
+        ("p = 2, p = 3", "`p` is given twice: keep one"),
+        ("adaptive(3)", "`adaptive` is written `adaptive` or `adaptive = 0.01`"),
+        ("vars(v)", "`vars` is written `vars = model.vars()`"),
+        ("replay = rng", "`replay` is written `replay(rng)`"),
+        ("replay()", "`replay` is written `replay(rng)`"),
+        ("replay(&rng)", "`replay` is written `replay(rng)`"),
+        ("replay(rng; m = 3)", "`replay` is written `replay(rng)`"),
+        ("shards(x)", "`shards` is written `shards(x, y; m = 32)`"),
+        ("shards(x, m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
+        ("shards(; m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
+        ("shards(x; n = 3)", "`shards` is written `shards(x, y; m = 32)`"),
+        ("plain", "`plain` is written `plain = plain_loss`"),
+        ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
+        ("with = self.sam", "`with` is written `with = sam`"),
+        ("crate = \"::a\"", "`crate` is written `crate = ::sam_runtime`"),
+    ] {
+        assert_eq!(refusals_of(args), [refusal], "{args}");
+    }
+}
+
+#[test]
+fn what_is_out_of_range() {
+    let rho = "`rho` is a radius: expected a number of at least 0";
+    let p = "`p` is a norm: expected a number of at least 1, or `inf`";
+    let eta = "`adaptive` takes a number of at least 0, or no value";
+    let m = "`m` is the size of a shard: expected an integer of at least 1";
+    for (args, refusal) in [
+        ("rho = -1", rho),
+        ("rho = (-1e-9)", rho),
+        ("rho = \"0.05\"", rho),
+        ("rho = true", rho),
+        ("p = 0.99", p),
+        ("p = -2", p),
+        ("p = 'p'", p),
+        ("adaptive = -0.1", eta),
+        ("adaptive = false", eta),
+        ("shards(x; m = 0)", m),
+        ("shards(x; m = -(8))", m),
+    ] {
+        assert_eq!(refusals_of(args), [refusal], "{args}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together() {
+    for (args, refusal) in [
+        ("rho = 1, with = sam", "`rho` and `with` cannot be used together: set it on `sam`"),
+        ("with = sam, adaptive", "`adaptive` and `with` cannot be used together: set it on `sam`"),
+        ("with = y", "`y` is not a reference: take `y: &Sam` or `y: &mut Sam`"),
+        ("with = z", "`z` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
+        ("replay(self)", "`self` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
+        ("replay(y, y)", "`y` is named twice: it can be in one of `replay`, `shards` and `with`, once"),
+        ("replay(y), shards(y; m = 1)", "`y` is named twice: it can be in one of `replay`, `shards` and `with`, once"),
+        ("shards(rng; m = 1)", "`rng` is behind `&mut` and cannot be split: take `rng: &Tensor`"),
+        ("plain = loss", "`loss` is the loss itself: give the plain function another name"),
+        ("crate = sam_runtime", "`crate` must be an absolute path, like `::sam_runtime`"),
+        ("crate = super::sam", "`crate` must be an absolute path, like `::sam_runtime`"),
+    ] {
+        assert_eq!(refusals_of(args), [refusal], "{args}");
+    }
+}
+
+#[test]
+fn what_no_loss_can_be() {
+    let not_a_function = "expected a function: `#[sam]` goes above the `fn` that returns the loss";
+    let by_value = "`self` cannot be moved into both passes: take `&self` or `&mut self`";
+    let no_result = "a loss returns a `Result`: write `-> Result<Tensor>`";
+    for (item, refusal) in [
+        ("struct Loss;", not_a_function),
+        ("pub mod loss {}", not_a_function),
+        ("const LOSS: f64 = 0.;", not_a_function),
+        ("const fn f() -> Result<Tensor> {}", "a loss cannot be `const`: write `fn`, tensors are computed at run time"),
+        (
+            "async fn f() -> Result<Tensor> {}",
+            "a loss cannot be `async`: await first, and pass what comes of it as an argument",
+        ),
+        ("extern \"C\" fn f() -> Result<Tensor> {}", "a loss cannot be `extern`: let the `extern` function call it"),
+        ("fn f(x: T, ...) -> Result<Tensor> {}", "a loss cannot be variadic: take a slice"),
+        ("fn f() -> Result<Tensor>;", "a loss needs a body: put `#[sam]` on the implementation"),
+        ("fn f(self) -> Result<Tensor> {}", by_value),
+        ("fn f(mut self) -> Result<Tensor> {}", by_value),
+        ("fn f(self: Rc<Self>) -> Result<Tensor> {}", by_value),
+        ("fn f(x: T, (y, x): (T, T)) -> Result<Tensor> {}", "`x` is bound twice: rename one"),
+        ("fn f() {}", no_result),
+        ("fn f() -> (Tensor, Tensor) {}", no_result),
+        ("fn f() -> &Tensor {}", no_result),
+        ("fn f() -> [Tensor; 2] {}", no_result),
+        ("fn f() -> impl Loss {}", no_result),
+        ("fn f() -> ! {}", no_result),
+        ("fn f() -> (candle_core::Tensor) {}", no_result),
+        ("fn f() -> Option<Tensor> {}", no_result),
+        ("fn f() -> f32 {}", no_result),
+    ] {
+        assert_eq!(refusals(&format!("#[sam] {item}")), [refusal], "{item}");
+    }
+    assert_eq!(refusals("#[sam(with = x)] fn f() -> Result<Tensor> {}"), ["`x` is not an argument: there is none"]);
+}
+
+#[test]
+fn all_at_once() {
+    let source = "#[sam(rho = -1, norm = 2, p, with = sam, replay(z))] const async fn loss(self, x: T) {}";
+    let whole = refusals(source);
+    let expected = [
+        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `vars`, `replay`, `shards`, `plain`, `with`, `crate`",
+        "`p` is written `p = 2` or `p = inf`",
+        "`rho` is a radius: expected a number of at least 0",
+        "`rho` and `with` cannot be used together: set it on `sam`",
+        "a loss cannot be `const`: write `fn`, tensors are computed at run time",
+        "a loss cannot be `async`: await first, and pass what comes of it as an argument",
+        "`self` cannot be moved into both passes: take `&self` or `&mut self`",
+        "a loss returns a `Result`: write `-> Result<Tensor>`",
+        "`z` is not an argument: expected one of `x`",
+        "`sam` is not an argument: expected one of `x`",
+    ];
+    assert_eq!(whole, expected);
+    // An item that cannot be read is one more error, and stays too.
+    let (args, item) = split("#[sam(rho = -1)] struct Loss;");
+    let output = rewrite(args, item).to_string();
+    assert!(output.starts_with("struct Loss ;") && output.matches("compile_error").count() == 2, "{output}");
+}

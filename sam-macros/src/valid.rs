@@ -1,0 +1,230 @@
+//! What is refused, and in which words. What passes raises no more questions.
+
+use std::{fmt::Display, mem};
+
+use proc_macro2::TokenTree;
+use quote::ToTokens;
+use syn::{Error, Expr, FnArg, Ident, Lit, Path, Receiver, ReceiverKind, ReturnType, Type, UnOp, ext::IdentExt as _};
+
+use crate::{
+    args::Args,
+    item::{Binding, By, Item},
+};
+
+/// A function that can be rewritten, and what the attribute says of it.
+pub(crate) struct Loss {
+    pub(crate) args: Args,
+    pub(crate) item: Item,
+    pub(crate) arguments: Vec<Argument>,
+}
+
+pub(crate) struct Argument {
+    pub(crate) binding: Binding,
+    pub(crate) role: Option<Role>,
+}
+
+/// The key that names an argument.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Role {
+    Replay,
+    Shards,
+    With,
+}
+
+/// Looks at everything before it gives up, so that all that is wrong is reported at once.
+pub(crate) fn check(mut args: Args, item: syn::Result<Item>) -> syn::Result<Loss> {
+    let mut errors = mem::take(&mut args.errors);
+    check_values(&args, &mut errors);
+    let item = match item {
+        Ok(item) => item,
+        Err(error) => return errors.and(Err(error)),
+    };
+    check_function(&item, &mut errors);
+    if let Some((_, name)) = &args.plain
+        && *name == item.sig.ident
+    {
+        errors.refuse(name, format!("`{name}` is the loss itself: give the plain function another name"));
+    }
+    let arguments = give_roles(&args, &item, &mut errors);
+    errors.and(Ok(Loss { args, item, arguments }))
+}
+
+fn check_values(args: &Args, errors: &mut Errors) {
+    if let Some((_, rho)) = &args.rho {
+        errors.check_number(rho, 0.0, "`rho` is a radius: expected a number of at least 0");
+    }
+    if let Some((_, p)) = &args.p {
+        errors.check_number(p, 1.0, "`p` is a norm: expected a number of at least 1, or `inf`");
+    }
+    if let Some((_, Some(eta))) = &args.adaptive {
+        errors.check_number(eta, 0.0, "`adaptive` takes a number of at least 0, or no value");
+    }
+    if let Some((_, shards)) = &args.shards {
+        errors.check_number(&shards.m, 1.0, "`m` is the size of a shard: expected an integer of at least 1");
+    }
+    if let Some((_, path)) = &args.krate
+        && !is_absolute(path)
+    {
+        errors.refuse(path, "`crate` must be an absolute path, like `::sam_runtime`");
+    }
+    if let Some((_, sam)) = &args.with {
+        let rho = args.rho.as_ref().map(|(key, _)| key);
+        let p = args.p.as_ref().map(|(key, _)| key);
+        let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
+        let vars = args.vars.as_ref().map(|(key, _)| key);
+        for key in [rho, p, adaptive, vars].into_iter().flatten() {
+            errors.refuse(key, format!("`{key}` and `with` cannot be used together: set it on `{sam}`"));
+        }
+    }
+}
+
+fn is_absolute(path: &Path) -> bool {
+    let root = &path.segments[0].ident;
+    path.leading_colon.is_some() || root == "crate" || root == "$crate"
+}
+
+fn check_function(Item { sig, body, .. }: &Item, errors: &mut Errors) {
+    if let Some(token) = &sig.constness {
+        errors.refuse(token, "a loss cannot be `const`: write `fn`, tensors are computed at run time");
+    }
+    if let Some(token) = &sig.asyncness {
+        errors.refuse(token, "a loss cannot be `async`: await first, and pass what comes of it as an argument");
+    }
+    if let Some(abi) = &sig.abi {
+        errors.refuse(abi, "a loss cannot be `extern`: let the `extern` function call it");
+    }
+    if let Some(variadic) = &sig.variadic {
+        errors.refuse(variadic.dots, "a loss cannot be variadic: take a slice");
+    }
+    if let Some(FnArg::Receiver(receiver)) = sig.inputs.first()
+        && !is_reference(receiver)
+    {
+        errors.refuse(receiver, "`self` cannot be moved into both passes: take `&self` or `&mut self`");
+    }
+    let why = "a loss returns a `Result`: write `-> Result<Tensor>`";
+    match &sig.output {
+        ReturnType::Default => errors.refuse(&sig.ident, why),
+        ReturnType::Type(_, ty) if is_no_result(ty) => errors.refuse(ty, why),
+        ReturnType::Type(..) => {}
+    }
+    if let TokenTree::Punct(semicolon) = body {
+        errors.refuse(semicolon, "a loss needs a body: put `#[sam]` on the implementation");
+    }
+}
+
+fn is_reference(receiver: &Receiver) -> bool {
+    match &receiver.kind {
+        ReceiverKind::Reference(..) => true,
+        ReceiverKind::Typed(_, ty) => By::of(ty) != By::Value,
+        _ => false,
+    }
+}
+
+/// Whether one can see, not knowing what the names stand for, that this is no `Result`.
+#[rustfmt::skip]
+fn is_no_result(ty: &Type) -> bool {
+    const OTHERS: [&str; 21] = [
+        "Tensor", "Var", "Option", "Vec", "String", "bool", "char", "f32", "f64", "i8", "i16", "i32", "i64", "i128",
+        "isize", "u8", "u16", "u32", "u64", "u128", "usize",
+    ];
+    match ty {
+        Type::Path(ty) => ty.path.segments.last().is_some_and(|last| OTHERS.iter().any(|other| last.ident == other)),
+        Type::Group(ty) => is_no_result(&ty.elem),
+        Type::Paren(ty) => is_no_result(&ty.elem),
+        Type::Macro(_) | Type::Verbatim(_) => false,
+        _ => true,
+    }
+}
+
+fn give_roles(args: &Args, item: &Item, errors: &mut Errors) -> Vec<Argument> {
+    let mut arguments = Vec::<Argument>::new();
+    for binding in item.bindings() {
+        let name = &binding.name;
+        if arguments.iter().any(|other| other.binding.name == *name) {
+            errors.refuse(name, format!("`{name}` is bound twice: rename one"));
+        }
+        arguments.push(Argument { binding, role: None });
+    }
+    let replay = args.replay.iter().flat_map(|(_, names)| names).map(|name| (name, Role::Replay));
+    let shards = args.shards.iter().flat_map(|(_, shards)| &shards.names).map(|name| (name, Role::Shards));
+    let with = args.with.iter().map(|(_, name)| (name, Role::With));
+    for (name, role) in replay.chain(shards).chain(with) {
+        if let Err(why) = give_role(&mut arguments, name, role) {
+            errors.refuse(name, why);
+        }
+    }
+    arguments
+}
+
+fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(), String> {
+    let Some(i) = arguments.iter().position(|argument| argument.binding.name.unraw() == name.unraw()) else {
+        let names: Vec<_> = arguments.iter().map(|argument| format!("`{}`", argument.binding.name)).collect();
+        return Err(match names.as_slice() {
+            [] => format!("`{name}` is not an argument: there is none"),
+            names => format!("`{name}` is not an argument: expected one of {}", names.join(", ")),
+        });
+    };
+    let Argument { binding, role: slot } = &mut arguments[i];
+    match (slot.replace(role), role, binding.by) {
+        (Some(_), ..) => {
+            Err(format!("`{name}` is named twice: it can be in one of `replay`, `shards` and `with`, once"))
+        }
+        (None, Role::Shards, By::RefMut) => {
+            Err(format!("`{name}` is behind `&mut` and cannot be split: take `{name}: &Tensor`"))
+        }
+        (None, Role::With, By::Value) => {
+            Err(format!("`{name}` is not a reference: take `{name}: &Sam` or `{name}: &mut Sam`"))
+        }
+        (None, ..) => Ok(()),
+    }
+}
+
+/// The value of a literal; NaN, which no range contains, for one that is not a number.
+fn literal(expr: &Expr) -> Option<f64> {
+    match expr {
+        Expr::Lit(expr) => match &expr.lit {
+            Lit::Int(int) => int.base10_parse().ok(),
+            Lit::Float(float) => float.base10_parse().ok(),
+            _ => Some(f64::NAN),
+        },
+        Expr::Unary(expr) if matches!(expr.op, UnOp::Neg(_)) => literal(&expr.expr).map(|value| -value),
+        Expr::Paren(expr) => literal(&expr.expr),
+        Expr::Group(expr) => literal(&expr.expr),
+        _ => None,
+    }
+}
+
+/// Any number of errors, as one.
+#[derive(Default)]
+pub(crate) struct Errors(Option<Error>);
+
+impl Errors {
+    pub(crate) fn push(&mut self, error: Error) {
+        match &mut self.0 {
+            Some(all) => all.combine(error),
+            none => *none = Some(error),
+        }
+    }
+
+    fn refuse(&mut self, at: impl ToTokens, why: impl Display) {
+        self.push(Error::new_spanned(at, why));
+    }
+
+    /// Of a literal: any other expression is checked when it has a value.
+    fn check_number(&mut self, expr: &Expr, least: f64, why: &str) {
+        if literal(expr).is_some_and(|value| !(least..).contains(&value)) {
+            self.refuse(expr, why);
+        }
+    }
+
+    fn and<T>(self, outcome: syn::Result<T>) -> syn::Result<T> {
+        match (self.0, outcome) {
+            (None, outcome) => outcome,
+            (Some(errors), Ok(_)) => Err(errors),
+            (Some(mut errors), Err(last)) => {
+                errors.combine(last);
+                Err(errors)
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Everything that can go wrong in a step, said in one place.
+
+use candle_core::{DType, Shape};
+
+use crate::Pass;
+
+/// Why a step was refused. The weights are what they were before it.
+///
+/// A loss function may have any error type that is `From<candle_core::Error>`; this one reaches it through
+/// [`candle_core::Error`], as a wrapped message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The radius of the ball is negative or not finite.
+    #[error("`rho` is {0}: the radius of the ball must be a finite number, 0 or more")]
+    Rho(f64),
+
+    /// The order of the norm is below 1 or NaN.
+    #[error("`p` is {0}: the norm of the ball needs 1 <= p <= inf")]
+    P(f64),
+
+    /// The offset of the adaptive ball is negative or not finite.
+    #[error("`adaptive` is {0}: eta must be a finite number, 0 or more")]
+    Eta(f64),
+
+    /// The loss has more than one element.
+    #[error("the loss must be a single number, found shape {0:?}: reduce it, e.g. with `.mean_all()?`")]
+    NotScalar(Shape),
+
+    /// The loss is not a floating point tensor.
+    #[error("the loss must be f32, f64, bf16 or f16, found {0:?}")]
+    NotFloat(DType),
+
+    /// The loss is NaN or infinite.
+    #[error("the loss is {value} in the {pass} pass: no gradient was taken, the weights are unchanged")]
+    NonFiniteLoss {
+        /// The pass that met it.
+        pass: Pass,
+        /// NaN or an infinity.
+        value: f64,
+    },
+
+    /// The gradient has a NaN or an infinity.
+    #[error(
+        "the gradient of the {pass} pass is not finite in variable {index} of {count}, counted from the loss down \
+         (shape {shape:?}, {dtype:?}): the weights are unchanged; lower the learning rate or scale the loss"
+    )]
+    NonFiniteGradient {
+        /// The pass that met it.
+        pass: Pass,
+        /// Which variable, from 1.
+        index: usize,
+        /// How many variables the loss depends on.
+        count: usize,
+        /// The variable's shape.
+        shape: Shape,
+        /// The variable's type.
+        dtype: DType,
+    },
+
+    /// The loss depends on none of the variables that `vars` names.
+    #[error("`vars` names no variable that the loss depends on: nothing would be perturbed")]
+    NothingToPerturb,
+
+    /// `m` of `shards` is zero.
+    #[error("`m` is 0: a shard needs at least one example")]
+    EmptyShard,
+
+    /// The sharded arguments have no rows, or differ in their number.
+    #[error("sharded arguments must have the same number of rows, at least 1: found {0} and {1}")]
+    Rows(usize, usize),
+
+    /// A sharded argument without a first dimension.
+    #[error("a sharded argument needs a first dimension to be split along, found a scalar")]
+    ShardedScalar,
+
+    /// An auxiliary value that does not say how the values of several shards make one.
+    #[error("auxiliary values of type `{0}` cannot be joined over shards: implement `Aux::join` for it")]
+    Join(&'static str),
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        Self::wrap(error)
+    }
+}

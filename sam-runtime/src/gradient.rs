@@ -1,0 +1,102 @@
+//! The gradient of a loss, and the loss whose gradient is a given one.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, Var};
+
+use crate::{Error, Pass};
+
+/// The variables that a loss depends on, each with its gradient: in the order of the graph, which is that of the
+/// loss's own operations and not that in which a map hands out its variables; tied ones once.
+pub(crate) type Gradient = Vec<(Var, Tensor)>;
+
+/// ∇L, as buffers of its own: whoever holds it holds no activation.
+pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
+    let mut grads = loss.backward()?;
+    let mut gradient = Vec::new();
+    for node in loss.sorted_nodes() {
+        if node.is_variable()
+            && let Some(grad) = grads.remove(node)
+        {
+            gradient.push((Var::from_tensor(node)?, grad.detach().contiguous()?));
+        }
+    }
+    Ok(gradient)
+}
+
+/// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not looked at,
+/// which would wait for the device.
+pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
+    if loss.elem_count() != 1 {
+        Err(Error::NotScalar(loss.shape().clone()))?;
+    }
+    if !loss.dtype().is_float() {
+        Err(Error::NotFloat(loss.dtype()))?;
+    }
+    if loss.device().is_cpu() {
+        let value = loss.detach().flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0];
+        if !value.is_finite() {
+            Err(Error::NonFiniteLoss { pass, value })?;
+        }
+    }
+    Ok(())
+}
+
+/// A loss of this value whose gradient is this one, scaled by whatever is done to the loss afterwards.
+///
+/// A custom operation has few inputs, so the value passes through one for each variable.
+pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<Tensor> {
+    let mut loss = value.copy()?.detach();
+    for (var, grad) in gradient {
+        loss = loss.apply_op2(&var, Surrogate { grad })?;
+    }
+    Ok(loss)
+}
+
+/// (loss, w) ↦ loss, with d/dw = `grad`.
+struct Surrogate {
+    grad: Tensor,
+}
+
+impl CustomOp2 for Surrogate {
+    fn name(&self) -> &'static str {
+        "sam-surrogate"
+    }
+
+    fn cpu_fwd(&self, loss: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        loss: &CudaStorage,
+        layout: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn metal_fwd(
+        &self,
+        loss: &MetalStorage,
+        layout: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(outer.clone()), Some(scaled(&self.grad, outer)?)))
+    }
+}
+
+/// `grad` times the number `outer`. On the CPU the number can be looked at, and 1, the common one, costs nothing.
+fn scaled(grad: &Tensor, outer: &Tensor) -> Result<Tensor> {
+    if outer.device().is_cpu() {
+        let factor = outer.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0];
+        return if factor.to_bits() == 1f64.to_bits() { Ok(grad.clone()) } else { grad * factor };
+    }
+    let factor = outer.flatten_all()?.squeeze(0)?.to_dtype(grad.dtype())?.to_device(grad.device())?;
+    grad.broadcast_mul(&factor)
+}

@@ -1,0 +1,173 @@
+//! Dropout with a seed, whose second pass draws the masks of the first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_nn::ModuleT;
+use rayon::prelude::*;
+
+use crate::Pass;
+use crate::pass::Step;
+
+/// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
+///
+/// The mask is a function of the seed and of how often the layer has been called, so a run can be repeated, also on the
+/// CPU, whose generator candle cannot seed. Both passes of a sharpness-aware step see the same masks, as in the authors'
+/// code. No mask is stored: the backward pass computes it again.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use sam_runtime::nn::Dropout;
+///
+/// # fn main() -> Result<()> {
+/// let x = Tensor::ones(1000, DType::F32, &Device::Cpu)?;
+/// let (a, b) = (Dropout::seeded(0.5, 7), Dropout::seeded(0.5, 7));
+/// let y = a.forward(&x, true)?.to_vec1::<f32>()?;
+/// assert_eq!(y, b.forward(&x, true)?.to_vec1::<f32>()?);
+/// assert_ne!(y, a.forward(&x, true)?.to_vec1::<f32>()?);
+/// assert!(y.iter().all(|&y| y == 0. || y == 2.));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Dropout {
+    drop_p: f32,
+    seed: u64,
+    calls: Mutex<Calls>,
+}
+
+/// Which mask is next.
+#[derive(Clone, Copy, Debug)]
+struct Calls {
+    next: u64,
+    /// The first mask of the step, and the first that it has not used.
+    start: u64,
+    end: u64,
+    step: Option<Step>,
+    pass: Pass,
+}
+
+impl Dropout {
+    /// With a seed of its own: the first layer of a process has 0, the second 1, ..
+    #[must_use]
+    pub fn new(drop_p: f32) -> Self {
+        static LAYERS: AtomicU64 = AtomicU64::new(0);
+        Self::seeded(drop_p, LAYERS.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// With this seed. Layers with the same seed draw the same masks.
+    #[must_use]
+    pub fn seeded(drop_p: f32, seed: u64) -> Self {
+        let calls = Calls { next: 0, start: 0, end: 0, step: None, pass: Pass::Plain };
+        Self { drop_p, seed, calls: Mutex::new(calls) }
+    }
+
+    /// Drops elements where `train`, hands `x` on where not.
+    ///
+    /// # Errors
+    /// If the probability is not in [0, 1), or `x` not a float tensor.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !train {
+            return Ok(x.clone());
+        }
+        if !(0.0..1.0).contains(&self.drop_p) {
+            candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
+        }
+        let mask = Mask { drop_p: self.drop_p, seed: mix(self.seed ^ mix(self.next_call())) };
+        if x.device().is_cpu() { x.contiguous()?.apply_op1(mask) } else { x * mask.tensor(x)? }
+    }
+
+    fn next_call(&self) -> u64 {
+        let (step, pass) = (Step::current(), Pass::current());
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if step != calls.step {
+            calls.next = calls.end;
+            calls.start = calls.end;
+        } else if pass == Pass::Descent && calls.pass == Pass::Ascent {
+            calls.next = calls.start;
+        }
+        (calls.step, calls.pass) = (step, pass);
+        calls.next += 1;
+        calls.end = calls.end.max(calls.next);
+        calls.next
+    }
+}
+
+impl Clone for Dropout {
+    fn clone(&self) -> Self {
+        let calls = *self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { calls: Mutex::new(calls), ..*self }
+    }
+}
+
+impl ModuleT for Dropout {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(x, train)
+    }
+}
+
+/// What an element is multiplied by, as a function of its place.
+#[derive(Clone, Copy)]
+struct Mask {
+    drop_p: f32,
+    seed: u64,
+}
+
+impl Mask {
+    fn keeps(self, place: usize) -> bool {
+        // 24 bits: what an f32 in [0, 1) has.
+        (mix(self.seed.wrapping_add(place as u64)) >> 40) as f32 / (1u32 << 24) as f32 >= self.drop_p
+    }
+
+    fn scale(self) -> f32 {
+        1.0 / (1.0 - self.drop_p)
+    }
+
+    /// For other devices than the CPU.
+    fn tensor(self, like: &Tensor) -> Result<Tensor> {
+        let factors: Vec<f32> =
+            (0..like.elem_count()).map(|i| if self.keeps(i) { self.scale() } else { 0.0 }).collect();
+        Tensor::from_vec(factors, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
+    }
+}
+
+impl CustomOp1 for Mask {
+    fn name(&self) -> &'static str {
+        "sam-dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("dropout needs contiguous input")
+        };
+        macro_rules! masked {
+            ($($variant:ident $scale:expr,)*) => {
+                match x {
+                    $(CpuStorage::$variant(x) => {
+                        let scale = $scale(self.scale());
+                        let masked = x[start..end].par_iter().enumerate().with_min_len(1 << 14);
+                        let masked = masked.map(|(i, &x)| if self.keeps(i) { x * scale } else { Default::default() });
+                        CpuStorage::$variant(masked.collect())
+                    })*
+                    x => Err(candle_core::Error::UnsupportedDTypeForOp(x.dtype(), self.name()).bt())?,
+                }
+            };
+        }
+        let y = masked!(F32 f32::from, F64 f64::from, BF16 half::bf16::from_f32, F16 half::f16::from_f32,);
+        Ok((y, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        grad.contiguous()?.apply_op1_no_bwd(self).map(Some)
+    }
+}
+
+/// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

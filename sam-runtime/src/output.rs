@@ -1,0 +1,236 @@
+//! What a loss function may return: the loss, alone or with auxiliary values.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::Error;
+
+/// What a loss function returns in `Ok`: a [`Tensor`], or a tuple of one and of up to five [auxiliary values](Aux).
+#[diagnostic::on_unimplemented(
+    message = "a loss function cannot return `{Self}`",
+    label = "expected `Tensor`, or a tuple `(Tensor, A, ..)` of the loss and auxiliary values",
+    note = "an auxiliary value is a tensor, a number, or an option, vector or tuple of them; implement `sam_runtime::Aux` for your own types"
+)]
+pub trait Output: Sized {
+    /// The loss.
+    fn loss(&self) -> &Tensor;
+
+    /// The same values without their graph.
+    #[must_use]
+    fn detach(self) -> Self;
+
+    /// The same auxiliary values with another loss.
+    #[must_use]
+    fn with_loss(self, loss: Tensor) -> Self;
+
+    /// The values of several shards as those of the whole, each with its share of the examples.
+    ///
+    /// # Errors
+    /// Where [`Aux::join`] has one.
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self>;
+}
+
+/// A value that a loss function returns beside the loss: logits, the number of hits, ..
+///
+/// It is taken from the first pass, at w, and must leave its graph behind, or the first pass would stay in memory
+/// through the second.
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use sam_runtime::Aux;
+///
+/// struct Metrics {
+///     logits: Tensor,
+///     hits: usize,
+/// }
+///
+/// impl Aux for Metrics {
+///     fn detach(self) -> Self {
+///         Self { logits: self.logits.detach(), ..self }
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a loss function cannot return `{Self}` beside its loss",
+    label = "not an auxiliary value",
+    note = "an auxiliary value is a tensor, a number, or an option, vector or tuple of them; implement `sam_runtime::Aux` for your own types"
+)]
+pub trait Aux: Sized {
+    /// The same value without its graph.
+    #[must_use]
+    fn detach(self) -> Self;
+
+    /// The values of several shards as that of the whole, each with its share of the examples: tensors are joined
+    /// along dimension 0, scalar tensors and floats averaged, whole numbers added, vectors put one behind the other.
+    ///
+    /// # Errors
+    /// Unless implemented: a type has to say what its values over several shards amount to.
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+        let _ = parts;
+        Err(Error::Join(std::any::type_name::<Self>()).into())
+    }
+}
+
+impl Output for Tensor {
+    fn loss(&self) -> &Tensor {
+        self
+    }
+
+    fn detach(self) -> Self {
+        Tensor::detach(&self)
+    }
+
+    fn with_loss(self, loss: Tensor) -> Self {
+        loss
+    }
+
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+        mean(&parts)
+    }
+}
+
+impl Aux for Tensor {
+    fn detach(self) -> Self {
+        Tensor::detach(&self)
+    }
+
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+        if parts.iter().all(|(_, part)| part.rank() == 0) {
+            return mean(&parts);
+        }
+        Tensor::cat(&parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>(), 0)
+    }
+}
+
+/// The weighted mean of scalars, whatever their type.
+fn mean(parts: &[(f64, Tensor)]) -> Result<Tensor> {
+    let Some((_, first)) = parts.first() else { candle_core::bail!("the mean of no shards") };
+    let wide = if first.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let mut sum = first.zeros_like()?.to_dtype(wide)?;
+    for (share, part) in parts {
+        sum = (sum + (part.to_dtype(wide)? * *share)?)?;
+    }
+    sum.to_dtype(first.dtype())
+}
+
+macro_rules! float_aux {
+    ($($float:ty)*) => {$(
+        impl Aux for $float {
+            fn detach(self) -> Self {
+                self
+            }
+
+            fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+                Ok(parts.iter().map(|(share, part)| share * f64::from(*part)).sum::<f64>() as $float)
+            }
+        }
+    )*};
+}
+
+macro_rules! count_aux {
+    ($($int:ty)*) => {$(
+        impl Aux for $int {
+            fn detach(self) -> Self {
+                self
+            }
+
+            fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+                Ok(parts.iter().map(|(_, part)| part).sum())
+            }
+        }
+    )*};
+}
+
+float_aux! { f32 f64 }
+count_aux! { u8 u16 u32 u64 usize i8 i16 i32 i64 isize }
+
+impl<A: Aux> Aux for Option<A> {
+    fn detach(self) -> Self {
+        self.map(Aux::detach)
+    }
+
+    /// None, unless every shard has a value.
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+        parts.into_iter().map(|(share, part)| Some((share, part?))).collect::<Option<_>>().map(A::join).transpose()
+    }
+}
+
+impl<T: Aux> Aux for Vec<T> {
+    fn detach(self) -> Self {
+        self.into_iter().map(Aux::detach).collect()
+    }
+
+    fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+        Ok(parts.into_iter().flat_map(|(_, part)| part).collect())
+    }
+}
+
+impl Aux for () {
+    fn detach(self) {}
+
+    fn join(_: Vec<(f64, Self)>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// `(Tensor, A, ..)` is an output, `(A, B, ..)` an auxiliary value.
+macro_rules! tuples {
+    ($($($type:ident $value:ident)+,)*) => {$(
+        impl<$($type: Aux),+> Output for (Tensor, $($type),+) {
+            fn loss(&self) -> &Tensor {
+                &self.0
+            }
+
+            fn detach(self) -> Self {
+                let (loss, $($value),+) = self;
+                (Tensor::detach(&loss), $($value.detach()),+)
+            }
+
+            fn with_loss(self, loss: Tensor) -> Self {
+                let (_, $($value),+) = self;
+                (loss, $($value),+)
+            }
+
+            fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+                tuples!(@columns parts: Tensor loss $($type $value)+);
+                Ok((mean(&loss)?, $(<$type as Aux>::join($value)?),+))
+            }
+        }
+
+        tuples!(@aux $($type $value)+);
+    )*};
+
+    // One value in parentheses is no tuple.
+    (@aux $type:ident $value:ident) => {};
+
+    (@aux $($type:ident $value:ident)+) => {
+        impl<$($type: Aux),+> Aux for ($($type),+) {
+            fn detach(self) -> Self {
+                let ($($value),+) = self;
+                ($($value.detach()),+)
+            }
+
+            fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
+                tuples!(@columns parts: $($type $value)+);
+                Ok(($(<$type as Aux>::join($value)?),+))
+            }
+        }
+    };
+
+    // From a vector of tuples to a vector for each place.
+    (@columns $parts:ident: $($type:ident $value:ident)+) => {
+        struct Columns<$($type),+> { $($value: Vec<(f64, $type)>),+ }
+        let mut columns = Columns { $($value: Vec::with_capacity($parts.len())),+ };
+        for (share, ($($value),+)) in $parts {
+            $(columns.$value.push((share, $value));)+
+        }
+        let Columns { $($value),+ } = columns;
+    };
+}
+
+tuples! {
+    A a,
+    A a B b,
+    A a B b C c,
+    A a B b C c D d,
+    A a B b C c D d E e,
+}

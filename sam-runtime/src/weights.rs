@@ -1,0 +1,149 @@
+//! The variables, their buffers, and the way back.
+//!
+//! Weights are not copied: a variable's buffer is exchanged with the one that holds w + ε̂, and exchanged again on the
+//! way back. So w returns bit for bit, in no time, whatever happened in between.
+
+use std::cell::RefCell;
+use std::mem;
+
+use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, Var};
+
+/// Variables that hold other values for a while. Dropped, it puts them back.
+#[derive(Debug, Default)]
+pub(crate) struct Displaced(Vec<(Var, Tensor)>);
+
+impl Displaced {
+    /// Gives each variable the value beside it, and keeps its own for the way back.
+    pub(crate) fn new(values: Vec<(Var, Tensor)>) -> Result<Self> {
+        let mut displaced = Self(Vec::with_capacity(values.len()));
+        for (var, value) in values {
+            exchange(&var, &value)?;
+            displaced.0.push((var, value));
+        }
+        Ok(displaced)
+    }
+
+    /// Keeps what these variables hold now: whatever is written to them meanwhile is undone.
+    pub(crate) fn keep(&mut self, vars: impl IntoIterator<Item = Var>) -> Result<()> {
+        for var in vars {
+            let scratch = var.as_detached_tensor().copy()?;
+            exchange(&var, &scratch)?;
+            self.0.push((var, scratch));
+        }
+        Ok(())
+    }
+
+    /// w ← w.
+    pub(crate) fn restore(mut self) -> Result<()> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        while let Some((var, old)) = self.0.pop() {
+            outcome = outcome.and(exchange(&var, &old));
+        }
+        outcome
+    }
+}
+
+impl Drop for Displaced {
+    fn drop(&mut self) {
+        if let Err(error) = self.put_back() {
+            tracing::error!(%error, "a variable could not be put back after a failed step");
+        }
+    }
+}
+
+/// Exchanges the buffers of two tensors of one shape, type and device; whoever shares them sees the other's values.
+///
+/// In-place operations are the only door that candle leaves open to a buffer: the first tensor's operation holds its
+/// buffer and runs the second tensor's, which exchanges the two.
+pub(crate) fn exchange(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.shape() != b.shape() || a.dtype() != b.dtype() || !a.device().same_device(b.device()) {
+        candle_core::bail!(
+            "cannot exchange {:?} {:?} on {:?} with {:?} {:?} on {:?}",
+            a.dtype(),
+            a.shape(),
+            a.device().location(),
+            b.dtype(),
+            b.shape(),
+            b.device().location()
+        );
+    }
+    a.inplace_op1(&Outer(b))
+}
+
+struct Outer<'a>(&'a Tensor);
+
+impl InplaceOp1 for Outer<'_> {
+    fn name(&self) -> &'static str {
+        "sam-exchange"
+    }
+
+    fn cpu_fwd(&self, buffer: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        self.with(Buffer::Cpu(buffer), layout)
+    }
+
+    fn cuda_fwd(&self, buffer: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        self.with(Buffer::Cuda(buffer), layout)
+    }
+
+    fn metal_fwd(&self, buffer: &mut MetalStorage, layout: &Layout) -> Result<()> {
+        self.with(Buffer::Metal(buffer), layout)
+    }
+}
+
+impl Outer<'_> {
+    fn with(&self, buffer: Buffer<'_>, layout: &Layout) -> Result<()> {
+        whole(layout)?;
+        self.0.inplace_op1(&Inner(RefCell::new(buffer)))
+    }
+}
+
+/// The outer tensor's buffer, in the hands of the inner tensor's operation.
+struct Inner<'a>(RefCell<Buffer<'a>>);
+
+enum Buffer<'a> {
+    Cpu(&'a mut CpuStorage),
+    Cuda(&'a mut CudaStorage),
+    Metal(&'a mut MetalStorage),
+}
+
+impl InplaceOp1 for Inner<'_> {
+    fn name(&self) -> &'static str {
+        "sam-exchange"
+    }
+
+    fn cpu_fwd(&self, mine: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        whole(layout)?;
+        if let Buffer::Cpu(other) = &mut *self.0.borrow_mut() {
+            mem::swap(*other, mine);
+        }
+        Ok(())
+    }
+
+    fn cuda_fwd(&self, mine: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        whole(layout)?;
+        if let Buffer::Cuda(other) = &mut *self.0.borrow_mut() {
+            mem::swap(*other, mine);
+        }
+        Ok(())
+    }
+
+    fn metal_fwd(&self, mine: &mut MetalStorage, layout: &Layout) -> Result<()> {
+        whole(layout)?;
+        if let Buffer::Metal(other) = &mut *self.0.borrow_mut() {
+            mem::swap(*other, mine);
+        }
+        Ok(())
+    }
+}
+
+/// A view's elements are not the buffer's: only whole buffers change hands.
+fn whole(layout: &Layout) -> Result<()> {
+    if layout.contiguous_offsets().is_none_or(|(start, _)| start != 0) {
+        candle_core::bail!("cannot exchange the buffer of a view ({layout:?})");
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! What the tests share: small networks with seeded weights, and the paper's step in f64, written from the formula.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this is test code")]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Numbers from the uniform distribution on [-1, 1), from a seed.
+#[must_use]
+pub fn numbers(n: usize, seed: u64) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// A tensor of [`numbers`], divided by the square root of its last dimension.
+#[must_use]
+pub fn tensor(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
+    let numbers = numbers(shape.iter().product(), seed);
+    let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
+    (tensor / (*shape.last().unwrap() as f64).sqrt()).unwrap().to_dtype(dtype).unwrap()
+}
+
+/// A perceptron with one hidden layer: 6 inputs, 8 hidden units, 3 classes.
+#[derive(Clone, Debug)]
+pub struct Net {
+    /// Weight and bias of the hidden layer, weight and bias of the output layer.
+    pub vars: [Var; 4],
+}
+
+impl Net {
+    /// Weights from a seed.
+    #[must_use]
+    pub fn new(dtype: DType, seed: u64) -> Self {
+        let shapes: [&[usize]; 4] = [&[8, 6], &[8], &[3, 8], &[3]];
+        let mut seeds = seed..;
+        Self { vars: shapes.map(|shape| Var::from_tensor(&tensor(shape, dtype, seeds.next().unwrap())).unwrap()) }
+    }
+
+    /// The same weights in f64, as a network of its own.
+    #[must_use]
+    pub fn to_f64(&self) -> Self {
+        Self { vars: self.vars.each_ref().map(|var| copy(&var.to_dtype(DType::F64).unwrap())) }
+    }
+
+    /// The logits of a batch of shape (n, 6).
+    ///
+    /// # Errors
+    /// If the batch has another shape or type.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let [w1, b1, w2, b2] = &self.vars;
+        let hidden = x.matmul(&w1.t()?)?.broadcast_add(b1)?.tanh()?;
+        hidden.matmul(&w2.t()?)?.broadcast_add(b2)
+    }
+
+    /// The mean cross-entropy of a batch with labels.
+    ///
+    /// # Errors
+    /// If the batch has another shape or type.
+    pub fn loss(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let logits = self.forward(x)?;
+        let sum = logits.exp()?.sum(1)?.log()?;
+        let hit = logits.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?;
+        (sum - hit)?.mean_all()
+    }
+
+    /// The weights' bits.
+    #[must_use]
+    pub fn bits(&self) -> Vec<Vec<u64>> {
+        self.vars.iter().map(|var| bits(var)).collect()
+    }
+}
+
+/// A variable with the values of a tensor, and a buffer of its own.
+#[must_use]
+pub fn copy(tensor: &Tensor) -> Var {
+    Var::from_tensor(&tensor.detach().copy().unwrap()).unwrap()
+}
+
+/// A batch of `n` examples for [`Net`].
+#[must_use]
+pub fn batch(n: usize, dtype: DType, seed: u64) -> (Tensor, Tensor) {
+    let labels: Vec<u32> = numbers(n, seed ^ 1).iter().map(|x| ((x + 1.0) * 1.5) as u32).collect();
+    (tensor(&[n, 6], dtype, seed), Tensor::from_vec(labels, n, &Device::Cpu).unwrap())
+}
+
+/// A tensor's numbers.
+#[must_use]
+pub fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.detach().flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// A tensor's numbers as bits; widening to f64 keeps them apart.
+#[must_use]
+pub fn bits(tensor: &Tensor) -> Vec<u64> {
+    values(tensor).into_iter().map(f64::to_bits).collect()
+}
+
+/// The gradient of a loss, variable by variable.
+#[must_use]
+pub fn gradient(loss: &Tensor, vars: &[Var]) -> Vec<Vec<f64>> {
+    let grads = loss.backward().unwrap();
+    vars.iter().map(|var| values(grads.get(var).unwrap())).collect()
+}
+
+/// Equation 2 of the paper for all variables together, in the form in which the paper has it:
+/// ε̂ = ρ sign(g) |g|^(q-1) / (Σ|g|^q)^(1/p), and for the adaptive ball ε̂ = T ε̂(T g), T = |w| + η.
+#[must_use]
+pub fn equation_2(rho: f64, p: f64, eta: Option<f64>, w: &[Vec<f64>], g: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let t: Vec<Vec<f64>> = w.iter().map(|w| w.iter().map(|w| eta.map_or(1.0, |eta| w.abs() + eta)).collect()).collect();
+    let slope: Vec<Vec<f64>> = g.iter().zip(&t).map(|(g, t)| g.iter().zip(t).map(|(g, t)| g * t).collect()).collect();
+    let all = || slope.iter().flatten().map(|s| s.abs());
+    let size: Box<dyn Fn(f64) -> f64> = if p == 1.0 {
+        let largest = all().fold(0.0, f64::max);
+        let ties = all().filter(|s| *s == largest).count() as f64;
+        Box::new(move |s| if s == largest { rho / ties } else { 0.0 })
+    } else if p.is_infinite() {
+        Box::new(move |_| rho)
+    } else {
+        let q = p / (p - 1.0);
+        let sum: f64 = all().map(|s| s.powf(q)).sum();
+        Box::new(move |s| rho * s.powf(q - 1.0) / sum.powf(1.0 / p))
+    };
+    let sign = |s: f64| if s == 0.0 { 0.0 } else { s.signum() };
+    slope.iter().zip(&t).map(|(s, t)| s.iter().zip(t).map(|(s, t)| t * sign(*s) * size(s.abs())).collect()).collect()
+}
+
+/// ‖e‖_p.
+#[must_use]
+pub fn norm(p: f64, e: impl IntoIterator<Item = f64>) -> f64 {
+    let e: Vec<f64> = e.into_iter().map(f64::abs).collect();
+    let max = e.iter().copied().fold(0.0, f64::max);
+    if max == 0.0 || p.is_infinite() {
+        return max;
+    }
+    max * e.iter().map(|e| (e / max).powf(p)).sum::<f64>().powf(1.0 / p)
+}
+
+/// Adds ε to a network's weights.
+pub fn displace(net: &Net, e: &[Vec<f64>]) {
+    for (var, e) in net.vars.iter().zip(e) {
+        let e = Tensor::from_slice(e, var.shape(), &Device::Cpu).unwrap();
+        var.set(&(var.as_detached_tensor() + e.to_dtype(var.dtype()).unwrap()).unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,70 @@
+//! A step holds one graph at a time and one copy of the weights: its peak is that of a plain step plus that copy.
+
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use sam_runtime::{plain, sam};
+use sam_tests::{copy, tensor};
+
+/// Counts the bytes that are in use, and the most that ever were.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator as it came; only numbers are kept beside.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(now, Relaxed);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: `pointer` came from `alloc` above, so from the system's allocator, with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const WIDTH: usize = 192;
+
+#[sam]
+fn loss(layers: &[Var], x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let mut x = x.clone();
+    for layer in layers {
+        x = x.matmul(layer)?.tanh()?;
+    }
+    Ok((x.sqr()?.mean_all()?, x))
+}
+
+/// The most bytes that a step adds, its backward pass included.
+fn peak(step: impl Fn() -> Result<(Tensor, Tensor)>) -> usize {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let (loss, _logits) = step().unwrap();
+    let _grads = loss.backward().unwrap();
+    PEAK.load(Relaxed) - before
+}
+
+#[test]
+fn is_that_of_a_plain_step_plus_one_copy_of_the_weights() {
+    let layers: Vec<Var> = (0..24).map(|i| copy(&tensor(&[WIDTH, WIDTH], DType::F32, i))).collect();
+    let weights = 24 * WIDTH * WIDTH * 4;
+    // Where the activations outweigh the weights, and where it is the other way round.
+    for rows in [16, 64, 256, 1024] {
+        let x = Tensor::ones((rows, WIDTH), DType::F32, &Device::Cpu).unwrap();
+        peak(|| loss(&layers, &x)); // threads and their buffers come into being
+        let flat = peak(|| plain(|| loss(&layers, &x)));
+        let sharp = peak(|| loss(&layers, &x));
+        let allowed = (flat + weights) as f64 * 1.05;
+        assert!((sharp as f64) < allowed, "{rows} rows: {sharp} bytes, {flat} plain, {weights} weights");
+    }
+}
