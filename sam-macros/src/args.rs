@@ -73,11 +73,14 @@ impl Args {
             return Err(input.error(format!("expected {}", keys())));
         }
         let key = input.call(Ident::parse_any)?;
+        let key = &key;
         let value = input.parse()?;
         if !input.is_empty() && !input.peek(Token![,]) {
-            return Err(input.error("expected `,`"));
+            return Err(match value {
+                Value::Nothing if !input.peek(Ident::peek_any) => misspelt(key, input.parse::<TokenTree>()?),
+                _ => input.error("expected `,`"),
+            });
         }
-        let key = &key;
         match (key.to_string().as_str(), value) {
             ("rho", Value::Is(expr)) => set(&mut self.rho, key, expr),
             ("p", Value::Is(expr)) => set(&mut self.p, key, expr),

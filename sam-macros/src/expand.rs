@@ -45,22 +45,23 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
         Some((_, path)) => path.clone(),
         None => parse_quote_spanned!(site=> ::sam_runtime),
     };
-    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate)).collect();
-
-    let sam = configure(args, &krate);
-    let m = args.shards.iter().map(|(_, shards)| &shards.m);
-    let hold = routes.iter().map(|route| &route.hold);
-    let body = body(item, &routes, &krate);
     // What a stage has against the loss, or against its errors, is reported under the return type.
     let returned = match &sig.output {
         ReturnType::Type(_, ty) => ty.span().resolved_at(site),
         ReturnType::Default => site,
     };
+    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, returned)).collect();
+
+    let sam = configure(args, &krate);
+    let m = args.shards.iter().map(|(_, shards)| &shards.m);
+    let hold = routes.iter().map(|route| &route.hold);
+    let body = body(item, &routes, &krate);
     let descended = quote_spanned!(returned=> sam.ascend(&mut body)?.perturb()?.descend(&mut body)?);
     let stages = if args.shards.is_none() {
         quote_spanned!(returned=> #body #descended.restore())
     } else {
-        let whole = arguments.iter().filter_map(whole);
+        let sharded = arguments.iter().filter(|argument| argument.role == Some(Role::Shards));
+        let whole = sharded.map(|argument| reference(&argument.binding));
         quote_spanned! {returned=>
             let mut shards = sam.shards(m)? #(.split(#whole)?)*;
             while let ::core::option::Option::Some(shard) = shards.next_shard() {
@@ -72,7 +73,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     };
     let mut signature = sig.clone();
     MoveMut(&routes).visit_signature_mut(&mut signature);
-    let plain = args.plain.iter().map(|(_, name)| plain(item, name));
+    let plain = args.plain.iter().map(|(_, name)| plain(item, arguments, name));
     let stages = quote_spanned! {site=>
         #sam
         #(let m: ::core::primitive::usize = #m;)*
@@ -134,23 +135,24 @@ struct Route<'a> {
     turns: bool,
 }
 
-fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path) -> Option<Route<'a>> {
+fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, returned: Span) -> Option<Route<'a>> {
     let Binding { attrs, name, mutability, by, .. } = binding;
     if !binding.in_body {
         return None;
     }
-    // What an argument is to blame for is reported under its type.
-    let site = binding.ty.span().resolved_at(Span::mixed_site());
-    let held = &held(binding);
+    let site = Span::mixed_site();
+    let (held, value) = (&held(binding), reference(binding));
     let kept = quote_spanned!(site=> let #held = #name;);
     let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name););
     let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name););
+    let turn = quote_spanned!(held.span()=> #held.turn(pass));
+    let shard = quote_spanned!(returned=> shard.of(#value)?);
     let (hold, value) = match (role, by) {
-        (Some(Role::Shards), By::Value) => (Some(kept), quote_spanned!(site=> shard.of(&#held)?)),
-        (Some(Role::Shards), _) => (None, quote_spanned!(site=> &shard.of(#name)?)),
-        (_, By::Value) => (Some(kept), quote_spanned!(site=> #krate::argument::again(&#held))),
-        (Some(Role::Replay), By::RefMut) => (Some(replay), quote_spanned!(site=> #held.turn(pass))),
-        (Some(Role::Replay), By::Ref) => (Some(replay_ref), quote_spanned!(site=> #held.turn(pass))),
+        (Some(Role::Shards), By::Value) => (Some(kept), shard),
+        (Some(Role::Shards), _) => (None, quote_spanned!(site=> &#shard)),
+        (_, By::Value) => (Some(kept), quote_spanned!(site=> #krate::argument::again(#value))),
+        (Some(Role::Replay), By::RefMut) => (Some(replay), turn),
+        (Some(Role::Replay), By::Ref) => (Some(replay_ref), turn),
         (None, By::RefMut) => (None, quote_spanned!(site=> &mut *#name)),
         (None, By::Ref) if mutability.is_some() => (None, quote_spanned!(site=> #name)),
         (Some(Role::With), _) | (None, By::Ref) => return None,
@@ -169,18 +171,29 @@ fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path) -> Option<R
     })
 }
 
-/// What keeps a value for both passes. It stands where the type ends, so that an error spans the whole of it.
-fn held(binding: &Binding) -> Ident {
-    let end = binding.ty.to_token_stream().into_iter().last().map_or_else(Span::call_site, |token| token.span());
-    format_ident!("held_{}", binding.name.unraw(), span = end.resolved_at(Span::mixed_site()))
+/// What keeps an argument for both passes.
+fn held(Binding { name, ty, .. }: &Binding) -> Ident {
+    format_ident!("held_{}", name.unraw(), span = end(ty).resolved_at(Span::mixed_site()))
 }
 
-/// What `split` takes: a sharded argument, whole.
-fn whole(Argument { binding, role }: &Argument) -> Option<TokenStream> {
-    let site = Span::mixed_site();
-    let name = if binding.by == By::Value && binding.in_body { &held(binding) } else { &binding.name };
-    let by_value = (binding.by == By::Value).then(|| quote_spanned!(site=> &));
-    (*role == Some(Role::Shards)).then(|| quote_spanned!(site=> #by_value #name))
+/// A reference to the argument. It stands where the type does, so that what the type lacks is reported there.
+fn reference(binding: &Binding) -> TokenStream {
+    let Binding { name, by, ty, in_body, .. } = binding;
+    let start = ty.span().resolved_at(Span::mixed_site());
+    let mut name = name.clone();
+    name.set_span(name.span().located_at(end(ty)));
+    match by {
+        By::Value if *in_body => {
+            let held = held(binding);
+            quote_spanned!(start=> &#held)
+        }
+        By::Value => quote_spanned!(start=> &#name),
+        By::Ref | By::RefMut => name.into_token_stream(),
+    }
+}
+
+fn end(ty: &Type) -> Span {
+    ty.to_token_stream().into_iter().last().map_or_else(Span::call_site, |token| token.span())
 }
 
 /// Takes `mut` from the names that the closure binds anew: there it is used, here it would not be.
@@ -207,7 +220,7 @@ impl VisitMut for InferImplTrait {
     }
 }
 
-fn plain(Item { attrs, vis, sig, body }: &Item, name: &Ident) -> TokenStream {
+fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &Ident) -> TokenStream {
     let original = &sig.ident;
     let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
     // What clippy wants to read of a public function.
@@ -216,10 +229,14 @@ fn plain(Item { attrs, vis, sig, body }: &Item, name: &Ident) -> TokenStream {
         docs.extend([String::new(), format!(" # {section}"), String::new(), format!(" As `{original}`.")]);
     }
     let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
-    let signature = Signature { ident: name.clone(), ..sig.clone() };
+    // The loss warns of what nobody uses; here is also unused what the attribute alone does.
+    let quiet = arguments.iter().find(|argument| !argument.binding.in_body).map(|_| quote!(#[allow(unused_variables)]));
+    // An error that has to do with the whole function begins at its name.
+    let signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
     quote_spanned! {Span::mixed_site()=>
         #(#[doc = #docs])*
         #(#attrs)*
+        #quiet
         #vis #signature #body
     }
 }

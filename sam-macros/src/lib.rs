@@ -1,6 +1,7 @@
 //! The attribute of `sam-runtime`, which exports it again as `sam_runtime::sam`: depend on that crate, not on this one.
 
 use proc_macro2::TokenStream;
+use quote::quote;
 
 use crate::args::Args;
 
@@ -80,6 +81,10 @@ pub fn sam(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc
 fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
     match valid::check(Args::read(args), syn::parse2(item.clone())) {
         Ok(loss) => expand::expand(&loss),
-        Err(errors) => [item, errors.into_compile_error()].into_iter().collect(),
+        Err(errors) => {
+            let errors = errors.into_compile_error();
+            // What only the attribute would use is not at fault.
+            quote!(#[allow(unused_variables)] #item #errors)
+        }
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::Pass;
 
-/// What an argument by value must be: it is cloned afresh for each pass. Every `Clone` type is one.
+/// What an argument must be that each pass has a clone of: one by value, or one in `replay`. Every `Clone` type is.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is taken by value, but cannot be cloned for the second pass",
+    message = "`{Self}` cannot be cloned for the second pass",
     label = "not `Clone`",
-    note = "a loss function under `#[sam]` runs twice: take the argument by reference, or make it `Clone`"
+    note = "a loss function under `#[sam]` runs twice: what it takes by value or in `replay(..)` has to be `Clone`"
 )]
 pub trait Argument {
     /// The argument for one more pass.
@@ -34,16 +34,19 @@ pub struct Replay<'a, T> {
     before: Option<T>,
 }
 
-impl<'a, T: Clone> Replay<'a, T> {
+impl<'a, T> Replay<'a, T> {
     /// Wraps the argument.
     pub fn new(argument: &'a mut T) -> Self {
         Self { argument, before: None }
     }
 
     /// The argument, for this pass.
-    pub fn turn(&mut self, pass: Pass) -> &mut T {
+    pub fn turn(&mut self, pass: Pass) -> &mut T
+    where
+        T: Argument,
+    {
         if pass == Pass::Ascent {
-            self.before = Some(self.argument.clone());
+            self.before = Some(self.argument.again());
         }
         match &mut self.before {
             Some(before) if pass == Pass::Descent => before,
@@ -59,16 +62,19 @@ pub struct ReplayRef<'a, T> {
     before: Option<T>,
 }
 
-impl<'a, T: Clone> ReplayRef<'a, T> {
+impl<'a, T> ReplayRef<'a, T> {
     /// Wraps the argument.
     pub fn new(argument: &'a T) -> Self {
         Self { argument, before: None }
     }
 
     /// The argument, for this pass.
-    pub fn turn(&mut self, pass: Pass) -> &T {
+    pub fn turn(&mut self, pass: Pass) -> &T
+    where
+        T: Argument,
+    {
         if pass == Pass::Ascent {
-            self.before = Some(self.argument.clone());
+            self.before = Some(self.argument.again());
         }
         match &self.before {
             Some(before) if pass == Pass::Descent => before,

@@ -25,7 +25,7 @@ use crate::{Error, Output, Sam};
 ///     let mut loss = |_| -> Result<Tensor> { x.matmul(&w)?.sqr()?.mean_all() };
 ///     sam.ascend(&mut loss)?.perturb()?.descend(&mut loss)?.restore_into(&mut shards)?;
 /// }
-/// let loss: Tensor = shards.loss()?;
+/// let loss: Tensor = shards.loss::<candle_core::Error>()?;
 /// assert!(loss.backward()?.get(&w).is_some());
 /// # Ok(())
 /// # }

@@ -71,7 +71,10 @@ impl<O: Output> Ascent<O> {
         }
         Ok(Self { output: output.detach(), found: Some(Found { step, ball: sam.ball, gradient, state }) })
     }
+}
 
+// That O is an output the first stage has asked. Asked again, a type that is none would be reported twice.
+impl<O> Ascent<O> {
     /// Stage two: w ← w + ε̂(w). Written over the gradient's buffers, which then change places with the weights'.
     ///
     /// # Errors

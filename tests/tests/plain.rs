@@ -11,7 +11,6 @@ use sam_tests::{Net, batch, gradient};
 
 #[sam(rho = rho, plain = plain_loss)]
 fn loss(net: &Net, x: &Tensor, y: &Tensor, rho: f64, passes: &RefCell<Vec<Pass>>) -> Result<Tensor> {
-    let _ = rho;
     passes.borrow_mut().push(Pass::current());
     net.loss(x, y)
 }

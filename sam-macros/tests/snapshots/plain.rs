@@ -1,6 +1,6 @@
 // Input
 //
-//     #[sam(plain = plain_loss)]
+//     #[sam(rho = rho, plain = plain_loss)]
 //     /// Mean squared error of one batch.
 //     ///
 //     /// # Errors
@@ -8,7 +8,7 @@
 //     /// If the shapes differ.
 //     #[cfg_attr(docsrs, doc = "Nightly.", must_use)]
 //     #[inline]
-//     pub fn loss(x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+//     pub fn loss(x: &Tensor, mut y: Tensor, rho: f64) -> Result<Tensor> {
 //         y = (x - y)?;
 //         y.sqr()?.mean_all()
 //     }
@@ -22,8 +22,8 @@
 /// If the shapes differ.
 #[cfg_attr(docsrs, doc = "Nightly.", must_use)]
 #[inline]
-pub fn loss(x: &Tensor, y: Tensor) -> Result<Tensor> {
-    let sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO);
+pub fn loss(x: &Tensor, y: Tensor, rho: f64) -> Result<Tensor> {
+    let sam = ::sam_runtime::Sam::new(rho);
     let held_y = y;
     let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
         #[allow(clippy::shadow_unrelated)]
@@ -46,7 +46,8 @@ pub fn loss(x: &Tensor, y: Tensor) -> Result<Tensor> {
 /// As `loss`.
 #[cfg_attr(docsrs, must_use)]
 #[inline]
-pub fn plain_loss(x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+#[allow(unused_variables)]
+pub fn plain_loss(x: &Tensor, mut y: Tensor, rho: f64) -> Result<Tensor> {
     y = (x - y)?;
     y.sqr()?.mean_all()
 }

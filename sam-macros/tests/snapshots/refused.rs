@@ -8,6 +8,7 @@
 //
 // Output
 
+#[allow(unused_variables)]
 /// The item stays as it is.
 async fn loss(model: &Net, mut x: Tensor) -> Tensor {
     model.forward(&x).await

@@ -1,0 +1,346 @@
+//! Any folder of pictures: `train/CLASS/*.png` and `test/CLASS/*.png`.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
+use rayon::prelude::*;
+
+use super::{DataError, Dataset, Split, folder_name};
+
+/// The largest `image_size` that [`load`](super::load) takes, in pixels.
+pub const MAX_IMAGE_SIZE: u32 = 1024;
+
+/// Pictures that are decoded before they are put in place: bounds the memory beside the data set itself.
+const CHUNK: usize = 256;
+
+pub(super) fn is_in(dir: &Path) -> bool {
+    ["train", "test", "val"].iter().any(|half| dir.join(half).is_dir())
+}
+
+pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataError> {
+    if let Some(size) = image_size.filter(|size| !(1..=MAX_IMAGE_SIZE).contains(size)) {
+        return Err(DataError::ImageSize { size, max: MAX_IMAGE_SIZE });
+    }
+    let train_dir = dir.join("train");
+    let test_dir = ["test", "val"].map(|half| dir.join(half)).into_iter().find(|half| half.is_dir());
+    let test_dir = test_dir.unwrap_or_else(|| dir.join("test"));
+
+    let classes = same_classes(&train_dir, &test_dir)?;
+    let train = list(&train_dir, &classes)?;
+    let test = list(&test_dir, &classes)?;
+    let shape = Shape::of(&train, &test, image_size)?;
+    Ok(Dataset {
+        name: folder_name(dir),
+        classes: classes.iter().map(|class| class.to_string_lossy().into_owned()).collect(),
+        channels: shape.channels,
+        height: shape.size.1 as usize,
+        width: shape.size.0 as usize,
+        train: shape.decode(&train)?,
+        test: shape.decode(&test)?,
+    })
+}
+
+/// The names of the class folders, which must be the same in both halves.
+fn same_classes(train: &Path, test: &Path) -> Result<BTreeSet<OsString>, DataError> {
+    let [in_train, in_test] = [class_names(train)?, class_names(test)?];
+    if let Some(class) = in_train.symmetric_difference(&in_test).next() {
+        let (present, absent) = if in_train.contains(class) { (train, test) } else { (test, train) };
+        return Err(DataError::ClassMissing {
+            class: class.to_string_lossy().into_owned(),
+            present: present.to_path_buf(),
+            absent: absent.to_path_buf(),
+        });
+    }
+    if in_train.len() < 2 {
+        return Err(DataError::TooFewClasses { path: train.to_path_buf(), found: in_train.len() });
+    }
+    Ok(in_train)
+}
+
+fn class_names(half: &Path) -> Result<BTreeSet<OsString>, DataError> {
+    let folders = entries(half)?.into_iter().filter(|entry| half.join(entry).is_dir());
+    Ok(folders.collect())
+}
+
+/// A picture that has not been opened.
+struct Picture {
+    path: PathBuf,
+    label: u32,
+}
+
+/// The pictures of one half, class by class, in the order of their names.
+fn list(half: &Path, classes: &BTreeSet<OsString>) -> Result<Vec<Picture>, DataError> {
+    let mut pictures = Vec::new();
+    for (label, class) in (0..).zip(classes) {
+        let path = half.join(class);
+        let files = entries(&path)?.into_iter().map(|name| path.join(name)).filter(|path| is_picture(path));
+        let before = pictures.len();
+        pictures.extend(files.map(|path| Picture { path, label }));
+        if pictures.len() == before {
+            return Err(DataError::NoPictures { path });
+        }
+    }
+    Ok(pictures)
+}
+
+fn is_picture(path: &Path) -> bool {
+    let is = |extension: &OsStr| ["png", "jpg", "jpeg"].iter().any(|known| extension.eq_ignore_ascii_case(known));
+    path.extension().is_some_and(is) && path.is_file()
+}
+
+/// Names in a folder, sorted, without hidden ones (`.DS_Store`, `._cat.png`).
+fn entries(dir: &Path) -> Result<BTreeSet<OsString>, DataError> {
+    let advice = "a folder of pictures has train/CLASS/ and test/CLASS/ (or val/CLASS/)";
+    let failed = |source| DataError::reading(dir, advice, source);
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if !name.as_encoded_bytes().starts_with(b".") {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// What all pictures of a data set have in common.
+struct Shape {
+    channels: usize,
+    /// Width and height.
+    size: (u32, u32),
+    /// Whether pictures of another size are brought to this one.
+    resize: bool,
+    /// The picture that told the size.
+    reference: PathBuf,
+}
+
+impl Shape {
+    /// Looks at the headers of all pictures: the first tells the size, and one with colours makes all coloured.
+    fn of(train: &[Picture], test: &[Picture], image_size: Option<u32>) -> Result<Self, DataError> {
+        let pictures: Vec<_> = train.iter().chain(test).collect();
+        let headers: Vec<_> = pictures.par_iter().map(|picture| header(&picture.path)).collect();
+        // Judged in order, so that the same picture is blamed every time.
+        let headers = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let first = headers.first().map_or((0, 0), |header| header.size);
+        Ok(Self {
+            channels: if headers.iter().any(|header| header.has_color) { 3 } else { 1 },
+            size: image_size.map_or(first, |size| (size, size)),
+            resize: image_size.is_some(),
+            reference: pictures.first().map_or_else(PathBuf::new, |picture| picture.path.clone()),
+        })
+    }
+
+    fn decode(&self, pictures: &[Picture]) -> Result<Split, DataError> {
+        let mut split = Split::default();
+        for chunk in pictures.chunks(CHUNK) {
+            let decoded: Vec<_> = chunk.par_iter().map(|picture| self.planes(&picture.path)).collect();
+            for (picture, planes) in chunk.iter().zip(decoded) {
+                split.images.extend(planes?);
+                split.labels.push(picture.label);
+            }
+        }
+        Ok(split)
+    }
+
+    /// The pixels of one picture, plane by plane.
+    fn planes(&self, path: &Path) -> Result<Vec<u8>, DataError> {
+        let mut picture = reader(path)?.decode().map_err(unsound(path))?;
+        if self.resize {
+            picture = central_square(&picture).resize_exact(self.size.0, self.size.1, FilterType::Triangle);
+        }
+        let found = (picture.width(), picture.height());
+        if found != self.size {
+            return Err(DataError::SizeMismatch {
+                path: path.to_path_buf(),
+                reference: self.reference.clone(),
+                expected: self.size,
+                found,
+                advice: "bring all to one size with --image-size PIXELS",
+            });
+        }
+        let pixels = if self.channels == 1 { picture.into_luma8().into_raw() } else { picture.into_rgb8().into_raw() };
+        let plane = |channel| pixels.iter().skip(channel).step_by(self.channels).copied();
+        Ok((0..self.channels).flat_map(plane).collect())
+    }
+}
+
+/// Cropping comes before scaling: a picture of 60,000 x 1 never becomes one of 60,000 x 1 times the scale.
+fn central_square(picture: &DynamicImage) -> DynamicImage {
+    let (width, height) = (picture.width(), picture.height());
+    let side = width.min(height);
+    picture.crop_imm((width - side) / 2, (height - side) / 2, side, side)
+}
+
+struct Header {
+    size: (u32, u32),
+    has_color: bool,
+}
+
+fn header(path: &Path) -> Result<Header, DataError> {
+    let decoder = reader(path)?.into_decoder().map_err(unsound(path))?;
+    Ok(Header { size: decoder.dimensions(), has_color: decoder.color_type().has_color() })
+}
+
+/// A reader that goes by the content, not by the extension, and refuses pictures of more than 512 MiB.
+fn reader(path: &Path) -> Result<ImageReader<BufReader<File>>, DataError> {
+    let reader = File::open(path).and_then(|file| ImageReader::new(BufReader::new(file)).with_guessed_format());
+    reader.map_err(|source| DataError::reading(path, "it has gone since the folder was listed", source))
+}
+
+fn unsound(path: &Path) -> impl FnOnce(ImageError) -> DataError {
+    |source| DataError::Picture { path: path.to_path_buf(), source }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    use super::super::load;
+    use super::*;
+
+    fn grey(path: &Path, side: u32, value: u8) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        GrayImage::from_pixel(side, side, Luma([value])).save(path).unwrap();
+    }
+
+    fn coloured(path: &Path, width: u32, height: u32) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let picture = RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, 100 + y as u8, 200]));
+        picture.save(path).unwrap();
+    }
+
+    /// Two classes of grey 8 x 8 pictures whose value tells their place.
+    pub(in super::super) fn write(dir: &Path) {
+        for (value, file) in [(1, "train/cat/b.png"), (0, "train/cat/a.PNG"), (2, "train/dog/0.png")] {
+            grey(&dir.join(file), 8, value);
+        }
+        for (value, file) in [(3, "test/cat/x.jpg"), (4, "test/dog/y.jpeg")] {
+            grey(&dir.join(file), 8, value);
+        }
+    }
+
+    fn small() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        dir
+    }
+
+    #[test]
+    fn grey_pictures_keep_one_channel_and_their_order() {
+        let dir = small();
+        fs::write(dir.path().join("train/cat/.DS_Store"), "junk").unwrap();
+        fs::write(dir.path().join("train/cat/._b.png"), "junk").unwrap();
+        fs::write(dir.path().join("train/cat/notes.txt"), "junk").unwrap();
+        fs::write(dir.path().join("train/labels.csv"), "junk").unwrap();
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!((set.channels, set.height, set.width), (1, 8, 8));
+        assert_eq!(set.classes, ["cat", "dog"]);
+        assert_eq!((set.train.labels, set.test.labels), (vec![0, 0, 1], vec![0, 1]));
+        let first_pixels: Vec<u8> = set.train.images.iter().step_by(64).copied().collect();
+        assert_eq!(first_pixels, [0, 1, 2]);
+    }
+
+    #[test]
+    fn one_coloured_picture_makes_all_coloured() {
+        let dir = small();
+        coloured(&dir.path().join("test/dog/z.png"), 8, 8);
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!(set.channels, 3);
+        assert_eq!(set.train.images[..192], [0; 192]);
+        let planes = &set.test.images[2 * 192..];
+        assert_eq!((planes[7], planes[8], planes[64], planes[64 + 8], planes[191]), (7, 0, 100, 101, 200));
+    }
+
+    #[test]
+    fn val_stands_in_for_test() {
+        let dir = small();
+        fs::rename(dir.path().join("test"), dir.path().join("val")).unwrap();
+        assert_eq!(load(dir.path(), None).unwrap().test.len(), 2);
+        fs::rename(dir.path().join("val"), dir.path().join("valid")).unwrap();
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(error.to_string().contains("test` is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_picture_of_another_size_is_named_and_can_be_resized() {
+        let dir = small();
+        coloured(&dir.path().join("train/dog/wide.png"), 20, 10);
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(error.to_string().contains("wide.png` is 20 x 10 (width x height), expected 8 x 8 as in"), "{error}");
+        assert!(error.to_string().contains("--image-size"), "{error}");
+
+        let set = load(dir.path(), Some(5)).unwrap();
+        assert_eq!((set.channels, set.height, set.width), (3, 5, 5));
+        let red = &set.train.images[3 * 75..3 * 75 + 5];
+        assert!(red[0] >= 5 && red[4] <= 15, "{red:?} is not the central square");
+    }
+
+    #[test]
+    fn image_sizes_have_a_range() {
+        for size in [0, MAX_IMAGE_SIZE + 1] {
+            assert!(matches!(load(small().path(), Some(size)), Err(DataError::ImageSize { .. })));
+        }
+    }
+
+    #[test]
+    fn both_halves_have_the_same_classes() {
+        for (half, other) in [("train", "test"), ("test", "train")] {
+            let dir = small();
+            grey(&dir.path().join(half).join("emu/0.png"), 8, 0);
+            let error = load(dir.path(), None).unwrap_err();
+            let (present, absent) = (dir.path().join(half), dir.path().join(other));
+            let message = format!("class `emu` is in `{}` but not in `{}`", present.display(), absent.display());
+            assert!(error.to_string().starts_with(&message), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_class_is_too_few() {
+        let dir = small();
+        for half in ["train", "test"] {
+            fs::remove_dir_all(dir.path().join(half).join("dog")).unwrap();
+        }
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(matches!(error, DataError::TooFewClasses { found: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_class_without_pictures_is_named() {
+        let dir = small();
+        fs::remove_file(dir.path().join("test/dog/y.jpeg")).unwrap();
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(matches!(&error, DataError::NoPictures { path } if path.ends_with("test/dog")), "{error}");
+    }
+
+    #[test]
+    fn an_undecodable_picture_is_named() {
+        let dir = small();
+        let path = dir.path().join("train/cat/b.png");
+        let sound = fs::read(&path).unwrap();
+        for bytes in [&b""[..], b"not a picture", &sound[..sound.len() / 2]] {
+            fs::write(&path, bytes).unwrap();
+            let error = load(dir.path(), None).unwrap_err();
+            assert!(matches!(&error, DataError::Picture { path: p, .. } if *p == path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_huge_header_costs_no_memory() {
+        let dir = small();
+        let path = dir.path().join("train/cat/b.png");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]); // 65,536 x 65,536
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
+        fs::write(&path, bytes).unwrap();
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(matches!(&error, DataError::Picture { source: ImageError::Limits(_), .. }), "{error:?}");
+    }
+}

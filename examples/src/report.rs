@@ -1,0 +1,297 @@
+//! What the runs came to: a table, a picture, a log.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use anyhow::{Context as _, Result};
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+use crate::run::{Epoch, Method};
+
+/// A mean over seeds and its standard error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// The standard deviation of the seeds over √n; none for a single seed.
+    pub error: Option<f64>,
+}
+
+impl Mean {
+    /// Of these numbers.
+    #[must_use]
+    pub fn of(numbers: &[f64]) -> Self {
+        let n = numbers.len() as f64;
+        let mean = numbers.iter().sum::<f64>() / n;
+        let squares = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+        Self { mean, error: (numbers.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()) }
+    }
+
+    fn percent(self) -> String {
+        let mean = 100.0 * self.mean;
+        self.error.map_or_else(|| format!("{mean:.1}"), |error| format!("{mean:.1} ± {:.1}", 100.0 * error))
+    }
+}
+
+/// All epochs of a method: one row for each seed.
+fn seeds(log: &[Epoch], method: Method) -> Vec<Vec<&Epoch>> {
+    let mut seeds: Vec<Vec<&Epoch>> = Vec::new();
+    for epoch in log.iter().filter(|epoch| epoch.method == method) {
+        match seeds.iter_mut().find(|seed| seed[0].seed == epoch.seed) {
+            Some(seed) => seed.push(epoch),
+            None => seeds.push(vec![epoch]),
+        }
+    }
+    seeds
+}
+
+/// The mean over seeds of what `value` sees in each epoch.
+fn curve(seeds: &[Vec<&Epoch>], value: impl Fn(&Epoch) -> f64) -> Vec<Mean> {
+    let epochs = seeds.iter().map(Vec::len).min().unwrap_or(0);
+    (0..epochs).map(|i| Mean::of(&seeds.iter().map(|seed| value(seed[i])).collect::<Vec<_>>())).collect()
+}
+
+/// The table in Markdown: test errors after the last epoch and after the best one, which nobody knows without the test
+/// set.
+#[must_use]
+pub fn table(log: &[Epoch], methods: &[Method]) -> String {
+    let head = ["method", "last epoch", "best epoch", "at epoch", "training error", "s per epoch"].map(str::to_owned);
+    let mut rows = vec![head.to_vec()];
+    for &method in methods {
+        let seeds = seeds(log, method);
+        let test = curve(&seeds, |epoch| epoch.test_error);
+        let Some((best, lowest)) = test.iter().enumerate().min_by(|a, b| a.1.mean.total_cmp(&b.1.mean)) else {
+            continue;
+        };
+        let train = curve(&seeds, |epoch| epoch.train_error);
+        let mut seconds: Vec<f64> = seeds.iter().flatten().map(|epoch| epoch.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        rows.push(vec![
+            method.name().to_owned(),
+            test[test.len() - 1].percent(),
+            lowest.percent(),
+            (best + 1).to_string(),
+            train[train.len() - 1].percent(),
+            format!("{:.2}", seconds[seconds.len() / 2]),
+        ]);
+    }
+    align(&rows)
+}
+
+fn align(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        for (cell, &width) in row.iter().zip(&widths) {
+            // Writing to a string does not fail.
+            let _ = write!(text, "| {cell:<width$} ");
+        }
+        text += "|\n";
+        if i == 0 {
+            text += &widths.iter().map(|width| format!("| {} ", "-".repeat(*width))).collect::<String>();
+            text += "|\n";
+        }
+    }
+    text
+}
+
+/// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors thin.
+///
+/// # Errors
+/// If the file cannot be written; nothing is left behind then.
+pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
+    const SIZE: (u32, u32) = (1200, 750);
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // Fails only for bytes that are no font.
+        let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
+        let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
+    });
+    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
+    draw(BitMapBackend::with_buffer(&mut pixels, SIZE), log, methods, title)
+        .map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::write_buffer_with_format(&mut png, &pixels, SIZE.0, SIZE.1, image::ColorType::Rgb8, image::ImageFormat::Png)
+        .with_context(|| format!("cannot encode {}", path.display()))?;
+    write_whole(path, png.get_ref())
+}
+
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
+    const INK: RGBColor = RGBColor(51, 51, 51);
+    const PAPER: RGBColor = RGBColor(255, 255, 255);
+    let color = |method| match method {
+        Method::Sgd => RGBColor(213, 94, 0),
+        Method::Sam => RGBColor(0, 114, 178),
+    };
+    let epochs = log.iter().map(|epoch| epoch.epoch).max().unwrap_or(1);
+    let highest = log.iter().flat_map(|epoch| [epoch.test_error, epoch.train_error]).fold(0.0, f64::max);
+    let top = (100.0 * highest / 10.0).ceil() * 10.0;
+
+    let area = backend.into_drawing_area();
+    area.fill(&PAPER)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 26).into_font().color(&INK))
+        .margin(24)
+        .margin_right(40)
+        .x_label_area_size(56)
+        .y_label_area_size(72)
+        .build_cartesian_2d(1.0..(epochs.max(2) as f64), 0.0..top)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.5))
+        .x_desc("epoch")
+        .y_desc("error, %")
+        .x_labels(epochs.clamp(2, 12))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .label_style(("sans-serif", 18).into_font().color(&INK))
+        .draw()?;
+    let place = |i: usize| (i + 1) as f64;
+    for &method in methods {
+        let seeds = seeds(log, method);
+        let test = curve(&seeds, |epoch| 100.0 * epoch.test_error);
+        let train = curve(&seeds, |epoch| 100.0 * epoch.train_error);
+        let edge = |sign: f64| {
+            let edge = test.iter().enumerate();
+            edge.map(move |(i, y)| (place(i), (y.mean + sign * y.error.unwrap_or(0.0)).max(0.0)))
+        };
+        let band: Vec<_> = edge(1.0).chain(edge(-1.0).collect::<Vec<_>>().into_iter().rev()).collect();
+        chart.draw_series([Polygon::new(band, color(method).mix(0.18))])?;
+        let line = |curve: &[Mean]| curve.iter().enumerate().map(|(i, y)| (place(i), y.mean)).collect::<Vec<_>>();
+        let strong = color(method).stroke_width(3);
+        chart
+            .draw_series(LineSeries::new(line(&test), strong))?
+            .label(format!("{}, test", method.name()))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 28, y)], strong));
+        let dashed = color(method).mix(0.8).stroke_width(2);
+        chart
+            .draw_series(DashedLineSeries::new(line(&train), 6, 5, dashed))?
+            .label(format!("{}, training (noisy labels)", method.name()))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 28, y)], dashed));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .margin(12)
+        .legend_area_size(40)
+        .background_style(PAPER.mix(0.85))
+        .border_style(INK.mix(0.2))
+        .label_font(("sans-serif", 18).into_font().color(&INK))
+        .draw()?;
+    area.present()?;
+    Ok(())
+}
+
+/// Writes a file whole or not at all.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A log of one JSON object a line. A line that does not fit on the disk is taken back, so that the file never ends in a
+/// half.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Begins a new log, in a folder that is made if need be.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        }
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add(&mut self, line: &impl serde::Serialize) -> Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        let mut write = || -> std::io::Result<()> {
+            let end = self.file.stream_position()?;
+            self.file.write_all(text.as_bytes()).or_else(|error| self.file.set_len(end).and(Err(error)))
+        };
+        write().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Vec<Epoch> {
+        let mut log = Vec::new();
+        for method in [Method::Sgd, Method::Sam] {
+            for seed in 0..3 {
+                for epoch in 1..=4 {
+                    let test_error = 0.3 - 0.05 * epoch as f64 + 0.01 * seed as f64;
+                    let train_error = test_error / 2.0;
+                    log.push(Epoch { method, seed, epoch, loss: 1.0, train_error, test_error, seconds: 0.5 });
+                }
+            }
+        }
+        log
+    }
+
+    #[test]
+    fn means_and_standard_errors() {
+        assert_eq!(Mean::of(&[0.2]), Mean { mean: 0.2, error: None });
+        let Mean { mean, error } = Mean::of(&[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(mean, 2.5);
+        assert!((error.unwrap() - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_table_lines_up() {
+        let table = table(&log(), &[Method::Sgd, Method::Sam]);
+        let widths: Vec<_> = table.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
+        assert!(table.contains("| SAM    | 11.0 ± 0.6 | 11.0 ± 0.6 | 4 "), "{table}");
+    }
+
+    #[test]
+    fn files_are_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let png = folder.path().join("curves.png");
+        picture(&log(), &[Method::Sgd, Method::Sam], "a test", &png).unwrap();
+        assert_eq!(image::image_dimensions(&png).unwrap(), (1200, 750));
+        let nowhere = folder.path().join("missing/curves.png");
+        let error = picture(&log(), &[Method::Sgd], "a test", &nowhere).unwrap_err();
+        assert!(format!("{error:#}").contains("missing/curves.png"));
+        let mut log = Log::create(&folder.path().join("new/log.jsonl")).unwrap();
+        log.add(&[1, 2]).unwrap();
+        log.add(&"x").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("new/log.jsonl")).unwrap(), "[1,2]\n\"x\"\n");
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(Log::create(&folder.path().join("file/log.jsonl")).is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! A training loop for candle, and the one line that turns it into a SAM loop.
+//!
+//! [`sam_loss`] and [`sgd_loss`] are the same function, with and without the attribute: `plain = sgd_loss` keeps the
+//! function as it is written under a name of its own, so that both can be run and compared. In a project of your own you
+//! would write one loss function, and put `#[sam]` above it or not.
+
+use candle_core::{Result, Tensor};
+use candle_nn::Optimizer;
+
+use crate::batches::Batches;
+use crate::models::Model;
+
+/// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n).
+#[sam_runtime::sam(rho = ball.rho, p = ball.p, plain = sgd_loss)]
+pub fn sam_loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> Result<Tensor> {
+    candle_nn::loss::cross_entropy(&model.forward(x, true)?, y)
+}
+
+/// What the attribute is told from the command line. With constants, `#[sam(rho = 0.05)]`, there would be no need for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ball {
+    /// Its radius.
+    pub rho: f64,
+    /// Its norm.
+    pub p: f64,
+}
+
+/// One epoch: the same loop for both losses. Returns the mean loss.
+///
+/// # Errors
+/// Those of the loss and the optimizer.
+pub fn epoch<O: Optimizer>(
+    model: &Model,
+    optimizer: &mut O,
+    batches: Batches<'_>,
+    schedule: impl Fn(usize) -> f64,
+    loss: impl Fn(&Model, &Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for (step, batch) in batches.enumerate() {
+        let (x, y) = batch?;
+        optimizer.set_learning_rate(schedule(step));
+        let loss = loss(model, &x, &y)?;
+        optimizer.backward_step(&loss)?;
+        sum += f64::from(loss.to_scalar::<f32>()?);
+        count += 1;
+    }
+    Ok(sum / f64::from(count.max(1)))
+}
+
+/// The share of images that a model gets wrong.
+///
+/// # Errors
+/// Those of the model.
+pub fn error_rate(model: &Model, batches: Batches<'_>) -> Result<f64> {
+    let (mut wrong, mut count) = (0, 0);
+    for batch in batches {
+        let (x, y) = batch?;
+        let hits = model.forward(&x, false)?.argmax(1)?.eq(&y)?.to_vec1::<u8>()?;
+        wrong += hits.iter().filter(|hit| **hit == 0).count();
+        count += hits.len();
+    }
+    Ok(wrong as f64 / count.max(1) as f64)
+}

@@ -1,0 +1,16 @@
+#![allow(improper_ctypes_definitions)]
+
+use candle_core::{Result, Tensor};
+use sam_runtime::sam;
+
+#[sam]
+extern "C" fn loss(x: &Tensor) -> Result<Tensor> {
+    x.sqr()?.mean_all()
+}
+
+#[sam]
+unsafe extern "C" fn variadic(x: &Tensor, ...) -> Result<Tensor> {
+    x.sqr()?.mean_all()
+}
+
+fn main() {}
