@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn set() -> Dataset {
-        let split = Split { images: (0..10 * 2 * 6 * 5).map(|i| (i % 251) as u8).collect(), labels: (0..10).collect() };
+        let split = Split { images: (0..=250u8).cycle().take(10 * 2 * 6 * 5).collect(), labels: (0..10).collect() };
         let classes = (0..10).map(|c| c.to_string()).collect();
         Dataset { name: "test".into(), classes, channels: 2, height: 6, width: 5, train: split.clone(), test: split }
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use anyhow::{Context as _, Result};
+use image::RgbImage;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -93,31 +94,38 @@ fn align(rows: &[Vec<String>]) -> String {
         }
         text += "|\n";
         if i == 0 {
-            text += &widths.iter().map(|width| format!("| {} ", "-".repeat(*width))).collect::<String>();
+            for &width in &widths {
+                let _ = write!(text, "| {:-<width$} ", "");
+            }
             text += "|\n";
         }
     }
     text
 }
 
+/// Pixels of a picture.
+const SIZE: (u32, u32) = (1200, 750);
+
 /// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors thin.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
 pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
-    const SIZE: (u32, u32) = (1200, 750);
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for bytes that are no font.
         let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
         let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
     });
-    let mut pixels = vec![0; (SIZE.0 * SIZE.1 * 3) as usize];
-    draw(BitMapBackend::with_buffer(&mut pixels, SIZE), log, methods, title)
+    // Drawn twice as large as it is shown: plotters does not smooth its lines.
+    let (width, height) = (2 * SIZE.0, 2 * SIZE.1);
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    draw(BitMapBackend::with_buffer(&mut pixels, (width, height)), log, methods, title)
         .map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
+    let small = image::imageops::thumbnail(&large, SIZE.0, SIZE.1);
     let mut png = std::io::Cursor::new(Vec::new());
-    image::write_buffer_with_format(&mut png, &pixels, SIZE.0, SIZE.1, image::ColorType::Rgb8, image::ImageFormat::Png)
-        .with_context(|| format!("cannot encode {}", path.display()))?;
+    small.write_to(&mut png, image::ImageFormat::Png).with_context(|| format!("cannot encode {}", path.display()))?;
     write_whole(path, png.get_ref())
 }
 
@@ -137,11 +145,11 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
     let area = backend.into_drawing_area();
     area.fill(&PAPER)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 26).into_font().color(&INK))
-        .margin(24)
-        .margin_right(40)
-        .x_label_area_size(56)
-        .y_label_area_size(72)
+        .caption(title, ("sans-serif", 52).into_font().color(&INK))
+        .margin(48)
+        .margin_right(80)
+        .x_label_area_size(112)
+        .y_label_area_size(144)
         .build_cartesian_2d(1.0..(epochs.max(2) as f64), 0.0..top)?;
     chart
         .configure_mesh()
@@ -154,9 +162,10 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
         .x_labels(epochs.clamp(2, 12))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .label_style(("sans-serif", 18).into_font().color(&INK))
+        .label_style(("sans-serif", 36).into_font().color(&INK))
         .draw()?;
     let place = |i: usize| (i + 1) as f64;
+    let dash = |from: i32, to: i32, style: ShapeStyle| PathElement::new([(from, 0), (to, 0)], style);
     for &method in methods {
         let seeds = seeds(log, method);
         let test = curve(&seeds, |epoch| 100.0 * epoch.test_error);
@@ -168,25 +177,25 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
         let band: Vec<_> = edge(1.0).chain(edge(-1.0).collect::<Vec<_>>().into_iter().rev()).collect();
         chart.draw_series([Polygon::new(band, color(method).mix(0.18))])?;
         let line = |curve: &[Mean]| curve.iter().enumerate().map(|(i, y)| (place(i), y.mean)).collect::<Vec<_>>();
-        let strong = color(method).stroke_width(3);
+        let strong = color(method).stroke_width(6);
         chart
             .draw_series(LineSeries::new(line(&test), strong))?
             .label(format!("{}, test", method.name()))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 28, y)], strong));
-        let dashed = color(method).mix(0.8).stroke_width(2);
+            .legend(move |at| EmptyElement::at(at) + dash(0, 56, strong));
+        let dashed = color(method).mix(0.8).stroke_width(4);
         chart
-            .draw_series(DashedLineSeries::new(line(&train), 6, 5, dashed))?
+            .draw_series(DashedLineSeries::new(line(&train), 12, 10, dashed))?
             .label(format!("{}, training (noisy labels)", method.name()))
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 28, y)], dashed));
+            .legend(move |at| EmptyElement::at(at) + dash(0, 12, dashed) + dash(22, 34, dashed) + dash(44, 56, dashed));
     }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
-        .margin(12)
-        .legend_area_size(40)
+        .margin(24)
+        .legend_area_size(80)
         .background_style(PAPER.mix(0.85))
         .border_style(INK.mix(0.2))
-        .label_font(("sans-serif", 18).into_font().color(&INK))
+        .label_font(("sans-serif", 36).into_font().color(&INK))
         .draw()?;
     area.present()?;
     Ok(())

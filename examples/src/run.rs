@@ -86,7 +86,7 @@ pub fn run(
     seed: u64,
     mut tell: impl FnMut(Epoch) -> Result<()>,
 ) -> Result<()> {
-    let model = Model::new(plan.architecture, [set.channels, set.height, set.width], set.classes.len(), seed)?;
+    let model: Model = Model::new(plan.architecture, [set.channels, set.height, set.width], set.classes.len(), seed)?;
     let mut sgd = Sgd::new(model.vars().all_vars(), plan.sgd)?;
     let (mut train, test) = (Source::train(set), Source::test(set));
     add_noise(train.labels_mut(), set.classes.len(), plan.noise.0, plan.noise.1, seed)?;

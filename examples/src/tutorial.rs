@@ -4,16 +4,19 @@
 //! function as it is written under a name of its own, so that both can be run and compared. In a project of your own you
 //! would write one loss function, and put `#[sam]` above it or not.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::Optimizer;
 
 use crate::batches::Batches;
 use crate::models::Model;
 
 /// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n).
+///
+/// # Errors
+/// Those of the model, and of a ball that is none.
 #[sam_runtime::sam(rho = ball.rho, p = ball.p, plain = sgd_loss)]
 pub fn sam_loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> Result<Tensor> {
-    candle_nn::loss::cross_entropy(&model.forward(x, true)?, y)
+    model.cross_entropy(x, y)
 }
 
 /// What the attribute is told from the command line. With constants, `#[sam(rho = 0.05)]`, there would be no need for it.
@@ -56,9 +59,9 @@ pub fn error_rate(model: &Model, batches: Batches<'_>) -> Result<f64> {
     let (mut wrong, mut count) = (0, 0);
     for batch in batches {
         let (x, y) = batch?;
-        let hits = model.forward(&x, false)?.argmax(1)?.eq(&y)?.to_vec1::<u8>()?;
-        wrong += hits.iter().filter(|hit| **hit == 0).count();
-        count += hits.len();
+        let guesses = model.forward(&x, false)?.argmax(1)?;
+        wrong += guesses.ne(&y)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
+        count += y.elem_count();
     }
-    Ok(wrong as f64 / count.max(1) as f64)
+    Ok(f64::from(wrong) / count.max(1) as f64)
 }

@@ -163,9 +163,10 @@ fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, returned: S
         (None, Some(_)) => quote_spanned!(site=> shadow_reuse),
         (None, None) => quote_spanned!(site=> shadow_same),
     };
+    let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr"));
     Some(Route {
         name,
-        hold: hold.map(|hold| quote_spanned!(site=> #(#attrs)* #hold)),
+        hold: hold.map(|hold| quote_spanned!(site=> #(#cfgs)* #hold)),
         rebind: quote_spanned!(site=> #(#attrs)* #[allow(clippy::#shadow)] let #mutability #name = #value;),
         turns: *role == Some(Role::Replay) && *by != By::Value,
     })
@@ -231,12 +232,14 @@ fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &I
     let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
     // The loss warns of what nobody uses; here is also unused what the attribute alone does.
     let quiet = arguments.iter().find(|argument| !argument.binding.in_body).map(|_| quote!(#[allow(unused_variables)]));
+    // Written by the user, as far as clippy can see: what an attribute writes does not count as documentation for it.
+    let docs = quote_spanned!(name.span()=> #(#[doc = #docs])*);
     // An error that has to do with the whole function begins at its name.
     let signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
     quote_spanned! {Span::mixed_site()=>
-        #(#[doc = #docs])*
-        #(#attrs)*
+        #docs
         #quiet
+        #(#attrs)*
         #vis #signature #body
     }
 }

@@ -82,9 +82,9 @@ fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
     match valid::check(Args::read(args), syn::parse2(item.clone())) {
         Ok(loss) => expand::expand(&loss),
         Err(errors) => {
-            let errors = errors.into_compile_error();
-            // What only the attribute would use is not at fault.
-            quote!(#[allow(unused_variables)] #item #errors)
+            // What the attribute alone would use is not at fault.
+            let quiet = quote!(#[allow(unused_variables)]);
+            [quiet, item, errors.into_compile_error()].into_iter().collect()
         }
     }
 }

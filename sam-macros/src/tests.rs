@@ -288,6 +288,7 @@ fn what_no_loss_can_be() {
         ("fn f(mut self) -> Result<Tensor> {}", by_value),
         ("fn f(self: Rc<Self>) -> Result<Tensor> {}", by_value),
         ("fn f(x: T, (y, x): (T, T)) -> Result<Tensor> {}", "`x` is bound twice: rename one"),
+        ("#[sam_runtime::sam(p = 1)] fn f() -> Result<Tensor> {}", "`#[sam]` is given twice: put all keys into one"),
         ("fn f() {}", no_result),
         ("fn f() -> (Tensor, Tensor) {}", no_result),
         ("fn f() -> &Tensor {}", no_result),

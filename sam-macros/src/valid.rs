@@ -83,7 +83,10 @@ fn is_absolute(path: &Path) -> bool {
     path.leading_colon.is_some() || root == "crate" || root == "$crate"
 }
 
-fn check_function(Item { sig, body, .. }: &Item, errors: &mut Errors) {
+fn check_function(Item { attrs, sig, body, .. }: &Item, errors: &mut Errors) {
+    for attr in attrs.iter().filter(|attr| attr.path().segments.last().is_some_and(|last| last.ident == "sam")) {
+        errors.refuse(attr, "`#[sam]` is given twice: put all keys into one");
+    }
     if let Some(token) = &sig.constness {
         errors.refuse(token, "a loss cannot be `const`: write `fn`, tensors are computed at run time");
     }

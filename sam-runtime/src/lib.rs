@@ -1,5 +1,68 @@
-//! Sharpness-Aware Minimization for candle.
-#![cfg_attr(docsrs, feature(doc_cfg))]
+//! Sharpness-Aware Minimization (Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, <https://arxiv.org/abs/2010.01412>) for
+//! candle: one attribute on a loss function.
+//!
+//! The paper turns a loss L into another loss, L<sup>SAM</sup>(w) = max L(w + ε) over ‖ε‖ₚ ≤ ρ. So does the attribute:
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor};
+//! use candle_nn::{Linear, Module, Optimizer, VarBuilder, VarMap};
+//! use sam_runtime::optim::{ParamsSgd, Sgd};
+//! use sam_runtime::sam;
+//!
+//! /// Cross-entropy of one batch.
+//! #[sam(rho = 0.05, p = 2)]
+//! fn loss(model: &Linear, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+//!     candle_nn::loss::cross_entropy(&model.forward(x)?, y)
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! let vars = VarMap::new();
+//! let model = candle_nn::linear(4, 3, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+//! let mut opt = Sgd::new(vars.all_vars(), ParamsSgd::default())?;
+//! # let batch = || Ok::<_, candle_core::Error>((
+//! #     Tensor::randn(0f32, 1., (8, 4), &Device::Cpu)?,
+//! #     Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1], &Device::Cpu)?,
+//! # ));
+//! # let batches = [batch()?, batch()?];
+//! for (x, y) in batches {
+//!     opt.backward_step(&loss(&model, &x, &y)?)?; // not a character of the loop has changed
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Same name, same signature, same value. **The annotated function returns what it returned before; only its gradient is
+//! SAM's**: `loss(..)?.backward()?` gives ∇L at w + ε̂(w). So every optimizer, gradient clipping, accumulation and
+//! learning rate schedule that is written for candle works unchanged.
+//!
+//! # What a step promises
+//!
+//! - The value, and every [auxiliary value](Aux), is that of the plain function at w, to the bit on the CPU.
+//! - The gradient is ∇L(w + ε̂), times whatever is done to the loss afterwards, for every variable that the loss depends on.
+//! - The weights are bit for bit what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
+//!   copied: buffers change places.
+//! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights.
+//! - A zero gradient gives ε̂ = 0. A loss or a gradient that is not finite is an [`Error`] that says where, before any
+//!   weight is touched (on the CPU; elsewhere nobody looks, and ε̂ = 0).
+//! - The same bits for any number of threads, and for every order in which a map hands out its variables.
+//!
+//! # State and randomness
+//!
+//! A step runs the loss function twice. The layers of [`nn`] know it: their batch normalisation takes its statistics from
+//! the first pass alone, their dropout draws the same masks in both. With candle's own layers, say `vars = ..` for the
+//! first, and hand a generator as an argument and say `replay(rng)` for the second. [`Pass::current`] tells which pass is
+//! running. [`plain`] runs annotated functions as they are written.
+//!
+//! # Without the attribute
+//!
+//! [`Sam::loss`] takes a closure. The four stages that the attribute writes are public, and each is a type of its own, so
+//! that no other order compiles: [`Sam::ascend`], [`Ascent::perturb`], [`Perturbed::descend`], [`Descent::restore`].
+//!
+//! # Limits
+//!
+//! While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that. A step belongs to
+//! one thread: [`Pass::current`] and [`plain`] are about the thread that they run on. A loss function should be a function:
+//! what it does beside computing a value it does twice.
 
 pub mod argument;
 mod dual_norm;
@@ -19,6 +82,109 @@ pub use error::Error;
 pub use output::{Aux, Output};
 pub use pass::{Pass, plain};
 pub use sam::Sam;
-pub use sam_macros::sam;
 pub use shards::{Shard, Shards, Split};
 pub use stages::{Ascent, Descent, Perturbed};
+
+/// The radius may be any expression of the arguments, and so may the norm:
+///
+/// ```
+/// # use candle_core::{Device, Result, Tensor, Var};
+/// # use sam_runtime::sam;
+/// struct Schedule {
+///     end: usize,
+/// }
+///
+/// impl Schedule {
+///     fn rho(&self, step: usize) -> f64 {
+///         0.1 * step as f64 / self.end as f64
+///     }
+/// }
+///
+/// #[sam(rho = schedule.rho(step), p = inf)]
+/// fn loss(w: &Var, schedule: &Schedule, step: usize) -> Result<Tensor> {
+///     w.sqr()?.sum_all()
+/// }
+/// # fn main() -> Result<()> {
+/// let w = Var::new(&[1f64, -2.], &Device::Cpu)?;
+/// let g = loss(&w, &Schedule { end: 10 }, 5)?.backward()?;
+/// assert_eq!(g.get(&w).unwrap().to_vec1::<f64>()?, [2.1, -4.1]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A model as the receiver, an error type of one's own, and the logits beside the loss:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor, Var};
+/// # use sam_runtime::sam;
+/// struct Model {
+///     w: Var,
+/// }
+///
+/// impl Model {
+///     #[sam(adaptive)]
+///     fn loss(&self, x: &Tensor) -> anyhow::Result<(Tensor, Tensor)> {
+///         let logits = x.matmul(&self.w)?;
+///         anyhow::ensure!(logits.dim(1)? == 1, "one output is expected");
+///         Ok((logits.sqr()?.mean_all()?, logits))
+///     }
+/// }
+/// # fn main() -> anyhow::Result<()> {
+/// let model = Model { w: Var::ones((3, 1), DType::F32, &Device::Cpu)? };
+/// let (loss, logits) = model.loss(&Tensor::ones((5, 3), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!((loss.to_scalar::<f32>()?, logits.dims()), (9.0, [5, 1].as_slice()));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The statistics of a stock batch normalisation, a generator, and m-sharpness:
+///
+/// ```
+/// # use candle_core::{DType, Device, Result, Tensor};
+/// # use candle_nn::{BatchNorm, Linear, Module, ModuleT, VarBuilder, VarMap};
+/// # use rand::{RngExt, SeedableRng};
+/// # use rand_chacha::ChaCha8Rng;
+/// # use sam_runtime::sam;
+/// struct Net {
+///     vars: VarMap,
+///     norm: BatchNorm,
+///     head: Linear,
+/// }
+///
+/// #[sam(vars = net.vars.all_vars(), replay(rng), shards(x; m = 4))]
+/// fn loss(net: &Net, x: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+///     let brightness = rng.random_range(0.8..1.2);
+///     net.head.forward(&net.norm.forward_t(&(x * brightness)?, true)?)?.sqr()?.mean_all()
+/// }
+/// # fn main() -> Result<()> {
+/// # let vars = VarMap::new();
+/// # let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+/// # let norm = candle_nn::batch_norm(3, 1e-5, vb.pp("norm"))?;
+/// # let head = candle_nn::linear(3, 1, vb.pp("head"))?;
+/// # let net = Net { vars, norm, head };
+/// # let x = Tensor::randn(0f32, 1., (10, 3), &Device::Cpu)?;
+/// let gradient = loss(&net, &x, &mut ChaCha8Rng::seed_from_u64(0))?.backward()?;
+/// # assert!(gradient.get(net.head.weight()).is_some());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A configured [`Sam`] from outside, and the plain function beside:
+///
+/// ```
+/// # use candle_core::{Device, Result, Tensor, Var};
+/// # use sam_runtime::{Sam, sam};
+/// #[sam(with = sam, plain = flat_loss)]
+/// fn loss(w: &Var, sam: &Sam) -> Result<Tensor> {
+///     w.sqr()?.sum_all()
+/// }
+/// # fn main() -> Result<()> {
+/// let w = Var::new(&[3f64, 4.], &Device::Cpu)?;
+/// let sam = Sam::new(1.0);
+/// assert_eq!(loss(&w, &sam)?.to_scalar::<f64>()?, flat_loss(&w, &sam)?.to_scalar::<f64>()?);
+/// # Ok(())
+/// # }
+/// ```
+///
+#[doc(inline)]
+pub use sam_macros::sam;

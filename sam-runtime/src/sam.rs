@@ -107,6 +107,14 @@ impl Sam {
         self
     }
 
+    /// Whether ρ, p and η are in range; a step asks this first.
+    ///
+    /// # Errors
+    /// If one is not.
+    pub fn check(&self) -> candle_core::Result<()> {
+        Ok(self.ball.check()?)
+    }
+
     /// The loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
     ///
     /// The closure runs twice and must compute the same function both times.
@@ -147,7 +155,7 @@ impl Sam {
         O: Output,
         E: From<candle_core::Error>,
     {
-        self.ball.check().map_err(candle_core::Error::from)?;
+        self.check()?;
         Ascent::run(self, loss)
     }
 

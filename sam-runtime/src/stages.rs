@@ -73,7 +73,7 @@ impl<O: Output> Ascent<O> {
     }
 }
 
-// That O is an output the first stage has asked. Asked again, a type that is none would be reported twice.
+// What a stage asks of O it asks method by method, so that a loss that returns something else is refused once.
 impl<O> Ascent<O> {
     /// Stage two: w ← w + ε̂(w). Written over the gradient's buffers, which then change places with the weights'.
     ///
@@ -92,13 +92,14 @@ impl<O> Ascent<O> {
     }
 }
 
-impl<O: Output> Perturbed<O> {
+impl<O> Perturbed<O> {
     /// Stage three: runs the loss at w + ε̂ and takes its gradient, that of every variable the loss depends on.
     ///
     /// # Errors
     /// Those of the loss, and [`Error`](crate::Error). The weights are then put back.
     pub fn descend<E>(self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Descent<O>, E>
     where
+        O: Output,
         E: From<candle_core::Error>,
     {
         let found = match self.weights {
@@ -115,12 +116,16 @@ impl<O: Output> Perturbed<O> {
     }
 }
 
-impl<O: Output> Descent<O> {
+impl<O> Descent<O> {
     /// Stage four: w ← w. The loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
     ///
     /// # Errors
     /// Only if candle fails to build a tensor of one number.
-    pub fn restore<E: From<candle_core::Error>>(self) -> Result<O, E> {
+    pub fn restore<E>(self) -> Result<O, E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
         let Some((weights, gradient)) = self.found else { return Ok(self.output) };
         weights.restore()?;
         let loss = loss_with_gradient(self.output.loss(), gradient)?;
@@ -131,7 +136,10 @@ impl<O: Output> Descent<O> {
     ///
     /// # Errors
     /// If candle fails to add the gradient up.
-    pub fn restore_into(self, shards: &mut Shards<O>) -> candle_core::Result<()> {
+    pub fn restore_into(self, shards: &mut Shards<O>) -> candle_core::Result<()>
+    where
+        O: Output,
+    {
         let Some((weights, gradient)) = self.found else { return shards.add(self.output, None) };
         weights.restore()?;
         shards.add(self.output, Some(gradient))

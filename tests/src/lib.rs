@@ -1,6 +1,6 @@
 //! What the tests share: small networks with seeded weights, and the paper's step in f64, written from the formula.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "this is test code")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::cast_sign_loss, reason = "this is test code")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{RngExt, SeedableRng};
@@ -142,4 +142,30 @@ pub fn displace(net: &Net, e: &[Vec<f64>]) {
         let e = Tensor::from_slice(e, var.shape(), &Device::Cpu).unwrap();
         var.set(&(var.as_detached_tensor() + e.to_dtype(var.dtype()).unwrap()).unwrap()).unwrap();
     }
+}
+
+/// The weights (3, 4).
+#[must_use]
+pub fn three_four() -> Var {
+    Var::new(&[3f64, 4.], &Device::Cpu).unwrap()
+}
+
+/// Whether this is `scale`·|w|² of [`three_four`], with the gradient at w + ε̂ for ρ = 0.5: 2·`scale`·(1.1 w).
+#[track_caller]
+pub fn assert_sharp(loss: &Tensor, w: &Var, scale: f64) {
+    assert_gradient(loss, w, scale, [6.6, 8.8]);
+}
+
+/// Whether this is `scale`·|w|² of [`three_four`], with the gradient at w.
+#[track_caller]
+pub fn assert_flat(loss: &Tensor, w: &Var, scale: f64) {
+    assert_gradient(loss, w, scale, [6., 8.]);
+}
+
+#[track_caller]
+fn assert_gradient(loss: &Tensor, w: &Var, scale: f64, expected: [f64; 2]) {
+    assert_eq!(values(w), [3., 4.]);
+    assert!((values(loss)[0] - 25. * scale).abs() < 1e-12, "{loss}");
+    let found = gradient(loss, std::slice::from_ref(w));
+    assert!(found[0].iter().zip(expected).all(|(g, e)| (g - e * scale).abs() < 1e-12), "{found:?}");
 }

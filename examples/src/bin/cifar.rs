@@ -14,6 +14,7 @@ use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
 use sam_examples::run::{Epoch, Method, Plan, run};
 use sam_examples::tutorial::Ball;
+use sam_runtime::Sam;
 use sam_runtime::optim::ParamsSgd;
 
 /// Train a small network with SGD and with SAM, and compare.
@@ -22,14 +23,13 @@ use sam_runtime::optim::ParamsSgd;
 /// CIFAR-10 and CIFAR-100 (binary), MNIST-like IDX files, or any folder train/CLASS/*.png, test/CLASS/*.png.
 #[derive(Debug, Parser)]
 #[command(version)]
-#[expect(clippy::struct_excessive_bools, reason = "they are switches")]
 struct Options {
     /// Folder of the data set
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
     /// Fetch a data set, into the folder `--data` or `data`
-    #[arg(long)]
+    #[arg(long, value_enum)]
     download: Option<Archive>,
 
     /// Crop and scale pictures of a folder to this many pixels a side
@@ -64,8 +64,8 @@ struct Options {
     #[arg(long)]
     noise: Option<f64>,
 
-    /// How labels go wrong: exclusive, one of the other classes; inclusive, one of all
-    #[arg(long, default_value = "exclusive")]
+    /// How labels go wrong
+    #[arg(long, value_enum, default_value_t = Noise::Exclusive)]
     noise_kind: Noise,
 
     /// Radius of SAM's ball
@@ -196,6 +196,10 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
     if options.batch > set.train.len() {
         bail!("--batch is {}, but there are only {} training images", options.batch, set.train.len());
     }
+    // What the runs would refuse, before anything is written.
+    let noise = (options.noise.unwrap_or(if embedded { 0.4 } else { 0.0 }), options.noise_kind);
+    data::add_noise(&mut [], set.classes.len(), noise.0, noise.1, 0)?;
+    Sam::new(options.rho).p(options.p).check()?;
     Ok(Plan {
         architecture: options.model.unwrap_or(if embedded { Architecture::Mlp } else { Architecture::Cnn }),
         epochs: options.epochs,
@@ -208,12 +212,12 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
         },
         ball: Ball { rho: options.rho, p: options.p },
         augment: options.augment,
-        noise: (options.noise.unwrap_or(if embedded { 0.4 } else { 0.0 }), options.noise_kind),
+        noise,
     })
 }
 
 fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {
-    let model = format!("{:?}", plan.architecture).to_uppercase();
+    let model = plan.architecture.name();
     let noise =
         if plan.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * plan.noise.0) } else { String::new() };
     let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };

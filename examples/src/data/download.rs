@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use flate2::read::GzDecoder;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
@@ -13,11 +13,13 @@ use sha2::{Digest, Sha256};
 use super::DataError;
 
 /// A data set that [`download`] knows where to find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Archive {
     /// CIFAR-10, 170 MB.
+    #[value(name = "cifar10")]
     Cifar10,
     /// CIFAR-100, 169 MB.
+    #[value(name = "cifar100")]
     Cifar100,
 }
 
@@ -62,20 +64,6 @@ impl Archive {
                 folder: "cifar-100-binary",
                 files: &[("train.bin", 153_700_000), ("test.bin", 30_740_000)],
             },
-        }
-    }
-}
-
-impl FromStr for Archive {
-    type Err = DataError;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "cifar10" => Ok(Self::Cifar10),
-            "cifar100" => Ok(Self::Cifar100),
-            _ => {
-                Err(DataError::UnknownName { what: "data set", name: name.to_owned(), choices: "cifar10 or cifar100" })
-            }
         }
     }
 }
@@ -447,13 +435,5 @@ mod tests {
             .copy(&b"content"[..], &mut Full, Path::new("data"), &ProgressBar::hidden())
             .unwrap_err();
         assert_eq!(error.to_string(), "cannot write to `data`: check its permissions and the free space");
-    }
-
-    #[test]
-    fn archives_have_names() {
-        assert_eq!("cifar10".parse::<Archive>().unwrap(), Archive::Cifar10);
-        assert_eq!("cifar100".parse::<Archive>().unwrap(), Archive::Cifar100);
-        let error = "imagenet".parse::<Archive>().unwrap_err();
-        assert_eq!(error.to_string(), "unknown data set `imagenet`: choose cifar10 or cifar100");
     }
 }

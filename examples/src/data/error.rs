@@ -255,17 +255,6 @@ pub enum DataError {
         classes: usize,
     },
 
-    /// A name that stands for nothing.
-    #[error("unknown {what} `{name}`: choose {choices}")]
-    UnknownName {
-        /// What it should be the name of.
-        what: &'static str,
-        /// The name given.
-        name: String,
-        /// The names there are.
-        choices: &'static str,
-    },
-
     /// A download did not begin, or broke off.
     #[error("cannot download {url}: check the network and try again")]
     Network {

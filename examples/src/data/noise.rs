@@ -1,36 +1,19 @@
 //! Symmetric label noise, as in the paper's experiment on noisy labels (section 3.3).
 
-use std::str::FromStr;
-
+use clap::ValueEnum;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::DataError;
 
 /// Which class a noisy label gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Noise {
     /// Any class but the true one, all equally likely: a share `rate` of the labels comes out wrong.
     Exclusive,
     /// Any class, the true one among them: a share `rate * (1 - 1 / classes)` comes out wrong. The paper's own figures
     /// for SGD fit this reading.
     Inclusive,
-}
-
-impl FromStr for Noise {
-    type Err = DataError;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "exclusive" => Ok(Self::Exclusive),
-            "inclusive" => Ok(Self::Inclusive),
-            _ => Err(DataError::UnknownName {
-                what: "label noise",
-                name: name.to_owned(),
-                choices: "exclusive or inclusive",
-            }),
-        }
-    }
 }
 
 /// Replaces each label, independently and with probability `rate`, by another of the `classes`, and returns how many
@@ -142,13 +125,5 @@ mod tests {
         }
         let error = add_noise(&mut [0], 1, 0.5, Noise::Exclusive, 0).unwrap_err();
         assert!(matches!(error, DataError::NoiseClasses { classes: 1 }), "{error}");
-    }
-
-    #[test]
-    fn protocols_have_names() {
-        assert_eq!("exclusive".parse::<Noise>().unwrap(), Noise::Exclusive);
-        assert_eq!("inclusive".parse::<Noise>().unwrap(), Noise::Inclusive);
-        let error = "both".parse::<Noise>().unwrap_err();
-        assert_eq!(error.to_string(), "unknown label noise `both`: choose exclusive or inclusive");
     }
 }

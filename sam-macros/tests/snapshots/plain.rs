@@ -44,9 +44,9 @@ pub fn loss(x: &Tensor, y: Tensor, rho: f64) -> Result<Tensor> {
 /// # Panics
 ///
 /// As `loss`.
+#[allow(unused_variables)]
 #[cfg_attr(docsrs, must_use)]
 #[inline]
-#[allow(unused_variables)]
 pub fn plain_loss(x: &Tensor, mut y: Tensor, rho: f64) -> Result<Tensor> {
     y = (x - y)?;
     y.sqr()?.mean_all()

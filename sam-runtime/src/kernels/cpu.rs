@@ -27,7 +27,8 @@ const CHUNK: usize = 1 << 15;
 /// Partial sums that one chunk is added up in.
 const LANES: usize = 16;
 
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+/// The widest vectors that this machine has.
+pub(super) static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
 /// What has to be known of a gradient before its perturbation: M = max|Tg| and Σ (|Tg|/M)^q.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,8 @@
 //! SAM's arithmetic over all variables at once: fused on the CPU, plain candle operations elsewhere.
 
+pub(crate) mod conv;
 pub(crate) mod cpu;
+pub(crate) mod float;
 mod generic;
 
 use candle_core::{Result, Tensor, Var};

@@ -4,8 +4,10 @@
 //! its running statistics alone, and the dropout draws the masks of the first.
 
 mod batch_norm;
+mod conv;
 mod dropout;
 
 pub use batch_norm::{BatchNorm, batch_norm};
-pub use candle_nn::BatchNormConfig;
+pub use candle_nn::{BatchNormConfig, Conv2dConfig};
+pub use conv::{Conv2d, conv2d, conv2d_no_bias};
 pub use dropout::Dropout;

@@ -9,10 +9,11 @@ fn loss(x: &Tensor, step: usize) -> Result<Tensor> {
 }
 
 #[sam(rho = rho, plain = plain_loss)]
-fn with_copy(x: Tensor, mut scale: f64, rho: f64) -> Result<Tensor> {
+fn twice(x: Tensor, scale: f64, rho: f64) -> Result<Tensor> {
+    let y = 1;
     x.sqr()?.mean_all()
 }
 
 fn main() {
-    let _ = (loss, with_copy, plain_loss);
+    let _ = (loss, twice, plain_loss);
 }

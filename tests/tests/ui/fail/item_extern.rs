@@ -8,9 +8,4 @@ extern "C" fn loss(x: &Tensor) -> Result<Tensor> {
     x.sqr()?.mean_all()
 }
 
-#[sam]
-unsafe extern "C" fn variadic(x: &Tensor, ...) -> Result<Tensor> {
-    x.sqr()?.mean_all()
-}
-
 fn main() {}

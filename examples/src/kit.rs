@@ -1,0 +1,137 @@
+//! The layers that a model is built from: this project's, or those of `candle_nn` alone, for comparison.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Conv2dConfig, Linear, Module, ModuleT, VarBuilder};
+use sam_runtime::nn;
+
+/// A set of layers. Both sets have the same variables under the same names.
+pub trait Kit {
+    /// A convolution without bias.
+    type Conv: Module;
+    /// A batch normalisation.
+    type Norm: ModuleT;
+    /// A linear layer.
+    type Linear: Module;
+
+    /// A convolution with square kernels of `size`, padded so that stride 1 keeps the image's size.
+    ///
+    /// # Errors
+    /// If its variable cannot be made.
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv>;
+
+    /// A batch normalisation.
+    ///
+    /// # Errors
+    /// If its variables cannot be made.
+    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm>;
+
+    /// A linear layer.
+    ///
+    /// # Errors
+    /// If its variables cannot be made.
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear>;
+
+    /// max(x, 0).
+    ///
+    /// # Errors
+    /// Those of candle.
+    fn relu(x: &Tensor) -> Result<Tensor>;
+
+    /// A batch normalisation, and the ReLU after it.
+    ///
+    /// # Errors
+    /// If x has other channels than the layer.
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// A batch normalisation, the sum with `y`, and the ReLU after it.
+    ///
+    /// # Errors
+    /// If x has other channels than the layer, or another shape than y.
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// The mean cross-entropy of logits (n, classes) and labels (n).
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor>;
+}
+
+/// The layers of `sam_runtime::nn`.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours;
+
+/// The layers of `candle_nn`.
+#[derive(Clone, Copy, Debug)]
+pub struct Stock;
+
+fn config(size: usize, stride: usize) -> Conv2dConfig {
+    Conv2dConfig { padding: size / 2, stride, ..Default::default() }
+}
+
+impl Kit for Stock {
+    type Conv = candle_nn::Conv2d;
+    type Norm = candle_nn::BatchNorm;
+    type Linear = Linear;
+
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
+        candle_nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
+    }
+
+    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        candle_nn::batch_norm(channels, 1e-5, vb)
+    }
+
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
+        candle_nn::linear(from, to, vb)
+    }
+
+    fn relu(x: &Tensor) -> Result<Tensor> {
+        x.relu()
+    }
+
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+        norm.forward_t(x, train)?.relu()
+    }
+
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
+        (norm.forward_t(x, train)? + y)?.relu()
+    }
+
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        candle_nn::loss::cross_entropy(logits, labels)
+    }
+}
+
+impl Kit for Ours {
+    type Conv = nn::Conv2d;
+    type Norm = nn::BatchNorm;
+    type Linear = Linear;
+
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
+        nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
+    }
+
+    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        nn::batch_norm(channels, 1e-5, vb)
+    }
+
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
+        candle_nn::linear(from, to, vb)
+    }
+
+    fn relu(x: &Tensor) -> Result<Tensor> {
+        x.relu()
+    }
+
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+        norm.forward_t(x, train)?.relu()
+    }
+
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
+        (norm.forward_t(x, train)? + y)?.relu()
+    }
+
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        candle_nn::loss::cross_entropy(logits, labels)
+    }
+}

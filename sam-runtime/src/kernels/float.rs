@@ -1,0 +1,120 @@
+//! f32 and f64 alike: numbers that the layers' kernels take in vectors as wide as the machine has.
+
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
+use std::cell::Cell;
+use std::ops::AddAssign;
+
+use candle_core::{CpuStorage, Layout, Result, WithDType};
+use pulp::Simd;
+
+/// A number that layers compute with. Others are widened to one of these.
+pub(crate) trait Float: WithDType + Default + AddAssign {
+    type Vector<S: Simd>: Copy + Send + Sync;
+
+    fn lanes<S: Simd>() -> usize;
+    /// Without the rest that does not fill a vector.
+    fn vectors<S: Simd>(values: &[Self]) -> &[Self::Vector<S>];
+    fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [Self::Vector<S>];
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    /// a b + c, rounded once where the machine can.
+    fn mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
+    fn total<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+    /// Runs `f` with a buffer that this thread keeps: a fresh one costs a page fault for every 4 KiB.
+    fn with_scratch<R>(f: impl FnOnce(&mut Vec<Self>) -> R) -> R;
+}
+
+macro_rules! float {
+    ($float:ident, $vector:ident, $lanes:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $mul_add:ident, $total:ident) => {
+        impl Float for $float {
+            type Vector<S: Simd> = S::$vector;
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$lanes
+            }
+
+            #[inline(always)]
+            fn vectors<S: Simd>(values: &[Self]) -> &[S::$vector] {
+                S::$vectors(values).0
+            }
+
+            #[inline(always)]
+            fn vectors_mut<S: Simd>(values: &mut [Self]) -> &mut [S::$vector] {
+                S::$vectors_mut(values).0
+            }
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
+                simd.$mul_add(a, b, c)
+            }
+
+            #[inline(always)]
+            fn total<S: Simd>(simd: S, vector: S::$vector) -> Self {
+                simd.$total(vector)
+            }
+
+            fn with_scratch<R>(f: impl FnOnce(&mut Vec<Self>) -> R) -> R {
+                thread_local! {
+                    static SCRATCH: Cell<Vec<$float>> = const { Cell::new(Vec::new()) };
+                }
+                let mut scratch = SCRATCH.take();
+                let result = f(&mut scratch);
+                SCRATCH.set(scratch);
+                result
+            }
+        }
+    };
+}
+
+float!(
+    f32,
+    f32s,
+    F32_LANES,
+    as_simd_f32s,
+    as_mut_simd_f32s,
+    splat_f32s,
+    mul_add_e_f32s,
+    reduce_sum_f32s
+);
+float!(
+    f64,
+    f64s,
+    F64_LANES,
+    as_simd_f64s,
+    as_mut_simd_f64s,
+    splat_f64s,
+    mul_add_e_f64s,
+    reduce_sum_f64s
+);
+
+/// The elements of a contiguous tensor.
+pub(crate) fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("expected a contiguous tensor, found {layout:?}")
+    };
+    Ok(&T::cpu_storage_as_slice(storage)?[start..end])
+}
+
+/// Calls a function that is generic over [`Float`] for the type of a tensor.
+macro_rules! for_float {
+    ($dtype:expr, $name:expr, |$float:ident| $call:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $float = f32;
+                $call
+            }
+            candle_core::DType::F64 => {
+                type $float = f64;
+                $call
+            }
+            dtype => Err(candle_core::Error::UnsupportedDTypeForOp(dtype, $name).bt()),
+        }
+    };
+}
+pub(crate) use for_float;

@@ -1,0 +1,284 @@
+//! Convolution of images.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_nn::{Conv2dConfig, Module, VarBuilder};
+
+use crate::kernels::conv::{self, Conv, Side};
+use crate::kernels::float::{elements, for_float};
+
+/// `candle_nn::Conv2d`, except that on the CPU it is several times as fast, and more so backward.
+///
+/// Both run at the pace of a matrix product there. The gradient of an input that needs none, as images do, is not
+/// computed. bf16 and f16 are computed in f32. On other devices this is candle's own convolution.
+#[derive(Clone, Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    config: Conv2dConfig,
+}
+
+/// A convolution with square kernels and its variables from `vb`: `weight` (out_channels, in_channels / groups,
+/// kernel_size, kernel_size) and `bias` (out_channels), as in `candle_nn`.
+///
+/// # Errors
+/// If `vb` has variables of another shape.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use candle_nn::{Module, VarBuilder, VarMap};
+/// use sam_runtime::nn::{self, Conv2dConfig};
+///
+/// # fn main() -> Result<()> {
+/// let vars = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+/// let config = Conv2dConfig { padding: 1, stride: 2, ..Default::default() };
+/// let conv = nn::conv2d(3, 16, 3, config, vb)?;
+/// let images = Tensor::randn(0f32, 1., (8, 3, 32, 32), &Device::Cpu)?;
+/// assert_eq!(conv.forward(&images)?.dims(), [8, 16, 16, 16]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn conv2d(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv2dConfig,
+    vb: VarBuilder<'_>,
+) -> Result<Conv2d> {
+    candle_nn::conv2d(in_channels, out_channels, kernel_size, config, vb).map(Conv2d::from)
+}
+
+/// [`conv2d`] without a bias, for layers that a normalisation follows.
+///
+/// # Errors
+/// If `vb` has a variable of another shape.
+pub fn conv2d_no_bias(
+    in_channels: usize,
+    out_channels: usize,
+    kernel_size: usize,
+    config: Conv2dConfig,
+    vb: VarBuilder<'_>,
+) -> Result<Conv2d> {
+    candle_nn::conv2d_no_bias(in_channels, out_channels, kernel_size, config, vb).map(Conv2d::from)
+}
+
+impl Conv2d {
+    /// With `weight` (out_channels, in_channels / groups, height, width) and `bias` (out_channels).
+    #[must_use]
+    pub fn new(weight: Tensor, bias: Option<Tensor>, config: Conv2dConfig) -> Self {
+        Self { weight, bias, config }
+    }
+
+    /// Stride, padding, dilation, groups.
+    #[must_use]
+    pub fn config(&self) -> &Conv2dConfig {
+        &self.config
+    }
+
+    /// The kernels.
+    #[must_use]
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// What is added to each channel.
+    #[must_use]
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    fn stock(&self) -> candle_nn::Conv2d {
+        candle_nn::Conv2d::new(self.weight.clone(), self.bias.clone(), self.config)
+    }
+}
+
+impl From<candle_nn::Conv2d> for Conv2d {
+    fn from(stock: candle_nn::Conv2d) -> Self {
+        Self::new(stock.weight().clone(), stock.bias().cloned(), *stock.config())
+    }
+}
+
+impl Module for Conv2d {
+    /// From (images, in_channels, height, width) to (images, out_channels, height, width).
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            return self.stock().forward(x);
+        }
+        if matches!(x.dtype(), DType::BF16 | DType::F16) && self.weight.dtype() == x.dtype() {
+            let wide = |t: &Tensor| t.to_dtype(DType::F32);
+            let wide_self = Self::new(wide(&self.weight)?, self.bias.as_ref().map(wide).transpose()?, self.config);
+            return wide_self.forward(&wide(x)?)?.to_dtype(x.dtype());
+        }
+        let op = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
+        let (x, weight) = (x.contiguous()?, self.weight.contiguous()?);
+        match &self.bias {
+            None => x.apply_op2(&weight, op),
+            Some(bias) if bias.dims() == [op.0.filters] => x.apply_op3(&weight, &bias.contiguous()?, op),
+            Some(bias) => candle_core::bail!("expected a bias of {} channels, found {:?}", op.0.filters, bias.dims()),
+        }
+    }
+}
+
+/// Sizes that fit together.
+fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
+    let (&[images, channels, height, width], &[filters, in_group, kernel_height, kernel_width]) = (x, weight) else {
+        candle_core::bail!("expected images and a weight of four dimensions, found {x:?} and {weight:?}")
+    };
+    let Conv2dConfig { padding, stride, dilation, groups, .. } = *config;
+    if stride == 0 || dilation == 0 || groups == 0 || kernel_height == 0 || kernel_width == 0 {
+        candle_core::bail!(
+            "expected a stride, dilation, groups and kernel of at least 1, found {stride}, {dilation}, {groups} and \
+             {kernel_height}x{kernel_width}"
+        )
+    }
+    if channels != in_group * groups || filters % groups != 0 {
+        candle_core::bail!(
+            "expected images of {} channels and filters in {groups} equal groups, found {channels} channels and \
+             {filters} filters",
+            in_group * groups
+        )
+    }
+    let side = |input: usize, kernel: usize| {
+        let (room, span) = (input + 2 * padding, dilation * (kernel - 1) + 1);
+        if room < span {
+            candle_core::bail!("expected images of at least {span} with their padding, found {room}")
+        }
+        Ok(Side { input, kernel, output: (room - span) / stride + 1, stride, padding, dilation })
+    };
+    let (height, width) = (side(height, kernel_height)?, side(width, kernel_width)?);
+    Ok(Conv { images, channels, filters, groups, height, width })
+}
+
+/// Sizes of the tensors of a convolution.
+fn input(Conv { images, channels, height, width, .. }: &Conv) -> Shape {
+    (*images, *channels, height.input, width.input).into()
+}
+
+fn output(Conv { images, filters, height, width, .. }: &Conv) -> Shape {
+    (*images, *filters, height.output, width.output).into()
+}
+
+fn weight(Conv { channels, filters, groups, height, width, .. }: &Conv) -> Shape {
+    (*filters, channels / groups, height.kernel, width.kernel).into()
+}
+
+struct Convolve(Conv);
+
+impl Convolve {
+    fn forward(
+        &self,
+        (x, x_layout): (&CpuStorage, &Layout),
+        (w, w_layout): (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = for_float!(x.dtype(), "conv2d", |T| {
+            let bias = bias.map(|(bias, layout)| elements::<T>(bias, layout)).transpose()?;
+            let y = conv::forward(&self.0, elements::<T>(x, x_layout)?, elements(w, w_layout)?, bias);
+            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(y))
+        })?;
+        Ok((y, output(&self.0)))
+    }
+
+    fn gradients(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = &dy.contiguous()?;
+        let dx = x.track_op().then(|| dy.apply_op2_no_bwd(w, &InputGradient(self.0))).transpose()?;
+        let dw = w.track_op().then(|| x.apply_op2_no_bwd(dy, &WeightGradient(self.0))).transpose()?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp2 for Convolve {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), (w, wl), None)
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients(x, w, dy)
+    }
+}
+
+impl CustomOp3 for Convolve {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        bias: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), (w, wl), Some((bias, bl)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.gradients(x, w, dy)?;
+        let db = || dy.contiguous()?.apply_op1_no_bwd(&BiasGradient(self.0));
+        Ok((dx, dw, bias.track_op().then(db).transpose()?))
+    }
+}
+
+/// Of dy and w.
+struct InputGradient(Conv);
+
+impl CustomOp2 for InputGradient {
+    fn name(&self) -> &'static str {
+        "conv2d-input-gradient"
+    }
+
+    fn cpu_fwd(&self, dy: &CpuStorage, dyl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let dx = for_float!(dy.dtype(), CustomOp2::name(self), |T| {
+            let dx = conv::input_gradient(&self.0, elements::<T>(dy, dyl)?, elements(w, wl)?);
+            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(dx))
+        })?;
+        Ok((dx, input(&self.0)))
+    }
+}
+
+/// Of x and dy.
+struct WeightGradient(Conv);
+
+impl CustomOp2 for WeightGradient {
+    fn name(&self) -> &'static str {
+        "conv2d-weight-gradient"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, dy: &CpuStorage, dyl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let dw = for_float!(x.dtype(), CustomOp2::name(self), |T| {
+            let dw = conv::weight_gradient(&self.0, elements::<T>(x, xl)?, elements(dy, dyl)?);
+            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(dw))
+        })?;
+        Ok((dw, weight(&self.0)))
+    }
+}
+
+/// Of dy.
+struct BiasGradient(Conv);
+
+impl CustomOp1 for BiasGradient {
+    fn name(&self) -> &'static str {
+        "conv2d-bias-gradient"
+    }
+
+    fn cpu_fwd(&self, dy: &CpuStorage, dyl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let db = for_float!(dy.dtype(), CustomOp1::name(self), |T| {
+            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(conv::bias_gradient(&self.0, elements::<T>(dy, dyl)?)))
+        })?;
+        Ok((db, self.0.filters.into()))
+    }
+}

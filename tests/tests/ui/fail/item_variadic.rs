@@ -1,0 +1,9 @@
+use candle_core::{Result, Tensor};
+use sam_runtime::sam;
+
+#[sam]
+fn loss(x: &Tensor, _: ...) -> Result<Tensor> {
+    x.sqr()?.mean_all()
+}
+
+fn main() {}
