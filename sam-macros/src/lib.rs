@@ -72,6 +72,12 @@ mod valid;
 /// Refused, each with an error that says what to write instead: `self` by value, `async`, `const`, `extern` and
 /// variadic functions, those without a body and those without a `Result`; keys that are unknown, given twice, at odds
 /// with each other or out of range, and names that are not arguments.
+///
+/// # Cost
+///
+/// `cargo check` takes half a second longer for 200 functions with the attribute than for the same without it: 1.0 s and
+/// 0.6 s, nothing incremental, on two busy cores of an AMD EPYC (0.2 to 0.9 s in eight runs).
+/// `cargo test --release -p sam-tests --test check_time -- --nocapture` measures it, and fails at two seconds.
 #[proc_macro_attribute]
 pub fn sam(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     rewrite(args.into(), item.into()).into()

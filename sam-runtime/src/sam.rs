@@ -163,7 +163,7 @@ impl Sam {
     ///
     /// # Errors
     /// If `m` is 0.
-    pub fn shards<O: Output>(&self, m: usize) -> candle_core::Result<Shards<O>> {
+    pub fn shards<O>(&self, m: usize) -> candle_core::Result<Shards<O>> {
         Shards::new(self, m)
     }
 

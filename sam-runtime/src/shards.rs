@@ -51,6 +51,11 @@ pub struct Shard {
 }
 
 /// An argument that can be split along its first dimension.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be split into shards",
+    label = "expected `Tensor` or `Vec`",
+    note = "implement `sam_runtime::Split` for your own types, or leave the argument out of `shards`"
+)]
 pub trait Split: Sized {
     /// The number of examples.
     ///
@@ -88,7 +93,7 @@ impl<T: Clone> Split for Vec<T> {
     }
 }
 
-impl<O: Output> Shards<O> {
+impl<O> Shards<O> {
     pub(crate) fn new(sam: &Sam, m: usize) -> candle_core::Result<Self> {
         if m == 0 {
             Err(Error::EmptyShard)?;
@@ -141,7 +146,11 @@ impl<O: Output> Shards<O> {
     ///
     /// # Errors
     /// If auxiliary values cannot be [joined](crate::Aux::join).
-    pub fn loss<E: From<candle_core::Error>>(mut self) -> Result<O, E> {
+    pub fn loss<E>(mut self) -> Result<O, E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
         let Some(gradient) = self.gradient.take() else {
             return match self.parts.pop() {
                 Some((_, output)) if self.parts.is_empty() => Ok(output),

@@ -35,7 +35,9 @@ fn digest() -> u64 {
             bits(&loss).hash(&mut hash);
             sgd.backward_step(&loss).unwrap();
         }
-        vars.iter().for_each(|var| bits(var).hash(&mut hash));
+        for var in vars {
+            bits(&var).hash(&mut hash);
+        }
     }
     hash.finish()
 }

@@ -34,8 +34,10 @@ fn loss_with_values(net: &Net, x: &Tensor, y: &Tensor) -> Result<(Tensor, Metric
     Ok((loss, Metrics { logits: logits.clone(), hits }, (logits.sqr()?, norm, vec![logits.exp()?])))
 }
 
+type OfShards = (Tensor, Tensor, usize, f64, Option<Vec<u32>>);
+
 #[sam(rho = 0.3, shards(x, y; m = 7))]
-fn sharded(net: &Net, x: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor, usize, f64, Option<Vec<u32>>)> {
+fn sharded(net: &Net, x: &Tensor, y: &Tensor) -> Result<OfShards> {
     let (loss, logits) = (net.loss(x, y)?, net.forward(x)?);
     let mean = values(&loss)[0];
     Ok((loss, logits, x.dim(0)?, mean, Some(y.to_vec1()?)))

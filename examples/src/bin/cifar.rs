@@ -17,6 +17,10 @@ use sam_examples::tutorial::Ball;
 use sam_runtime::Sam;
 use sam_runtime::optim::ParamsSgd;
 
+/// The system's allocator gives every large buffer back and takes it anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Train a small network with SGD and with SAM, and compare.
 ///
 /// Without arguments: on a part of Fashion-MNIST that is compiled in, with 40 % wrong labels. Real data sets:

@@ -6,10 +6,23 @@
 //! matrix is the image itself, seen at K offsets. Nothing is written out per tap. Rows end in a few positions that no
 //! output has; they are computed and dropped.
 //!
-//! - output: y[f, q] = Σ w[f, k] x[offset[k] + q]. A tile of [`WIDTH`] vectors of q and 4 or 8 filters is in registers.
+//! - output: y[f, q] = Σ w[f, k] x[offset[k] + q]. A tile of 2 or 3 vectors of q and 6 or 8 filters is in registers.
 //! - gradient of the input: the same function, of y's gradient and the transposed kernel, once for each phase.
-//! - gradient of the weight: g[f, k] = Σ y'[f, q] x[offset[k] + q]. A tile of 4 or 8 filters and [`WIDTH`] taps is in
+//! - gradient of the weight: g[f, k] = Σ y'[f, q] x[offset[k] + q]. A tile of 4 or 8 filters and [`TAPS`] taps is in
 //!   registers, lanes run along q, and each tile is added up once per group of images.
+//!
+//! What was tried, on two AVX2 cores of an EPYC 7003, 3x3, 64 to 64 channels, 32x32, batch 32, with other builds running:
+//! `matmul` of 2048³ by gemm beside each is what the machine gave at that moment.
+//!
+//! | what | predicted | forward, input, weight in GFLOP/s | matmul |
+//! | --- | --- | --- | --- |
+//! | candle 0.11.1 | | 17, 5, 3 | 71 |
+//! | kernels in a closure inside the dispatch | nothing lost | 1, 1, 1: no vector instruction was inlined | 71 |
+//! | scratch outside, tiles of 3 vectors by 4 filters | the pace of matmul | 28, 25, 57: an accumulator was spilled | 58 |
+//! | tiles of outputs of 2 vectors by 6 filters | forward as the weight's | 74, 66, 85 | 77 |
+//!
+//! Not tried yet: im2col and gemm where rows are short (of an 8x8 image's places 21% are dropped, of a 4x4 one's 36%),
+//! the kernels of 8 filters by 3 vectors on a machine with AVX-512.
 //!
 //! Threads share out groups of images, whose size is a function of the shapes alone, and partial sums are added in the
 //! order of the groups: the same bits for any number of threads.
@@ -24,8 +37,8 @@ use rayon::prelude::*;
 use super::cpu::ARCH;
 use super::float::Float;
 
-/// Vectors of a tile.
-const WIDTH: usize = 3;
+/// Taps of a tile of the weight's gradient.
+const TAPS: usize = 3;
 
 /// Elements of a group of images, so that they stay in the second level cache beside the weights.
 const GROUP: usize = 80_000;
@@ -33,7 +46,7 @@ const GROUP: usize = 80_000;
 /// Elements of all partial sums of a weight's gradient.
 const PARTIAL: usize = 1 << 20;
 
-/// Parts that a weight's gradient is shared out in.
+/// Parts that a weight's gradient and a batch are shared out in.
 const PARTS: usize = 16;
 
 /// One of the two dimensions of a convolution.
@@ -93,8 +106,15 @@ pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
         for (group, weights) in weights.iter().enumerate() {
             let x = Images { values: x, all: conv.channels, range: group * channels..(group + 1) * channels };
             let bias = bias.map(|bias| &bias[group * filters..(group + 1) * filters]);
-            let target = Target { all: conv.filters, first: group * filters, bias, stride: [1; 2], size: conv.width.output, plane: conv.output() };
-            ARCH.dispatch(Correlate { plan: &plan, weights, x, y, target });
+            let target = Target {
+                all: conv.filters,
+                first: group * filters,
+                bias,
+                stride: [1; 2],
+                size: conv.width.output,
+                plane: conv.output(),
+            };
+            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan: &plan, weights, x, y, target, scratch }));
         }
     });
     y
@@ -138,7 +158,8 @@ pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
                     plane: conv.input(),
                 };
                 let from = down * conv.width.input + right;
-                ARCH.dispatch(Correlate { plan, weights, x: dy, y: &mut dx[from..], target });
+                let y = &mut dx[from..];
+                T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x: dy, y, target, scratch }));
             }
         }
     });
@@ -187,7 +208,8 @@ pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
                 all: conv.filters,
                 range: share.clone(),
             };
-            ARCH.dispatch(Accumulate { plan: &plan, x, dy, sums: &mut part });
+            let sums = &mut part;
+            T::with_scratch(|scratch| ARCH.dispatch(Accumulate { plan: &plan, x, dy, sums, scratch }));
         }
         part
     };
@@ -207,7 +229,7 @@ pub(crate) fn bias_gradient<T: Float>(conv: &Conv, dy: &[T]) -> Vec<T> {
     let plane = conv.output();
     let sum = |filter: usize| {
         let planes = (0..conv.images).map(|image| &dy[(image * conv.filters + filter) * plane..][..plane]);
-        T::from_f64(planes.map(|plane| plane.iter().map(|dy| dy.to_f64()).sum::<f64>()).sum())
+        T::narrow(planes.map(|plane| plane.iter().map(|dy| dy.wide()).sum::<f64>()).sum())
     };
     (0..conv.filters).into_par_iter().map(sum).collect()
 }
@@ -419,7 +441,7 @@ impl<T: Float> Weights<T> {
     }
 }
 
-/// Filters of a tile: as many as leave registers for [`WIDTH`] vectors of the image.
+/// Filters of a tile of outputs. With 16 registers, 2 vectors and 6 filters leave room for the weight; 3 and 4 do not.
 struct Block;
 
 impl WithSimd for Block {
@@ -427,7 +449,7 @@ impl WithSimd for Block {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
+        if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
     }
 }
 
@@ -451,6 +473,7 @@ struct Correlate<'a, T> {
     x: Images<'a, T>,
     y: &'a mut [T],
     target: Target<'a, T>,
+    scratch: &'a mut Vec<T>,
 }
 
 impl<T: Float> WithSimd for Correlate<'_, T> {
@@ -458,37 +481,35 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if S::REGISTER_COUNT >= 32 { self.run::<S, 8>(simd) } else { self.run::<S, 4>(simd) }
+        if S::REGISTER_COUNT >= 32 { self.run::<S, 3, 8>(simd) } else { self.run::<S, 2, 6>(simd) }
     }
 }
 
 impl<T: Float> Correlate<'_, T> {
     #[inline(always)]
-    fn run<S: Simd, const FILTERS: usize>(self, simd: S) {
-        let Self { plan, weights, x, y, target } = self;
+    fn run<S: Simd, const WIDTH: usize, const FILTERS: usize>(self, simd: S) {
+        let Self { plan, weights, x, y, target, scratch } = self;
         let tile = WIDTH * T::lanes::<S>();
         let images = x.count(plan.rows.input * plan.columns.input);
         let span = plan.span(images).next_multiple_of(tile);
         let offsets = plan.offsets(x.range.len(), images);
         let len = plan.len(x.range.len(), images, tile);
-        T::with_scratch(|scratch| {
-            scratch.clear();
-            scratch.resize(len + FILTERS * span, T::default());
-            let (planes, sums) = scratch.split_at_mut(len);
-            plan.spread(&x, planes);
-            let blocks = weights.values.as_chunks::<FILTERS>().0.chunks_exact(offsets.len());
-            for (i, weights_of) in blocks.enumerate() {
-                for from in (0..span).step_by(tile) {
-                    let tile = correlate_tile::<S, T, FILTERS>(simd, weights_of, &offsets, &planes[from..]);
-                    for (sums, tile) in sums.chunks_exact_mut(span).zip(tile) {
-                        T::vectors_mut::<S>(&mut sums[from..])[..WIDTH].copy_from_slice(&tile);
-                    }
-                }
-                for (filter, sums) in (i * FILTERS..weights.filters).zip(sums.chunks_exact(span)) {
-                    target.write(plan, images, filter, sums, y);
+        scratch.clear();
+        scratch.resize(len + FILTERS * span, T::default());
+        let (planes, sums) = scratch.split_at_mut(len);
+        plan.spread(&x, planes);
+        let blocks = weights.values.as_chunks::<FILTERS>().0.chunks_exact(offsets.len());
+        for (i, weights_of) in blocks.enumerate() {
+            for from in (0..span).step_by(tile) {
+                let tile = correlate_tile::<S, T, WIDTH, FILTERS>(simd, weights_of, &offsets, &planes[from..]);
+                for (sums, tile) in sums.chunks_exact_mut(span).zip(tile) {
+                    T::vectors_mut::<S>(&mut sums[from..])[..WIDTH].copy_from_slice(&tile);
                 }
             }
-        });
+            for (filter, sums) in (i * FILTERS..weights.filters).zip(sums.chunks_exact(span)) {
+                target.write(plan, images, filter, sums, y);
+            }
+        }
     }
 }
 
@@ -513,7 +534,7 @@ impl<T: Float> Target<'_, T> {
 }
 
 #[inline(always)]
-fn correlate_tile<S: Simd, T: Float, const FILTERS: usize>(
+fn correlate_tile<S: Simd, T: Float, const WIDTH: usize, const FILTERS: usize>(
     simd: S,
     weights: &[[T; FILTERS]],
     offsets: &[usize],
@@ -539,6 +560,7 @@ struct Accumulate<'a, T> {
     x: Images<'a, T>,
     dy: Images<'a, T>,
     sums: &'a mut [T],
+    scratch: &'a mut Vec<T>,
 }
 
 impl<T: Float> WithSimd for Accumulate<'_, T> {
@@ -553,56 +575,54 @@ impl<T: Float> WithSimd for Accumulate<'_, T> {
 impl<T: Float> Accumulate<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const FILTERS: usize>(self, simd: S) {
-        let Self { plan, x, dy, sums } = self;
+        let Self { plan, x, dy, sums, scratch } = self;
         let lanes = T::lanes::<S>();
         let images = x.count(plan.rows.input * plan.columns.input);
         let span = plan.span(images).next_multiple_of(lanes);
         let offsets = plan.offsets(x.range.len(), images);
         let len = plan.len(x.range.len(), images, lanes);
-        T::with_scratch(|scratch| {
-            scratch.clear();
-            scratch.resize(len + (FILTERS + 1) * span, T::default());
-            let (planes, rest) = scratch.split_at_mut(len);
-            let (spread, block) = rest.split_at_mut(span);
-            plan.spread(&x, planes);
-            let filters: Vec<usize> = dy.range.clone().collect();
-            for (filters, sums) in filters.chunks(FILTERS).zip(sums.chunks_mut(FILTERS * offsets.len())) {
-                // Lanes side by side, so that one pointer reads them all.
-                let block = T::vectors_mut::<S>(block).as_chunks_mut::<FILTERS>().0;
-                for (n, filter) in filters.iter().enumerate() {
-                    for image in 0..images {
-                        let plane = dy.plane(image, *filter, plan.rows.output * plan.columns.output);
-                        for (row, dy) in plane.chunks_exact(plan.columns.output).enumerate() {
-                            let from = image * plan.plane() + row * plan.columns.length;
-                            spread[from..][..dy.len()].copy_from_slice(dy);
-                        }
+        scratch.clear();
+        scratch.resize(len + (FILTERS + 1) * span, T::default());
+        let (planes, rest) = scratch.split_at_mut(len);
+        let (spread, block) = rest.split_at_mut(span);
+        plan.spread(&x, planes);
+        let filters: Vec<usize> = dy.range.clone().collect();
+        for (filters, sums) in filters.chunks(FILTERS).zip(sums.chunks_mut(FILTERS * offsets.len())) {
+            // Lanes side by side, so that one pointer reads them all.
+            let block = T::vectors_mut::<S>(block).as_chunks_mut::<FILTERS>().0;
+            for (n, filter) in filters.iter().enumerate() {
+                for image in 0..images {
+                    let plane = dy.plane(image, *filter, plan.rows.output * plan.columns.output);
+                    for (row, dy) in plane.chunks_exact(plan.columns.output).enumerate() {
+                        let from = image * plan.plane() + row * plan.columns.length;
+                        spread[from..][..dy.len()].copy_from_slice(dy);
                     }
-                    block.iter_mut().zip(T::vectors::<S>(spread)).for_each(|(block, dy)| block[n] = *dy);
                 }
-                for (i, offsets_of) in offsets.chunks(WIDTH).enumerate() {
-                    let x = std::array::from_fn(|tap| {
-                        let offset = offsets_of[tap.min(offsets_of.len() - 1)];
-                        T::vectors::<S>(&planes[offset..][..span])
-                    });
-                    let tile = accumulate_tile::<S, T, FILTERS>(simd, x, block);
-                    for (sums, tile) in sums.chunks_exact_mut(offsets.len()).zip(tile) {
-                        for (sum, lanes) in sums[i * WIDTH..].iter_mut().zip(tile) {
-                            *sum += T::total(simd, lanes);
-                        }
+                block.iter_mut().zip(T::vectors::<S>(spread)).for_each(|(block, dy)| block[n] = *dy);
+            }
+            for (i, offsets_of) in offsets.chunks(TAPS).enumerate() {
+                let x = std::array::from_fn(|tap| {
+                    let offset = offsets_of[tap.min(offsets_of.len() - 1)];
+                    T::vectors::<S>(&planes[offset..][..span])
+                });
+                let tile = accumulate_tile::<S, T, FILTERS>(simd, x, block);
+                for (sums, tile) in sums.chunks_exact_mut(offsets.len()).zip(tile) {
+                    for (sum, lanes) in sums[i * TAPS..].iter_mut().zip(tile) {
+                        *sum += T::total(simd, lanes);
                     }
                 }
             }
-        });
+        }
     }
 }
 
 #[inline(always)]
 fn accumulate_tile<S: Simd, T: Float, const FILTERS: usize>(
     simd: S,
-    [a, b, c]: [&[T::Vector<S>]; WIDTH],
+    [a, b, c]: [&[T::Vector<S>]; TAPS],
     dy: &[[T::Vector<S>; FILTERS]],
-) -> [[T::Vector<S>; WIDTH]; FILTERS] {
-    let mut sums = [[T::splat(simd, T::default()); WIDTH]; FILTERS];
+) -> [[T::Vector<S>; TAPS]; FILTERS] {
+    let mut sums = [[T::splat(simd, T::default()); TAPS]; FILTERS];
     for (((a, b), c), dy) in a.iter().zip(b).zip(c).zip(dy) {
         for (sums, dy) in sums.iter_mut().zip(dy) {
             for (sum, x) in sums.iter_mut().zip([a, b, c]) {

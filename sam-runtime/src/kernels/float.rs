@@ -3,13 +3,15 @@
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
 use std::cell::Cell;
-use std::ops::AddAssign;
+use std::ops::{Add, AddAssign, Mul, Sub};
 
-use candle_core::{CpuStorage, Layout, Result, WithDType};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType};
 use pulp::Simd;
 
 /// A number that layers compute with. Others are widened to one of these.
-pub(crate) trait Float: WithDType + Default + AddAssign {
+pub(crate) trait Float:
+    WithDType + Default + AddAssign + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
+{
     type Vector<S: Simd>: Copy + Send + Sync;
 
     fn lanes<S: Simd>() -> usize;
@@ -20,6 +22,8 @@ pub(crate) trait Float: WithDType + Default + AddAssign {
     /// a b + c, rounded once where the machine can.
     fn mul_add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
     fn total<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+    fn wide(self) -> f64;
+    fn narrow(value: f64) -> Self;
     /// Runs `f` with a buffer that this thread keeps: a fresh one costs a page fault for every 4 KiB.
     fn with_scratch<R>(f: impl FnOnce(&mut Vec<Self>) -> R) -> R;
 }
@@ -59,6 +63,16 @@ macro_rules! float {
                 simd.$total(vector)
             }
 
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                self.into()
+            }
+
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                value as Self
+            }
+
             fn with_scratch<R>(f: impl FnOnce(&mut Vec<Self>) -> R) -> R {
                 thread_local! {
                     static SCRATCH: Cell<Vec<$float>> = const { Cell::new(Vec::new()) };
@@ -72,26 +86,8 @@ macro_rules! float {
     };
 }
 
-float!(
-    f32,
-    f32s,
-    F32_LANES,
-    as_simd_f32s,
-    as_mut_simd_f32s,
-    splat_f32s,
-    mul_add_e_f32s,
-    reduce_sum_f32s
-);
-float!(
-    f64,
-    f64s,
-    F64_LANES,
-    as_simd_f64s,
-    as_mut_simd_f64s,
-    splat_f64s,
-    mul_add_e_f64s,
-    reduce_sum_f64s
-);
+float!(f32, f32s, F32_LANES, as_simd_f32s, as_mut_simd_f32s, splat_f32s, mul_add_e_f32s, reduce_sum_f32s);
+float!(f64, f64s, F64_LANES, as_simd_f64s, as_mut_simd_f64s, splat_f64s, mul_add_e_f64s, reduce_sum_f64s);
 
 /// The elements of a contiguous tensor.
 pub(crate) fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
@@ -99,6 +95,15 @@ pub(crate) fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layou
         candle_core::bail!("expected a contiguous tensor, found {layout:?}")
     };
     Ok(&T::cpu_storage_as_slice(storage)?[start..end])
+}
+
+/// [`elements`] of a tensor on the CPU, for as long as `f` runs.
+pub(crate) fn with_elements<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(elements(storage, layout)?),
+        _ => candle_core::bail!("expected a tensor on the CPU, found one on {:?}", tensor.device()),
+    }
 }
 
 /// Calls a function that is generic over [`Float`] for the type of a tensor.

@@ -4,6 +4,8 @@ pub(crate) mod conv;
 pub(crate) mod cpu;
 pub(crate) mod float;
 mod generic;
+pub(crate) mod matmul;
+pub(crate) mod norm;
 
 use candle_core::{Result, Tensor, Var};
 

@@ -1,19 +1,29 @@
 //! Batch normalisation whose running statistics come from the first pass alone.
 
 use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, WithDType};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
 use crate::Pass;
+use crate::kernels::float::{elements, for_float, with_elements};
+use crate::kernels::norm::{self, Norm, Statistics};
 use crate::weights::Displaced;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
 /// The second pass still normalises by the statistics of its batch, as the authors' code does; without this layer it
 /// would also move the running ones a second time, towards those of the perturbed network.
+///
+/// On the CPU it is one operation, and one with the shortcut and the ReLU that follow it in residual networks: see
+/// [`forward_relu`](Self::forward_relu) and [`forward_add_relu`](Self::forward_add_relu).
 #[derive(Clone, Debug)]
-pub struct BatchNorm(candle_nn::BatchNorm);
+pub struct BatchNorm {
+    layer: candle_nn::BatchNorm,
+    remove_mean: bool,
+}
 
 /// A batch normalisation over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
 /// `weight`, `bias`, `running_mean` and `running_var`, as in `candle_nn`.
@@ -37,29 +47,121 @@ pub struct BatchNorm(candle_nn::BatchNorm);
 /// # }
 /// ```
 pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: VarBuilder<'_>) -> Result<BatchNorm> {
-    candle_nn::batch_norm(num_features, config, vb).map(BatchNorm)
+    let config = config.into();
+    let layer = candle_nn::batch_norm(num_features, config, vb)?;
+    Ok(BatchNorm { layer, remove_mean: config.remove_mean })
 }
 
 impl BatchNorm {
     /// Normalises by the statistics of the batch, and moves the running ones towards them in all but the second pass.
     ///
     /// # Errors
-    /// If `x` has no dimension 1, or one of another size than the layer.
+    /// If `x` has no dimension 1, or one of another size than the layer, or only one value for each channel.
     pub fn forward_train(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward(x, None, false, true)
+    }
+
+    /// `relu(self.forward_t(x, train))`
+    ///
+    /// # Errors
+    /// As [`forward_train`](Self::forward_train).
+    pub fn forward_relu(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(x, None, true, train)
+    }
+
+    /// `relu(self.forward_t(x, train) + shortcut)`
+    ///
+    /// # Errors
+    /// As [`forward_train`](Self::forward_train), and if `shortcut` has another shape than `x`.
+    pub fn forward_add_relu(&self, x: &Tensor, shortcut: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(x, Some(shortcut), true, train)
+    }
+
+    fn forward(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
+        let channels = self.layer.running_mean().dim(0)?;
+        if x.rank() < 2 || x.dim(1)? != channels {
+            candle_core::bail!("expected a batch of {channels} channels to normalise, found {:?}", x.dims())
+        }
+        if let Some(shortcut) = shortcut.filter(|shortcut| shortcut.dims() != x.dims()) {
+            candle_core::bail!("expected a shortcut of {:?}, found {:?}", x.dims(), shortcut.dims())
+        }
+        if train && x.elem_count() <= channels {
+            candle_core::bail!("expected more than one value for each channel to train on, found {:?}", x.dims())
+        }
+        if x.device().is_cpu() {
+            self.fused(x, shortcut, relu, train)
+        } else {
+            let mut y = if train { self.stock_train(x)? } else { self.layer.forward_t(x, false)? };
+            if let Some(shortcut) = shortcut {
+                y = (y + shortcut)?;
+            }
+            if relu { y.relu() } else { Ok(y) }
+        }
+    }
+
+    fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
+        let dtype = x.dtype();
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let affine = if let Some((weight, bias)) = self.layer.weight_and_bias() {
+            Tensor::stack(&[weight, bias], 0)?.to_dtype(wide)?
+        } else {
+            let ones = Tensor::ones(self.layer.running_mean().shape(), wide, x.device())?;
+            Tensor::stack(&[&ones, &ones.zeros_like()?], 0)?
+        };
+        let x = x.to_dtype(wide)?.contiguous()?;
+        let norm = Norm {
+            channels: x.dim(1)?,
+            plane: x.dims()[2..].iter().product(),
+            eps: self.layer.eps(),
+            centred: self.remove_mean,
+            relu,
+        };
+        let statistics = Arc::new(OnceLock::new());
+        let fixed = if train { None } else { Some(self.running()?) };
+        let op = Normalise { norm, fixed, statistics: Arc::clone(&statistics) };
+        let y = match shortcut {
+            None => x.apply_op2(&affine, op)?,
+            Some(shortcut) => x.apply_op3(&shortcut.to_dtype(wide)?.contiguous()?, &affine, op)?,
+        };
+        if let Some(statistics) = statistics.get().filter(|_| train && Pass::current() != Pass::Descent) {
+            self.move_statistics(statistics, x.elem_count() / norm.channels)?;
+        }
+        y.to_dtype(dtype)
+    }
+
+    fn running(&self) -> Result<Statistics> {
+        let values = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1();
+        Ok(Statistics { mean: values(self.layer.running_mean())?, var: values(self.layer.running_var())? })
+    }
+
+    fn move_statistics(&self, batch: &Statistics, count: usize) -> Result<()> {
+        let (momentum, running) = (self.layer.momentum(), self.running()?);
+        let moved = |running: &[f64], batch: &[f64], factor: f64, var: &Tensor| {
+            let step = running
+                .iter()
+                .zip(batch)
+                .map(|(running, batch)| running * (1.0 - momentum) + batch * momentum * factor);
+            let values = Tensor::from_vec(step.collect::<Vec<f64>>(), var.shape(), var.device())?;
+            Var::from_tensor(var)?.set(&values.to_dtype(var.dtype())?)
+        };
+        if self.remove_mean {
+            moved(&running.mean, &batch.mean, 1.0, self.layer.running_mean())?;
+        }
+        // The variance of the population that the batch is a sample of.
+        let unbiased = count as f64 / (count as f64 - 1.0);
+        moved(&running.var, &batch.var, unbiased, self.layer.running_var())
+    }
+
+    /// For other devices than the CPU.
+    fn stock_train(&self, x: &Tensor) -> Result<Tensor> {
         if Pass::current() != Pass::Descent {
-            return self.0.forward_train(x);
+            return self.layer.forward_train(x);
         }
         let mut statistics = Displaced::default();
         statistics.keep([Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
-        let y = self.0.forward_train(x)?;
+        let y = self.layer.forward_train(x)?;
         statistics.restore()?;
         Ok(y)
-    }
-}
-
-impl From<candle_nn::BatchNorm> for BatchNorm {
-    fn from(layer: candle_nn::BatchNorm) -> Self {
-        Self(layer)
     }
 }
 
@@ -68,12 +170,115 @@ impl Deref for BatchNorm {
     type Target = candle_nn::BatchNorm;
 
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.layer
     }
 }
 
 impl ModuleT for BatchNorm {
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        if train { self.forward_train(x) } else { self.0.forward_t(x, false) }
+        self.forward(x, None, false, train)
+    }
+}
+
+/// Of x, a shortcut if there is one, and γ above β.
+struct Normalise {
+    norm: Norm,
+    /// None: those of the batch.
+    fixed: Option<Statistics>,
+    statistics: Arc<OnceLock<Statistics>>,
+}
+
+impl Normalise {
+    fn forward(
+        &self,
+        (x, x_layout): (&CpuStorage, &Layout),
+        shortcut: Option<(&CpuStorage, &Layout)>,
+        (affine, affine_layout): (&CpuStorage, &Layout),
+    ) -> Result<(CpuStorage, Shape)> {
+        for_float!(x.dtype(), "batch-norm", |T| {
+            let shortcut = shortcut.map(|(shortcut, layout)| elements::<T>(shortcut, layout)).transpose()?;
+            let (x, affine) = (elements::<T>(x, x_layout)?, elements(affine, affine_layout)?);
+            let (y, statistics) = norm::forward(&self.norm, x, shortcut, affine, self.fixed.as_ref());
+            self.statistics.get_or_init(|| statistics);
+            Ok((<T as WithDType>::to_cpu_storage_owned(y), x_layout.shape().clone()))
+        })
+    }
+
+    /// The gradients of x, the shortcut if it is wanted, and γ above β.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        affine: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+        shortcut: bool,
+    ) -> Result<(Tensor, Option<Tensor>, Tensor)> {
+        let Some(statistics) = self.statistics.get() else {
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+        };
+        let dy = &dy.contiguous()?;
+        for_float!(x.dtype(), "batch-norm", |T| {
+            let gradients = with_elements::<T, _>(x, |x| {
+                with_elements(y, |y| {
+                    with_elements(dy, |dy| {
+                        with_elements(affine, |affine| {
+                            let (fixed, shortcut) = (self.fixed.is_some(), shortcut && self.norm.relu);
+                            Ok(norm::backward(&self.norm, [x, y, dy], affine, statistics, fixed, shortcut))
+                        })
+                    })
+                })
+            })?;
+            let tensor = |values: Vec<T>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
+            let residual = match gradients.residual {
+                Some(residual) => Some(tensor(residual, x)?),
+                None => shortcut.then(|| dy.clone()),
+            };
+            Ok((tensor(gradients.x, x)?, residual, tensor(gradients.affine, affine)?))
+        })
+    }
+}
+
+impl CustomOp2 for Normalise {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, affine: &CpuStorage, al: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), None, (affine, al))
+    }
+
+    fn bwd(&self, x: &Tensor, affine: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, _, daffine) = self.gradients(x, affine, y, dy, false)?;
+        Ok((x.track_op().then_some(dx), affine.track_op().then_some(daffine)))
+    }
+}
+
+impl CustomOp3 for Normalise {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        shortcut: &CpuStorage,
+        sl: &Layout,
+        affine: &CpuStorage,
+        al: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, xl), Some((shortcut, sl)), (affine, al))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        shortcut: &Tensor,
+        affine: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dshortcut, daffine) = self.gradients(x, affine, y, dy, shortcut.track_op())?;
+        Ok((x.track_op().then_some(dx), dshortcut, affine.track_op().then_some(daffine)))
     }
 }

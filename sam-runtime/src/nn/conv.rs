@@ -1,9 +1,10 @@
 //! Convolution of images.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
+use super::widened;
 use crate::kernels::conv::{self, Conv, Side};
 use crate::kernels::float::{elements, for_float};
 
@@ -18,8 +19,8 @@ pub struct Conv2d {
     config: Conv2dConfig,
 }
 
-/// A convolution with square kernels and its variables from `vb`: `weight` (out_channels, in_channels / groups,
-/// kernel_size, kernel_size) and `bias` (out_channels), as in `candle_nn`.
+/// A convolution with square kernels and its variables from `vb`: `weight` of
+/// `(out_channels, in_channels / groups, kernel_size, kernel_size)` and `bias` of `(out_channels)`, as in `candle_nn`.
 ///
 /// # Errors
 /// If `vb` has variables of another shape.
@@ -64,7 +65,7 @@ pub fn conv2d_no_bias(
 }
 
 impl Conv2d {
-    /// With `weight` (out_channels, in_channels / groups, height, width) and `bias` (out_channels).
+    /// With `weight` of `(out_channels, in_channels / groups, height, width)` and `bias` of `(out_channels)`.
     #[must_use]
     pub fn new(weight: Tensor, bias: Option<Tensor>, config: Conv2dConfig) -> Self {
         Self { weight, bias, config }
@@ -100,23 +101,19 @@ impl From<candle_nn::Conv2d> for Conv2d {
 }
 
 impl Module for Conv2d {
-    /// From (images, in_channels, height, width) to (images, out_channels, height, width).
+    /// From `(images, in_channels, height, width)` to `(images, out_channels, height, width)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {
             return self.stock().forward(x);
         }
-        if matches!(x.dtype(), DType::BF16 | DType::F16) && self.weight.dtype() == x.dtype() {
-            let wide = |t: &Tensor| t.to_dtype(DType::F32);
-            let wide_self = Self::new(wide(&self.weight)?, self.bias.as_ref().map(wide).transpose()?, self.config);
-            return wide_self.forward(&wide(x)?)?.to_dtype(x.dtype());
-        }
         let op = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
-        let (x, weight) = (x.contiguous()?, self.weight.contiguous()?);
-        match &self.bias {
-            None => x.apply_op2(&weight, op),
-            Some(bias) if bias.dims() == [op.0.filters] => x.apply_op3(&weight, &bias.contiguous()?, op),
+        let (wide, weight) = (widened(x)?.contiguous()?, widened(&self.weight)?.contiguous()?);
+        let y = match &self.bias {
+            None => wide.apply_op2(&weight, op),
+            Some(bias) if bias.dims() == [op.0.filters] => wide.apply_op3(&weight, &widened(bias)?.contiguous()?, op),
             Some(bias) => candle_core::bail!("expected a bias of {} channels, found {:?}", op.0.filters, bias.dims()),
-        }
+        };
+        y?.to_dtype(x.dtype())
     }
 }
 
@@ -131,6 +128,9 @@ fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
             "expected a stride, dilation, groups and kernel of at least 1, found {stride}, {dilation}, {groups} and \
              {kernel_height}x{kernel_width}"
         )
+    }
+    if images * channels * height * width * filters == 0 {
+        candle_core::bail!("expected at least one image, channel, row, column and filter, found {x:?} and {weight:?}")
     }
     if channels != in_group * groups || filters % groups != 0 {
         candle_core::bail!(
@@ -277,7 +277,10 @@ impl CustomOp1 for BiasGradient {
 
     fn cpu_fwd(&self, dy: &CpuStorage, dyl: &Layout) -> Result<(CpuStorage, Shape)> {
         let db = for_float!(dy.dtype(), CustomOp1::name(self), |T| {
-            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(conv::bias_gradient(&self.0, elements::<T>(dy, dyl)?)))
+            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(conv::bias_gradient(
+                &self.0,
+                elements::<T>(dy, dyl)?,
+            )))
         })?;
         Ok((db, self.0.filters.into()))
     }

@@ -1,13 +1,31 @@
-//! Layers with state or randomness that know which pass is running: drop-in for those of `candle_nn`.
+//! Layers that know which pass is running, and that train at the pace of the CPU: drop-in for those of `candle_nn`.
 //!
 //! A loss that is built from these needs neither `vars` nor `replay`: in the second pass the batch normalisation leaves
 //! its running statistics alone, and the dropout draws the masks of the first.
+//!
+//! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints go both ways. On the CPU
+//! each layer is one operation with a backward pass of its own, in the same bits for any number of threads; elsewhere
+//! it is candle's.
 
 mod batch_norm;
 mod conv;
 mod dropout;
+mod linear;
+mod loss;
+mod pool;
+mod relu;
 
 pub use batch_norm::{BatchNorm, batch_norm};
+use candle_core::{DType, Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
 pub use dropout::Dropout;
+pub use linear::{Linear, linear, linear_no_bias};
+pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
+pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
+pub use relu::relu;
+
+/// bf16 and f16 as f32, in which the CPU's kernels compute; other types as they are.
+fn widened(x: &Tensor) -> Result<Tensor> {
+    if matches!(x.dtype(), DType::BF16 | DType::F16) { x.to_dtype(DType::F32) } else { Ok(x.clone()) }
+}

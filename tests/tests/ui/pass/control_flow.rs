@@ -46,6 +46,11 @@ fn loss(w: &Var, scales: &[&str], early: bool) -> Result<Tensor> {
     };
 }
 
+#[sam]
+fn not_yet(_: &Var) -> Result<Tensor> {
+    panic!("not yet")
+}
+
 #[test]
 fn main() -> Result<()> {
     let w = three_four();
@@ -54,6 +59,7 @@ fn main() -> Result<()> {
     assert_sharp(&loss(&w, &["2", "", "x"], false)?, &w, 2.);
     assert_sharp(&loss(&w, &["20", "30", "x"], false)?, &w, 100.);
     assert!(loss(&w, &["x"], false).unwrap_err().to_string().contains("invalid float"));
+    assert!(std::panic::catch_unwind(|| not_yet(&three_four())).is_err());
     // No variable in it: nothing to perturb, one pass.
     assert!(loss(&w, &["0"], false)?.backward()?.get(&w).is_none());
     assert_flat(&sam_runtime::plain(|| loss(&w, &["4"], false))?, &w, 4.);

@@ -28,7 +28,9 @@ fn loss(
 /// Each expression is evaluated once a call.
 fn schedule(step: usize, calls: &mut usize) -> Result<f64> {
     *calls += 100;
-    if step > 8 { candle_core::bail!("step {step} of 8") }
+    if step > 8 {
+        candle_core::bail!("step {step} of 8")
+    }
     Ok(step as f64 / 8.)
 }
 

@@ -10,7 +10,12 @@ macro_rules! losses {
     ($($(#[$attr:meta])* $vis:vis fn $name:ident($w:ident: $ty:ty, $scale:pat => $s:ty) -> $out:ty $body:block
         rho = $rho:expr, plain = $plain:ident, replay = $replay:ident;)*) => {$(
         $(#[$attr])*
-        #[$crate::ui::pass::inside_macro_rules::runtime::sam(rho = $rho, plain = $plain, replay($replay), crate = $crate::ui::pass::inside_macro_rules::runtime)]
+        #[$crate::ui::pass::inside_macro_rules::runtime::sam(
+            rho = $rho,
+            plain = $plain,
+            replay($replay),
+            crate = $crate::ui::pass::inside_macro_rules::runtime,
+        )]
         $vis fn $name($w: $ty, $scale: $s, counter: &mut u32, $replay: &mut u32) -> $out {
             // Names of this macro and of its user do not meet.
             let w = 1;
@@ -19,6 +24,32 @@ macro_rules! losses {
             $body
         }
     )*};
+}
+
+/// The function as it is, and a function as one piece.
+macro_rules! annotated {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty $body:block) => {
+        $(#[$attr])*
+        #[sam_runtime::sam(rho = RHO)]
+        $vis fn $name($($arg: $ty),*) -> $out $body
+    };
+    ($item:item) => {
+        #[sam_runtime::sam(rho = RHO)]
+        $item
+    };
+}
+
+annotated! {
+    /// The squared norm.
+    pub(crate) fn in_parts(w: &Var, scale: Tensor) -> Result<Tensor> {
+        w.sqr()?.sum_all()?.mul(&scale)
+    }
+}
+
+annotated! {
+    unsafe fn in_one_piece(w: &Var) -> Result<Tensor> {
+        w.sqr()?.sum_all()
+    }
 }
 
 const RHO: f64 = 0.5;
@@ -40,6 +71,10 @@ losses! {
 #[test]
 fn main() -> Result<()> {
     let (w, mut counter, mut draws) = (three_four(), 0, 0);
+    let two = Tensor::new(2f64, w.device())?;
+    assert_sharp(&in_parts(&w, two)?, &w, 2.);
+    // SAFETY: it asks for nothing.
+    assert_sharp(&unsafe { in_one_piece(&w) }?, &w, 1.);
     assert_sharp(&loss(&w, 3., &mut counter, &mut draws)?, &w, 6.);
     assert_eq!((counter, draws), (2, 1));
     assert_flat(&plain_loss(&w, 3., &mut counter, &mut draws)?, &w, 6.);

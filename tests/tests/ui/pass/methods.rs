@@ -25,7 +25,7 @@ impl Net<'_> {
     }
 
     #[sam(rho = 0.5)]
-    fn typed(self: &Self, [scale]: &[f64; 1]) -> Result<Tensor> {
+    fn typed(self: &Self, (scale, _): &(f64, String)) -> Result<Tensor> {
         let Self { w, .. } = self;
         w.sqr()?.sum_all()? * *scale
     }
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     let mut net = Net { w: &w, rho: 0.5, calls: 0 };
     assert_sharp(&net.loss(3.)?, &w, 3.);
     assert_sharp(&net.counted()?, &w, 2.);
-    assert_sharp(&net.typed(&[4.])?, &w, 4.);
+    assert_sharp(&net.typed(&(4., String::new()))?, &w, 4.);
     assert_sharp(&net.typed_mut()?, &w, 1.);
     assert_sharp(&Net::associated(&net)?, &w, 1.);
     assert_eq!(net.calls, 4);

@@ -12,9 +12,7 @@ use sam_tests::{assert_flat, assert_sharp, three_four};
 fn loss(#[expect(unused_variables)] name: &str, w: &Var, #[allow(unused_mut)] mut scale: f64) -> Result<Tensor> {
     //! And inside.
     #![expect(unused_labels)]
-    'unused: {
-        w.sqr()?.sum_all()? * scale
-    }
+    'unused: { w.sqr()?.sum_all()? * scale }
 }
 
 #[deprecated(note = "call `loss`")]

@@ -3,14 +3,7 @@ use sam_runtime::{Sam, sam};
 use sam_tests::{assert_flat, assert_sharp, three_four};
 
 #[sam(rho = r#in, replay(r#mut), shards(r#type, r#x; m = 1), plain = r#try)]
-fn r#match(
-    r#ref: &Var,
-    r#type: Tensor,
-    x: &Tensor,
-    r#in: f64,
-    mut r#fn: f64,
-    r#mut: &mut usize,
-) -> Result<Tensor> {
+fn r#match(r#ref: &Var, r#type: Tensor, x: &Tensor, r#in: f64, mut r#fn: f64, r#mut: &mut usize) -> Result<Tensor> {
     *r#mut += 1;
     r#fn += 1.;
     r#ref.sqr()?.sum_all()?.mul(&(r#type * r#x)?.mean_all()?)? * r#fn

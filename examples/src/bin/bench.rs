@@ -1,0 +1,160 @@
+//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the fewest milliseconds of each part.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use candle_core::{Device, Tensor};
+use candle_nn::Optimizer as _;
+use clap::{Parser, ValueEnum};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sam_examples::kit::{Kit, Ours, Stock};
+use sam_examples::models::{Architecture, Model};
+use sam_runtime::Sam;
+use sam_runtime::optim::{ParamsSgd, Sgd};
+use serde_json::{Map, Value, json};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Time a plain SGD step and a SAM step.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Network
+    #[arg(value_enum)]
+    model: Network,
+
+    /// Images in a batch [default: 128, 32 for wrn-28-10]
+    #[arg(long)]
+    batch: Option<usize>,
+
+    /// Build the network from the layers of `candle_nn`
+    #[arg(long)]
+    stock: bool,
+
+    /// Threads [default: all]
+    #[arg(long)]
+    threads: Option<usize>,
+
+    /// How often each part is timed
+    #[arg(long, default_value_t = 5)]
+    iters: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Network {
+    /// 784-1024-1024-10
+    Mlp,
+    #[value(name = "resnet20")]
+    ResNet20,
+    #[value(name = "resnet18")]
+    ResNet18,
+    #[value(name = "wrn-16-4")]
+    Wrn16x4,
+    #[value(name = "wrn-28-10")]
+    Wrn28x10,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
+    match outcome {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
+    if let Some(threads) = options.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
+    }
+    let (architecture, shape) = match options.model {
+        Network::Mlp => (Architecture::MlpWide, [1, 28, 28]),
+        Network::ResNet20 => (Architecture::ResNet20, [3, 32, 32]),
+        Network::ResNet18 => (Architecture::ResNet18, [3, 32, 32]),
+        Network::Wrn16x4 => (Architecture::Wrn16x4, [3, 32, 32]),
+        Network::Wrn28x10 => (Architecture::Wrn28x10, [3, 32, 32]),
+    };
+    let batch = options.batch.unwrap_or(if architecture == Architecture::Wrn28x10 { 32 } else { 128 });
+    let model = Model::<K>::new(architecture, shape, 10, 0)?;
+    let (x, y) = batch_of(batch, shape)?;
+    let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
+    let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
+    let sam = Sam::default();
+    let mut loss = |_| model.cross_entropy(&x, &y);
+
+    let mut times: Vec<(&str, Vec<f64>)> =
+        ["forward_backward", "sgd", "sam", "optimizer", "perturb", "restore"].map(|name| (name, Vec::new())).into();
+    let warm_up = 2;
+    for round in 0..warm_up + options.iters {
+        let mut took = Vec::new();
+        took.push(clock(|| model.cross_entropy(&x, &y)?.backward())?.0);
+        took.push(clock(|| sgd.backward_step(&model.cross_entropy(&x, &y)?))?.0);
+        took.push(clock(|| sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?.0);
+        let grads = model.cross_entropy(&x, &y)?.backward()?;
+        took.push(clock(|| sgd.step(&grads))?.0);
+        drop(grads);
+        let ascent = sam.ascend(&mut loss)?;
+        let (milliseconds, perturbed) = clock(|| ascent.perturb())?;
+        took.push(milliseconds);
+        took.push(clock(|| -> candle_core::Result<()> { Ok(drop(perturbed)) })?.0);
+        if round >= warm_up {
+            for ((_, times), milliseconds) in times.iter_mut().zip(took) {
+                times.push(milliseconds);
+            }
+        }
+    }
+    for (_, times) in &mut times {
+        times.sort_by(f64::total_cmp);
+    }
+    let median = |name: &str| times.iter().find(|(known, _)| *known == name).map_or(0.0, |(_, t)| t[t.len() / 2]);
+    let table = |pick: fn(&[f64]) -> f64| -> Map<String, Value> {
+        times.iter().map(|(name, times)| ((*name).to_owned(), json!(rounded(pick(times))))).collect()
+    };
+    let overhead = median("sam") / (2.0 * median("forward_backward") + median("optimizer"));
+    Ok(json!({
+        "layers": if options.stock { "candle_nn" } else { "sam_runtime" },
+        "model": options.model.to_possible_value().map(|value| value.get_name().to_owned()),
+        "batch": batch,
+        "threads": rayon::current_num_threads(),
+        "device": "cpu",
+        "params": model.parameters(),
+        "median_ms": table(|times| times[times.len() / 2]),
+        "min_ms": table(|times| times[0]),
+        "sam_overhead": rounded(overhead),
+        "peak_rss_mib": peak_memory(),
+    }))
+}
+
+fn batch_of(n: usize, shape: [usize; 3]) -> Result<(Tensor, Tensor)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let pixels: Vec<f32> = (0..n * shape.iter().product::<usize>()).map(|_| rng.random_range(-1.7..1.7)).collect();
+    let labels: Vec<u32> = (0..n).map(|_| rng.random_range(0..10)).collect();
+    let x = Tensor::from_vec(pixels, (n, shape[0], shape[1], shape[2]), &Device::Cpu)?;
+    Ok((x, Tensor::from_vec(labels, n, &Device::Cpu)?))
+}
+
+fn clock<T>(f: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(f64, T)> {
+    let start = Instant::now();
+    let value = f()?;
+    Ok((start.elapsed().as_secs_f64() * 1e3, value))
+}
+
+fn rounded(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}
+
+/// The most memory that the process ever had, in MiB, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}

@@ -1,0 +1,61 @@
+//! Matrix products, by the `gemm` crate.
+
+use gemm::Parallelism;
+
+use super::float::Float;
+
+/// A matrix in a slice: its rows one behind the other, or with `transposed` its columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    columns: usize,
+    strides: [usize; 2],
+}
+
+impl<'a, T> Matrix<'a, T> {
+    pub(crate) fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), rows * columns, "expected a matrix of {rows} by {columns}");
+        Self { values, rows, columns, strides: [columns, 1] }
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        let [down, right] = self.strides;
+        Self { rows: self.columns, columns: self.rows, strides: [right, down], ..self }
+    }
+}
+
+/// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
+pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
+    assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
+    let [a_down, a_right] = a.strides.map(usize::cast_signed);
+    let [b_down, b_right] = b.strides.map(usize::cast_signed);
+    let (one, columns) = (T::narrow(1.0), b.columns.cast_signed());
+    // SAFETY: `Matrix` can only be made of as many elements as it has rows and columns, densely in either order, so every
+    // place that gemm reads is in its slice; the product has been checked to be of a's rows and b's columns, and nobody
+    // else holds it. gemm dispatches on the type, and `Float` has only f32 and f64, which it knows.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            product.as_mut_ptr(),
+            1,
+            columns,
+            true,
+            a.values.as_ptr(),
+            a_right,
+            a_down,
+            b.values.as_ptr(),
+            b_right,
+            b_down,
+            one,
+            one,
+            false,
+            false,
+            false,
+            Parallelism::Rayon(0),
+        );
+    }
+}
