@@ -1,7 +1,7 @@
 //! The layers that a model is built from: this project's, or those of `candle_nn` alone, for comparison.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Conv2dConfig, Linear, Module, ModuleT, VarBuilder};
+use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder};
 use sam_runtime::nn;
 
 /// A set of layers. Both sets have the same variables under the same names.
@@ -71,7 +71,7 @@ fn config(size: usize, stride: usize) -> Conv2dConfig {
 impl Kit for Stock {
     type Conv = candle_nn::Conv2d;
     type Norm = candle_nn::BatchNorm;
-    type Linear = Linear;
+    type Linear = candle_nn::Linear;
 
     fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
         candle_nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
@@ -105,7 +105,7 @@ impl Kit for Stock {
 impl Kit for Ours {
     type Conv = nn::Conv2d;
     type Norm = nn::BatchNorm;
-    type Linear = Linear;
+    type Linear = nn::Linear;
 
     fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
         nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
@@ -116,22 +116,22 @@ impl Kit for Ours {
     }
 
     fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
-        candle_nn::linear(from, to, vb)
+        nn::linear(from, to, vb)
     }
 
     fn relu(x: &Tensor) -> Result<Tensor> {
-        x.relu()
+        nn::relu(x)
     }
 
     fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
-        norm.forward_t(x, train)?.relu()
+        norm.forward_relu(x, train)
     }
 
     fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
-        (norm.forward_t(x, train)? + y)?.relu()
+        norm.forward_add_relu(x, y, train)
     }
 
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        candle_nn::loss::cross_entropy(logits, labels)
+        nn::cross_entropy(logits, labels)
     }
 }

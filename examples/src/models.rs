@@ -19,16 +19,16 @@ pub enum Architecture {
     MlpWide,
     /// Five 3x3 convolutions of 16 to 64 channels.
     Cnn,
-    /// `ResNet`-20 for CIFAR (He et al. 2016) with 1x1 convolutions where the shape changes.
+    /// ResNet-20 for CIFAR (He et al. 2016) with 1x1 convolutions where the shape changes.
     #[value(name = "resnet20")]
     ResNet20,
-    /// `ResNet`-18 for CIFAR: 64 to 512 channels.
+    /// ResNet-18 for CIFAR: 64 to 512 channels.
     #[value(name = "resnet18")]
     ResNet18,
-    /// `WideResNet`-16-4 (Zagoruyko & Komodakis 2016).
+    /// WideResNet-16-4 (Zagoruyko & Komodakis 2016).
     #[value(name = "wrn-16-4")]
     Wrn16x4,
-    /// `WideResNet`-28-10, the paper's network for CIFAR.
+    /// WideResNet-28-10, the paper's network for CIFAR.
     #[value(name = "wrn-28-10")]
     Wrn28x10,
 }

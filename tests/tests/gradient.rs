@@ -24,6 +24,11 @@ fn sharded_loss(net: &Net, x: &Tensor, y: Tensor, rho: f64, p: f64, m: usize) ->
     net.loss(x, &y)
 }
 
+#[sam(rho = rho, p = p, adaptive, shards(x, y; m = m))]
+fn adaptive_sharded_loss(net: &Net, x: &Tensor, y: Tensor, rho: f64, p: f64, m: usize) -> Result<Tensor> {
+    net.loss(x, &y)
+}
+
 /// ∇L(w + ε̂) in f64, from plain gradients and the formula.
 fn reference(net: &Net, x: &Tensor, y: &Tensor, rho: f64, p: f64, eta: Option<f64>) -> Vec<Vec<f64>> {
     let (net, x) = (net.to_f64(), x.to_dtype(DType::F64).unwrap());
@@ -62,13 +67,14 @@ fn equals_the_formula() {
 #[test]
 fn equals_the_formula_in_shards() {
     for dtype in [DType::F32, DType::F64] {
-        for p in ORDERS {
+        for (p, eta) in ORDERS.into_iter().flat_map(|p| [(p, None), (p, Some(Sam::ETA))]) {
             let (net, (x, y)) = (Net::new(dtype, 3), batch(20, dtype, 8));
-            let found = gradient(&sharded_loss(&net, &x, y.clone(), 0.1, p, 8).unwrap(), &net.vars);
+            let loss = if eta.is_none() { sharded_loss } else { adaptive_sharded_loss };
+            let found = gradient(&loss(&net, &x, y.clone(), 0.1, p, 8).unwrap(), &net.vars);
             let mut expected: Vec<Vec<f64>> = found.iter().map(|g| vec![0.0; g.len()]).collect();
             for (start, m) in [(0, 8), (8, 8), (16, 4)] {
                 let (x, y) = (x.narrow(0, start, m).unwrap(), y.narrow(0, start, m).unwrap());
-                let shard = reference(&net, &x, &y, 0.1, p, None);
+                let shard = reference(&net, &x, &y, 0.1, p, eta);
                 for (sum, g) in expected.iter_mut().flatten().zip(shard.iter().flatten()) {
                     *sum += g * m as f64 / 20.0;
                 }

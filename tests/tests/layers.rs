@@ -374,7 +374,7 @@ proptest! {
             max.1[best.unwrap()] += dy;
             mean.0.push(sum / (kernel * kernel) as f64);
         }
-        for (f, (y, dx)) in [(nn::max_pool2d as Pooling, max), (nn::avg_pool2d as Function, mean)] {
+        for (f, (y, dx)) in [(nn::max_pool2d as Pooling, max), (nn::avg_pool2d as Pooling, mean)] {
             let (found, grads) = run(|t| f(&t[0], kernel, stride, padding), std::slice::from_ref(&x), seed + 1);
             close(&found, &Tensor::from_vec(y, (2, 3, oh, ow), &Device::Cpu).unwrap(), 1e-14)?;
             close(&grads[0], &Tensor::from_vec(dx, (2, 3, h, w), &Device::Cpu).unwrap(), 1e-14)?;
