@@ -208,7 +208,8 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        // Made like any other file, where tempfile's own would be for nobody else to read.
+        let mut file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
         file.write_all(bytes)?;
         file.persist(path)?;
         Ok(())

@@ -188,3 +188,8 @@ pub use stages::{Ascent, Descent, Perturbed};
 ///
 #[doc(inline)]
 pub use sam_macros::sam;
+
+/// The example of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,6 +1,7 @@
 //! Stochastic gradient descent with momentum, as the paper trains.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
@@ -116,7 +117,8 @@ impl Sgd {
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let write = || -> Result<()> {
-            let file = tempfile::NamedTempFile::new_in(folder)?;
+            // Made like any other file, where tempfile's own would be for nobody else to read.
+            let file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
             safetensors::save(&velocities, file.path())?;
             file.as_file().sync_all()?;
             file.persist(path).map_err(|error| error.error)?;
