@@ -21,21 +21,15 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// The training images of a set.
+    /// The training images of a set and its test images, both normalised by the statistics of the former.
     #[must_use]
-    pub fn train(set: &'a Dataset) -> Self {
-        Self::new(set, &set.train)
-    }
-
-    /// Its test images, normalised by the statistics of the training images.
-    #[must_use]
-    pub fn test(set: &'a Dataset) -> Self {
-        Self::new(set, &set.test)
-    }
-
-    fn new(set: &'a Dataset, split: &'a Split) -> Self {
-        let shape = [set.channels, set.height, set.width];
-        Self { images: &split.images, labels: split.labels.clone(), shape, scale: set.mean_std() }
+    pub fn both(set: &'a Dataset) -> [Self; 2] {
+        let (shape, scale) = ([set.channels, set.height, set.width], set.mean_std());
+        let source = |split: &'a Split| {
+            let (images, labels) = (split.images.as_slice(), split.labels.clone());
+            Self { images, labels, shape, scale: scale.clone() }
+        };
+        [source(&set.train), source(&set.test)]
     }
 
     /// The labels that are trained on, for whoever wants to put noise on them.
@@ -180,7 +174,7 @@ mod tests {
     #[test]
     fn every_image_once_an_epoch_and_the_same_batches_for_the_same_seed() {
         let set = set();
-        let source = Source::train(&set);
+        let [source, _] = Source::both(&set);
         let labels = |seed, epoch| -> Vec<u32> {
             let batches = source.shuffled(3, true, seed, epoch);
             batches.flat_map(|batch| batch.unwrap().1.to_vec1::<u32>().unwrap()).collect()
@@ -199,7 +193,7 @@ mod tests {
     #[test]
     fn pixels_are_normalised_and_in_place() {
         let set = set();
-        let source = Source::test(&set);
+        let [_, source] = Source::both(&set);
         let batches: Vec<_> = source.in_order(4).map(Result::unwrap).collect();
         assert_eq!(batches.iter().map(|(x, _)| x.dims()[0]).collect::<Vec<_>>(), [4, 4, 2]);
         let x: Vec<f32> =

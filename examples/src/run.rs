@@ -88,7 +88,7 @@ pub fn run(
 ) -> Result<()> {
     let model: Model = Model::new(plan.architecture, [set.channels, set.height, set.width], set.classes.len(), seed)?;
     let mut sgd = Sgd::new(model.vars().all_vars(), plan.sgd)?;
-    let (mut train, test) = (Source::train(set), Source::test(set));
+    let [mut train, test] = Source::both(set);
     add_noise(train.labels_mut(), set.classes.len(), plan.noise.0, plan.noise.1, seed)?;
 
     let steps = train.steps(plan.batch);

@@ -1,8 +1,9 @@
 //! What a loss function may return: the loss, alone or with auxiliary values.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::Error;
+use crate::kernels::wide;
 
 /// What a loss function returns in `Ok`: a [`Tensor`], or a tuple of one and of up to five [auxiliary values](Aux).
 #[diagnostic::on_unimplemented(
@@ -104,7 +105,7 @@ impl Aux for Tensor {
 /// The weighted mean of scalars, whatever their type.
 fn mean(parts: &[(f64, Tensor)]) -> Result<Tensor> {
     let Some((_, first)) = parts.first() else { candle_core::bail!("the mean of no shards") };
-    let wide = if first.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = wide(first.dtype());
     let mut sum = first.zeros_like()?.to_dtype(wide)?;
     for (share, part) in parts {
         sum = (sum + (part.to_dtype(wide)? * *share)?)?;

@@ -1,9 +1,10 @@
 //! m-sharpness: a batch split into shards of m examples, each with its own ε̂, their gradients averaged (section 3 of
 //! the paper; with m the batch of one accelerator it is what data-parallel training computes).
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::gradient::{Gradient, loss_with_gradient};
+use crate::kernels::wide;
 use crate::{Error, Output, Sam};
 
 /// The shards of one batch, and what they have come to so far. Made by [`Sam::shards`].
@@ -132,8 +133,7 @@ impl<O> Shards<O> {
         for (var, grad) in gradient.into_iter().flatten() {
             let total = self.gradient.get_or_insert_default();
             // Halves are added up in f32: eight shards in bf16 would leave five good bits.
-            let wide = if grad.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-            let grad = (grad.to_dtype(wide)? * share)?;
+            let grad = (grad.to_dtype(wide(grad.dtype()))? * share)?;
             match total.iter_mut().find(|(known, _)| known.id() == var.id()) {
                 Some((_, sum)) => *sum = (&*sum + grad)?,
                 None => total.push((var, grad)),

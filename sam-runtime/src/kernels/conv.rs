@@ -62,7 +62,7 @@ pub(crate) struct Side {
     pub(crate) dilation: usize,
 }
 
-/// The sizes of a convolution.
+/// The sizes of a convolution, none of them 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
     pub(crate) images: usize,
@@ -101,10 +101,7 @@ pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
     let mut y = vec![T::default(); conv.images * conv.filters * conv.output()];
     let images = plan.group(channels, conv.images);
     let (from, to) = (images * conv.channels * conv.input(), images * conv.filters * conv.output());
-    if to == 0 {
-        return y;
-    }
-    y.par_chunks_mut(to).zip(x.par_chunks(from.max(1))).for_each(|(y, x)| {
+    y.par_chunks_mut(to).zip(x.par_chunks(from)).for_each(|(y, x)| {
         for (group, weights) in weights.iter().enumerate() {
             let x = Images { values: x, all: conv.channels, range: group * channels..(group + 1) * channels };
             let bias = bias.map(|bias| &bias[group * filters..(group + 1) * filters]);
@@ -144,10 +141,7 @@ pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
     let mut dx = vec![T::default(); conv.images * conv.channels * conv.input()];
     let images = phases.iter().map(|(_, plan, _)| plan.group(filters, conv.images)).min().unwrap_or(1);
     let (from, to) = (images * conv.filters * conv.output(), images * conv.channels * conv.input());
-    if to == 0 {
-        return dx;
-    }
-    dx.par_chunks_mut(to).zip(dy.par_chunks(from.max(1))).for_each(|(dx, dy)| {
+    dx.par_chunks_mut(to).zip(dy.par_chunks(from)).for_each(|(dx, dy)| {
         for ([down, right], plan, weights) in &phases {
             for (group, weights) in weights.iter().enumerate() {
                 let dy = Images { values: dy, all: conv.filters, range: group * filters..(group + 1) * filters };
@@ -177,14 +171,14 @@ pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
     let images = plan.group(channels, conv.images);
     let groups = conv.images.div_ceil(images);
     // Few weights: sums over parts of the batch. Many: a part of the filters each.
-    let sums = (PARTIAL / size.max(1)).clamp(1, PARTS).min(groups.max(1));
+    let sums = (PARTIAL / size).clamp(1, PARTS).min(groups);
     let shares = (PARTS / sums).min(filters.div_ceil(32)).max(1);
     let share = filters.div_ceil(shares).next_multiple_of(8);
     let sums: Vec<Range<usize>> = (0..sums).map(|i| i * groups / sums..(i + 1) * groups / sums).collect();
     let shares: Vec<Range<usize>> = (0..conv.groups)
         .flat_map(|group| {
             let (first, end) = (group * filters, (group + 1) * filters);
-            (first..end).step_by(share.max(1)).map(move |from| from..(from + share).min(end))
+            (first..end).step_by(share).map(move |from| from..(from + share).min(end))
         })
         .collect();
     let mut dw = vec![T::default(); size];

@@ -84,13 +84,12 @@ fn scaled(ball: Ball, var: &Var, grad: &Tensor) -> Result<Tensor> {
 /// Halves are reckoned in f32.
 fn wide(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach();
-    if tensor.dtype() == DType::F64 { Ok(tensor) } else { tensor.to_dtype(DType::F32) }
+    tensor.to_dtype(super::wide(tensor.dtype()))
 }
 
 /// A number, where and in the type in which it is used next.
 fn on(number: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let dtype = if like.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    number.to_dtype(dtype)?.to_device(like.device())
+    number.to_dtype(super::wide(like.dtype()))?.to_device(like.device())
 }
 
 fn power(power: Power, x: &Tensor) -> Result<Tensor> {

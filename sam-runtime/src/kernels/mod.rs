@@ -7,12 +7,17 @@ mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
 use crate::{Error, Pass};
+
+/// The type that numbers of this one are added up in on any device: halves would lose them.
+pub(crate) fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
 
 /// w + ε̂ for each variable. The gradient's buffers are written over.
 ///
@@ -61,7 +66,7 @@ fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;

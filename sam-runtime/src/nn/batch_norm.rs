@@ -10,6 +10,7 @@ use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 use crate::Pass;
 use crate::kernels::float::{elements, for_float, with_elements};
 use crate::kernels::norm::{self, Norm, Statistics};
+use crate::kernels::wide;
 use crate::weights::Displaced;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
@@ -101,7 +102,7 @@ impl BatchNorm {
 
     fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
         let dtype = x.dtype();
-        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let wide = wide(dtype);
         let affine = if let Some((weight, bias)) = self.layer.weight_and_bias() {
             Tensor::stack(&[weight, bias], 0)?.to_dtype(wide)?
         } else {

@@ -1,12 +1,12 @@
 //! Convolution of images.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
 use super::widened;
 use crate::kernels::conv::{self, Conv, Side};
-use crate::kernels::float::{elements, for_float};
+use crate::kernels::float::{Float, elements, for_float, with_elements};
 
 /// `candle_nn::Conv2d`, except that on the CPU it is several times as fast, and more so backward.
 ///
@@ -150,19 +150,6 @@ fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
     Ok(Conv { images, channels, filters, groups, height, width })
 }
 
-/// Sizes of the tensors of a convolution.
-fn input(Conv { images, channels, height, width, .. }: &Conv) -> Shape {
-    (*images, *channels, height.input, width.input).into()
-}
-
-fn output(Conv { images, filters, height, width, .. }: &Conv) -> Shape {
-    (*images, *filters, height.output, width.output).into()
-}
-
-fn weight(Conv { channels, filters, groups, height, width, .. }: &Conv) -> Shape {
-    (*filters, channels / groups, height.kernel, width.kernel).into()
-}
-
 struct Convolve(Conv);
 
 impl Convolve {
@@ -177,14 +164,36 @@ impl Convolve {
             let y = conv::forward(&self.0, elements::<T>(x, x_layout)?, elements(w, w_layout)?, bias);
             Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(y))
         })?;
-        Ok((y, output(&self.0)))
+        let Conv { images, filters, height, width, .. } = self.0;
+        Ok((y, (images, filters, height.output, width.output).into()))
     }
 
-    fn gradients(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    /// Those of x, w and b that are asked for.
+    fn gradients(&self, x: &Tensor, w: &Tensor, dy: &Tensor, bias: bool) -> Result<[Option<Tensor>; 3]> {
         let dy = &dy.contiguous()?;
-        let dx = x.track_op().then(|| dy.apply_op2_no_bwd(w, &InputGradient(self.0))).transpose()?;
-        let dw = w.track_op().then(|| x.apply_op2_no_bwd(dy, &WeightGradient(self.0))).transpose()?;
-        Ok((dx, dw))
+        for_float!(x.dtype(), "conv2d", |T| self.typed_gradients::<T>(x, w, dy, bias))
+    }
+
+    fn typed_gradients<T: Float>(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        dy: &Tensor,
+        bias: bool,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let conv = &self.0;
+        with_elements::<T, _>(dy, |dy| {
+            let dx = || {
+                let dx = with_elements(w, |w| Ok(conv::input_gradient(conv, dy, w)))?;
+                Tensor::from_vec(dx, x.shape(), x.device())
+            };
+            let dw = || {
+                let dw = with_elements(x, |x| Ok(conv::weight_gradient(conv, x, dy)))?;
+                Tensor::from_vec(dw, w.shape(), w.device())
+            };
+            let db = || Tensor::from_vec(conv::bias_gradient(conv, dy), conv.filters, x.device());
+            Ok([x.track_op().then(dx).transpose()?, w.track_op().then(dw).transpose()?, bias.then(db).transpose()?])
+        })
     }
 }
 
@@ -198,7 +207,8 @@ impl CustomOp2 for Convolve {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.gradients(x, w, dy)
+        let [dx, dw, _] = self.gradients(x, w, dy, false)?;
+        Ok((dx, dw))
     }
 }
 
@@ -227,61 +237,7 @@ impl CustomOp3 for Convolve {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = self.gradients(x, w, dy)?;
-        let db = || dy.contiguous()?.apply_op1_no_bwd(&BiasGradient(self.0));
-        Ok((dx, dw, bias.track_op().then(db).transpose()?))
-    }
-}
-
-/// Of dy and w.
-struct InputGradient(Conv);
-
-impl CustomOp2 for InputGradient {
-    fn name(&self) -> &'static str {
-        "conv2d-input-gradient"
-    }
-
-    fn cpu_fwd(&self, dy: &CpuStorage, dyl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dx = for_float!(dy.dtype(), CustomOp2::name(self), |T| {
-            let dx = conv::input_gradient(&self.0, elements::<T>(dy, dyl)?, elements(w, wl)?);
-            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(dx))
-        })?;
-        Ok((dx, input(&self.0)))
-    }
-}
-
-/// Of x and dy.
-struct WeightGradient(Conv);
-
-impl CustomOp2 for WeightGradient {
-    fn name(&self) -> &'static str {
-        "conv2d-weight-gradient"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, dy: &CpuStorage, dyl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let dw = for_float!(x.dtype(), CustomOp2::name(self), |T| {
-            let dw = conv::weight_gradient(&self.0, elements::<T>(x, xl)?, elements(dy, dyl)?);
-            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(dw))
-        })?;
-        Ok((dw, weight(&self.0)))
-    }
-}
-
-/// Of dy.
-struct BiasGradient(Conv);
-
-impl CustomOp1 for BiasGradient {
-    fn name(&self) -> &'static str {
-        "conv2d-bias-gradient"
-    }
-
-    fn cpu_fwd(&self, dy: &CpuStorage, dyl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let db = for_float!(dy.dtype(), CustomOp1::name(self), |T| {
-            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(conv::bias_gradient(
-                &self.0,
-                elements::<T>(dy, dyl)?,
-            )))
-        })?;
-        Ok((db, self.0.filters.into()))
+        let [dx, dw, db] = self.gradients(x, w, dy, bias.track_op())?;
+        Ok((dx, dw, db))
     }
 }

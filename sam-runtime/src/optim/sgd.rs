@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, TensorId, Var, safetensors};
+use candle_core::{Device, Result, Tensor, TensorId, Var, safetensors};
 use candle_nn::{Optimizer, VarMap};
 
 use crate::kernels;
@@ -82,7 +82,7 @@ impl Optimizer for Sgd {
         for Moving { var, velocity } in &mut self.vars {
             let Some(grad) = grads.get(var) else { continue };
             if self.params.momentum != 0.0 && velocity.is_none() {
-                *velocity = Some(Tensor::zeros(var.shape(), velocity_dtype(var), var.device())?);
+                *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
             }
             kernels::sgd(self.params, var, &grad.detach().contiguous()?, velocity.as_ref())?;
         }
@@ -145,7 +145,9 @@ impl Sgd {
                         velocity.shape(),
                         var.shape()
                     ),
-                    Some((_, velocity)) => Some(velocity.to_dtype(velocity_dtype(var))?.to_device(var.device())?),
+                    Some((_, velocity)) => {
+                        Some(velocity.to_dtype(kernels::wide(var.dtype()))?.to_device(var.device())?)
+                    }
                     None => None,
                 });
             }
@@ -160,10 +162,6 @@ impl Sgd {
         }
         Ok(())
     }
-}
-
-fn velocity_dtype(var: &Var) -> DType {
-    if var.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 fn names_of(vars: &VarMap) -> HashMap<TensorId, String> {
