@@ -19,6 +19,13 @@ impl<'a, T> Matrix<'a, T> {
         Self { values, rows, columns, strides: [columns, 1] }
     }
 
+    /// Rows of which each begins `pitch` elements behind the one before.
+    pub(crate) fn with_pitch(values: &'a [T], rows: usize, columns: usize, pitch: usize) -> Self {
+        assert!(columns <= pitch, "expected rows of at most {pitch} elements, found {columns}");
+        assert!(rows == 0 || (rows - 1) * pitch + columns <= values.len(), "expected {rows} rows of {columns}");
+        Self { values, rows, columns, strides: [pitch, 1] }
+    }
+
     pub(crate) fn transposed(self) -> Self {
         let [down, right] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [right, down], ..self }
@@ -27,12 +34,21 @@ impl<'a, T> Matrix<'a, T> {
 
 /// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
 pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    multiply(product, a, b, Parallelism::Rayon(0));
+}
+
+/// [`add_product`] by this thread alone.
+pub(crate) fn add_product_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    multiply(product, a, b, Parallelism::None);
+}
+
+fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism) {
     assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
     assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
     let [a_down, a_right] = a.strides.map(usize::cast_signed);
     let [b_down, b_right] = b.strides.map(usize::cast_signed);
     let (one, columns) = (T::narrow(1.0), b.columns.cast_signed());
-    // SAFETY: `Matrix` can only be made of as many elements as it has rows and columns, densely in either order, so every
+    // SAFETY: `Matrix` can only be made of as many elements as its rows and columns reach to, in either order, so every
     // place that gemm reads is in its slice; the product has been checked to be of a's rows and b's columns, and nobody
     // else holds it. gemm dispatches on the type, and `Float` has only f32 and f64, which it knows.
     unsafe {
@@ -55,7 +71,7 @@ pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matr
             false,
             false,
             false,
-            Parallelism::Rayon(0),
+            threads,
         );
     }
 }

@@ -36,8 +36,9 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cpu::ARCH;
-use super::float::Float;
+use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
+use crate::kernels::cpu::ARCH;
+use crate::kernels::float::Float;
 
 /// Taps of a tile of the weight's gradient.
 const TAPS: usize = 3;
@@ -48,49 +49,9 @@ const GROUP: usize = 80_000;
 /// Elements of all partial sums of a weight's gradient.
 const PARTIAL: usize = 1 << 20;
 
-/// Parts that a weight's gradient and a batch are shared out in.
-const PARTS: usize = 16;
-
-/// One of the two dimensions of a convolution.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Side {
-    pub(crate) input: usize,
-    pub(crate) kernel: usize,
-    pub(crate) output: usize,
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
-    pub(crate) dilation: usize,
-}
-
-/// The sizes of a convolution, none of them 0.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Conv {
-    pub(crate) images: usize,
-    pub(crate) channels: usize,
-    pub(crate) filters: usize,
-    pub(crate) groups: usize,
-    pub(crate) height: Side,
-    pub(crate) width: Side,
-}
-
-impl Conv {
-    fn taps(&self) -> usize {
-        self.height.kernel * self.width.kernel
-    }
-
-    fn input(&self) -> usize {
-        self.height.input * self.width.input
-    }
-
-    fn output(&self) -> usize {
-        self.height.output * self.width.output
-    }
-}
-
-/// y (images, filters, height, width) of x (images, channels, height, width) and
-/// w (filters, channels / groups, height, width).
-pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let (channels, filters, taps) = (conv.channels / conv.groups, conv.filters / conv.groups, conv.taps());
+/// As the parent's.
+pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+    let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let weights = |group: usize| {
         Weights::pack(filters, channels, &plan, |filter, channel, tap| {
@@ -98,73 +59,44 @@ pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
         })
     };
     let weights: Vec<_> = (0..conv.groups).map(weights).collect();
-    let mut y = vec![T::default(); conv.images * conv.filters * conv.output()];
-    let images = plan.group(channels, conv.images);
-    let (from, to) = (images * conv.channels * conv.input(), images * conv.filters * conv.output());
-    y.par_chunks_mut(to).zip(x.par_chunks(from)).for_each(|(y, x)| {
-        for (group, weights) in weights.iter().enumerate() {
-            let x = Images { values: x, all: conv.channels, range: group * channels..(group + 1) * channels };
-            let bias = bias.map(|bias| &bias[group * filters..(group + 1) * filters]);
-            let target = Target {
-                all: conv.filters,
-                first: group * filters,
-                bias,
-                stride: [1; 2],
-                size: conv.width.output,
-                plane: conv.output(),
-            };
-            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan: &plan, weights, x, y, target, scratch }));
-        }
-    });
-    y
+    Map::forward(conv, bias).apply(x, plan.group(channels, conv.images), |group, x, y| {
+        let (plan, weights) = (&plan, &weights[group]);
+        T::with_scratch(|scratch| {
+            ARCH.dispatch(Correlate { plan, weights, x, y, place: [0; 2], stride: [1; 2], scratch })
+        });
+    })
 }
 
-/// The gradient of x, given that of y.
-pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
-    let (channels, filters, taps) = (conv.channels / conv.groups, conv.filters / conv.groups, conv.taps());
+/// As the parent's.
+pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+    let ([channels, filters], taps) = (conv.in_group(), conv.taps());
+    let stride = [conv.height.stride, conv.width.stride];
     let mut phases = Vec::new();
-    for down in 0..conv.height.stride {
-        for right in 0..conv.width.stride {
-            let plan = Plan::new(Axis::backward(conv.height, down), Axis::backward(conv.width, right));
-            if plan.taps.is_empty() || plan.rows.output * plan.columns.output == 0 {
-                continue; // No output saw these: their gradient is 0.
-            }
-            let weights = |group: usize| {
-                Weights::pack(channels, filters, &plan, |channel, filter, tap| {
-                    w[((group * filters + filter) * channels + channel) * taps + tap]
-                })
-            };
-            let weights: Vec<_> = (0..conv.groups).map(weights).collect();
-            phases.push(([down, right], plan, weights));
+    for place in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
+        let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
+        if plan.taps.is_empty() || plan.rows.output * plan.columns.output == 0 {
+            continue; // No output saw these: their gradient is 0.
         }
+        let weights = |group: usize| {
+            Weights::pack(channels, filters, &plan, |channel, filter, tap| {
+                w[((group * filters + filter) * channels + channel) * taps + tap]
+            })
+        };
+        let weights: Vec<_> = (0..conv.groups).map(weights).collect();
+        phases.push((place, plan, weights));
     }
-    let mut dx = vec![T::default(); conv.images * conv.channels * conv.input()];
     let images = phases.iter().map(|(_, plan, _)| plan.group(filters, conv.images)).min().unwrap_or(1);
-    let (from, to) = (images * conv.filters * conv.output(), images * conv.channels * conv.input());
-    dx.par_chunks_mut(to).zip(dy.par_chunks(from)).for_each(|(dx, dy)| {
-        for ([down, right], plan, weights) in &phases {
-            for (group, weights) in weights.iter().enumerate() {
-                let dy = Images { values: dy, all: conv.filters, range: group * filters..(group + 1) * filters };
-                let target = Target {
-                    all: conv.channels,
-                    first: group * channels,
-                    bias: None,
-                    stride: [conv.height.stride, conv.width.stride],
-                    size: conv.width.input,
-                    plane: conv.input(),
-                };
-                let from = down * conv.width.input + right;
-                let y = &mut dx[from..];
-                T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x: dy, y, target, scratch }));
-            }
+    Map::backward(conv).apply(dy, images, |group, dy, mut dx| {
+        for (place, plan, weights) in &phases {
+            let (place, weights, x, y) = (*place, &weights[group], dy.clone(), dx.again());
+            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x, y, place, stride, scratch }));
         }
-    });
-    dx
+    })
 }
 
-/// The gradient of w, given that of y.
-pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
-    let (channels, filters) = (conv.channels / conv.groups, conv.filters / conv.groups);
+/// As the parent's.
+pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+    let [channels, filters] = conv.in_group();
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let row = channels * conv.taps();
     let size = conv.filters * row;
@@ -218,16 +150,6 @@ pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
         }
     });
     dw
-}
-
-/// The gradient of the bias: the sum over images and places.
-pub(crate) fn bias_gradient<T: Float>(conv: &Conv, dy: &[T]) -> Vec<T> {
-    let plane = conv.output();
-    let sum = |filter: usize| {
-        let planes = (0..conv.images).map(|image| &dy[(image * conv.filters + filter) * plane..][..plane]);
-        T::narrow(planes.map(|plane| plane.iter().map(|dy| dy.wide()).sum::<f64>()).sum())
-    };
-    (0..conv.filters).into_par_iter().map(sum).collect()
 }
 
 /// How one dimension of a correlation is laid out: output u is Σ w[tap.index] · input[phase of the tap][u + tap.shift].
@@ -395,24 +317,6 @@ impl Plan {
     }
 }
 
-/// Some channels of some images.
-struct Images<'a, T> {
-    values: &'a [T],
-    /// Channels of an image, and those that count.
-    all: usize,
-    range: Range<usize>,
-}
-
-impl<'a, T> Images<'a, T> {
-    fn count(&self, plane: usize) -> usize {
-        self.values.len() / (self.all * plane)
-    }
-
-    fn plane(&self, image: usize, channel: usize, plane: usize) -> &'a [T] {
-        &self.values[(image * self.all + channel) * plane..][..plane]
-    }
-}
-
 /// The weights of a correlation: for each block of filters and each k, one of each filter.
 struct Weights<T> {
     values: Vec<T>,
@@ -437,38 +341,15 @@ impl<T: Float> Weights<T> {
     }
 }
 
-/// Filters of a tile of outputs. With 16 registers, 2 vectors and 6 filters leave room for the weight; 3 and 4 do not.
-struct Block;
-
-impl WithSimd for Block {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
-    }
-}
-
-/// Where a correlation writes.
-struct Target<'a, T> {
-    /// Channels of an image, and the first that is written.
-    all: usize,
-    first: usize,
-    bias: Option<&'a [T]>,
-    /// From one row and column that is written to the next.
-    stride: [usize; 2],
-    /// Columns of an image, and elements of one channel.
-    size: usize,
-    plane: usize,
-}
-
 /// y[filter, q] = Σ w[filter, k] x[offset[k] + q] for a group of images.
 struct Correlate<'a, T> {
     plan: &'a Plan,
     weights: &'a Weights<T>,
     x: Images<'a, T>,
-    y: &'a mut [T],
-    target: Target<'a, T>,
+    y: Target<'a, T>,
+    /// The first row and column that is written, and how far it is to the next.
+    place: [usize; 2],
+    stride: [usize; 2],
     scratch: &'a mut Vec<T>,
 }
 
@@ -484,7 +365,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 impl<T: Float> Correlate<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const WIDTH: usize, const FILTERS: usize>(self, simd: S) {
-        let Self { plan, weights, x, y, target, scratch } = self;
+        let Self { plan, weights, x, mut y, place, stride, scratch } = self;
         let tile = WIDTH * T::lanes::<S>();
         let images = x.count(plan.rows.input * plan.columns.input);
         let span = plan.span(images).next_multiple_of(tile);
@@ -503,51 +384,35 @@ impl<T: Float> Correlate<'_, T> {
                 }
             }
             for (filter, sums) in (i * FILTERS..weights.filters).zip(sums.chunks_exact(span)) {
-                target.write(plan, images, filter, sums, y);
-            }
-        }
-    }
-}
-
-impl<T: Float> Target<'_, T> {
-    #[inline(always)]
-    fn write(&self, plan: &Plan, images: usize, filter: usize, sums: &[T], y: &mut [T]) {
-        let [down, right] = self.stride;
-        let bias = self.bias.map(|bias| bias[filter]);
-        for image in 0..images {
-            for row in 0..plan.rows.output {
-                let sums = &sums[image * plan.plane() + row * plan.columns.length..][..plan.columns.output];
-                let from = (image * self.all + self.first + filter) * self.plane + row * down * self.size;
-                let y = &mut y[from..];
-                match bias {
-                    None if right == 1 => y[..sums.len()].copy_from_slice(sums),
-                    None => y.iter_mut().step_by(right).zip(sums).for_each(|(y, sum)| *y = *sum),
-                    Some(bias) => y.iter_mut().step_by(right).zip(sums).for_each(|(y, sum)| *y = *sum + bias),
-                }
+                write(plan, images, filter, sums, &mut y, place, stride);
             }
         }
     }
 }
 
 #[inline(always)]
-fn correlate_tile<S: Simd, T: Float, const WIDTH: usize, const FILTERS: usize>(
-    simd: S,
-    weights: &[[T; FILTERS]],
-    offsets: &[usize],
-    x: &[T],
-) -> [[T::Vector<S>; WIDTH]; FILTERS] {
-    let mut sums = [[T::splat(simd, T::default()); WIDTH]; FILTERS];
-    for (weights, offset) in weights.iter().zip(offsets) {
-        let x = T::vectors::<S>(&x[*offset..][..WIDTH * T::lanes::<S>()]);
-        let x: [T::Vector<S>; WIDTH] = std::array::from_fn(|i| x[i]);
-        for (sums, weight) in sums.iter_mut().zip(weights) {
-            let weight = T::splat(simd, *weight);
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = T::mul_add(simd, weight, x, *sum);
+fn write<T: Float>(
+    plan: &Plan,
+    images: usize,
+    filter: usize,
+    sums: &[T],
+    y: &mut Target<'_, T>,
+    place: [usize; 2],
+    [down, right]: [usize; 2],
+) {
+    let (size, bias) = (y.size, y.bias(filter));
+    for image in 0..images {
+        let y = y.plane(image, filter);
+        for row in 0..plan.rows.output {
+            let sums = &sums[image * plan.plane() + row * plan.columns.length..][..plan.columns.output];
+            let y = &mut y[(place[0] + row * down) * size + place[1]..];
+            if right == 1 {
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + bias);
+            } else {
+                y.iter_mut().step_by(right).zip(sums).for_each(|(y, sum)| *y = *sum + bias);
             }
         }
     }
-    sums
 }
 
 /// sums[filter, k] += Σ dy[filter, q] x[offset[k] + q] for a group of images.

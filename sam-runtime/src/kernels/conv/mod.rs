@@ -1,0 +1,215 @@
+//! Convolution of images on the CPU: output, gradient of the input, gradient of the weight.
+//!
+//! There are two ways: 3x3 kernels of stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
+//! Threads share out images, or channels, in parts that are a function of the shapes alone: the same bits for any number
+//! of threads.
+
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
+mod direct;
+mod winograd;
+
+use std::ops::Range;
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::float::Float;
+
+/// Parts that a batch is shared out in.
+const PARTS: usize = 16;
+
+/// One of the two dimensions of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side {
+    pub(crate) input: usize,
+    pub(crate) kernel: usize,
+    pub(crate) output: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+}
+
+/// The sizes of a convolution, none of them 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Conv {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) filters: usize,
+    pub(crate) groups: usize,
+    pub(crate) height: Side,
+    pub(crate) width: Side,
+}
+
+impl Conv {
+    fn taps(&self) -> usize {
+        self.height.kernel * self.width.kernel
+    }
+
+    fn input(&self) -> usize {
+        self.height.input * self.width.input
+    }
+
+    fn output(&self) -> usize {
+        self.height.output * self.width.output
+    }
+
+    /// Channels and filters of a group.
+    fn in_group(&self) -> [usize; 2] {
+        [self.channels / self.groups, self.filters / self.groups]
+    }
+}
+
+/// y (images, filters, height, width) of x (images, channels, height, width) and
+/// w (filters, channels / groups, height, width).
+pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+    if winograd::fits(conv) { winograd::forward(conv, x, w, bias) } else { direct::forward(conv, x, w, bias) }
+}
+
+/// The gradient of x, given that of y.
+pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+    if winograd::fits(conv) { winograd::input_gradient(conv, dy, w) } else { direct::input_gradient(conv, dy, w) }
+}
+
+/// The gradient of w, given that of y.
+pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+    if winograd::fits_weights(conv) {
+        winograd::weight_gradient(conv, x, dy)
+    } else {
+        direct::weight_gradient(conv, x, dy)
+    }
+}
+
+/// The gradient of the bias: the sum over images and places.
+pub(crate) fn bias_gradient<T: Float>(conv: &Conv, dy: &[T]) -> Vec<T> {
+    let plane = conv.output();
+    let sum = |filter: usize| {
+        let planes = (0..conv.images).map(|image| &dy[(image * conv.filters + filter) * plane..][..plane]);
+        T::narrow(planes.map(|plane| plane.iter().map(|dy| dy.wide()).sum::<f64>()).sum())
+    };
+    (0..conv.filters).into_par_iter().map(sum).collect()
+}
+
+/// Some channels of some images.
+#[derive(Clone)]
+struct Images<'a, T> {
+    values: &'a [T],
+    /// Channels of an image, and those that count.
+    all: usize,
+    range: Range<usize>,
+}
+
+impl<'a, T> Images<'a, T> {
+    fn count(&self, plane: usize) -> usize {
+        self.values.len() / (self.all * plane)
+    }
+
+    fn plane(&self, image: usize, channel: usize, plane: usize) -> &'a [T] {
+        &self.values[(image * self.all + channel) * plane..][..plane]
+    }
+}
+
+/// Some channels of some images that are written.
+struct Target<'a, T> {
+    values: &'a mut [T],
+    /// Channels of an image, and the first that is written.
+    all: usize,
+    first: usize,
+    /// What is added to each of them.
+    bias: Option<&'a [T]>,
+    /// Elements of a row, and of a channel.
+    size: usize,
+    plane: usize,
+}
+
+impl<T: Float> Target<'_, T> {
+    /// The same once more.
+    fn again(&mut self) -> Target<'_, T> {
+        Target { values: self.values, ..*self }
+    }
+
+    #[inline(always)]
+    fn plane(&mut self, image: usize, filter: usize) -> &mut [T] {
+        &mut self.values[(image * self.all + self.first + filter) * self.plane..][..self.plane]
+    }
+
+    #[inline(always)]
+    fn bias(&self, filter: usize) -> T {
+        self.bias.map_or(T::default(), |bias| bias[filter])
+    }
+}
+
+/// A map of images to images by groups of channels.
+struct Map<'a, T> {
+    groups: usize,
+    /// Channels of an image and elements of a channel that are read, and those that are written.
+    from: [usize; 2],
+    to: [usize; 2],
+    /// Elements of a row that is written.
+    size: usize,
+    bias: Option<&'a [T]>,
+}
+
+impl<'a, T: Float> Map<'a, T> {
+    fn forward(conv: &Conv, bias: Option<&'a [T]>) -> Self {
+        let (from, to) = ([conv.channels, conv.input()], [conv.filters, conv.output()]);
+        Self { groups: conv.groups, from, to, size: conv.width.output, bias }
+    }
+
+    fn backward(conv: &Conv) -> Self {
+        let (from, to) = ([conv.filters, conv.output()], [conv.channels, conv.input()]);
+        Self { groups: conv.groups, from, to, size: conv.width.input, bias: None }
+    }
+
+    /// Calls `f` with each group and some images at a time, by all threads.
+    fn apply(&self, x: &[T], images: usize, f: impl Fn(usize, Images<'_, T>, Target<'_, T>) + Sync) -> Vec<T> {
+        let ([from, from_plane], [to, to_plane]) = (self.from, self.to);
+        let mut y = vec![T::default(); x.len() / (from * from_plane) * to * to_plane];
+        let parts = y.par_chunks_mut(images * to * to_plane).zip(x.par_chunks(images * from * from_plane));
+        parts.for_each(|(y, x)| {
+            for group in 0..self.groups {
+                let (channels, filters) = (from / self.groups, to / self.groups);
+                let first = group * filters;
+                let x = Images { values: x, all: from, range: group * channels..(group + 1) * channels };
+                let bias = self.bias.map(|bias| &bias[first..first + filters]);
+                let y = Target { values: y, all: to, first, bias, size: self.size, plane: to_plane };
+                f(group, x, y);
+            }
+        });
+        y
+    }
+}
+
+/// Filters of a tile of outputs. With 16 registers, 2 vectors and 6 filters leave room for the weight; 3 and 4 do not.
+struct Block;
+
+impl WithSimd for Block {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
+    }
+}
+
+/// Σ w[k][filter] x[offset[k] + q] for each filter and q of a tile.
+#[inline(always)]
+fn correlate_tile<S: Simd, T: Float, const WIDTH: usize, const FILTERS: usize>(
+    simd: S,
+    weights: &[[T; FILTERS]],
+    offsets: &[usize],
+    x: &[T],
+) -> [[T::Vector<S>; WIDTH]; FILTERS] {
+    let mut sums = [[T::splat(simd, T::default()); WIDTH]; FILTERS];
+    for (weights, offset) in weights.iter().zip(offsets) {
+        let x = T::vectors::<S>(&x[*offset..][..WIDTH * T::lanes::<S>()]);
+        let x: [T::Vector<S>; WIDTH] = std::array::from_fn(|i| x[i]);
+        for (sums, weight) in sums.iter_mut().zip(weights) {
+            let weight = T::splat(simd, *weight);
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = T::mul_add(simd, weight, x, *sum);
+            }
+        }
+    }
+    sums
+}
