@@ -1,7 +1,12 @@
 //! The gradient of a loss, and the loss whose gradient is a given one.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, Var};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
+};
 
 use crate::{Error, Pass};
 
@@ -11,16 +16,61 @@ pub(crate) type Gradient = Vec<(Var, Tensor)>;
 
 /// ∇L, as buffers of its own: whoever holds it holds no activation.
 pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
-    let mut grads = loss.backward()?;
+    let (mut grads, mut direct) = Direct::during(|| loss.backward())?;
     let mut gradient = Vec::new();
     for node in loss.sorted_nodes() {
-        if node.is_variable()
-            && let Some(grad) = grads.remove(node)
-        {
-            gradient.push((Var::from_tensor(node)?, grad.detach().contiguous()?));
+        if !node.is_variable() {
+            continue;
         }
+        let grad = match (grads.remove(node), direct.remove(&node.id())) {
+            (None, None) => continue,
+            (Some(grad), None) | (None, Some(grad)) => grad,
+            (Some(a), Some(b)) => (a + b)?,
+        };
+        gradient.push((Var::from_tensor(node)?, grad.detach().contiguous()?));
     }
     Ok(gradient)
+}
+
+thread_local! {
+    static DIRECT: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
+}
+
+/// The gradients of variables that our own operations hand over directly, while there is somebody to take them: candle
+/// would add each to zeros.
+struct Direct {
+    outer: Option<HashMap<TensorId, Tensor>>,
+}
+
+impl Direct {
+    fn during<T>(backward: impl FnOnce() -> Result<T>) -> Result<(T, HashMap<TensorId, Tensor>)> {
+        let scope = Self { outer: DIRECT.replace(Some(HashMap::new())) };
+        let result = backward()?;
+        let direct = DIRECT.take().unwrap_or_default();
+        drop(scope);
+        Ok((result, direct))
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        DIRECT.set(self.outer.take());
+    }
+}
+
+/// Takes the gradient of a variable. What is not taken comes back, and is candle's to add up.
+pub(crate) fn hand_over(var: &Tensor, grad: Tensor) -> Result<Option<Tensor>> {
+    DIRECT.with_borrow_mut(|direct| match direct {
+        Some(direct) if var.is_variable() => {
+            let sum = match direct.remove(&var.id()) {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            };
+            direct.insert(var.id(), sum);
+            Ok(None)
+        }
+        _ => Ok(Some(grad)),
+    })
 }
 
 /// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not looked at,
@@ -86,8 +136,8 @@ impl CustomOp2 for Surrogate {
         Ok((loss.try_clone(layout)?, layout.shape().clone()))
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(outer.clone()), Some(scaled(&self.grad, outer)?)))
+    fn bwd(&self, _: &Tensor, var: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(outer.clone()), hand_over(var, scaled(&self.grad, outer)?)?))
     }
 }
 

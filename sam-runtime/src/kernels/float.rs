@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::ops::{Add, AddAssign, Mul, Sub};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType};
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType};
 use pulp::Simd;
 
 /// A number that layers compute with. Others are widened to one of these.
@@ -123,21 +123,38 @@ float!(
     reduce_sum_f64s
 );
 
-/// The elements of a contiguous tensor.
-pub(crate) fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("expected a contiguous tensor, found {layout:?}")
-    };
-    Ok(&T::cpu_storage_as_slice(storage)?[start..end])
+/// A tensor's memory, held for reading.
+pub(crate) struct View<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
 }
 
-/// [`elements`] of a tensor on the CPU, for as long as `f` runs.
-pub(crate) fn with_elements<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
+pub(crate) fn view(tensor: &Tensor) -> View<'_> {
     let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => f(elements(storage, layout)?),
-        _ => candle_core::bail!("expected a tensor on the CPU, found one on {:?}", tensor.device()),
+    View { storage, layout }
+}
+
+impl View<'_> {
+    /// The elements of a contiguous tensor on the CPU.
+    pub(crate) fn elements<T: WithDType>(&self) -> Result<&[T]> {
+        let Storage::Cpu(storage) = &*self.storage else {
+            candle_core::bail!("expected a tensor on the CPU, found one on {:?}", self.storage.device().location())
+        };
+        let Some((start, end)) = self.layout.contiguous_offsets() else {
+            candle_core::bail!("expected a contiguous tensor, found {:?}", self.layout)
+        };
+        Ok(&T::cpu_storage_as_slice(storage)?[start..end])
     }
+}
+
+/// What a layer returns: the elements of a tensor of this shape.
+pub(crate) fn output<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
+    (T::to_cpu_storage_owned(values), shape.into())
+}
+
+/// A tensor of the shape of another.
+pub(crate) fn like<T: WithDType>(values: Vec<T>, tensor: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, tensor.shape(), tensor.device())
 }
 
 /// Calls a function that is generic over [`Float`] for the type of a tensor.

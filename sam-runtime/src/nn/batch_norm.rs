@@ -3,12 +3,12 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, Var, WithDType};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
+use super::layer::{Layer, apply};
 use crate::Pass;
-use crate::kernels::float::{elements, for_float, with_elements};
+use crate::kernels::float::{View, for_float, like, output, view};
 use crate::kernels::norm::{self, Norm, Statistics};
 use crate::kernels::wide;
 use crate::weights::Displaced;
@@ -119,10 +119,10 @@ impl BatchNorm {
         };
         let statistics = Arc::new(OnceLock::new());
         let fixed = if train { None } else { Some(self.running()?) };
-        let op = Normalise { norm, fixed, statistics: Arc::clone(&statistics) };
+        let layer = Normalise { norm, fixed, statistics: Arc::clone(&statistics) };
         let y = match shortcut {
-            None => x.apply_op2(&affine, op)?,
-            Some(shortcut) => x.apply_op3(&shortcut.to_dtype(wide)?.contiguous()?, &affine, op)?,
+            None => apply(layer, &[&x, &affine])?,
+            Some(shortcut) => apply(layer, &[&x, &affine, &shortcut.to_dtype(wide)?.contiguous()?])?,
         };
         if let Some(statistics) = statistics.get().filter(|_| train && Pass::current() != Pass::Descent) {
             self.move_statistics(statistics, x.elem_count() / norm.channels)?;
@@ -181,7 +181,7 @@ impl ModuleT for BatchNorm {
     }
 }
 
-/// Of x, a shortcut if there is one, and γ above β.
+/// Of x, γ above β, and a shortcut if there is one.
 struct Normalise {
     norm: Norm,
     /// None: those of the batch.
@@ -189,97 +189,39 @@ struct Normalise {
     statistics: Arc<OnceLock<Statistics>>,
 }
 
-impl Normalise {
-    fn forward(
-        &self,
-        (x, x_layout): (&CpuStorage, &Layout),
-        shortcut: Option<(&CpuStorage, &Layout)>,
-        (affine, affine_layout): (&CpuStorage, &Layout),
-    ) -> Result<(CpuStorage, Shape)> {
-        for_float!(x.dtype(), "batch-norm", |T| {
-            let shortcut = shortcut.map(|(shortcut, layout)| elements::<T>(shortcut, layout)).transpose()?;
-            let (x, affine) = (elements::<T>(x, x_layout)?, elements(affine, affine_layout)?);
-            let (y, statistics) = norm::forward(&self.norm, x, shortcut, affine, self.fixed.as_ref());
+impl Layer for Normalise {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (x, affine, shortcut) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let shortcut = shortcut.as_ref().map(View::elements::<T>).transpose()?;
+            let fixed = self.fixed.as_ref();
+            let (y, statistics) = norm::forward(&self.norm, x.elements()?, shortcut, affine.elements()?, fixed);
             self.statistics.get_or_init(|| statistics);
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), x_layout.shape().clone()))
+            Ok(output(y, args[0].shape()))
         })
     }
 
-    /// The gradients of x, the shortcut if it is wanted, and γ above β.
-    fn gradients(
-        &self,
-        x: &Tensor,
-        affine: &Tensor,
-        y: &Tensor,
-        dy: &Tensor,
-        shortcut: bool,
-    ) -> Result<(Tensor, Option<Tensor>, Tensor)> {
+    fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Some(statistics) = self.statistics.get() else {
             candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
         };
-        let dy = &dy.contiguous()?;
-        for_float!(x.dtype(), "batch-norm", |T| {
-            let gradients = with_elements::<T, _>(x, |x| {
-                with_elements(y, |y| {
-                    with_elements(dy, |dy| {
-                        with_elements(affine, |affine| {
-                            let (fixed, shortcut) = (self.fixed.is_some(), shortcut && self.norm.relu);
-                            Ok(norm::backward(&self.norm, [x, y, dy], affine, statistics, fixed, shortcut))
-                        })
-                    })
-                })
-            })?;
-            let tensor = |values: Vec<T>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-            let residual = match gradients.residual {
-                Some(residual) => Some(tensor(residual, x)?),
-                None => shortcut.then(|| dy.clone()),
-            };
-            Ok((tensor(gradients.x, x)?, residual, tensor(gradients.affine, affine)?))
+        let (x, affine, y, dy_view) = (view(&args[0]), view(&args[1]), view(y), view(dy));
+        // Without a ReLU the shortcut's gradient is that of the sum.
+        let (fixed, shortcut) = (self.fixed.is_some(), wanted.get(2) == Some(&true));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let (images, affine) = ([x.elements::<T>()?, y.elements()?, dy_view.elements()?], affine.elements()?);
+            let found = norm::backward(&self.norm, images, affine, statistics, fixed, shortcut && self.norm.relu);
+            let mut gradients = vec![Some(like(found.x, &args[0])?), Some(like(found.affine, &args[1])?)];
+            if shortcut {
+                let residual = found.residual.map(|residual| like(residual, &args[2])).transpose()?;
+                gradients.push(Some(residual.unwrap_or_else(|| dy.clone())));
+            }
+            gradients.resize(args.len(), None);
+            Ok(gradients)
         })
-    }
-}
-
-impl CustomOp2 for Normalise {
-    fn name(&self) -> &'static str {
-        "batch-norm"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, affine: &CpuStorage, al: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), None, (affine, al))
-    }
-
-    fn bwd(&self, x: &Tensor, affine: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, _, daffine) = self.gradients(x, affine, y, dy, false)?;
-        Ok((x.track_op().then_some(dx), affine.track_op().then_some(daffine)))
-    }
-}
-
-impl CustomOp3 for Normalise {
-    fn name(&self) -> &'static str {
-        "batch-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        shortcut: &CpuStorage,
-        sl: &Layout,
-        affine: &CpuStorage,
-        al: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), Some((shortcut, sl)), (affine, al))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        shortcut: &Tensor,
-        affine: &Tensor,
-        y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dshortcut, daffine) = self.gradients(x, affine, y, dy, shortcut.track_op())?;
-        Ok((x.track_op().then_some(dx), dshortcut, affine.track_op().then_some(daffine)))
     }
 }

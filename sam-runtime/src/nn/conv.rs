@@ -1,12 +1,12 @@
 //! Convolution of images.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
+use super::layer::{Layer, apply};
 use super::widened;
 use crate::kernels::conv::{self, Conv, Side};
-use crate::kernels::float::{Float, elements, for_float, with_elements};
+use crate::kernels::float::{View, for_float, like, output, view};
 
 /// `candle_nn::Conv2d`, except that on the CPU it is several times as fast, and more so backward.
 ///
@@ -106,14 +106,18 @@ impl Module for Conv2d {
         if !x.device().is_cpu() {
             return self.stock().forward(x);
         }
-        let op = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
+        let layer = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
         let (wide, weight) = (widened(x)?.contiguous()?, widened(&self.weight)?.contiguous()?);
         let y = match &self.bias {
-            None => wide.apply_op2(&weight, op),
-            Some(bias) if bias.dims() == [op.0.filters] => wide.apply_op3(&weight, &widened(bias)?.contiguous()?, op),
-            Some(bias) => candle_core::bail!("expected a bias of {} channels, found {:?}", op.0.filters, bias.dims()),
+            None => apply(layer, &[&wide, &weight])?,
+            Some(bias) if bias.dims() == [layer.0.filters] => {
+                apply(layer, &[&wide, &weight, &widened(bias)?.contiguous()?])?
+            }
+            Some(bias) => {
+                candle_core::bail!("expected a bias of {} channels, found {:?}", layer.0.filters, bias.dims())
+            }
         };
-        y?.to_dtype(x.dtype())
+        y.to_dtype(x.dtype())
     }
 }
 
@@ -150,94 +154,38 @@ fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
     Ok(Conv { images, channels, filters, groups, height, width })
 }
 
+/// Of x and w, and a bias if there is one.
 struct Convolve(Conv);
 
-impl Convolve {
-    fn forward(
-        &self,
-        (x, x_layout): (&CpuStorage, &Layout),
-        (w, w_layout): (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = for_float!(x.dtype(), "conv2d", |T| {
-            let bias = bias.map(|(bias, layout)| elements::<T>(bias, layout)).transpose()?;
-            let y = conv::forward(&self.0, elements::<T>(x, x_layout)?, elements(w, w_layout)?, bias);
-            Ok(<T as candle_core::WithDType>::to_cpu_storage_owned(y))
-        })?;
+impl Layer for Convolve {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
         let Conv { images, filters, height, width, .. } = self.0;
-        Ok((y, (images, filters, height.output, width.output).into()))
-    }
-
-    /// Those of x, w and b that are asked for.
-    fn gradients(&self, x: &Tensor, w: &Tensor, dy: &Tensor, bias: bool) -> Result<[Option<Tensor>; 3]> {
-        let dy = &dy.contiguous()?;
-        for_float!(x.dtype(), "conv2d", |T| self.typed_gradients::<T>(x, w, dy, bias))
-    }
-
-    fn typed_gradients<T: Float>(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        dy: &Tensor,
-        bias: bool,
-    ) -> Result<[Option<Tensor>; 3]> {
-        let conv = &self.0;
-        with_elements::<T, _>(dy, |dy| {
-            let dx = || {
-                let dx = with_elements(w, |w| Ok(conv::input_gradient(conv, dy, w)))?;
-                Tensor::from_vec(dx, x.shape(), x.device())
-            };
-            let dw = || {
-                let dw = with_elements(x, |x| Ok(conv::weight_gradient(conv, x, dy)))?;
-                Tensor::from_vec(dw, w.shape(), w.device())
-            };
-            let db = || Tensor::from_vec(conv::bias_gradient(conv, dy), conv.filters, x.device());
-            Ok([x.track_op().then(dx).transpose()?, w.track_op().then(dw).transpose()?, bias.then(db).transpose()?])
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let bias = bias.as_ref().map(View::elements::<T>).transpose()?;
+            let y = conv::forward(&self.0, x.elements::<T>()?, w.elements()?, bias);
+            Ok(output(y, (images, filters, height.output, width.output)))
         })
     }
-}
 
-impl CustomOp2 for Convolve {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), (w, wl), None)
-    }
-
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, _] = self.gradients(x, w, dy, false)?;
-        Ok((dx, dw))
-    }
-}
-
-impl CustomOp3 for Convolve {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        w: &CpuStorage,
-        wl: &Layout,
-        bias: &CpuStorage,
-        bl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), (w, wl), Some((bias, bl)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, db] = self.gradients(x, w, dy, bias.track_op())?;
-        Ok((dx, dw, db))
+    fn backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (x, w, dy) = (view(&args[0]), view(&args[1]), view(dy));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let (x, w, dy) = (x.elements::<T>()?, w.elements::<T>()?, dy.elements::<T>()?);
+            let gradient = |(i, arg): (usize, &Tensor)| {
+                let values = match i {
+                    _ if !wanted[i] => return Ok(None),
+                    0 => conv::input_gradient(&self.0, dy, w),
+                    1 => conv::weight_gradient(&self.0, x, dy),
+                    _ => conv::bias_gradient(&self.0, dy),
+                };
+                like(values, arg).map(Some)
+            };
+            args.iter().enumerate().map(gradient).collect()
+        })
     }
 }

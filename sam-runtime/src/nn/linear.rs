@@ -1,11 +1,11 @@
 //! The linear layer.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Module, VarBuilder};
 
+use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, elements, for_float, with_elements};
+use crate::kernels::float::{Float, for_float, like, output, view};
 use crate::kernels::matmul::{Matrix, add_product};
 
 /// `candle_nn::Linear`, except that on the CPU the bias is a part of the product, and its gradient no sum over copies.
@@ -84,13 +84,13 @@ impl Module for Linear {
         }
         let mut shape = x.dims().to_vec();
         shape.pop();
-        let op = Product { rows: shape.iter().product(), in_dim, out_dim };
+        let layer = Product { rows: shape.iter().product(), in_dim, out_dim };
         shape.push(out_dim);
         let (wide, weight) = (widened(x)?.contiguous()?, widened(&self.weight)?.contiguous()?);
-        let wide = if x.rank() == 2 { wide } else { wide.reshape((op.rows, in_dim))? };
+        let wide = if x.rank() == 2 { wide } else { wide.reshape((layer.rows, in_dim))? };
         let y = match &self.bias {
-            None => wide.apply_op2(&weight, op)?,
-            Some(bias) if bias.dims() == [out_dim] => wide.apply_op3(&weight, &widened(bias)?.contiguous()?, op)?,
+            None => apply(layer, &[&wide, &weight])?,
+            Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &widened(bias)?.contiguous()?])?,
             Some(bias) => candle_core::bail!("expected a bias of {out_dim}, found {:?}", bias.dims()),
         };
         let y = y.to_dtype(x.dtype())?;
@@ -98,117 +98,59 @@ impl Module for Linear {
     }
 }
 
-/// x wᵀ + b
+/// x wᵀ, and + b if there is one.
 struct Product {
     rows: usize,
     in_dim: usize,
     out_dim: usize,
 }
 
-impl Product {
-    fn forward(
-        &self,
-        (x, x_layout): (&CpuStorage, &Layout),
-        (w, w_layout): (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Result<(CpuStorage, Shape)> {
+impl Layer for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         let Self { rows, in_dim, out_dim } = *self;
-        for_float!(x.dtype(), "linear", |T| {
-            let mut y = match bias {
-                Some((bias, layout)) => elements::<T>(bias, layout)?.repeat(rows),
+        let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let mut y = match &bias {
+                Some(bias) => bias.elements::<T>()?.repeat(rows),
                 None => vec![T::default(); rows * out_dim],
             };
-            let x = Matrix::new(elements::<T>(x, x_layout)?, rows, in_dim);
-            add_product(&mut y, x, Matrix::new(elements(w, w_layout)?, out_dim, in_dim).transposed());
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), (rows, out_dim).into()))
+            let x = Matrix::new(x.elements::<T>()?, rows, in_dim);
+            add_product(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed());
+            Ok(output(y, (rows, out_dim)))
         })
     }
 
-    /// Those of x, w and b that are asked for.
-    fn gradients(&self, x: &Tensor, w: &Tensor, dy: &Tensor, bias: bool) -> Result<[Option<Tensor>; 3]> {
-        let dy = &dy.contiguous()?;
-        for_float!(x.dtype(), "linear", |T| self.typed_gradients::<T>(x, w, dy, bias))
-    }
-
-    fn typed_gradients<T: Float>(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        dy: &Tensor,
-        bias: bool,
-    ) -> Result<[Option<Tensor>; 3]> {
+    fn backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Self { rows, in_dim, out_dim } = *self;
-        with_elements::<T, _>(dy, |dy| {
+        let (x, w, dy) = (view(&args[0]), view(&args[1]), view(dy));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let (x, w, dy) = (x.elements::<T>()?, w.elements::<T>()?, dy.elements::<T>()?);
             let matrix = Matrix::new(dy, rows, out_dim);
-            let dx = || {
-                let mut dx = vec![T::default(); rows * in_dim];
-                with_elements(w, |w| {
-                    add_product(&mut dx, matrix, Matrix::new(w, out_dim, in_dim));
-                    Ok(())
-                })?;
-                Tensor::from_vec(dx, x.shape(), x.device())
-            };
-            let dw = || {
-                let mut dw = vec![T::default(); out_dim * in_dim];
-                with_elements(x, |x| {
-                    add_product(&mut dw, matrix.transposed(), Matrix::new(x, rows, in_dim));
-                    Ok(())
-                })?;
-                Tensor::from_vec(dw, w.shape(), w.device())
-            };
-            let db = || {
-                let mut sums = vec![0.0; out_dim];
-                for dy in dy.chunks_exact(out_dim.max(1)) {
-                    sums.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy.wide());
+            let gradient = |(i, arg): (usize, &Tensor)| {
+                if !wanted[i] {
+                    return Ok(None);
                 }
-                Tensor::from_vec(sums.into_iter().map(T::narrow).collect::<Vec<T>>(), out_dim, x.device())
+                let mut values = vec![T::default(); arg.elem_count()];
+                match i {
+                    0 => add_product(&mut values, matrix, Matrix::new(w, out_dim, in_dim)),
+                    1 => add_product(&mut values, matrix.transposed(), Matrix::new(x, rows, in_dim)),
+                    _ => values = column_sums(dy, out_dim),
+                }
+                like(values, arg).map(Some)
             };
-            Ok([x.track_op().then(dx).transpose()?, w.track_op().then(dw).transpose()?, bias.then(db).transpose()?])
+            args.iter().enumerate().map(gradient).collect()
         })
     }
 }
 
-impl CustomOp2 for Product {
-    fn name(&self) -> &'static str {
-        "linear"
+fn column_sums<T: Float>(rows: &[T], columns: usize) -> Vec<T> {
+    let mut sums = vec![0.0; columns];
+    for row in rows.chunks_exact(columns.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.wide());
     }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), (w, wl), None)
-    }
-
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, _] = self.gradients(x, w, dy, false)?;
-        Ok((dx, dw))
-    }
-}
-
-impl CustomOp3 for Product {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        w: &CpuStorage,
-        wl: &Layout,
-        bias: &CpuStorage,
-        bl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, xl), (w, wl), Some((bias, bl)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, db] = self.gradients(x, w, dy, bias.track_op())?;
-        Ok((dx, dw, db))
-    }
+    sums.into_iter().map(T::narrow).collect()
 }

@@ -1,11 +1,11 @@
 //! Cross entropy in one operation: log-softmax, label smoothing and mean.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, elements, for_float, with_elements};
+use crate::kernels::float::{Float, for_float, like, output, view};
 
 /// The mean cross entropy of `logits` (n, classes) with the labels `target` (n), which are of an integer type.
 ///
@@ -50,7 +50,7 @@ pub fn cross_entropy_smoothed(logits: &Tensor, target: &Tensor, smoothing: f64) 
         candle_core::bail!("expected labels below {classes}, found {label}")
     }
     let labels = labels.into_iter().map(|label| label.unsigned_abs() as usize).collect();
-    apply(logits, Targets::Labels { labels, smoothing })
+    mean_cost(logits, Targets::Labels { labels, smoothing })
 }
 
 /// The mean cross entropy of `logits` (n, classes) with the probabilities `target` (n, classes), which are a constant:
@@ -65,18 +65,18 @@ pub fn cross_entropy_soft(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     }
     if logits.device().is_cpu() {
         let values = widened(target)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-        apply(logits, Targets::Soft(values))
+        mean_cost(logits, Targets::Soft(values))
     } else {
         let product = (candle_nn::ops::log_softmax(logits, 1)? * target.detach())?;
         product.sum_all()? * (-1.0 / n as f64)
     }
 }
 
-fn apply(logits: &Tensor, targets: Targets) -> Result<Tensor> {
+fn mean_cost(logits: &Tensor, targets: Targets) -> Result<Tensor> {
     if logits.elem_count() == 0 {
         candle_core::bail!("expected at least one example and one class, found {:?}", logits.dims())
     }
-    widened(logits)?.contiguous()?.apply_op1(CrossEntropy(targets))?.to_dtype(logits.dtype())
+    apply(CrossEntropy(targets), &[&widened(logits)?.contiguous()?])?.to_dtype(logits.dtype())
 }
 
 enum Targets {
@@ -107,14 +107,15 @@ fn log_sum_exp<T: Float>(row: &[T]) -> f64 {
     max + row.iter().map(|x| (x.wide() - max).exp()).sum::<f64>().ln()
 }
 
-impl CustomOp1 for CrossEntropy {
+impl Layer for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, classes) = layout.shape().dims2()?;
-        for_float!(logits.dtype(), self.name(), |T| {
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (n, classes) = args[0].dims2()?;
+        let logits = view(&args[0]);
+        for_float!(args[0].dtype(), self.name(), |T| {
             let row = |(i, row): (usize, &[T])| {
                 let (log, target) = (log_sum_exp(row), self.0.of(i, classes));
                 // A class of probability 0 costs nothing, also where its logit is -∞.
@@ -124,29 +125,27 @@ impl CustomOp1 for CrossEntropy {
                 };
                 row.iter().enumerate().map(cost).sum::<f64>()
             };
-            let rows: Vec<f64> = elements::<T>(logits, layout)?.par_chunks(classes).enumerate().map(row).collect();
+            let rows: Vec<f64> = logits.elements::<T>()?.par_chunks(classes).enumerate().map(row).collect();
             let loss = T::narrow(rows.into_iter().sum::<f64>() / n as f64);
-            Ok((<T as WithDType>::to_cpu_storage_owned(vec![loss]), Shape::from(())))
+            Ok(output(vec![loss], ()))
         })
     }
 
-    fn bwd(&self, logits: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (n, classes) = logits.dims2()?;
+    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (n, classes) = args[0].dims2()?;
         let scale = dy.to_dtype(DType::F64)?.to_scalar::<f64>()? / n as f64;
-        for_float!(logits.dtype(), self.name(), |T| {
+        let logits = view(&args[0]);
+        for_float!(args[0].dtype(), self.name(), |T| {
             let mut dx = vec![T::default(); n * classes];
-            with_elements::<T, _>(logits, |logits| {
-                let rows = dx.par_chunks_mut(classes).zip(logits.par_chunks(classes)).enumerate();
-                rows.for_each(|(i, (dx, row))| {
-                    let (log, target) = (log_sum_exp(row), self.0.of(i, classes));
-                    let all: f64 = (0..classes).map(&target).sum();
-                    for (class, (dx, x)) in dx.iter_mut().zip(row).enumerate() {
-                        *dx = T::narrow(((x.wide() - log).exp() * all - target(class)) * scale);
-                    }
-                });
-                Ok(())
-            })?;
-            Tensor::from_vec(dx, logits.shape(), logits.device()).map(Some)
+            let rows = dx.par_chunks_mut(classes).zip(logits.elements::<T>()?.par_chunks(classes)).enumerate();
+            rows.for_each(|(i, (dx, row))| {
+                let (log, target) = (log_sum_exp(row), self.0.of(i, classes));
+                let all: f64 = (0..classes).map(&target).sum();
+                for (class, (dx, x)) in dx.iter_mut().zip(row).enumerate() {
+                    *dx = T::narrow(((x.wide() - log).exp() * all - target(class)) * scale);
+                }
+            });
+            Ok(vec![Some(like(dx, &args[0])?)])
         })
     }
 }

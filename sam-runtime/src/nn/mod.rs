@@ -10,6 +10,7 @@
 mod batch_norm;
 mod conv;
 mod dropout;
+mod layer;
 mod linear;
 mod loss;
 mod pool;

@@ -1,11 +1,11 @@
 //! Pooling of images, whose backward also works where windows overlap.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, elements, for_float, with_elements};
+use crate::kernels::float::{Float, for_float, like, output, view};
 
 /// The largest element of each window of `kernel` by `kernel`, every `stride` rows and columns of (n, channels, height,
 /// width), with `padding` places around that no window chooses. The first of equals has the gradient, as in PyTorch.
@@ -46,7 +46,7 @@ pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
     }
     if x.device().is_cpu() {
         let mean = GlobalMean { plane: height * width };
-        widened(x)?.contiguous()?.apply_op1(mean)?.to_dtype(x.dtype())
+        apply(mean, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype())
     } else {
         x.mean((2, 3))
     }
@@ -65,7 +65,7 @@ fn pool(x: &Tensor, op: Pool) -> Result<Tensor> {
         candle_core::bail!("expected images of at least {kernel} with their padding, found {:?}", x.dims())
     }
     if x.device().is_cpu() {
-        return widened(x)?.contiguous()?.apply_op1(op)?.to_dtype(x.dtype());
+        return apply(op, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype());
     }
     match kind {
         _ if padding > 0 => candle_core::bail!("expected no padding elsewhere than on the CPU, found {padding}"),
@@ -120,18 +120,18 @@ fn largest<T: Float>(x: &[T], places: &mut dyn Iterator<Item = usize>) -> usize 
     places.fold(first, |best, place| if x[place] <= x[best] || x[best].wide().is_nan() { best } else { place })
 }
 
-impl CustomOp1 for Pool {
+impl Layer for Pool {
     fn name(&self) -> &'static str {
         "pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, channels, height, width) = layout.shape().dims4()?;
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (n, channels, height, width) = args[0].dims4()?;
         let (rows, columns) = (self.output(height), self.output(width));
-        for_float!(x.dtype(), self.name(), |T| {
-            let x = elements::<T>(x, layout)?;
+        let x = view(&args[0]);
+        for_float!(args[0].dtype(), self.name(), |T| {
             let mut y = vec![T::default(); n * channels * rows * columns];
-            y.par_chunks_mut(rows * columns).zip(x.par_chunks(height * width)).for_each(|(y, x)| {
+            y.par_chunks_mut(rows * columns).zip(x.elements::<T>()?.par_chunks(height * width)).for_each(|(y, x)| {
                 self.windows([height, width], |output, places| {
                     y[output] = match self.kind {
                         Kind::Max => x[largest(x, places)],
@@ -139,30 +139,25 @@ impl CustomOp1 for Pool {
                     };
                 });
             });
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), (n, channels, rows, columns).into()))
+            Ok(output(y, (n, channels, rows, columns)))
         })
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (_, _, height, width) = x.dims4()?;
+    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (_, _, height, width) = args[0].dims4()?;
         let outputs = self.output(height) * self.output(width);
-        let dy = dy.contiguous()?;
-        for_float!(x.dtype(), self.name(), |T| {
-            let mut dx = vec![T::default(); x.elem_count()];
-            with_elements::<T, _>(x, |x| {
-                with_elements::<T, _>(&dy, |dy| {
-                    let planes = x.par_chunks(height * width).zip(dy.par_chunks(outputs));
-                    dx.par_chunks_mut(height * width).zip(planes).for_each(|(dx, (x, dy))| {
-                        let share = T::narrow(self.share());
-                        self.windows([height, width], |output, places| match self.kind {
-                            Kind::Max => dx[largest(x, places)] += dy[output],
-                            Kind::Mean => places.for_each(|place| dx[place] += dy[output] * share),
-                        });
-                    });
-                    Ok(())
-                })
-            })?;
-            Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+        let (x, dy) = (view(&args[0]), view(dy));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let mut dx = vec![T::default(); args[0].elem_count()];
+            let planes = x.elements::<T>()?.par_chunks(height * width).zip(dy.elements::<T>()?.par_chunks(outputs));
+            dx.par_chunks_mut(height * width).zip(planes).for_each(|(dx, (x, dy))| {
+                let share = T::narrow(self.share());
+                self.windows([height, width], |output, places| match self.kind {
+                    Kind::Max => dx[largest(x, places)] += dy[output],
+                    Kind::Mean => places.for_each(|place| dx[place] += dy[output] * share),
+                });
+            });
+            Ok(vec![Some(like(dx, &args[0])?)])
         })
     }
 }
@@ -171,30 +166,28 @@ struct GlobalMean {
     plane: usize,
 }
 
-impl CustomOp1 for GlobalMean {
+impl Layer for GlobalMean {
     fn name(&self) -> &'static str {
         "global-avg-pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, channels, _, _) = layout.shape().dims4()?;
-        for_float!(x.dtype(), self.name(), |T| {
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (n, channels, _, _) = args[0].dims4()?;
+        let x = view(&args[0]);
+        for_float!(args[0].dtype(), self.name(), |T| {
             let mean = |x: &[T]| T::narrow(x.iter().map(|x| x.wide()).sum::<f64>() / self.plane as f64);
-            let y: Vec<T> = elements::<T>(x, layout)?.par_chunks(self.plane).map(mean).collect();
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), (n, channels).into()))
+            let y: Vec<T> = x.elements::<T>()?.par_chunks(self.plane).map(mean).collect();
+            Ok(output(y, (n, channels)))
         })
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        for_float!(x.dtype(), self.name(), |T| {
-            let mut dx = vec![T::default(); x.elem_count()];
-            with_elements::<T, _>(&dy, |dy| {
-                let share = T::narrow(1.0 / self.plane as f64);
-                dx.par_chunks_mut(self.plane).zip(dy).for_each(|(dx, dy)| dx.fill(*dy * share));
-                Ok(())
-            })?;
-            Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
+    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let dy = view(dy);
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let mut dx = vec![T::default(); args[0].elem_count()];
+            let share = T::narrow(1.0 / self.plane as f64);
+            dx.par_chunks_mut(self.plane).zip(dy.elements::<T>()?).for_each(|(dx, dy)| dx.fill(*dy * share));
+            Ok(vec![Some(like(dx, &args[0])?)])
         })
     }
 }

@@ -1,11 +1,11 @@
 //! ReLU.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, elements, for_float, with_elements};
+use crate::kernels::float::{Float, for_float, like, output, view};
 
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
@@ -28,32 +28,30 @@ const CHUNK: usize = 1 << 14;
 /// # }
 /// ```
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { widened(x)?.contiguous()?.apply_op1(Relu)?.to_dtype(x.dtype()) } else { x.relu() }
+    if x.device().is_cpu() { apply(Relu, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype()) } else { x.relu() }
 }
 
 struct Relu;
 
-impl CustomOp1 for Relu {
+impl Layer for Relu {
     fn name(&self) -> &'static str {
         "relu"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        for_float!(x.dtype(), self.name(), |T| {
-            let (x, zero) = (elements::<T>(x, layout)?, T::default());
-            let y = map(x, x, |x, _| if x < zero { zero } else { x });
-            Ok((<T as WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let x = view(&args[0]);
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let (x, zero) = (x.elements::<T>()?, T::default());
+            Ok(output(map(x, x, |x, _| if x < zero { zero } else { x }), args[0].shape()))
         })
     }
 
-    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
+    fn backward(&self, _: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (y_view, dy) = (view(y), view(dy));
         for_float!(y.dtype(), self.name(), |T| {
-            let dx = with_elements::<T, _>(y, |y| {
-                let zero = T::default();
-                with_elements(&dy, |dy| Ok(map(dy, y, |dy, y| if y > zero { dy } else { zero })))
-            })?;
-            Tensor::from_vec(dx, y.shape(), y.device()).map(Some)
+            let zero = T::default();
+            let dx = map(dy.elements::<T>()?, y_view.elements()?, |dy, y| if y > zero { dy } else { zero });
+            Ok(vec![Some(like(dx, y)?)])
         })
     }
 }

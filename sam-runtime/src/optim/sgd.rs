@@ -8,6 +8,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, TensorId, Var, safetensors};
 use candle_nn::{Optimizer, VarMap};
 
+use crate::gradient::gradient;
 use crate::kernels;
 
 /// The constants of [`Sgd`].
@@ -79,14 +80,13 @@ impl Optimizer for Sgd {
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
-        for Moving { var, velocity } in &mut self.vars {
-            let Some(grad) = grads.get(var) else { continue };
-            if self.params.momentum != 0.0 && velocity.is_none() {
-                *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
-            }
-            kernels::sgd(self.params, var, &grad.detach().contiguous()?, velocity.as_ref())?;
-        }
-        Ok(())
+        self.advance(|var| grads.get(var))
+    }
+
+    /// Backward and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, come without a copy.
+    fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
+        let gradient: HashMap<_, _> = gradient(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        self.advance(|var| gradient.get(&var.id()))
     }
 
     fn learning_rate(&self) -> f64 {
@@ -99,6 +99,17 @@ impl Optimizer for Sgd {
 }
 
 impl Sgd {
+    fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
+        for Moving { var, velocity } in &mut self.vars {
+            let Some(grad) = grad(var) else { continue };
+            if self.params.momentum != 0.0 && velocity.is_none() {
+                *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
+            }
+            kernels::sgd(self.params, var, &grad.detach().contiguous()?, velocity.as_ref())?;
+        }
+        Ok(())
+    }
+
     /// Writes the velocities to a safetensors file, under the names that their variables have in `names`. The file is
     /// there whole or not at all.
     ///
