@@ -49,6 +49,18 @@ pub trait Kit {
     /// If x has other channels than the layer, or another shape than y.
     fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor>;
 
+    /// x + y.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor>;
+
+    /// The mean of each channel, from (n, channels, height, width) to (n, channels).
+    ///
+    /// # Errors
+    /// If x has other than four dimensions.
+    fn mean(x: &Tensor) -> Result<Tensor>;
+
     /// The mean cross-entropy of logits (n, classes) and labels (n).
     ///
     /// # Errors
@@ -97,6 +109,14 @@ impl Kit for Stock {
         (norm.forward_t(x, train)? + y)?.relu()
     }
 
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        x + y
+    }
+
+    fn mean(x: &Tensor) -> Result<Tensor> {
+        x.mean((2, 3))
+    }
+
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         candle_nn::loss::cross_entropy(logits, labels)
     }
@@ -129,6 +149,14 @@ impl Kit for Ours {
 
     fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
         norm.forward_add_relu(x, y, train)
+    }
+
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        nn::add(x, y)
+    }
+
+    fn mean(x: &Tensor) -> Result<Tensor> {
+        nn::global_avg_pool2d(x)
     }
 
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {

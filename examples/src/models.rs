@@ -158,7 +158,7 @@ impl<K: Kit> Net for Cnn<K> {
         for (conv, norm) in &self.blocks {
             x = K::norm_relu(norm, &conv.forward(&x)?, train)?;
         }
-        self.head.forward(&x.mean((2, 3))?)
+        self.head.forward(&K::mean(&x)?)
     }
 }
 
@@ -243,7 +243,7 @@ impl<K: Kit> Net for ResNet<K> {
         for block in &self.blocks {
             x = block.forward(&x, train)?;
         }
-        self.head.forward(&x.mean((2, 3))?)
+        self.head.forward(&K::mean(&x)?)
     }
 }
 
@@ -289,8 +289,8 @@ impl<K: Kit> PreActivation<K> {
         let y = K::norm_relu(&self.second.0, &self.first.1.forward(&before)?, train)?;
         let y = self.second.1.forward(&y)?;
         match &self.skip {
-            Some(conv) => y + conv.forward(&before)?,
-            None => y + x,
+            Some(conv) => K::add(&y, &conv.forward(&before)?),
+            None => K::add(&y, x),
         }
     }
 }
@@ -301,7 +301,7 @@ impl<K: Kit> Net for WideResNet<K> {
         for block in &self.blocks {
             x = block.forward(&x, train)?;
         }
-        self.head.forward(&K::norm_relu(&self.norm, &x, train)?.mean((2, 3))?)
+        self.head.forward(&K::mean(&K::norm_relu(&self.norm, &x, train)?)?)
     }
 }
 

@@ -12,6 +12,7 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId};
 
+use super::add;
 use crate::gradient::hand_over;
 
 /// One operation on contiguous tensors on the CPU, with its own backward pass.
@@ -96,7 +97,7 @@ impl Node {
     fn add(&self, dy: Tensor) -> Result<()> {
         let mut gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = match gradients.remove(&thread::current().id()) {
-            Some(sum) => (sum + dy)?,
+            Some(sum) => add(&sum, &dy)?,
             None => dy,
         };
         gradients.insert(thread::current().id(), sum);

@@ -1,4 +1,4 @@
-//! ReLU.
+//! ReLU and sums: what is done to each element by itself.
 
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -53,6 +53,52 @@ impl Layer for Relu {
             let dx = map(dy.elements::<T>()?, y_view.elements()?, |dy, y| if y > zero { dy } else { zero });
             Ok(vec![Some(like(dx, y)?)])
         })
+    }
+}
+
+/// x + y, of one shape: a residual connection, whose gradient is handed on as it is.
+///
+/// # Errors
+/// If the shapes or types differ, or are not those of float tensors.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor};
+/// use sam_runtime::nn;
+///
+/// # fn main() -> Result<()> {
+/// let x = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
+/// assert_eq!(nn::add(&x, &x)?.to_vec1::<f32>()?, [2., 4.]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.dims() != y.dims() || x.dtype() != y.dtype() {
+        let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
+        candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
+    }
+    if x.device().is_cpu() && y.device().is_cpu() {
+        apply(Add, &[&widened(x)?.contiguous()?, &widened(y)?.contiguous()?])?.to_dtype(x.dtype())
+    } else {
+        x + y
+    }
+}
+
+struct Add;
+
+impl Layer for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let (x, y) = (view(&args[0]), view(&args[1]));
+        for_float!(args[0].dtype(), self.name(), |T| {
+            Ok(output(map(x.elements::<T>()?, y.elements()?, |x, y| x + y), args[0].shape()))
+        })
+    }
+
+    fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(dy.clone()), Some(dy.clone())])
     }
 }
 
