@@ -1,0 +1,119 @@
+//! The kernels beside what bounds them: those that the memory holds back beside a copy of the same bytes, in bytes that
+//! have to move, and convolutions beside a matrix product, in multiplications of the plain sum.
+//!
+//! `cargo bench -p sam-runtime`, and a part of a name to run only some.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark ends at its first error")]
+
+use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_nn::{Conv2dConfig, ModuleT, Optimizer, VarBuilder, VarMap};
+use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
+use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::{Sam, nn};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The parameters of WRN-28-10.
+const PARAMETERS: usize = 36_479_194;
+
+fn randn(dims: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., dims, &Device::Cpu).unwrap()
+}
+
+/// A group whose throughput is that of `bytes`, with a copy that reads and writes as many.
+fn beside_a_copy(c: &mut Criterion, name: &str, bytes: usize, bench: impl FnOnce(&mut Group<'_>)) {
+    let mut group = c.benchmark_group(name);
+    group.throughput(Throughput::Bytes(bytes as u64)).sample_size(10).sampling_mode(SamplingMode::Flat);
+    let (from, mut to) = (vec![1f32; bytes / 8], vec![0f32; bytes / 8]);
+    group.bench_function("copy", |b| {
+        b.iter(|| {
+            to.par_chunks_mut(1 << 15).zip(from.par_chunks(1 << 15)).for_each(|(to, from)| to.copy_from_slice(from))
+        });
+    });
+    bench(&mut group);
+    group.finish();
+}
+
+type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>;
+
+/// Norm, perturbation and restoring: four reads or writes of a parameter.
+fn sam(c: &mut Criterion) {
+    let w = Var::from_tensor(&randn(&[PARAMETERS])).unwrap();
+    beside_a_copy(c, "sam", 4 * 4 * PARAMETERS, |group| {
+        for (name, sam) in [
+            ("p = 2", Sam::default()),
+            ("p = 1", Sam::default().p(1.0)),
+            ("p = inf", Sam::default().p(f64::INFINITY)),
+            ("adaptive", Sam::default().adaptive(0.01)),
+        ] {
+            let ascent = || sam.ascend(&mut |_| w.sum_all()).unwrap();
+            group.bench_function(name, |b| {
+                b.iter_batched(ascent, |ascent| drop(ascent.perturb().unwrap()), BatchSize::PerIteration);
+            });
+        }
+    });
+}
+
+/// Weight, velocity and gradient read, weight and velocity written.
+fn sgd(c: &mut Criterion) {
+    let w = Var::from_tensor(&randn(&[PARAMETERS])).unwrap();
+    let grads = w.sum_all().unwrap().backward().unwrap();
+    let mut sgd = Sgd::new(vec![w], ParamsSgd { lr: 1e-6, ..ParamsSgd::default() }).unwrap();
+    beside_a_copy(c, "sgd", 5 * 4 * PARAMETERS, |group| {
+        group.bench_function("momentum", |b| b.iter(|| sgd.step(&grads).unwrap()));
+    });
+}
+
+/// Forward: one activation read, one written. Backward: input, output and gradient read, a gradient written.
+fn norm(c: &mut Criterion) {
+    let (vars, dims) = (VarMap::new(), [128, 64, 32, 32]);
+    let layer = nn::batch_norm(64, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu)).unwrap();
+    let x = randn(&dims);
+    let bytes = 4 * x.elem_count();
+    beside_a_copy(c, "batch norm, relu", 2 * bytes, |group| {
+        group.bench_function("forward", |b| b.iter(|| layer.forward_relu(&x, true).unwrap()));
+    });
+    let y = layer.forward_relu(Var::from_tensor(&x).unwrap().as_tensor(), true).unwrap();
+    beside_a_copy(c, "batch norm, relu, gradient", 4 * bytes, |group| {
+        group.bench_function("backward", |b| b.iter(|| y.backward().unwrap()));
+    });
+    beside_a_copy(c, "batch norm", 2 * bytes, |group| {
+        group.bench_function("evaluation", |b| b.iter(|| layer.forward_t(&x, false).unwrap()));
+    });
+}
+
+fn convolution(c: &mut Criterion) {
+    let mut group = c.benchmark_group("matmul");
+    let a = randn(&[1024, 1024]);
+    group.throughput(Throughput::Elements(1 << 30)).sample_size(10);
+    group.bench_function("1024x1024x1024", |b| b.iter(|| a.matmul(&a).unwrap()));
+    group.finish();
+    for (images, from, to, side, kernel, stride) in [
+        (128, 3, 16, 32, 3, 1),
+        (128, 16, 16, 32, 3, 1),
+        (128, 64, 64, 32, 3, 1),
+        (128, 256, 256, 8, 3, 1),
+        (32, 640, 640, 8, 3, 1),
+        (128, 64, 128, 32, 3, 2),
+        (128, 64, 128, 32, 1, 2),
+    ] {
+        let config = Conv2dConfig { padding: kernel / 2, stride, ..Conv2dConfig::default() };
+        let (x, w) = (randn(&[images, from, side, side]), randn(&[to, from, kernel, kernel]));
+        let (x_var, w_var) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
+        let y = |x: &Tensor, w: &Tensor| nn::Conv2d::new(w.clone(), None, config).forward(x).unwrap();
+        let name = format!("conv {kernel}x{kernel}/{stride}, {from} to {to} channels, {images} of {side}x{side}");
+        let mut group = c.benchmark_group(name);
+        let places = images * (side / stride) * (side / stride);
+        group.throughput(Throughput::Elements((places * from * to * kernel * kernel) as u64)).sample_size(10);
+        group.bench_function("forward", |b| b.iter(|| y(&x, &w)));
+        let (of_x, of_w) = (y(&x_var, &w), y(&x, &w_var));
+        group.bench_function("gradient of the input", |b| b.iter(|| of_x.backward().unwrap()));
+        group.bench_function("gradient of the weight", |b| b.iter(|| of_w.backward().unwrap()));
+        group.finish();
+    }
+}
+
+criterion_group!(benches, sam, sgd, norm, convolution);
+criterion_main!(benches);
