@@ -7,6 +7,7 @@ use std::ops::{Add, AddAssign, Mul, Sub};
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType};
 use pulp::Simd;
+use rayon::prelude::*;
 
 /// A number that layers compute with. Others are widened to one of these.
 pub(crate) trait Float:
@@ -145,6 +146,11 @@ impl View<'_> {
         };
         Ok(&T::cpu_storage_as_slice(storage)?[start..end])
     }
+}
+
+/// `vec![0; n]` by all threads: one alone takes as long to clear an activation as all take to compute it.
+pub(crate) fn zeros<T: Float>(n: usize) -> Vec<T> {
+    rayon::iter::repeat_n(T::default(), n).with_min_len(1 << 16).collect()
 }
 
 /// What a layer returns: the elements of a tensor of this shape.

@@ -10,10 +10,10 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::cpu::ARCH;
-use super::float::Float;
+use super::float::{Float, zeros};
 
 /// Partial sums that a channel is added up in.
-const LANES: usize = 16;
+const LANES: usize = 8;
 
 /// A channel, image after image.
 type Planes<'a, T> = Vec<&'a mut [T]>;
@@ -45,7 +45,7 @@ pub(crate) fn forward<T: Float>(
     affine: &[T],
     fixed: Option<&Statistics>,
 ) -> (Vec<T>, Statistics) {
-    let mut y = vec![T::default(); x.len()];
+    let mut y = zeros(x.len());
     let (weight, bias) = affine.split_at(norm.channels);
     let forward = |(channel, y): (usize, Planes<'_, T>)| {
         let fixed = fixed.map(|fixed| (fixed.mean[channel], fixed.var[channel]));
@@ -74,8 +74,8 @@ pub(crate) fn backward<T: Float>(
     fixed: bool,
     residual: bool,
 ) -> Gradients<T> {
-    let mut dx = vec![T::default(); x.len()];
-    let mut dr = vec![T::default(); if residual { x.len() } else { 0 }];
+    let mut dx = zeros(x.len());
+    let mut dr = zeros(if residual { x.len() } else { 0 });
     let backward = |(channel, (dx, dr)): (usize, (Planes<'_, T>, Planes<'_, T>))| {
         let (mean, var) = (statistics.mean[channel], statistics.var[channel]);
         ARCH.dispatch(Backward { norm, channel, x, y, dy, weight: affine[channel], mean, var, fixed, dx, dr })
@@ -149,35 +149,37 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 #[inline(always)]
 fn moments<T: Float>(norm: &Norm, x: &[T], channel: usize, count: usize) -> (f64, f64) {
     let origin = if norm.centred { x[channel * norm.plane].wide() } else { 0.0 };
-    let [sum, squares] = sums(norm.planes(x, channel), norm.planes(x, channel), |x, _| {
-        let distance = x.wide() - origin;
-        [distance, distance * distance]
-    });
+    let [sum, squares] = sums([x; 3].map(|x| norm.planes(x, channel)), origin, |x, _| x.wide() - origin);
     let (mean, square) = (sum / count as f64, squares / count as f64);
     if norm.centred { (origin + mean, (square - mean * mean).max(0.0)) } else { (0.0, square) }
 }
 
-/// Σ f(a, b), of two sums at once.
+/// Σ f(a, b) and Σ f(a, b) (x - origin).
 #[inline(always)]
-fn sums<'a, T: Float>(
-    a: impl Iterator<Item = &'a [T]>,
-    b: impl Iterator<Item = &'a [T]>,
-    f: impl Fn(T, T) -> [f64; 2],
-) -> [f64; 2] {
+fn sums<'a, T: Float>([x, a, b]: [impl Iterator<Item = &'a [T]>; 3], origin: f64, f: impl Fn(T, T) -> f64) -> [f64; 2] {
     let (mut first, mut second) = ([0.0; LANES], [0.0; LANES]);
-    for (a, b) in a.zip(b) {
-        let ((a_blocks, a_rest), (b_blocks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-        for (a, b) in a_blocks.iter().zip(b_blocks) {
+    for (x, (a, b)) in x.zip(a.zip(b)) {
+        let [(x, x_rest), (a, a_rest), (b, b_rest)] = [x.as_chunks::<LANES>(), a.as_chunks(), b.as_chunks()];
+        for (x, (a, b)) in x.iter().zip(a.iter().zip(b)) {
+            // One thing at a time, or the compiler makes pairs of the two sums and not vectors of the lanes.
+            let (mut value, mut distance) = ([0.0; LANES], [0.0; LANES]);
             for i in 0..LANES {
-                let [one, two] = f(a[i], b[i]);
-                first[i] += one;
-                second[i] += two;
+                value[i] = f(a[i], b[i]);
+            }
+            for i in 0..LANES {
+                distance[i] = x[i].wide() - origin;
+            }
+            for i in 0..LANES {
+                first[i] += value[i];
+            }
+            for i in 0..LANES {
+                second[i] += value[i] * distance[i];
             }
         }
-        for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-            let [one, two] = f(*a, *b);
-            first[i] += one;
-            second[i] += two;
+        for (i, (x, (a, b))) in x_rest.iter().zip(a_rest.iter().zip(b_rest)).enumerate() {
+            let value = f(*a, *b);
+            first[i] += value;
+            second[i] += value * (x.wide() - origin);
         }
     }
     [first.iter().sum(), second.iter().sum()]
@@ -202,32 +204,27 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
 
     #[inline(always)]
     fn call(self) -> (T, T) {
-        let Self { norm, channel, x, y, dy, weight, mean, var, fixed, mut dx, dr } = self;
-        let zero = T::default();
+        let Self { norm, channel, x, y, dy, weight, mean, var, fixed, dx, dr } = self;
+        let (zero, relu) = (T::default(), norm.relu);
         let (count, inverse) = ((dx.len() * norm.plane) as f64, (var + norm.eps).sqrt().recip());
-        // The gradient before ReLU is kept where that of x will be.
-        let dys = norm.planes(dy, channel).zip(norm.planes(y, channel));
-        for (dx, (dy, y)) in dx.iter_mut().zip(dys) {
-            if norm.relu {
-                let dys = dy.iter().zip(y);
-                dx.iter_mut().zip(dys).for_each(|(dx, (dy, y))| *dx = if *y > zero { *dy } else { zero });
-            } else {
-                dx.copy_from_slice(dy);
-            }
-        }
-        for (dr, dx) in dr.into_iter().zip(&dx) {
-            dr.copy_from_slice(dx);
-        }
-        let [sum, moment] = sums(dx.iter().map(|dx| &**dx), norm.planes(x, channel), |dy, x| {
-            [dy.wide(), dy.wide() * (x.wide() - mean)]
-        });
+        let before_relu = |dy: T, y: T| if !relu || y > zero { dy } else { zero };
+        let planes = [x, dy, y].map(|values| norm.planes(values, channel));
+        let [sum, moment] = sums(planes, mean, |dy, y| before_relu(dy, y).wide());
         // dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²)
         let scale = weight.wide() * inverse;
         let shift = if fixed || !norm.centred { 0.0 } else { scale * sum / count };
         let slope = if fixed { 0.0 } else { scale * inverse * inverse * moment / count };
         let (centre, scale, shift, slope) = (T::narrow(mean), T::narrow(scale), T::narrow(shift), T::narrow(slope));
-        for (dx, x) in dx.into_iter().zip(norm.planes(x, channel)) {
-            dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = *dx * scale - shift - (*x - centre) * slope);
+        let inputs = norm.planes(x, channel).zip(norm.planes(dy, channel).zip(norm.planes(y, channel)));
+        for (dx, (x, (dy, y))) in dx.into_iter().zip(inputs) {
+            let inputs = x.iter().zip(dy.iter().zip(y));
+            dx.iter_mut().zip(inputs).for_each(|(dx, (x, (dy, y)))| {
+                *dx = before_relu(*dy, *y) * scale - shift - (*x - centre) * slope;
+            });
+        }
+        let inputs = norm.planes(dy, channel).zip(norm.planes(y, channel));
+        for (dr, (dy, y)) in dr.into_iter().zip(inputs) {
+            dr.iter_mut().zip(dy.iter().zip(y)).for_each(|(dr, (dy, y))| *dr = before_relu(*dy, *y));
         }
         (T::narrow(moment * inverse), T::narrow(sum))
     }

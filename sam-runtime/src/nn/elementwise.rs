@@ -103,10 +103,5 @@ impl Layer for Add {
 }
 
 fn map<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
-    let mut out = vec![T::default(); a.len()];
-    let inputs = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
-    out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (a, b))| {
-        out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (a, b))| *out = f(*a, *b));
-    });
-    out
+    a.par_iter().zip(b).with_min_len(CHUNK).map(|(a, b)| f(*a, *b)).collect()
 }

@@ -5,7 +5,7 @@ use candle_nn::{Module, VarBuilder};
 
 use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, for_float, like, output, view};
+use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 use crate::kernels::matmul::{Matrix, add_product};
 
 /// `candle_nn::Linear`, except that on the CPU the bias is a part of the product, and its gradient no sum over copies.
@@ -116,7 +116,7 @@ impl Layer for Product {
         for_float!(args[0].dtype(), self.name(), |T| {
             let mut y = match &bias {
                 Some(bias) => bias.elements::<T>()?.repeat(rows),
-                None => vec![T::default(); rows * out_dim],
+                None => zeros(rows * out_dim),
             };
             let x = Matrix::new(x.elements::<T>()?, rows, in_dim);
             add_product(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed());
@@ -134,7 +134,7 @@ impl Layer for Product {
                 if !wanted[i] {
                     return Ok(None);
                 }
-                let mut values = vec![T::default(); arg.elem_count()];
+                let mut values = zeros::<T>(arg.elem_count());
                 match i {
                     0 => add_product(&mut values, matrix, Matrix::new(w, out_dim, in_dim)),
                     1 => add_product(&mut values, matrix.transposed(), Matrix::new(x, rows, in_dim)),

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
 use super::widened;
-use crate::kernels::float::{Float, for_float, like, output, view};
+use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 
 /// The largest element of each window of `kernel` by `kernel`, every `stride` rows and columns of (n, channels, height,
 /// width), with `padding` places around that no window chooses. The first of equals has the gradient, as in PyTorch.
@@ -130,7 +130,7 @@ impl Layer for Pool {
         let (rows, columns) = (self.output(height), self.output(width));
         let x = view(&args[0]);
         for_float!(args[0].dtype(), self.name(), |T| {
-            let mut y = vec![T::default(); n * channels * rows * columns];
+            let mut y = zeros::<T>(n * channels * rows * columns);
             y.par_chunks_mut(rows * columns).zip(x.elements::<T>()?.par_chunks(height * width)).for_each(|(y, x)| {
                 self.windows([height, width], |output, places| {
                     y[output] = match self.kind {
@@ -148,7 +148,7 @@ impl Layer for Pool {
         let outputs = self.output(height) * self.output(width);
         let (x, dy) = (view(&args[0]), view(dy));
         for_float!(args[0].dtype(), self.name(), |T| {
-            let mut dx = vec![T::default(); args[0].elem_count()];
+            let mut dx = zeros::<T>(args[0].elem_count());
             let planes = x.elements::<T>()?.par_chunks(height * width).zip(dy.elements::<T>()?.par_chunks(outputs));
             dx.par_chunks_mut(height * width).zip(planes).for_each(|(dx, (x, dy))| {
                 let share = T::narrow(self.share());
@@ -184,7 +184,7 @@ impl Layer for GlobalMean {
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let dy = view(dy);
         for_float!(args[0].dtype(), self.name(), |T| {
-            let mut dx = vec![T::default(); args[0].elem_count()];
+            let mut dx = zeros::<T>(args[0].elem_count());
             let share = T::narrow(1.0 / self.plane as f64);
             dx.par_chunks_mut(self.plane).zip(dy.elements::<T>()?).for_each(|(dx, dy)| dx.fill(*dy * share));
             Ok(vec![Some(like(dx, &args[0])?)])

@@ -38,7 +38,7 @@ use rayon::prelude::*;
 
 use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
-use crate::kernels::float::Float;
+use crate::kernels::float::{Float, zeros};
 
 /// Taps of a tile of the weight's gradient.
 const TAPS: usize = 3;
@@ -113,7 +113,7 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
             (first..end).step_by(share).map(move |from| from..(from + share).min(end))
         })
         .collect();
-    let mut dw = vec![T::default(); size];
+    let mut dw = zeros(size);
     let mut shared = Vec::new();
     let mut rest = &mut dw[..];
     for share in &shares {
@@ -327,7 +327,7 @@ impl<T: Float> Weights<T> {
     fn pack(filters: usize, channels: usize, plan: &Plan, weight: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
         let block = ARCH.dispatch(Block);
         let row = channels * plan.taps.len();
-        let mut values = vec![T::default(); filters.div_ceil(block) * block * row];
+        let mut values = zeros(filters.div_ceil(block) * block * row);
         values.par_chunks_mut((block * row).max(1)).enumerate().for_each(|(i, values)| {
             let first = i * block;
             for (k, values) in values.chunks_exact_mut(block).enumerate() {

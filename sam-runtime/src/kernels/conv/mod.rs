@@ -14,7 +14,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::float::Float;
+use super::float::{Float, zeros};
 
 /// Parts that a batch is shared out in.
 const PARTS: usize = 16;
@@ -164,7 +164,7 @@ impl<'a, T: Float> Map<'a, T> {
     /// Calls `f` with each group and some images at a time, by all threads.
     fn apply(&self, x: &[T], images: usize, f: impl Fn(usize, Images<'_, T>, Target<'_, T>) + Sync) -> Vec<T> {
         let ([from, from_plane], [to, to_plane]) = (self.from, self.to);
-        let mut y = vec![T::default(); x.len() / (from * from_plane) * to * to_plane];
+        let mut y = zeros(x.len() / (from * from_plane) * to * to_plane);
         let parts = y.par_chunks_mut(images * to * to_plane).zip(x.par_chunks(images * from * from_plane));
         parts.for_each(|(y, x)| {
             for group in 0..self.groups {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
-use crate::kernels::float::Float;
+use crate::kernels::float::{Float, zeros};
 use crate::kernels::matmul::{Matrix, add_product_alone};
 
 /// Places of a transformed tile.
@@ -84,11 +84,11 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
     // Enough tiles at a time that the sums of many weights are not read and written all the time.
     let images = (HELD / (PLACES * (channels + filters))).max(256).div_ceil(count).min(conv.images);
     let pitch = pitch(images * count);
-    let mut v = vec![T::default(); channels * PLACES * pitch];
-    let mut d = vec![T::default(); filters * PLACES * pitch];
+    let mut v = zeros::<T>(channels * PLACES * pitch);
+    let mut d = zeros::<T>(filters * PLACES * pitch);
     let mut dw = Vec::with_capacity(conv.filters * channels * 9);
     for group in 0..conv.groups {
-        let mut sums = vec![T::default(); PLACES * filters * channels];
+        let mut sums = zeros::<T>(PLACES * filters * channels);
         let parts = x.chunks(images * conv.channels * conv.input());
         for (x, dy) in parts.zip(dy.chunks(images * conv.filters * conv.output())) {
             let spread = |values, all, channel, gradient, to| {
@@ -200,7 +200,7 @@ struct Kernels<T> {
 impl<T: Float> Kernels<T> {
     fn pack(filters: usize, channels: usize, kernel: impl Fn(usize, usize) -> [T; 9] + Sync) -> Self {
         let block = ARCH.dispatch(Block);
-        let mut values = vec![T::default(); filters.div_ceil(block) * PLACES * channels * block];
+        let mut values = zeros(filters.div_ceil(block) * PLACES * channels * block);
         values.par_chunks_mut(PLACES * channels * block).enumerate().for_each(|(i, values)| {
             for filter in i * block..(i * block + block).min(filters) {
                 for channel in 0..channels {
