@@ -29,7 +29,7 @@ fn beside_a_copy(c: &mut Criterion, name: &str, bytes: usize, bench: impl FnOnce
     let (from, mut to) = (vec![1f32; bytes / 8], vec![0f32; bytes / 8]);
     group.bench_function("copy", |b| {
         b.iter(|| {
-            to.par_chunks_mut(1 << 15).zip(from.par_chunks(1 << 15)).for_each(|(to, from)| to.copy_from_slice(from))
+            to.par_chunks_mut(1 << 15).zip(from.par_chunks(1 << 15)).for_each(|(to, from)| to.copy_from_slice(from));
         });
     });
     bench(&mut group);

@@ -62,7 +62,7 @@ pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
     Map::forward(conv, bias).apply(x, plan.group(channels, conv.images), |group, x, y| {
         let (plan, weights) = (&plan, &weights[group]);
         T::with_scratch(|scratch| {
-            ARCH.dispatch(Correlate { plan, weights, x, y, place: [0; 2], stride: [1; 2], scratch })
+            ARCH.dispatch(Correlate { plan, weights, x, y, place: [0; 2], stride: [1; 2], scratch });
         });
     })
 }

@@ -86,8 +86,8 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
     let pitch = pitch(images * count);
     let mut v = zeros::<T>(channels * PLACES * pitch);
     let mut d = zeros::<T>(filters * PLACES * pitch);
-    let mut dw = Vec::with_capacity(conv.filters * channels * 9);
-    for group in 0..conv.groups {
+    let mut dw = zeros::<T>(conv.filters * channels * 9);
+    for (group, dw) in dw.chunks_mut(filters * channels * 9).enumerate() {
         let mut sums = zeros::<T>(PLACES * filters * channels);
         let parts = x.chunks(images * conv.channels * conv.input());
         for (x, dy) in parts.zip(dy.chunks(images * conv.filters * conv.output())) {
@@ -106,12 +106,13 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
                 add_product_alone(sums, d, v.transposed());
             });
         }
-        dw.extend((0..filters * channels).flat_map(|i| {
-            let place = |row: usize, column: usize| sums[(row * 4 + column) * filters * channels + i];
-            gather_kernel(std::array::from_fn(|row| std::array::from_fn(|column| place(row, column))))
-                .into_iter()
-                .flatten()
-        }));
+        dw.par_chunks_mut(channels * 9).enumerate().for_each(|(filter, dw)| {
+            for (channel, dw) in dw.as_chunks_mut::<9>().0.iter_mut().enumerate() {
+                let sum = |place: usize| sums[(place * filters + filter) * channels + channel];
+                let kernel = gather_kernel(std::array::from_fn(|i| std::array::from_fn(|j| sum(i * 4 + j))));
+                dw.copy_from_slice(kernel.as_flattened());
+            }
+        });
     }
     dw
 }
@@ -286,6 +287,7 @@ struct Lines<'a, T> {
     odd: [&'a mut [T]; 4],
 }
 
+/// Parts of the scratch of these sizes, and lines for so many rows of tiles.
 fn buffers<T: Float, const N: usize>(
     tiles: Tiles,
     strips: usize,
@@ -328,7 +330,9 @@ fn transform_input<S: Simd, T: Float>(
                 let targets = if line % 2 == 0 { &mut lines.even } else { &mut lines.odd };
                 let [a, b, c, d] = targets.each_mut().map(|line| &mut line[place..place + across]);
                 if row < lead[0] || row >= lead[0] + input[0] {
-                    [a, b, c, d].into_iter().for_each(|line| line.fill(T::default()));
+                    for line in [a, b, c, d] {
+                        line.fill(T::default());
+                    }
                     continue;
                 }
                 let source = &plane[(row - lead[0]) * input[1]..][..input[1]];
@@ -361,6 +365,7 @@ fn transform_input<S: Simd, T: Float>(
     }
 }
 
+/// The vector that begins at an element.
 #[inline(always)]
 fn vector<S: Simd, T: Float>(values: &[T], at: usize) -> T::Vector<S> {
     T::vectors::<S>(&values[at..at + T::lanes::<S>()])[0]
@@ -393,12 +398,13 @@ fn gather_output<S: Simd, T: Float>(
     let lanes = T::lanes::<S>();
     for q in (0..used).step_by(lanes) {
         let mut columns = [[T::splat(simd, T::default()); 4]; 2];
-        for j in 0..4 {
+        let [upper, lower] = &mut columns;
+        for (j, (upper, lower)) in upper.iter_mut().zip(lower).enumerate() {
             let mut line = [T::splat(simd, T::default()); 4];
-            for (i, vector_of) in line.iter_mut().enumerate() {
-                *vector_of = vector::<S, T>(m, (i * 4 + j) * place + from + q);
+            for (i, part) in line.iter_mut().enumerate() {
+                *part = vector::<S, T>(m, (i * 4 + j) * place + from + q);
             }
-            [columns[0][j], columns[1][j]] = gather_line::<S, T>(simd, line);
+            [*upper, *lower] = gather_line::<S, T>(simd, line);
         }
         for (row, columns) in columns.into_iter().enumerate() {
             let outputs = gather_line::<S, T>(simd, columns);
@@ -409,6 +415,7 @@ fn gather_output<S: Simd, T: Float>(
     }
 }
 
+/// Puts the outputs of one filter, sorted by their place in a tile, where they belong.
 #[inline(always)]
 fn write<T: Float>(tiles: Tiles, range: Range<usize>, filter: usize, sums: &[T], pitch: usize, y: &mut Target<'_, T>) {
     let (size, bias) = (y.size, y.bias(filter));
