@@ -6,6 +6,10 @@
 //! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints go both ways. On the CPU
 //! each layer is one operation with a backward pass of its own, in the same bits for any number of threads; elsewhere
 //! it is candle's.
+//!
+//! candle's backward pass adds each gradient to a tensor of zeros. Layers hand theirs to the layer before without that, and
+//! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Everything of candle's goes between,
+//! before and behind.
 
 mod batch_norm;
 mod conv;

@@ -1,4 +1,4 @@
-//! Convolution of images on the CPU: output, gradient of the input, gradient of the weight.
+//! Convolutions of any kernel, stride, padding, dilation and groups.
 //!
 //! All three are sums over the kernel's taps of shifted images. The input is copied once, into planes that have the zeros
 //! of the padding around them and, for a stride s, s² phases apart, so that output and input have the same rows. The
@@ -10,21 +10,6 @@
 //! - gradient of the input: the same function, of y's gradient and the transposed kernel, once for each phase.
 //! - gradient of the weight: g[f, k] = Σ y'[f, q] x[offset[k] + q]. A tile of 4 or 8 filters and [`TAPS`] taps is in
 //!   registers, lanes run along q, and each tile is added up once per group of images.
-//!
-//! What was tried, on two AVX2 cores of an EPYC 7003, 3x3, 64 to 64 channels, 32x32, batch 32, with other builds running:
-//! `matmul` of 2048³ by gemm beside each is what the machine gave at that moment.
-//!
-//! | what | predicted | forward, input, weight in GFLOP/s | matmul |
-//! | --- | --- | --- | --- |
-//! | candle 0.11.1 | | 17, 5, 3 | 71 |
-//! | kernels in a closure inside the dispatch | nothing lost | 1, 1, 1: no vector instruction was inlined | 71 |
-//! | scratch outside, tiles of 3 vectors by 4 filters | the pace of matmul | 28, 25, 57: an accumulator was spilled | 58 |
-//! | tiles of outputs of 2 vectors by 6 filters | forward as the weight's | 74, 66, 85 | 77 |
-//!
-//! The gradients are timed through `backward()`, candle's zeros and sums included. Where it loses: forward, 512 channels on
-//! 4x4 (56 where candle's im2col and gemm do 65) and 640 on 8x8 (43 and 61). Of an 8x8 image's places 21% are dropped, of
-//! a 4x4 one's 36%, and the weights of many channels leave the cache between tiles. Not tried yet: im2col and gemm there,
-//! blocks of k; and AVX-512 (8 filters by 3 vectors) has not been measured, for want of a machine that has it.
 //!
 //! Threads share out groups of images, whose size is a function of the shapes alone, and partial sums are added in the
 //! order of the groups: the same bits for any number of threads.

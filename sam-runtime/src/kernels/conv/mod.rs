@@ -3,6 +3,30 @@
 //! There are two ways: 3x3 kernels of stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
 //! Threads share out images, or channels, in parts that are a function of the shapes alone: the same bits for any number
 //! of threads.
+//!
+//! What was tried on two AVX2 cores of an AMD EPYC, 64 to 64 channels, 32x32, in GFLOP/s of the plain sum: forward, gradient
+//! of the input, gradient of the weight. The gradients are timed through `backward()`. The machine is shared and its pace
+//! changes by a factor of two: beside each is what a `matmul` gave at that moment.
+//!
+//! | what | predicted | found | `matmul` |
+//! | --- | --- | --- | --- |
+//! | candle 0.11.1 | | 17, 5, 3 | 71 |
+//! | direct; kernels in a closure inside the dispatch | nothing lost | 1, 1, 1: no vector instruction was inlined | 71 |
+//! | direct; scratch outside, tiles of 3 vectors by 4 filters | the pace of `matmul` | 28, 25, 57: a sum was spilled | 58 |
+//! | direct; tiles of 2 vectors by 6 filters | forward as the weight's | 74, 66, 85; later 108, 112, 142 | 77; 120 |
+//! | Winograd; transforms of closures and `array::from_fn` | 1.8 times direct | 124, 120, 205: neither was inlined | 115 |
+//! | Winograd; transforms of functions | 1.8 times direct | 228, 167, 210 | 179 |
+//! | Winograd; the weight's gradient by `gemm` for each place | less memory, no faster | as before; 256 channels on 8x8 136 → 228, 512 on 4x4 73 → 140 | 165 |
+//! | candle's zeros and sums between layers gone ([`nn`](crate::nn)) | 10 % of a step of ResNet-20 | 15 % | |
+//! | tiles of 1024 to 32768 transforms at a time | a best size | no difference beyond the noise | |
+//!
+//! Against f64, on normal numbers, the root mean square error of the output is 1.6e-7 to 7.4e-7 of its size with 16 to 512
+//! channels, where candle's f32 has 2.1e-7 to 4.1e-7; of the gradients 1.6e-7 to 7.4e-7, where candle's have 0.9e-7 to
+//! 4.2e-7.
+//!
+//! What is left: 16 and 32 filters fill 6 rows of a tile badly (18 and 36), 1x1 kernels and the three channels of an image
+//! run at a third of `matmul`'s pace, and the outputs are cleared before they are written. The AVX-512 tile (8 filters by 3
+//! vectors) has not been measured, for want of a machine that has it.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
