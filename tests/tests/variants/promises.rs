@@ -1,0 +1,199 @@
+//! What every variant promises, whatever it does.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use candle_core::{Result, Tensor};
+use candle_nn::Optimizer;
+use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::variants::{Combination, Direction, Scope, When};
+use sam_runtime::{Pass, Sam};
+use sam_tests::{Net, gradient, values};
+
+use crate::reference::*;
+
+/// A variant by name, for a network.
+pub struct Variant {
+    pub name: &'static str,
+    pub make: fn(&Net) -> Sam,
+    /// Whether its steps depend on the scale of the loss, as they are meant to.
+    pub sees_scale: bool,
+}
+
+/// Every published one and every piece.
+pub fn all() -> Vec<Variant> {
+    let variant = |name, make| Variant { name, make, sees_scale: false };
+    let seeing = |name, make| Variant { name, make, sees_scale: true };
+    vec![
+        variant("sam", |_| Sam::new(0.3)),
+        variant("p = 1", |_| Sam::new(0.3).p(1)),
+        variant("p = inf", |_| Sam::new(0.05).p(f64::INFINITY)),
+        variant("asam", |_| Sam::asam()),
+        variant("gsam", |_| Sam::gsam(0.0..=1.0)),
+        variant("look", |_| Sam::look_sam()),
+        variant("esam", |_| Sam::esam()),
+        variant("f-sam", |_| Sam::f_sam()),
+        variant("vasso", |_| Sam::vasso()),
+        seeing("m-sam", |net| {
+            // With a velocity to go against.
+            let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd { lr: 0.0, ..Default::default() }).unwrap();
+            let velocities = sgd.velocities();
+            let (x, y) = batch_of(99);
+            sgd.backward_step(&net.loss(&x, &y).unwrap()).unwrap();
+            Sam::m_sam(velocities)
+        }),
+        seeing("fisher", |_| Sam::fisher()),
+        variant("wsam", |_| Sam::new(0.3).combination(Combination::Wsam { gamma: 0.9 })),
+        variant("decoupled wsam", |_| Sam::wsam()),
+        seeing("usam", |_| Sam::usam(0.3)),
+        variant("ae-sam", |_| Sam::ae_sam(6)),
+        variant("rst", |_| Sam::rst()),
+        variant("sparse", |_| Sam::sparse(2)),
+        variant("stable", |_| Sam::stable()),
+        variant("layer", |_| Sam::layer_sam()),
+        seeing("le-sam", |_| Sam::le_sam(0.1, 0.3)),
+        variant("stale", |_| Sam::stale()),
+        variant("random", |net| Sam::random(0.3, net.vars.to_vec())),
+        variant("second order", |_| Sam::second_order()),
+        variant("several ascents", |_| Sam::new(0.3).ascents(3, 0.5)),
+        variant("a ball for each", |_| Sam::new(0.3).scope(Scope::Variable)),
+        variant("every second", |_| Sam::new(0.3).when(When::Every(2))),
+        variant("late", |_| Sam::new(0.3).when(When::After(2))),
+        variant("averaged and stable", |_| {
+            Sam::new(0.3).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch()
+        }),
+        variant("some variables", |net| {
+            Sam::new(0.3).vars(net.vars[..2].to_vec()).combination(Combination::Gsam { alpha: 0.5 })
+        }),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Err,
+    Panic,
+    Nan,
+}
+
+/// The weights are what they were, and so is the memory: a step that failed has not been.
+#[test]
+fn a_step_that_fails_leaves_nothing_behind() {
+    for Variant { name, make, .. } in all() {
+        // Each run of the loss function in six steps is made to fail once.
+        for failing in 0.. {
+            let mut reached = false;
+            for end in [End::Err, End::Panic, End::Nan] {
+                let (good, bad) = (net(), net());
+                let (good_sam, bad_sam) = (make(&good), make(&bad));
+                let runs = Cell::new(0);
+                for number in 0..6 {
+                    let step = Step::new(number);
+                    let plainly = |net: &Net, sam: &Sam| {
+                        let loss = sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
+                        let update = gradient(&loss, &net.vars).concat();
+                        set_weights(net, &mix(1.0, &weights(net), -LR, &update));
+                        sam.finish(LR).unwrap();
+                    };
+                    plainly(&good, &good_sam);
+
+                    let before = bad.bits();
+                    let outcome = catch_unwind(AssertUnwindSafe(|| {
+                        bad_sam.loss(|| -> Result<Tensor> {
+                            let loss = bad.loss(&step.x, &step.y)?;
+                            runs.set(runs.get() + 1);
+                            match end {
+                                _ if runs.get() != failing + 1 => Ok(loss),
+                                End::Err => candle_core::bail!("on purpose"),
+                                End::Panic => panic!("on purpose"),
+                                End::Nan => loss * f64::NAN,
+                            }
+                        })
+                    }));
+                    assert_eq!(bad.bits(), before, "{name}, run {failing}, {end:?}");
+                    assert_eq!(Pass::current(), Pass::Plain);
+                    match outcome {
+                        Ok(Ok(loss)) => {
+                            let plain_nan = values(&loss)[0].is_nan();
+                            reached |= plain_nan;
+                            if plain_nan {
+                                break;
+                            }
+                            let update = gradient(&loss, &bad.vars).concat();
+                            set_weights(&bad, &mix(1.0, &weights(&bad), -LR, &update));
+                            bad_sam.finish(LR).unwrap();
+                        }
+                        Ok(Err(_)) | Err(_) => {
+                            reached = true;
+                            plainly(&bad, &bad_sam);
+                        }
+                    }
+                    assert_eq!(bad.bits(), good.bits(), "{name}, run {failing}, {end:?}, step {number}");
+                }
+            }
+            if !reached {
+                assert!(failing >= 6, "{name}: {failing} runs in six steps");
+                break;
+            }
+        }
+    }
+}
+
+/// Inside another step, and under `plain`, each is the function as it is written, and remembers nothing.
+#[test]
+fn plainly() {
+    for Variant { name, make, .. } in all() {
+        let net = net();
+        let sam = make(&net);
+        let (x, y) = batch_of(0);
+        let plain = gradient(&net.loss(&x, &y).unwrap(), &net.vars);
+        let loss = sam_runtime::plain(|| sam.loss(|| net.loss(&x, &y)).unwrap());
+        assert_eq!(gradient(&loss, &net.vars), plain, "{name}");
+        assert!(sam.last().is_none(), "{name}");
+    }
+}
+
+/// Two runs are the same run.
+#[test]
+fn determinism() {
+    for Variant { name, make, .. } in all() {
+        let run = || {
+            let net = net();
+            let sam = make(&net).seed(7);
+            for number in 0..5 {
+                let step = Step::new(number);
+                let loss = sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
+                set_weights(&net, &mix(1.0, &weights(&net), -LR, &gradient(&loss, &net.vars).concat()));
+                sam.finish(LR).unwrap();
+            }
+            net.bits()
+        };
+        assert_eq!(run(), run(), "{name}");
+    }
+}
+
+/// What is seen of a step.
+#[test]
+fn what_is_seen() {
+    let net = net();
+    let sam = Sam::new(0.3).watch();
+    let step = Step::new(0);
+    let w = weights(&net);
+    sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
+    let last = sam.last().unwrap();
+    let g = step.g(&w);
+    let there = add(&w, &along(0.3, &g));
+    let g2 = step.g(&there);
+    let mean = |losses: Vector| losses.iter().sum::<f64>() / losses.len() as f64;
+    let close = |found: Result<Option<f64>>, expected: f64| {
+        let found = found.unwrap().unwrap();
+        assert!((found - expected).abs() < 1e-10 * expected.abs(), "{found}, expected {expected}");
+    };
+    let (here, above) = (mean(step.losses(&w)), mean(step.losses(&there)));
+    close(last.loss(), here);
+    close(last.perturbed_loss(), above);
+    close(last.sharpness(), above - here);
+    close(last.gradient_norm(), length(&g));
+    close(last.perturbation_norm(), 0.3);
+    close(last.cosine(), dot(&g, &g2) / length(&g) / length(&g2));
+    close(last.curvature(), 2.0 * (above - here - 0.3 * length(&g)) / 0.09);
+}
