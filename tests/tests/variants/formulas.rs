@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-use candle_core::{Result, Tensor};
-use candle_nn::{Optimizer, VarMap};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Scope, When, named};
 use sam_runtime::{Functional, Sam, sam};
@@ -309,7 +309,10 @@ fn radii() {
 #[test]
 fn when() {
     let sam = |w: &[f64], step: &Step| step.g(&add(w, &along(0.4, &step.g(w))));
-    assert_is(&Sam::new(0.4).when(When::Every(3)), |w, step| if step.number % 3 == 0 { sam(w, step) } else { step.g(w) });
+    assert_is(
+        &Sam::new(0.4).when(When::Every(3)),
+        |w, step| if step.number % 3 == 0 { sam(w, step) } else { step.g(w) },
+    );
     assert_is(&Sam::new(0.4).when(When::After(4)), |w, step| if step.number >= 4 { sam(w, step) } else { step.g(w) });
 
     let (mut mean, mut variance) = (None, 0.0);
@@ -440,16 +443,15 @@ fn net_at(w: &[f64]) -> Net {
 #[test]
 fn sam_on() {
     let vars = VarMap::new();
-    let vb = candle_nn::VarBuilder::from_varmap(&vars, candle_core::DType::F64, &candle_core::Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let norm = candle_nn::layer_norm(6, 1e-5, vb.pp("norm")).unwrap();
     let head = candle_nn::linear(6, 2, vb.pp("head")).unwrap();
     let on = named(&vars, |name| name.contains("norm"));
     assert_eq!(on.len(), 2);
-    let x = sam_tests::tensor(&[5, 6], candle_core::DType::F64, 3);
+    let x = sam_tests::tensor(&[5, 6], DType::F32, 3);
     let before: Vec<_> = on.iter().map(|var| values(var)).collect();
     let moved = RefCell::new(Vec::new());
     let loss = Sam::sam_on(&vars).radius(Radius::Constant(0.5)).loss(|| -> Result<Tensor> {
-        use candle_nn::Module;
         moved.replace(vec![values(&on[0]), values(&on[1]), values(head.weight())]);
         head.forward(&norm.forward(&x)?)?.sqr()?.mean_all()
     });

@@ -94,14 +94,14 @@ fn what_is_sam_to_rounding() {
 /// tanh'(0) aside, this network has no scale of its own: relu(a W₁ x) W₂ / a is one function for every a > 0.
 #[test]
 fn asam_does_not_see_a_rescaling_of_layers() {
-    let run = |a: f64| {
+    let run = |a: f64| -> (f64, f64) {
         let net = net();
         set_weights(&net, &weights(&net));
         let [w1, _, w2, _] = &net.vars;
         w1.set(&(w1.as_tensor() * a).unwrap()).unwrap();
         w2.set(&(w2.as_tensor() / a).unwrap()).unwrap();
         let (x, _) = batch_of(0);
-        let there = std::cell::Cell::new(0.0);
+        let there = std::cell::Cell::new(0f64);
         let loss = |net: &Net| -> Result<Tensor> {
             let loss = x.matmul(&net.vars[0].t()?)?.relu()?.matmul(&net.vars[2].t()?)?.sqr()?.mean_all()?;
             there.set(loss.to_scalar()?);
