@@ -1,13 +1,16 @@
 //! What every variant promises, whatever it does.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::Optimizer;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sam_runtime::nn::Dropout;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Scope, When};
-use sam_runtime::{Pass, Sam};
+use sam_runtime::{Pass, Sam, sam};
 use sam_tests::{Net, gradient, values};
 
 use crate::reference::*;
@@ -165,6 +168,44 @@ fn determinism() {
             net.bits()
         };
         assert_eq!(run(), run(), "{name}");
+    }
+}
+
+#[sam(with = sam, parts(x; m = 5), replay(rng))]
+fn noisy(
+    sam: &Sam,
+    w: &Var,
+    x: &Tensor,
+    dropout: &Dropout,
+    rng: &mut ChaCha8Rng,
+    seen: &RefCell<Vec<Vec<f64>>>,
+) -> Result<Tensor> {
+    let noise: f64 = rng.random();
+    let kept = dropout.forward(&x.ones_like()?, true)?;
+    seen.borrow_mut().push([vec![noise], values(&kept)].concat());
+    ((x * kept)?.broadcast_mul(w)? + noise)?.sqr()?.mean_all()
+}
+
+/// Every pass over a part of the batch draws what the first one drew for it, and another part draws something else.
+#[test]
+fn every_pass_sees_the_same_random_numbers() {
+    let x = sam_tests::tensor(&[12, 6], DType::F64, 3);
+    let w = Var::ones(6, DType::F64, &Device::Cpu).unwrap();
+    for (sam, passes) in [(Sam::new(0.3), 2), (Sam::second_order(), 4), (Sam::new(0.3).ascents(3, 0.5), 4)] {
+        let (dropout, mut rng) = (Dropout::seeded(0.5, 1), ChaCha8Rng::seed_from_u64(2));
+        let mut before = Vec::new();
+        for _ in 0..3 {
+            let seen = RefCell::default();
+            noisy(&sam, &w, &x, &dropout, &mut rng, &seen).unwrap();
+            let seen = seen.into_inner();
+            assert_eq!(seen.len(), 3 * passes);
+            for pass in seen.chunks(3) {
+                assert_eq!(pass, &seen[..3]);
+            }
+            assert!(seen[0] != seen[1] && seen[1][..] != seen[2][..]);
+            assert_ne!(seen[0], before, "the next step draws something else");
+            before.clone_from(&seen[0]);
+        }
     }
 }
 
