@@ -39,7 +39,8 @@ pub enum Direction {
     Momentum(Velocities),
     /// The gradient that the last step came to. In the spirit of AsyncSAM, which takes it from another device.
     Last,
-    /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars).
+    /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars) to know what to perturb before the only pass:
+    /// without those that are state, whose new values would be lost.
     Random,
 }
 

@@ -134,7 +134,8 @@ impl Sam {
         Self::new(0.05).direction(Direction::Last)
     }
 
-    /// Along noise: what SAM is to be compared with. One pass a step.
+    /// Along noise: what SAM is to be compared with. One pass a step. `vars` are those to perturb, without state such as
+    /// the statistics of a batch normalisation.
     pub fn random(rho: impl Into<f64>, vars: impl IntoIterator<Item = Var>) -> Self {
         Self::new(rho).direction(Direction::Random).vars(vars)
     }
