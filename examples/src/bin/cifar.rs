@@ -44,8 +44,8 @@ struct Options {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Network [default: mlp for the embedded set, cnn for others]
-    #[arg(long, value_enum)]
+    /// Network: mlp, cnn, resnet20, wrn-16-4, .. [default: mlp for the embedded set, cnn for others]
+    #[arg(long)]
     model: Option<Architecture>,
 
     /// Train with one method only
@@ -206,7 +206,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
     let rho = options.rho.unwrap_or(if embedded { 0.2 } else { Sam::RHO });
     Sam::new(rho).p(options.p).check()?;
     Ok(Plan {
-        architecture: options.model.unwrap_or(if embedded { Architecture::Mlp } else { Architecture::Cnn }),
+        architecture: options.model.unwrap_or(if embedded { Architecture::Mlp(128) } else { Architecture::Cnn(16) }),
         epochs: options.epochs,
         batch: options.batch,
         sgd: ParamsSgd {
@@ -222,7 +222,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
 }
 
 fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {
-    let model = plan.architecture.name();
+    let model = plan.architecture;
     let noise =
         if plan.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * plan.noise.0) } else { String::new() };
     let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
