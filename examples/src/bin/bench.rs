@@ -67,7 +67,8 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
         _ if architecture.is_for_imagenet() => [3, 224, 224],
         _ => [3, 32, 32],
     };
-    let batch = options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
+    let batch =
+        options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
     let model = Model::<K>::new(architecture, shape, 10, 0)?;
     let (x, y) = batch_of(batch, shape)?;
     let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };

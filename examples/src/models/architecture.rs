@@ -52,7 +52,7 @@ pub enum Architecture {
     },
     /// Shake-Shake 26 2x`width`d (Gastaldi 2017).
     ShakeShake(usize),
-    /// `PyramidNet` of bottlenecks (Han et al. 2017), of 9 n + 2 layers.
+    /// PyramidNet of bottlenecks (Han et al. 2017), of 9 n + 2 layers.
     Pyramid {
         /// Layers.
         depth: usize,
@@ -61,9 +61,9 @@ pub enum Architecture {
         /// Whether branches are shaken (Yamada et al. 2018).
         shake_drop: bool,
     },
-    /// The network that `MentorMix` (Jiang et al. 2020) calls ResNet-32, very likely that of the paper's Table 4.
+    /// The network that MentorMix (Jiang et al. 2020) calls ResNet-32, very likely that of the paper's Table 4.
     MentorMix(usize),
-    /// ResNet-50, 101 or 152 for `ImageNet`, with the stride on the 3x3 convolution.
+    /// ResNet-50, 101 or 152 for ImageNet, with the stride on the 3x3 convolution.
     ImageNet {
         /// Layers.
         depth: usize,
@@ -72,7 +72,7 @@ pub enum Architecture {
     },
 }
 
-/// What goes past a block of a `WideResNet` that changes the shape.
+/// What goes past a block of a WideResNet that changes the shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
     /// A 1x1 convolution, as in the publication of the network.
@@ -119,7 +119,7 @@ impl Architecture {
     #[must_use]
     pub fn narrowed(mut self, share: f64) -> Self {
         let width = self.width_mut();
-        *width = ((*width as f64 * share).round() as usize).max(1);
+        *width = rounded(*width as f64 * share).max(1);
         self
     }
 
@@ -160,9 +160,7 @@ impl FromStr for Architecture {
             Some((known, width)) if width.bytes().all(|byte| byte.is_ascii_digit()) => (known, width.parse().ok()),
             _ => (name, None),
         };
-        let Some(mut architecture) = usual(known)? else {
-            bail!("`{name}` is no network: expected one of {NAMES}")
-        };
+        let Some(mut architecture) = usual(known)? else { bail!("`{name}` is no network: expected one of {NAMES}") };
         if let Some(width) = width {
             if width == 0 {
                 bail!("`{name}` has no channels: expected a width of at least 1")
@@ -171,6 +169,11 @@ impl FromStr for Architecture {
         }
         Ok(architecture)
     }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "widths and shares are positive")]
+fn rounded(x: f64) -> usize {
+    x.round() as usize
 }
 
 /// A network of the width that its name has without `-w`.
@@ -187,7 +190,7 @@ fn usual(name: &str) -> Result<Option<Architecture>, Error> {
                 let (depth, k) = name.strip_prefix("wrn-")?.split_once('-')?;
                 let (k, kind) = k.split_once('-').map_or((k, None), |(k, kind)| (k, Some(kind)));
                 let width = k.parse::<f64>().ok().map(|k| 16.0 * k).filter(|width| (1.0..=65536.0).contains(width))?;
-                Some((number(depth)?, width.round() as usize, kind))
+                Some((number(depth)?, rounded(width), kind))
             };
             let pyramid = || {
                 let rest = name.strip_prefix("pyramidnet-")?;
@@ -235,9 +238,24 @@ mod tests {
     #[test]
     fn names_are_read_and_written() {
         for name in [
-            "mlp", "mlp-w32", "mlp-wide", "cnn", "resnet20", "resnet32-w8", "resnet56", "resnet18", "wrn-16-4", "wrn-28-2.5",
-            "wrn-28-10-pad", "wrn-40-10-plain", "shake-shake-26-2x96d", "pyramidnet-272-200", "mentormix-resnet32",
-            "pyramidnet-272-200-shakedrop", "resnet50", "resnet152-w16",
+            "mlp",
+            "mlp-w32",
+            "mlp-wide",
+            "cnn",
+            "resnet20",
+            "resnet32-w8",
+            "resnet56",
+            "resnet18",
+            "wrn-16-4",
+            "wrn-28-2.5",
+            "wrn-28-10-pad",
+            "wrn-40-10-plain",
+            "shake-shake-26-2x96d",
+            "pyramidnet-272-200",
+            "mentormix-resnet32",
+            "pyramidnet-272-200-shakedrop",
+            "resnet50",
+            "resnet152-w16",
         ] {
             assert_eq!(name.parse::<Architecture>().unwrap().to_string(), name);
         }

@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
-    /// `PyTorch`'s: uniform in ±1/√(inputs of a unit).
+    /// PyTorch's: uniform in ±1/√(inputs of a unit).
     Uniform,
     /// That of the paper's authors for CIFAR: normal of variance 2 / (outputs of a kernel), the head uniform in
     /// ±1/√classes. Without normalisation Fixup's (Zhang et al. 2019): each block begins as the identity.
     Authors,
-    /// That of the paper's authors for `ImageNet`: truncated normal of variance 1 / inputs, and 0 for the scale of each
+    /// That of the paper's authors for ImageNet: truncated normal of variance 1 / inputs, and 0 for the scale of each
     /// block's last normalisation.
     #[serde(rename = "imagenet")]
     ImageNet,
@@ -32,9 +32,7 @@ pub(super) fn initialise(vars: &VarMap, init: Init, plain_blocks: Option<usize>,
         let var = &vars[name];
         if var.rank() >= 2 {
             set(var, weights(name, var, init, plain_blocks, &mut rng)?)?;
-        } else if name.ends_with("bias") {
-            var.set(&var.zeros_like()?)?;
-        } else if init == Init::ImageNet && name.ends_with("third.norm.weight") {
+        } else if name.ends_with("bias") || (init == Init::ImageNet && name.ends_with("third.norm.weight")) {
             var.set(&var.zeros_like()?)?;
         }
     }
@@ -59,13 +57,7 @@ fn set(var: &Var, values: Vec<f32>) -> Result<()> {
     var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?.to_device(var.device())?)
 }
 
-fn weights(
-    name: &str,
-    var: &Var,
-    init: Init,
-    plain_blocks: Option<usize>,
-    rng: &mut ChaCha8Rng,
-) -> Result<Vec<f32>> {
+fn weights(name: &str, var: &Var, init: Init, plain_blocks: Option<usize>, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
     let (count, outputs) = (var.elem_count(), var.dim(0)?);
     let inputs = count / outputs;
     let uniform = |bound: f32, rng: &mut ChaCha8Rng| (0..count).map(|_| rng.random_range(-bound..bound)).collect();

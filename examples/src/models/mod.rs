@@ -38,7 +38,7 @@ trait Net {
 }
 
 impl<K: Kit + 'static> Model<K> {
-    /// A network for images of `shape` (channels, height, width), with weights from a seed, drawn as `PyTorch` does.
+    /// A network for images of `shape` (channels, height, width), with weights from a seed, drawn as PyTorch does.
     ///
     /// # Errors
     /// If candle cannot make a variable.

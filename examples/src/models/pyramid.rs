@@ -1,7 +1,7 @@
-//! `PyramidNet` of bottlenecks (Han et al. 2017), with and without `ShakeDrop` (Yamada et al. 2018).
+//! PyramidNet of bottlenecks (Han et al. 2017), with and without ShakeDrop (Yamada et al. 2018).
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Module, ModuleT, VarBuilder};
+use candle_nn::{ModuleT, VarBuilder};
 use sam_runtime::nn::{Draws, ShakeDrop};
 
 use super::resnet::ConvNorm;
@@ -37,7 +37,7 @@ struct Block<K: Kit> {
 /// Inner channels of the blocks.
 fn widths(depth: usize, alpha: usize) -> Vec<usize> {
     let blocks = (depth - 2) / 3;
-    (1..=blocks).map(|k| (STEM as f64 + (k * alpha) as f64 / blocks as f64).round() as usize).collect()
+    (1..=blocks).map(|k| STEM + (2 * k * alpha + blocks) / (2 * blocks)).collect()
 }
 
 impl<K: Kit> Pyramid<K> {

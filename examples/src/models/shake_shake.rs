@@ -30,7 +30,7 @@ struct Branch<K: Kit> {
 /// down and to the right.
 struct Halves<K: Kit> {
     stride: usize,
-    halves: [K::Conv; 2],
+    parts: [K::Conv; 2],
     norm: K::Norm,
 }
 
@@ -83,7 +83,7 @@ impl<K: Kit> Halves<K> {
     fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let left = K::conv(from, to / 2, 1, 1, vb.pp("left"))?;
         let right = K::conv(from, to - to / 2, 1, 1, vb.pp("right"))?;
-        Ok(Self { stride, halves: [left, right], norm: K::norm(to, vb.pp("norm"))? })
+        Ok(Self { stride, parts: [left, right], norm: K::norm(to, vb.pp("norm"))? })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -91,7 +91,7 @@ impl<K: Kit> Halves<K> {
         let shifted = x.narrow(2, 1, height - 1)?.narrow(3, 1, width - 1)?;
         let shifted = shifted.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
         let half = |conv: &K::Conv, x: &Tensor| conv.forward(&every(x, self.stride)?);
-        let both = Tensor::cat(&[half(&self.halves[0], x)?, half(&self.halves[1], &shifted)?], 1)?;
+        let both = Tensor::cat(&[half(&self.parts[0], x)?, half(&self.parts[1], &shifted)?], 1)?;
         self.norm.forward_t(&both, train)
     }
 }

@@ -1,4 +1,4 @@
-//! `WideResNets`: blocks that normalise before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
+//! WideResNets: blocks that normalise before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
@@ -13,7 +13,7 @@ pub(super) struct WideResNet<K: Kit> {
     norm: Option<K::Norm>,
 }
 
-/// A `WideResNet`'s block.
+/// A WideResNet's block.
 struct PreActivation<K: Kit> {
     first: Half<K>,
     second: Half<K>,
@@ -68,14 +68,7 @@ impl<K: Kit> Net for WideResNet<K> {
 }
 
 impl<K: Kit> PreActivation<K> {
-    fn new(
-        from: usize,
-        to: usize,
-        stride: usize,
-        skip: Skip,
-        with_norm: bool,
-        vb: &VarBuilder<'_>,
-    ) -> Result<Self> {
+    fn new(from: usize, to: usize, stride: usize, skip: Skip, with_norm: bool, vb: &VarBuilder<'_>) -> Result<Self> {
         let half = |from, stride, name: &str| -> Result<_> {
             let vb = vb.pp(name);
             let norm = with_norm.then(|| K::norm(from, vb.pp("norm"))).transpose()?;
@@ -109,7 +102,7 @@ impl<K: Kit> PreActivation<K> {
     }
 }
 
-/// `MentorMix`'s ResNet-32 (Jiang et al. 2020): blocks as above, of 128 to 512 channels, with leaky ReLUs.
+/// MentorMix's ResNet-32 (Jiang et al. 2020): blocks as above, of 128 to 512 channels, with leaky ReLUs.
 pub(super) struct MentorMix<K: Kit> {
     stem: K::Conv,
     blocks: Vec<LeakyBlock<K>>,
@@ -142,7 +135,12 @@ impl<K: Kit> MentorMix<K> {
                 let norm = Some(K::norm_with(from, Self::EPS, vb.pp("norm"))?);
                 Ok(Half { norm, conv: K::conv(from, to, 3, stride, vb.pp("conv"))? })
             };
-            Ok(LeakyBlock { first: half(from, stride, "first")?, second: half(to, 1, "second")?, stride, zeros: to - from })
+            Ok(LeakyBlock {
+                first: half(from, stride, "first")?,
+                second: half(to, 1, "second")?,
+                stride,
+                zeros: to - from,
+            })
         };
         Ok(Self {
             stem: K::conv(channels, width, 3, 1, vb.pp("stem"))?,

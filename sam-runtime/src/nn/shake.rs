@@ -7,7 +7,7 @@ use super::draws::{Draws, uniform};
 use super::layer::{Layer, apply};
 use super::widened;
 use crate::Pass;
-use crate::kernels::float::{for_float, like, output, view, zeros};
+use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 
 /// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
@@ -261,7 +261,8 @@ mod tests {
 
     #[test]
     fn branches_must_fit() {
-        let (shake, zeros) = (Shake::new(Draws::seeded(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
+        let (shake, zeros) =
+            (Shake::new(Draws::seeded(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
         let error = shake.forward(&zeros(2), &zeros(3), true).unwrap_err().to_string();
         assert!(error.contains("[2, 3] and [3, 3]"), "{error}");
         assert!(shake.forward(&zeros(0), &zeros(0), true).is_err());
