@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek as _, Write as _};
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -231,12 +231,34 @@ impl Log {
     /// # Errors
     /// If the folder or the file cannot be made.
     pub fn create(path: &Path) -> Result<Self> {
+        Self::open(path, 0)
+    }
+
+    /// Goes on with a log after its first bytes.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made.
+    pub fn open(path: &Path, after: u64) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        let open = || -> std::io::Result<File> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            file.set_len(after)?;
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        };
+        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Waits until everything is on the disk, and tells how long the file is.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&mut self) -> Result<u64> {
+        let sync = self.file.sync_data().and_then(|()| self.file.stream_position());
+        sync.with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Adds a line.

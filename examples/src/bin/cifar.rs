@@ -4,11 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use sam_examples::augment::Augment;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
@@ -129,7 +131,7 @@ fn compare(options: &Options) -> Result<()> {
     } else {
         MultiProgress::new()
     };
-    let set = read(options, &screen)?;
+    let set = Arc::new(read(options, &screen)?);
     let plan = plan(options, &set)?;
     let methods = options.only.map_or(vec![Method::Sgd, Method::Sam], |only| vec![only]);
     let title = title(options, &plan, &set);
@@ -216,7 +218,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
             weight_decay: options.weight_decay,
         },
         ball: Ball { rho, p: options.p },
-        augment: options.augment,
+        augment: if options.augment { Augment::BASIC } else { Augment::NONE },
         noise,
     })
 }

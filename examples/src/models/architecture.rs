@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use anyhow::{Error, bail};
 
+use crate::numbers::count;
+
 /// Which network. Read from a name, and written as one: `wrn-28-10`, `resnet20-w8`.
 ///
 /// ```
@@ -119,7 +121,7 @@ impl Architecture {
     #[must_use]
     pub fn narrowed(mut self, share: f64) -> Self {
         let width = self.width_mut();
-        *width = rounded(*width as f64 * share).max(1);
+        *width = count(*width as f64 * share).max(1);
         self
     }
 
@@ -171,11 +173,6 @@ impl FromStr for Architecture {
     }
 }
 
-#[expect(clippy::cast_sign_loss, reason = "widths and shares are positive")]
-fn rounded(x: f64) -> usize {
-    x.round() as usize
-}
-
 /// A network of the width that its name has without `-w`.
 fn usual(name: &str) -> Result<Option<Architecture>, Error> {
     Ok(Some(match name {
@@ -190,7 +187,7 @@ fn usual(name: &str) -> Result<Option<Architecture>, Error> {
                 let (depth, k) = name.strip_prefix("wrn-")?.split_once('-')?;
                 let (k, kind) = k.split_once('-').map_or((k, None), |(k, kind)| (k, Some(kind)));
                 let width = k.parse::<f64>().ok().map(|k| 16.0 * k).filter(|width| (1.0..=65536.0).contains(width))?;
-                Some((number(depth)?, rounded(width), kind))
+                Some((number(depth)?, count(width), kind))
             };
             let pyramid = || {
                 let rest = name.strip_prefix("pyramidnet-")?;

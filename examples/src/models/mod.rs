@@ -29,6 +29,7 @@ pub struct Model<K: Kit = Ours> {
     head: K::Linear,
     vars: VarMap,
     draws: Draws,
+    classes: usize,
 }
 
 /// A network without its last, linear layer.
@@ -101,13 +102,19 @@ impl<K: Kit + 'static> Model<K> {
                 (Box::new(ImageNet::<K>::new(channels, width, depth, &vb)?), ImageNet::<K>::features(width))
             }
         };
-        Ok(Self { net, head: K::linear(width, classes, vb.pp("head"))?, vars, draws })
+        Ok(Self { net, head: K::linear(width, classes, vb.pp("head"))?, vars, draws, classes })
     }
 
     /// The network's variables.
     #[must_use]
     pub fn vars(&self) -> &VarMap {
         &self.vars
+    }
+
+    /// How many classes it tells apart.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.classes
     }
 
     /// Where its random layers get their numbers from.
