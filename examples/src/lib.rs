@@ -6,6 +6,7 @@
 
 pub mod augment;
 pub mod batches;
+pub mod console;
 pub mod data;
 pub mod kit;
 pub mod loss;

@@ -83,7 +83,7 @@ pub fn table(log: &[Epoch], methods: &[Method]) -> String {
     align(&rows)
 }
 
-fn align(rows: &[Vec<String>]) -> String {
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
@@ -111,6 +111,11 @@ const SIZE: (u32, u32) = (1200, 750);
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
 pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
+    png(path, SIZE, |backend| draw(backend, log, methods, title))
+}
+
+/// Draws a picture of this size, and writes it whole or not at all.
+pub(crate) fn png(path: &Path, size: (u32, u32), draw: impl FnOnce(BitMapBackend<'_>) -> Drawn) -> Result<()> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for bytes that are no font.
@@ -118,18 +123,18 @@ pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> R
         let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
     });
     // Drawn twice as large as it is shown: plotters does not smooth its lines.
-    let (width, height) = (2 * SIZE.0, 2 * SIZE.1);
+    let (width, height) = (2 * size.0, 2 * size.1);
     let mut pixels = vec![0; (width * height * 3) as usize];
-    draw(BitMapBackend::with_buffer(&mut pixels, (width, height)), log, methods, title)
+    draw(BitMapBackend::with_buffer(&mut pixels, (width, height)))
         .map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
     let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
-    let small = image::imageops::thumbnail(&large, SIZE.0, SIZE.1);
+    let small = image::imageops::thumbnail(&large, size.0, size.1);
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).with_context(|| format!("cannot encode {}", path.display()))?;
     write_whole(path, png.get_ref())
 }
 
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
     const INK: RGBColor = RGBColor(51, 51, 51);

@@ -92,6 +92,9 @@ struct Document {
     #[serde(default)]
     note: String,
     measure: Measure,
+    #[serde(default)]
+    from: Vec<Blame<String>>,
+    #[serde(default)]
     base: Changes,
     axis: Vec<Axis>,
     #[serde(default)]
@@ -124,7 +127,17 @@ impl Table {
         let file = Arc::new(File { name: file_name.to_owned(), text: text.to_owned() });
         let document: Document = file.parse()?;
         let stem = file_name.rsplit(['/', '\\']).next().unwrap_or(file_name).trim_end_matches(".toml");
-        let base = document.base.said_in(&file);
+        let mut base = document.base.said_in(&file);
+        let bases = bases()?;
+        for from in document.from.iter().rev() {
+            match bases.get(&from.value) {
+                Some(changes) => base = base.or(changes),
+                None => {
+                    let known = bases.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                    return Err(from.said_in(&file).wrong(format!("`{}` is no base: expected {known}", from.value)));
+                }
+            }
+        }
 
         let mut cells = vec![(String::new(), base)];
         for axis in document.axis {
@@ -208,6 +221,14 @@ fn fits(pattern: &str, text: &str) -> bool {
             (0..=text.len()).filter(|at| text.is_char_boundary(*at)).any(|at| fits(rest, &text[at..]))
         }),
     }
+}
+
+/// What several tables have in common.
+fn bases() -> Result<IndexMap<String, Changes>> {
+    let (name, text) = ("recipes/bases.toml", include_str!("../../recipes/bases.toml"));
+    let file = Arc::new(File { name: name.to_owned(), text: text.to_owned() });
+    let bases: IndexMap<String, Changes> = file.parse()?;
+    Ok(bases.into_iter().map(|(name, changes)| (name, changes.said_in(&file))).collect())
 }
 
 /// Every table of the paper that there is a recipe for.

@@ -229,7 +229,8 @@ impl<'a> Training<'a> {
         checkpoint.put("plan/", self.plan.tensors()?);
         checkpoint.put("weight/", self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
         let file = tempfile::NamedTempFile::new_in(self.job.folder)?;
-        self.sgd.save(self.model.vars(), file.path())?;
+        let kept = || format!("cannot write a checkpoint to {}; the one before is kept", self.job.folder.display());
+        self.sgd.save(self.model.vars(), file.path()).with_context(kept)?;
         checkpoint.put("velocity/", candle_core::safetensors::load(file.path(), &candle_core::Device::Cpu)?);
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors());
