@@ -1,5 +1,6 @@
 //! What a trainer shows, and how it is told to stop.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use signal_hook::flag;
 use crate::trainer::{Next, Status};
 
 /// Where nobody looks at a bar, a line is written this often.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 
 /// Whether the process has been told to stop: by the signals of Ctrl-C and `kill`. A second one stops it at once.
 #[derive(Clone, Debug)]
@@ -78,12 +79,13 @@ impl Progress {
                 bar.set_length(steps as u64);
             }
         }
+        // Writing to a string does not fail.
         let mut message = format!("loss {:.3}, {:.0} images/s", status.loss, status.throughput);
         if let Some(error) = status.test_error {
-            message += &format!(", test error {:.2} %", 100.0 * error);
+            let _ = write!(message, ", test error {:.2} %", 100.0 * error);
         }
         if status.stage.1 > 1 {
-            message += &format!(", training {} of {}", status.stage.0 + 1, status.stage.1);
+            let _ = write!(message, ", training {} of {}", status.stage.0 + 1, status.stage.1);
         }
         if let Some(bar) = &self.bar {
             bar.set_position(step as u64);

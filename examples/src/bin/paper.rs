@@ -25,7 +25,7 @@ struct Options {
     command: Option<Command>,
 
     #[command(flatten)]
-    run: Tables,
+    run: Work,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,11 +36,11 @@ enum Command {
         table: Option<String>,
     },
     /// Write the tables from what has been run, without running anything
-    Report(Tables),
+    Report(Work),
 }
 
 #[derive(Debug, Args)]
-struct Tables {
+struct Work {
     /// Tables: table1, table4, rho-grid, .. (see `list`), or files of your own
     #[arg(required = true)]
     tables: Vec<String>,
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = match &options.command {
         Some(Command::List { table }) => list(table.as_deref()),
-        Some(Command::Report(tables)) => report(tables),
+        Some(Command::Report(work)) => report(work),
         None => run(&options.run),
     };
     match outcome {
@@ -109,33 +109,33 @@ fn list(table: Option<&str>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn settings(tables: &Tables) -> Result<Settings> {
-    if tables.seeds == 0 {
+fn settings(work: &Work) -> Result<Settings> {
+    if work.seeds == 0 {
         bail!("--seeds is 0: expected 1 or more")
     }
     Ok(Settings {
-        data: tables.data.clone(),
-        out: tables.out.clone(),
-        scale: tables.scale,
-        set: tables.set.clone(),
-        seeds: tables.seeds,
-        every: tables.every,
-        stale: Duration::from_secs(tables.stale),
+        data: work.data.clone(),
+        out: work.out.clone(),
+        scale: work.scale,
+        set: work.set.clone(),
+        seeds: work.seeds,
+        every: work.every,
+        stale: Duration::from_secs(work.stale),
     })
 }
 
-fn report(tables: &Tables) -> Result<ExitCode> {
-    let settings = settings(tables)?;
-    for table in &tables.tables {
-        println!("{}", write(&selected(table, &tables.only)?, &settings)?);
+fn report(work: &Work) -> Result<ExitCode> {
+    let settings = settings(work)?;
+    for table in &work.tables {
+        println!("{}", write(&selected(table, &work.only)?, &settings)?);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(tables: &Tables) -> Result<ExitCode> {
-    let (settings, stop) = (settings(tables)?, Stop::on_signals()?);
+fn run(work: &Work) -> Result<ExitCode> {
+    let (settings, stop) = (settings(work)?, Stop::on_signals()?);
     // What is wrong with a recipe is said before anything runs.
-    let chosen = tables.tables.iter().map(|table| selected(table, &tables.only)).collect::<Result<Vec<_>>>()?;
+    let chosen = work.tables.iter().map(|table| selected(table, &work.only)).collect::<Result<Vec<_>>>()?;
     for cell in chosen.iter().flat_map(|table| &table.cells) {
         settings.run(cell, 0)?;
     }
@@ -144,7 +144,7 @@ fn run(tables: &Tables) -> Result<ExitCode> {
         for (seed, cell) in (0..settings.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell))) {
             let run = settings.run(cell, seed)?;
             let name = format!("{} seed {seed}", cell.name);
-            let mut progress = Progress::new(&name, tables.quiet);
+            let mut progress = Progress::new(&name, work.quiet);
             let found = run.do_it(&settings, |status| {
                 progress.show(status);
                 Ok(stop.next())

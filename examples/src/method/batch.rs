@@ -355,7 +355,8 @@ mod tests {
         let kept = examples(text, &mut Memory { few: certain(1e-9), each: Vec::new() }, 0.5);
         let corrected = examples(text, &mut Memory { few: certain(1.0 - 1e-9), each: Vec::new() }, 0.5);
         assert_ne!(kept, corrected);
-        assert_eq!(examples(text, &mut Memory { few: certain(1.0 - 1e-9), each: Vec::new() }, 0.1), kept);
+        let early = examples(text, &mut Memory { few: certain(1.0 - 1e-9), each: Vec::new() }, 0.1);
+        assert!(early.iter().flatten().zip(kept.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 
     #[test]

@@ -31,7 +31,8 @@ impl Lock {
         let take = || -> std::io::Result<Option<Self>> {
             fs::create_dir_all(folder)?;
             let holder = name();
-            if !create(&path, &holder)? && !(is_stale(&path, stale)? && steal(&path, &holder)?) {
+            let ours = create(&path, &holder)? || (is_stale(&path, stale)? && steal(&path, &holder)?);
+            if !ours {
                 return Ok(None);
             }
             Ok(Some(Self { path: path.clone(), holder, stale, written: Instant::now() }))
@@ -137,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_hours(1);
 
     #[test]
     fn one_holder_at_a_time() {

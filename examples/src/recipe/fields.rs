@@ -197,7 +197,8 @@ impl Changes {
         let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
         macro_rules! expect {
             ($($key:ident $holds:expr, $expected:literal;)*) => {
-                $(if !$holds {
+                $(let holds: bool = $holds;
+                if !holds {
                     let what = format!("`{}` is {:?}: expected {}", kebab(stringify!($key)), recipe.$key, $expected);
                     return Err(self.$key.as_ref().map_or_else(|| Error::msg(what.clone()), |said| said.wrong(&what)));
                 })*

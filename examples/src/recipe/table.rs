@@ -130,13 +130,11 @@ impl Table {
         let mut base = document.base.said_in(&file);
         let bases = bases()?;
         for from in document.from.iter().rev() {
-            match bases.get(&from.value) {
-                Some(changes) => base = base.or(changes),
-                None => {
-                    let known = bases.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                    return Err(from.said_in(&file).wrong(format!("`{}` is no base: expected {known}", from.value)));
-                }
-            }
+            let Some(changes) = bases.get(&from.value) else {
+                let known = bases.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                return Err(from.said_in(&file).wrong(format!("`{}` is no base: expected {known}", from.value)));
+            };
+            base = base.or(changes);
         }
 
         let mut cells = vec![(String::new(), base)];
