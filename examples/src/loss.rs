@@ -24,6 +24,10 @@ impl Split for Examples {
     fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         Ok(Self { x: self.x.narrow(0, start, len)?, target: self.target.narrow(0, start, len)? })
     }
+
+    fn select(&self, rows: &[usize]) -> Result<Self> {
+        Ok(Self { x: Split::select(&self.x, rows)?, target: Split::select(&self.target, rows)? })
+    }
 }
 
 /// A model and how it is trained. Every loss is a mean over the examples, and comes with the weight decay, if that is a

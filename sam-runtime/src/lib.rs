@@ -53,6 +53,39 @@
 //! first, and hand a generator as an argument and say `replay(rng)` for the second. [`Pass::current`] tells which pass is
 //! running. [`plain`] runs annotated functions as they are written.
 //!
+//! # Variants
+//!
+//! What the literature has made of SAM differs in a few pieces: which direction is climbed, in which metric, how far, when,
+//! on which examples, and what the two gradients come to. A [`Sam`] is put together from them, or made by the name of a
+//! publication; [`variants`] has the table. A loss function takes one as an argument:
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor, Var};
+//! use sam_runtime::variants::{Combination, Direction};
+//! use sam_runtime::{Sam, sam};
+//!
+//! #[sam(with = sam)]
+//! fn loss(sam: &Sam, w: &Var, x: &Tensor) -> Result<Tensor> {
+//!     x.broadcast_mul(w)?.sqr()?.mean_all()
+//! }
+//!
+//! #[sam(rho = 0.1, gsam = 0.4)] // what needs no memory is a key as well
+//! fn gsam_loss(w: &Var, x: &Tensor) -> Result<Tensor> {
+//!     x.broadcast_mul(w)?.sqr()?.mean_all()
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! # let (w, x) = (Var::ones(3, DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?);
+//! let look_sam = Sam::look_sam();
+//! loss(&look_sam, &w, &x)?;
+//! let mine = Sam::new(0.1).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch();
+//! loss(&mine, &w, &x)?;
+//! println!("{:?} at w, {:?} above", mine.last().unwrap().loss()?, mine.last().unwrap().perturbed_loss()?);
+//! # gsam_loss(&w, &x)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Without the attribute
 //!
 //! [`Sam::loss`] takes a closure. The four stages that the attribute writes are public, and each is a type of its own, so
@@ -65,10 +98,14 @@
 //! what it does beside computing a value it does twice.
 
 pub mod argument;
+mod checkpoint;
+mod course;
 mod dual_norm;
 mod error;
+mod examples;
 mod gradient;
 mod kernels;
+mod last;
 pub mod nn;
 pub mod optim;
 mod output;
@@ -76,14 +113,18 @@ mod pass;
 mod sam;
 mod shards;
 mod stages;
+pub mod variants;
 mod weights;
 
 pub use error::Error;
+pub use examples::Examples;
+pub use last::Last;
 pub use output::{Aux, Output};
 pub use pass::{Pass, plain};
 pub use sam::Sam;
 pub use shards::{Shard, Shards, Split};
 pub use stages::{Ascent, Descent, Perturbed};
+pub use variants::Functional;
 
 /// The radius may be any expression of the arguments, and so may the norm:
 ///

@@ -63,7 +63,7 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     }
     let architecture = options.model;
     let shape = match architecture {
-        Architecture::Mlp(_) | Architecture::MlpWide(_) => [1, 28, 28],
+        Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],
         _ if architecture.is_for_imagenet() => [3, 224, 224],
         _ => [3, 32, 32],
     };

@@ -22,6 +22,8 @@ use crate::numbers::count;
 pub enum Architecture {
     /// A perceptron with one hidden layer of this width.
     Mlp(usize),
+    /// The same, with a batch normalisation before the ReLU.
+    MlpNorm(usize),
     /// A perceptron with two hidden layers of this width.
     MlpWide(usize),
     /// Five 3x3 convolutions of `width` to 4 `width` channels.
@@ -84,7 +86,7 @@ pub enum Skip {
 }
 
 /// Every form of name, for messages and help.
-pub const NAMES: &str = "mlp, mlp-wide, cnn, resnet20 (6 n + 2), resnet18, wrn-28-10, wrn-28-10-pad, wrn-40-10-plain, \
+pub const NAMES: &str = "mlp, mlp-norm, mlp-wide, cnn, resnet20 (6 n + 2), resnet18, wrn-28-10, wrn-28-10-pad, wrn-40-10-plain, \
     shake-shake-26-2x96d, pyramidnet-272-200, pyramidnet-272-200-shakedrop, mentormix-resnet32, resnet50, resnet101, \
     resnet152, each also narrower with -wWIDTH";
 
@@ -92,7 +94,7 @@ impl Architecture {
     /// The width that its name does not tell.
     fn usual_width(self) -> usize {
         match self {
-            Self::Mlp(_) => 128,
+            Self::Mlp(_) | Self::MlpNorm(_) => 128,
             Self::MlpWide(_) => 1024,
             Self::Cnn(_) | Self::ResNet { .. } => 16,
             Self::ResNet18(_) | Self::MentorMix(_) | Self::ImageNet { .. } => 64,
@@ -104,6 +106,7 @@ impl Architecture {
     fn width_mut(&mut self) -> &mut usize {
         match self {
             Self::Mlp(width)
+            | Self::MlpNorm(width)
             | Self::MlpWide(width)
             | Self::Cnn(width)
             | Self::ResNet { width, .. }
@@ -136,6 +139,7 @@ impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Mlp(_) => f.write_str("mlp")?,
+            Self::MlpNorm(_) => f.write_str("mlp-norm")?,
             Self::MlpWide(_) => f.write_str("mlp-wide")?,
             Self::Cnn(_) => f.write_str("cnn")?,
             Self::ResNet { depth, .. } | Self::ImageNet { depth, .. } => write!(f, "resnet{depth}")?,
@@ -177,6 +181,7 @@ impl FromStr for Architecture {
 fn usual(name: &str) -> Result<Option<Architecture>, Error> {
     Ok(Some(match name {
         "mlp" => Architecture::Mlp(128),
+        "mlp-norm" => Architecture::MlpNorm(128),
         "mlp-wide" => Architecture::MlpWide(1024),
         "cnn" => Architecture::Cnn(16),
         "resnet18" => Architecture::ResNet18(64),

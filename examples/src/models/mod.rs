@@ -19,7 +19,7 @@ use sam_runtime::nn::Draws;
 use self::pyramid::Pyramid;
 use self::resnet::{ImageNet, ResNet};
 use self::shake_shake::ShakeShake;
-use self::small::{Cnn, Mlp};
+use self::small::{Cnn, Mlp, MlpNorm};
 use self::wide::{MentorMix, WideResNet};
 use crate::kit::{Kit, Ours};
 
@@ -74,6 +74,7 @@ impl<K: Kit + 'static> Model<K> {
         let (pixels, channels) = (shape.iter().product(), shape[0]);
         let (net, width): (Box<dyn Net>, usize) = match architecture {
             Architecture::Mlp(width) => (Box::new(Mlp::<K>::new(&[pixels, width], &vb)?), width),
+            Architecture::MlpNorm(width) => (Box::new(MlpNorm::<K>::new(pixels, width, &vb)?), width),
             Architecture::MlpWide(width) => (Box::new(Mlp::<K>::new(&[pixels, width, width], &vb)?), width),
             Architecture::Cnn(width) => (Box::new(Cnn::<K>::new(channels, width, &vb)?), 4 * width),
             Architecture::ResNet { depth, width } => {
@@ -247,6 +248,7 @@ mod tests {
     fn every_network_runs_and_has_gradients() {
         for (name, side) in [
             ("mlp-w4", 8),
+            ("mlp-norm-w4", 8),
             ("mlp-wide-w4", 8),
             ("cnn-w2", 8),
             ("resnet20-w2", 8),

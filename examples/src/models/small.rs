@@ -27,6 +27,24 @@ impl<K: Kit> Net for Mlp<K> {
     }
 }
 
+/// A perceptron with a batch normalisation.
+pub(super) struct MlpNorm<K: Kit> {
+    hidden: K::Linear,
+    norm: K::Norm,
+}
+
+impl<K: Kit> MlpNorm<K> {
+    pub(super) fn new(from: usize, width: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self { hidden: K::linear(from, width, vb.pp("hidden"))?, norm: K::norm(width, vb.pp("norm"))? })
+    }
+}
+
+impl<K: Kit> Net for MlpNorm<K> {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        K::norm_relu(&self.norm, &self.hidden.forward(&x.flatten_from(1)?)?, train)
+    }
+}
+
 /// Convolutions, each with a batch normalisation and a ReLU.
 pub(super) struct Cnn<K: Kit>(Vec<(K::Conv, K::Norm)>);
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Settings;
 use crate::recipe::{Cell, Published, Table};
-use crate::report::{Drawn, align, png, write_whole};
+use crate::report::{Area, Drawn, INK, align, png, write_whole};
 
 /// A cell with its numbers.
 #[derive(Clone, Debug, Serialize)]
@@ -42,14 +42,11 @@ pub fn rows(table: &Table, settings: &Settings) -> Result<Vec<Row>> {
 fn row(table: &Table, cell: &Cell, settings: &Settings) -> Result<Row> {
     let short = cell.name.strip_prefix(&format!("{}/", table.name)).unwrap_or(&cell.name).to_owned();
     let (mut ours, mut data, mut seconds) = (Vec::new(), BTreeSet::new(), 0.0);
-    // A cell that this build cannot run has no number.
-    if settings.recipe(cell).is_ok() {
-        for seed in 0..settings.seeds {
-            if let Some(outcome) = settings.run(cell, seed)?.outcome()? {
-                ours.push(table.measure.of(outcome.test_error));
-                data.insert(format!("{}, {} training images", outcome.data, outcome.train_images));
-                seconds += outcome.seconds;
-            }
+    for seed in 0..settings.seeds {
+        if let Some(outcome) = settings.run(cell, seed)?.outcome()? {
+            ours.push(table.measure.of(outcome.test_error));
+            data.insert(format!("{}, {} training images", outcome.data, outcome.train_images));
+            seconds += outcome.seconds;
         }
     }
     let (mean, interval) = (mean(&ours), interval(&ours));
@@ -137,15 +134,14 @@ pub fn write(table: &Table, settings: &Settings) -> Result<String> {
         let scaled = if settings.is_full() { String::new() } else { format!(" (scaled: {})", settings.tag()) };
         let measure = table.measure.name();
         let size = (1200, 140 + 30 * shown.len() as u32);
-        png(&path("png"), size, |backend| draw(backend, &shown, &table.title, &format!("{measure}{scaled}")))?;
+        png(&path("png"), size, |area| draw(area, &shown, &table.title, &format!("{measure}{scaled}")))?;
     }
     Ok(text)
 }
 
 /// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
-fn draw(backend: BitMapBackend<'_>, rows: &[&Row], title: &str, measure: &str) -> Drawn {
-    const INK: RGBColor = RGBColor(51, 51, 51);
-    const PAPER: RGBColor = RGBColor(213, 94, 0);
+fn draw(area: &Area<'_>, rows: &[&Row], title: &str, measure: &str) -> Drawn {
+    const THEIRS: RGBColor = RGBColor(213, 94, 0);
     const OURS: RGBColor = RGBColor(0, 114, 178);
     let values = rows.iter().flat_map(|row| {
         let reach = |mean: f64, interval: Option<f64>| {
@@ -157,10 +153,8 @@ fn draw(backend: BitMapBackend<'_>, rows: &[&Row], title: &str, measure: &str) -
     });
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
     let room = 0.05 * (high - low).max(1.0);
-    let area = backend.into_drawing_area();
-    area.fill(&WHITE)?;
     let last = rows.len() as f64 - 0.5;
-    let mut chart = ChartBuilder::on(&area)
+    let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 44).into_font().color(&INK))
         .margin(32)
         .x_label_area_size(100)
@@ -188,7 +182,7 @@ fn draw(backend: BitMapBackend<'_>, rows: &[&Row], title: &str, measure: &str) -
     for (i, row) in rows.iter().enumerate() {
         let y = i as f64;
         if let Some(paper) = row.paper {
-            chart.draw_series([Circle::new((paper.mean, y), 12, PAPER.stroke_width(5))])?;
+            chart.draw_series([Circle::new((paper.mean, y), 12, THEIRS.stroke_width(5))])?;
         }
         if let Some(mean) = row.mean {
             let reach = row.interval.unwrap_or(0.0);
@@ -196,7 +190,6 @@ fn draw(backend: BitMapBackend<'_>, rows: &[&Row], title: &str, measure: &str) -
             chart.draw_series([Circle::new((mean, y), 10, OURS.filled())])?;
         }
     }
-    area.present()?;
     Ok(())
 }
 

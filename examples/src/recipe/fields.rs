@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use anyhow::{Error, Result, bail};
+use anyhow::{Error, Result};
 use sam_runtime::Sam;
+use sam_runtime::variants::Combination;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Scale;
@@ -225,6 +226,7 @@ impl Changes {
             noise !recipe.method.needs_rate() || recipe.noise > 0.0, "more than 0 for a `method` that drops this share";
             alpha positive(recipe.alpha), "more than 0";
             rho at_least_0(recipe.rho), "at least 0";
+            inner_steps recipe.inner_steps > 0, "at least 1";
             p recipe.p >= 1.0, "1 to inf";
             adaptive recipe.adaptive == -1.0 || at_least_0(recipe.adaptive), "at least 0, or -1 for none";
             m recipe.m <= recipe.batch / recipe.accumulate.max(1), "at most the images of a part of the batch";
@@ -248,16 +250,18 @@ impl Recipe {
     /// The configured method: everything that the attribute is told.
     ///
     /// # Errors
-    /// If a value is out of range, or this build lacks the variant.
+    /// If settings are out of range or do not go together.
     pub fn sam(&self) -> Result<Sam> {
+        let mut sam = Sam::new(self.rho).p(self.p);
+        if self.adaptive >= 0.0 {
+            sam = sam.adaptive(self.adaptive);
+        }
         if self.inner_steps != 1 {
-            bail!("`inner-steps` is {}: this build takes one step of ascent only", self.inner_steps)
+            sam = sam.ascents(self.inner_steps, 1.0);
         }
         if self.second_order {
-            bail!("`second-order` is true: this build drops the perturbation's own gradient")
+            sam = sam.combination(Combination::SecondOrder);
         }
-        let sam = Sam::new(self.rho).p(self.p);
-        let sam = if self.adaptive < 0.0 { sam } else { sam.adaptive(self.adaptive) };
         sam.check()?;
         Ok(sam)
     }
@@ -293,7 +297,7 @@ mod tests {
             ("rho = 0.1\np = 0.5", 2, "0.5"),
             ("frozen-norm = true\nstart = \"\"", 2, "with `frozen-norm`"),
             ("m = 300", 1, "at most the images"),
-            ("inner-steps = 2", 1, "inner-steps"),
+            ("rho = 0.1\ninner-steps = 0", 2, "at least 1"),
             ("auto-augment = \"best\"", 1, "paper-25"),
             ("rho = [", 1, ""),
         ] {

@@ -9,12 +9,13 @@ mod data;
 mod events;
 mod schedule;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer as _;
 use sam_runtime::Sam;
 use sam_runtime::optim::{ParamsSgd, Sgd};
@@ -171,7 +172,7 @@ impl<'a> Training<'a> {
         let model = fresh_model(job, place.stage)?;
         let mut training = Self {
             job,
-            sam: recipe.sam()?,
+            sam: recipe.sam()?.seed(job.seed),
             plan: Plan {
                 labels: train.labels().to_vec(),
                 kept: train.places().to_vec(),
@@ -207,13 +208,9 @@ impl<'a> Training<'a> {
             );
             var.set(&weight)?;
         }
-        let velocities = checkpoint.take("velocity/");
-        if !velocities.is_empty() {
-            let file = tempfile::NamedTempFile::new_in(self.job.folder)?;
-            let velocities: std::collections::HashMap<_, _> = velocities.into_iter().collect();
-            candle_core::safetensors::save(&velocities, file.path())?;
-            self.sgd.load(self.model.vars(), file.path())?;
-        }
+        let (folder, vars) = (self.job.folder, self.model.vars());
+        back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
+        back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
         if let Some(average) = &mut self.average {
             average.restore(checkpoint.take("average/"))?;
         }
@@ -225,13 +222,12 @@ impl<'a> Training<'a> {
         self.place.log = self.log.sync()?;
         self.place.events = self.events.sync()?;
         let place = Place { seconds: self.place.seconds + self.began.elapsed().as_secs_f64(), ..self.place.clone() };
-        let mut checkpoint = Checkpoint { tensors: std::collections::BTreeMap::new(), place };
+        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), place };
         checkpoint.put("plan/", self.plan.tensors()?);
         checkpoint.put("weight/", self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
-        let file = tempfile::NamedTempFile::new_in(self.job.folder)?;
-        let kept = || format!("cannot write a checkpoint to {}; the one before is kept", self.job.folder.display());
-        self.sgd.save(self.model.vars(), file.path()).with_context(kept)?;
-        checkpoint.put("velocity/", candle_core::safetensors::load(file.path(), &candle_core::Device::Cpu)?);
+        let vars = self.model.vars();
+        checkpoint.put("velocity/", through_file(self.job.folder, |path| self.sgd.save(vars, path))?);
+        checkpoint.put("sam/", through_file(self.job.folder, |path| self.sam.save(vars, path))?);
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors());
         }
@@ -308,7 +304,7 @@ impl<'a> Training<'a> {
             Images::Kept => source.part(self.plan.kept.clone()),
             Images::Selected => source.part(self.plan.selected.clone()),
             Images::SelectedAndHalf(half) => {
-                let selected: std::collections::HashSet<_> = self.plan.selected.iter().collect();
+                let selected: HashSet<_> = self.plan.selected.iter().collect();
                 let places = source.places().iter().copied();
                 let places = places.filter(|place| half.has(*place) || selected.contains(place)).collect();
                 source.part(places)
@@ -435,7 +431,7 @@ impl<'a> Training<'a> {
                 let other = source.part(all.filter(|place| half.has(*place)).collect());
                 let predicted = predictions(&self.model, &other)?.into_iter().zip(other.places());
                 let right = predicted.filter(|(label, place)| self.plan.labels[**place as usize] == *label);
-                let mut selected: std::collections::BTreeSet<u32> = self.plan.selected.iter().copied().collect();
+                let mut selected: BTreeSet<u32> = self.plan.selected.iter().copied().collect();
                 selected.extend(right.map(|(_, place)| *place));
                 self.plan.selected = selected.into_iter().collect();
             }
@@ -469,6 +465,28 @@ impl<'a> Training<'a> {
     }
 }
 
+/// What `save` writes to a file, for a checkpoint that has it all in one.
+fn through_file(folder: &Path, save: impl FnOnce(&Path) -> candle_core::Result<()>) -> Result<HashMap<String, Tensor>> {
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    let kept = || format!("cannot write a checkpoint to {}; the one before is kept", folder.display());
+    save(file.path()).with_context(kept)?;
+    Ok(candle_core::safetensors::load(file.path(), &Device::Cpu)?)
+}
+
+/// The way back, if there is anything.
+fn back_through_file(
+    folder: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    load: impl FnOnce(&Path) -> candle_core::Result<()>,
+) -> Result<()> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    candle_core::safetensors::save(&tensors.into_iter().collect::<HashMap<_, _>>(), file.path())?;
+    Ok(load(file.path())?)
+}
+
 /// A network with new weights, or those that the recipe begins with.
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
@@ -478,7 +496,7 @@ fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
         let path = folder.join(&recipe.start);
-        let weights = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)
+        let weights = candle_core::safetensors::load(&path, &Device::Cpu)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (name, var) in vars.iter().filter(|(name, _)| !(recipe.new_head && name.starts_with("head."))) {

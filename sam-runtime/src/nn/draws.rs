@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Pass;
-use crate::pass::Step;
+use crate::pass::{Run, Step};
+use crate::variants::mix;
 
 /// Where the random layers of a network get their numbers from: each call takes the next place of one stream, and the
 /// second pass of a sharpness-aware step takes the places of the first again, as the authors' code does.
@@ -33,19 +34,19 @@ pub struct Draws {
 }
 
 /// Which place is next.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Places {
     next: u64,
-    /// The first place of the step, and the first that it has not used.
-    start: u64,
+    /// The first place of the step, for each part of its batch, and the first that it has not used.
+    starts: Vec<u64>,
     end: u64,
     step: Option<Step>,
-    pass: Pass,
+    run: Run,
 }
 
 impl Places {
     fn at(place: u64) -> Self {
-        Self { next: place, start: place, end: place, step: None, pass: Pass::Plain }
+        Self { next: place, starts: Vec::new(), end: place, step: None, run: Run::NONE }
     }
 }
 
@@ -63,20 +64,30 @@ impl Draws {
 
     /// A stream of its own that goes on from the same place.
     pub(super) fn fork(&self) -> Self {
-        Self { seed: self.seed, places: Arc::new(Mutex::new(*self.lock())) }
+        Self { seed: self.seed, places: Arc::new(Mutex::new(self.lock().clone())) }
     }
 
     /// A seed for one call of a layer.
     pub(super) fn next_seed(&self) -> u64 {
-        let (step, pass) = (Step::current(), Pass::current());
+        let (step, run) = (Step::current(), Run::current());
         let mut places = self.lock();
         if step != places.step {
             places.next = places.end;
-            places.start = places.end;
-        } else if pass == Pass::Descent && places.pass == Pass::Ascent {
-            places.next = places.start;
+            places.starts.clear();
         }
-        (places.step, places.pass) = (step, pass);
+        if step != places.step || run != places.run {
+            if run.pass == Pass::Descent
+                && let Some(start) = places.starts.get(run.part)
+            {
+                places.next = *start;
+            } else {
+                let start = places.end;
+                places.next = start;
+                places.starts.resize(run.part, start);
+                places.starts.push(start);
+            }
+        }
+        (places.step, places.run) = (step, run);
         places.next += 1;
         places.end = places.end.max(places.next);
         mix(self.seed ^ mix(places.next))
@@ -90,12 +101,4 @@ impl Draws {
 /// A number in [0, 1) with the 24 bits that an f32 has there.
 pub(super) fn uniform(seed: u64, place: u64) -> f32 {
     (mix(seed.wrapping_add(place)) >> 40) as f32 / (1u32 << 24) as f32
-}
-
-/// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
