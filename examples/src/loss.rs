@@ -93,11 +93,11 @@ impl Objective<'_> {
         if self.decay == 0.0 {
             return Ok((loss.clone(), loss));
         }
-        let mut squares = loss.zeros_like()?;
+        let mut decayed = loss.clone();
         for (_, var) in trained(self.model) {
-            squares = (squares + var.sqr()?.sum_all()?)?;
+            decayed = (decayed + nn::l2_penalty(&var, self.decay)?)?;
         }
-        Ok(((&loss + (squares * (0.5 * self.decay))?)?, loss))
+        Ok((decayed, loss))
     }
 }
 

@@ -102,7 +102,11 @@ fn train(options: &Options) -> Result<ExitCode> {
         100.0 * outcome.test_error,
         outcome.steps,
         outcome.seconds,
-        if options.scale == Scale::default() { "full size".to_owned() } else { format!("scaled: {}", options.scale) }
+        if options.scale == Scale::default() && options.set.is_empty() {
+            "as the recipe says".to_owned()
+        } else {
+            format!("not as the recipe says: {} {}", options.scale, options.set.join(" "))
+        }
     );
     Ok(ExitCode::SUCCESS)
 }

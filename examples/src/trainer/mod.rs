@@ -18,6 +18,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer as _;
 use sam_runtime::Sam;
+use sam_runtime::nn::{self, l2_penalty};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -366,7 +367,7 @@ impl<'a> Training<'a> {
             let part = sam_runtime::Split::narrow(examples, part * rows / parts, rows / parts)?;
             let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
             sum += value(&alone)? / parts as f64;
-            let mut gradient = (loss / parts as f64)?.backward()?;
+            let mut gradient = nn::backward(&if parts == 1 { loss } else { (loss / parts as f64)? })?;
             if let Some(total) = &total {
                 for (_, var) in &vars {
                     if let (Some(a), Some(b)) = (total.get(var), gradient.get(var)) {
@@ -535,7 +536,7 @@ fn clip(gradient: &mut GradStore, vars: &[(String, Var)], most: f64) -> Result<(
     let mut squares = 0.0;
     for (_, var) in vars {
         if let Some(grad) = gradient.get(var) {
-            squares += grad.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            squares += l2_penalty(&grad.detach(), 2.0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         }
     }
     let norm = squares.sqrt();

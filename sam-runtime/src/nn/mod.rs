@@ -19,6 +19,7 @@ mod elementwise;
 mod layer;
 mod linear;
 mod loss;
+mod penalty;
 mod pool;
 mod shake;
 
@@ -31,6 +32,7 @@ pub use dropout::Dropout;
 pub use elementwise::{add, relu};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
+pub use penalty::{backward, l2_penalty};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use shake::{Shake, ShakeDrop};
 
