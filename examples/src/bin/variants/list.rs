@@ -81,20 +81,20 @@ pub(crate) fn entries() -> Vec<Entry> {
         new("ASAM", Some(4.0), |s| Sam::asam(s.vars).radius(Radius::Constant(s.rho))),
         new("Fisher SAM", Some(0.4), |s| Sam::fisher().radius(Radius::Constant(s.rho))),
         new("LayerSAM", Some(0.025), |s| Sam::layer_sam().radius(Radius::Constant(s.rho))),
-        new("SAM-ON", Some(2.0), |s| Sam::sam_on(s.vars).radius(Radius::Constant(s.rho))),
+        new("SAM-ON", Some(8.0), |s| Sam::sam_on(s.vars).radius(Radius::Constant(s.rho))),
         new("sparse SAM (SSAM-F)", Some(0.4), |s| Sam::sparse(s.epoch).radius(Radius::Constant(s.rho))),
         new("GSAM", Some(0.2), |s| {
             let radius = Radius::WithRate { rho: s.rho / 6.0..=s.rho, rate: 0.0..=s.rate };
             Sam::gsam(0.0..=s.rate).radius(radius)
         }),
-        new("WSAM", Some(0.2), |s| Sam::wsam().radius(Radius::Constant(s.rho))),
+        new("WSAM", Some(0.4), |s| Sam::wsam().radius(Radius::Constant(s.rho))),
         new("WSAM, coupled", Some(0.025), |s| Sam::new(s.rho).combination(Combination::Wsam { gamma: 0.9 })),
         new("Stable SAM", Some(0.4), |s| Sam::stable().radius(Radius::Constant(s.rho))),
         with("Functional-SAM", Some(0.4), |s| Sam::new(s.rho), functional),
         new("F-SAM", Some(0.4), |s| Sam::f_sam().radius(Radius::Constant(s.rho))),
         new("VaSSO", Some(0.4), |s| Sam::vasso().radius(Radius::Constant(s.rho))),
         new("MSAM", Some(2.0), |s| Sam::m_sam(s.velocities.clone()).radius(Radius::Constant(s.rho))),
-        new("LookSAM-5", Some(0.1), |s| Sam::look_sam().radius(Radius::Constant(s.rho))),
+        new("LookSAM-5", Some(0.0125), |s| Sam::look_sam().radius(Radius::Constant(s.rho))),
         with("ESAM", Some(0.1), |s| Sam::esam().radius(Radius::Constant(s.rho)), sharpest),
         with("K-SAM, a third", Some(0.1), |s| Sam::new(s.rho), hardest),
         new("AE-SAM", Some(0.8), |s| Sam::ae_sam(s.steps).radius(Radius::Constant(s.rho))),
