@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train one network, and leave it alone.
 ///
-/// Log (log.jsonl), TensorBoard events and checkpoint go to a folder. Told to stop (Ctrl-C, kill), it saves everything
+/// Log (log.jsonl), TensorBoard events, checkpoint and in the end weights.safetensors and result.json go to a folder. Told to stop (Ctrl-C, kill), it saves everything
 /// first; `--resume` goes on with the same bits.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -79,6 +79,7 @@ fn train(options: &Options) -> Result<ExitCode> {
         weights: options.data.as_deref(),
         folder: out,
         every: options.every,
+        keep_weights: true,
     };
     match (job.checkpoint().exists(), options.resume) {
         (true, false) => bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display()),

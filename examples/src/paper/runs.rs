@@ -151,6 +151,7 @@ impl Run {
             weights: settings.data.as_deref(),
             folder: &self.folder,
             every: settings.every,
+            keep_weights: false,
         };
         let outcome = job.run(|status| {
             lock.beat()?;

@@ -36,7 +36,7 @@ use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step
 use crate::models::Model;
 use crate::numbers::count;
 use crate::recipe::Recipe;
-use crate::report::Log;
+use crate::report::{Log, write_whole};
 use crate::tutorial::error_rate;
 
 /// Images that are looked at together when a model is tested.
@@ -66,6 +66,8 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// Steps between checkpoints; 0 for none but when it is told to stop.
     pub every: usize,
+    /// Whether the last weights are written beside, for another recipe to begin with.
+    pub keep_weights: bool,
 }
 
 /// How far a training is.
@@ -450,6 +452,12 @@ impl<'a> Training<'a> {
     fn outcome(&mut self) -> Result<Outcome> {
         self.log.sync()?;
         self.events.sync()?;
+        if self.job.keep_weights {
+            let weights = self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone()));
+            let weights: BTreeMap<_, _> = weights.collect();
+            let bytes = safetensors::serialize(&weights, None)?;
+            write_whole(&self.job.folder.join("weights.safetensors"), &bytes)?;
+        }
         Ok(Outcome {
             test_error: match self.place.test_error {
                 Some(error) => error,
