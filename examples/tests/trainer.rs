@@ -174,6 +174,7 @@ fn kill_9_loses_no_file_and_at_most_the_steps_since_the_last_checkpoint() {
 }
 
 /// A limit on the size of files stands in for a full disk: both end a write in the middle with an error.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_and_the_old_checkpoint_is_kept() {
     let training = Training::new(&SMALL.replace("epochs = 5.0", "epochs = 2000.0"));

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::average::Average;
-use self::checkpoint::Plan;
 pub(crate) use self::checkpoint::difference;
+use self::checkpoint::{Bits, Plan};
 pub use self::checkpoint::{Checkpoint, Place};
 pub use self::data::Data;
 pub use self::events::Events;
@@ -262,7 +262,7 @@ impl<'a> Training<'a> {
         while self.place.step < steps {
             let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
             if done == 0 {
-                self.place.loss_bits = 0;
+                self.place.loss = Bits::default();
                 let progress = self.place.step as f64 / steps as f64;
                 let length = per_epoch as f64 / steps as f64;
                 self.plan.memory.look(recipe.method, &self.model, &source, stage.record, progress, length)?;
@@ -281,7 +281,7 @@ impl<'a> Training<'a> {
                     step: (self.place.step, steps),
                     loss: self.loss,
                     throughput: trained as f64 / since.elapsed().as_secs_f64(),
-                    test_error: self.place.test_error,
+                    test_error: self.place.test_error.map(f64::from),
                 })?;
                 let due = self.job.every > 0 && self.place.steps.is_multiple_of(self.job.every);
                 if due || next == Next::Stop {
@@ -334,8 +334,7 @@ impl<'a> Training<'a> {
         if let Some(average) = &mut self.average {
             average.add(&self.model)?;
         }
-        let sum = f64::from_bits(self.place.loss_bits) + self.loss;
-        self.place.loss_bits = sum.to_bits();
+        self.place.loss = (f64::from(self.place.loss) + self.loss).into();
         self.place.step += 1;
         self.place.steps += 1;
         if step.is_multiple_of((per_epoch / LINES).max(1)) {
@@ -394,7 +393,7 @@ impl<'a> Training<'a> {
             return Ok(());
         }
         let error = self.test_error()?;
-        self.place.test_error = Some(error);
+        self.place.test_error = Some(error.into());
         self.log.add(
             &json!({ "stage": self.place.stage, "step": self.place.step, "epoch": epoch + 1, "test error": error }),
         )?;
@@ -413,7 +412,7 @@ impl<'a> Training<'a> {
     fn finish(&mut self, stage: &Stage, source: &Source) -> Result<()> {
         let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
         let counted = (self.place.step - 1) % per_epoch + 1;
-        self.loss = f64::from_bits(self.place.loss_bits) / counted as f64;
+        self.place.last_loss = (f64::from(self.place.loss) / counted as f64).into();
         if let Some(average) = self.average.take() {
             average.put_into(&self.model)?;
         }
@@ -440,7 +439,7 @@ impl<'a> Training<'a> {
             }
             Then::Discriminate => {
                 discriminate(&self.model, source, self.job.data.classes)?;
-                self.place.test_error = Some(self.test_error()?);
+                self.place.test_error = Some(self.test_error()?.into());
             }
         }
         self.place.stage += 1;
@@ -460,10 +459,10 @@ impl<'a> Training<'a> {
         }
         Ok(Outcome {
             test_error: match self.place.test_error {
-                Some(error) => error,
+                Some(error) => error.into(),
                 None => self.test_error()?,
             },
-            loss: self.loss,
+            loss: self.place.last_loss.into(),
             steps: self.place.steps,
             seconds: self.place.seconds + self.began.elapsed().as_secs_f64(),
             parameters: self.model.parameters(),
