@@ -87,6 +87,9 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
             settings.tag()
         );
     }
+    for data in rows.iter().flat_map(|row| &row.data).collect::<BTreeSet<_>>() {
+        let _ = writeln!(text, "Trained on: {data}.\n");
+    }
     let head = ["cell".to_owned(), format!("paper, {measure}"), format!("ours, {measure}"), "n".to_owned()];
     let body = rows.iter().map(|row| {
         let paper = row.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
@@ -99,10 +102,6 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         text,
         "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
     );
-    let data: BTreeSet<_> = rows.iter().flat_map(|row| &row.data).collect();
-    for data in data {
-        let _ = writeln!(text, "\nTrained on: {data}.");
-    }
     if !table.note.is_empty() {
         let _ = writeln!(text, "\n{}", table.note);
     }
