@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use sam_examples::console::{Progress, Stop};
+use sam_examples::console::{Processor, Progress, Stop};
 use sam_examples::recipe::{Changes, Scale, selected};
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Job};
@@ -26,6 +26,10 @@ struct Options {
     /// Folder of the data sets
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+
+    /// Where to train
+    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
+    device: Processor,
 
     /// Everything random comes from here
     #[arg(long, default_value_t = 0)]
@@ -67,15 +71,16 @@ fn main() -> ExitCode {
 }
 
 fn train(options: &Options) -> Result<ExitCode> {
-    let stop = Stop::on_signals()?;
+    let (stop, device) = (Stop::on_signals()?, options.device.device()?);
     let changes = Changes::parse("--set", &options.set.join("\n"))?.or(&changes(&options.recipe)?);
     let recipe = changes.recipe(&options.scale)?;
-    let data = Data::load(&recipe, options.data.as_deref(), options.seed)?;
+    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &device)?;
     let out = &options.out;
     let job = Job {
         recipe: &recipe,
         seed: options.seed,
         data: &data,
+        device: &device,
         weights: options.data.as_deref(),
         folder: out,
         every: options.every,

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::Method;
 use crate::batches::Source;
@@ -233,8 +233,8 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
     let (Some(head), Some(shift)) = (vars.get("head.weight"), vars.get("head.bias")) else {
         bail!("expected a last layer `head` to put the discriminant into")
     };
-    head.set(&Tensor::from_vec(weight, (classes, width), &Device::Cpu)?)?;
-    shift.set(&Tensor::from_vec(bias, classes, &Device::Cpu)?)?;
+    head.set(&Tensor::from_vec(weight, (classes, width), head.device())?)?;
+    shift.set(&Tensor::from_vec(bias, classes, shift.device())?)?;
     Ok(())
 }
 

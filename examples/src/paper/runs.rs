@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::Lock;
@@ -17,6 +18,8 @@ use crate::trainer::{Data, Job, Next, Outcome, Status, difference};
 pub struct Settings {
     /// Where data sets lie.
     pub data: Option<PathBuf>,
+    /// Where to train.
+    pub device: Device,
     /// Where everything goes.
     pub out: PathBuf,
     /// How much smaller runs are than the paper's.
@@ -144,11 +147,12 @@ impl Run {
         if let Some(outcome) = self.outcome()? {
             return Ok(Found::Done(outcome));
         }
-        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed)?;
+        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.device)?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
             data: &data,
+            device: &settings.device,
             weights: settings.data.as_deref(),
             folder: &self.folder,
             every: settings.every,

@@ -60,6 +60,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// What to train and test on, of this seed.
     pub data: &'a Data,
+    /// Where to train; the data is for it.
+    pub device: &'a Device,
     /// Where weights to begin with lie.
     pub weights: Option<&'a Path>,
     /// Where log, events and checkpoint go.
@@ -209,7 +211,7 @@ impl<'a> Training<'a> {
                 weight.dims(),
                 var.dims()
             );
-            var.set(&weight)?;
+            var.set(&weight.to_device(var.device())?)?;
         }
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
@@ -499,7 +501,7 @@ fn back_through_file(
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
     let seed = job.seed ^ ((stage as u64) << 32);
-    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
+    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed, job.device)?;
     if !recipe.start.is_empty() {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
@@ -517,7 +519,7 @@ fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
                 var.dims(),
                 recipe.model
             );
-            var.set(&weight.to_dtype(var.dtype())?)?;
+            var.set(&weight.to_dtype(var.dtype())?.to_device(var.device())?)?;
         }
         drop(vars);
         if recipe.new_head {
