@@ -163,7 +163,7 @@ fn run(work: &Work) -> Result<ExitCode> {
                 }
                 Ok(Found::Taken) => others += 1,
                 Ok(Found::Stopped) => {
-                    println!("{name}: saved; the same command goes on");
+                    println!("{name}: saved; the same command goes on\n\n{}", write(table, &settings)?);
                     return Ok(ExitCode::from(130));
                 }
                 Err(error) => {
