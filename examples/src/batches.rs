@@ -27,6 +27,7 @@ pub struct Source {
     places: Arc<Vec<u32>>,
     shape: [usize; 3],
     scale: Arc<MeanStd>,
+    device: Device,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +61,8 @@ impl Source {
 
     fn new(images: Images, labels: Vec<u32>, shape: [usize; 3], scale: MeanStd) -> Self {
         let places = (0..labels.len() as u32).collect();
-        Self { images, labels: Arc::new(labels), places: Arc::new(places), shape, scale: Arc::new(scale) }
+        let (labels, places, scale) = (Arc::new(labels), Arc::new(places), Arc::new(scale));
+        Self { images, labels, places, shape, scale, device: Device::Cpu }
     }
 
     /// Channels, height and width of an image.
@@ -90,6 +92,12 @@ impl Source {
     #[must_use]
     pub fn part(&self, places: Vec<u32>) -> Self {
         Self { places: Arc::new(places), ..self.clone() }
+    }
+
+    /// The same, whose batches are handed out on a device.
+    #[must_use]
+    pub fn on(&self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self.clone() }
     }
 
     /// How many images there are.
@@ -138,8 +146,8 @@ impl Source {
         let work = pixels.par_chunks_mut(c * h * w).zip(places);
         work.try_for_each(|(out, &place)| self.image(out, place, training, &fill))?;
         let labels: Vec<u32> = places.iter().map(|&place| self.labels[place as usize]).collect();
-        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &Device::Cpu)?;
-        Ok(Batch { x, y: Tensor::from_vec(labels, places.len(), &Device::Cpu)?, places: places.to_vec() })
+        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
+        Ok(Batch { x, y: Tensor::from_vec(labels, places.len(), &self.device)?, places: places.to_vec() })
     }
 
     /// One image, in the order of the authors' code: AutoAugment, flip and crop, normalisation, Cutout.

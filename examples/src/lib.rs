@@ -1,8 +1,17 @@
 //! The trainers and what they are made of.
 //!
-//! Start with [`tutorial`]: a training loop, and the one line that turns it into a SAM loop. The rest is what any
-//! trainer needs: [`data`], [`augment`], [`batches`], [`models`] built from a [`kit`] of layers, the [`run`] that repeats the loop for every seed and method, and the
-//! [`report`] on it.
+//! Start with [`tutorial`]: a training loop, and the one line that turns it into a SAM loop; [`run`] repeats it for every
+//! seed and method, [`report`] tells what came of it. That is the binary `cifar`.
+//!
+//! The paper's experiments are the binaries `paper` and `train`:
+//!
+//! ```text
+//! recipe     what to do: TOML files in recipes/, a base and what each cell changes
+//! data       sets of images                      augment    what is done to them
+//! batches    images as tensors, from a thread    models     networks, from a kit of layers
+//! loss       loss functions, with the attribute  method     what is trained on wrong labels
+//! trainer    the loop: log, checkpoint, resume   paper      tables of runs beside the paper's numbers
+//! ```
 
 pub mod augment;
 pub mod batches;

@@ -21,7 +21,7 @@ validation = 0.2
 batch = 16
 accumulate = 2
 m = 4
-epochs = 4.0
+epochs = 8.0
 lr = 0.02
 rho = 0.05
 method = "mixup"
@@ -174,6 +174,7 @@ fn kill_9_loses_no_file_and_at_most_the_steps_since_the_last_checkpoint() {
 }
 
 /// A limit on the size of files stands in for a full disk: both end a write in the middle with an error.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_and_the_old_checkpoint_is_kept() {
     let training = Training::new(&SMALL.replace("epochs = 5.0", "epochs = 2000.0"));
@@ -238,4 +239,60 @@ fn recipes_are_refused_by_file_and_line() {
     assert!(error(&output).contains("recipe.toml, line 3: unknown field `rhoo`"), "{}", error(&output));
     let output = training.command("out", &["--set", "lr = -1.0"]).output().unwrap();
     assert!(error(&output).contains("recipe.toml, line 3"), "{}", error(&output));
+}
+
+fn weights(path: &Path) -> std::collections::HashMap<String, Vec<u8>> {
+    let bytes = fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
+}
+
+/// A recipe that begins with the weights of another: normalisations keep their statistics, the head is new.
+#[test]
+fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
+    let first = "model = \"cnn-w2\"\nimages = 200.0\nvalidation = 0.2\nbatch = 20\nepochs = 2.0\n";
+    let training = Training::new(first);
+    training.finished("first", &[]);
+    let tuned = "start = \"weights.safetensors\"\nfrozen-norm = true\nnew-head = true\nrho = 0.05\n";
+    fs::write(training.path("recipe.toml"), format!("{first}{tuned}")).unwrap();
+    let data = training.path("first");
+    let data = data.to_str().unwrap();
+    training.finished("second", &["--data", data]);
+    let (before, after) =
+        (weights(&training.path("first/weights.safetensors")), weights(&training.path("second/weights.safetensors")));
+    for (name, values) in &before {
+        assert_eq!(name.contains("running"), *values == after[name], "{name}");
+    }
+    let refused = |arguments: &[&str]| {
+        let output = training.command("third", arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        error(&output)
+    };
+    let message = refused(&[]);
+    assert!(message.contains("say with --data where it lies"), "{message}");
+    let message = refused(&["--data", data, "--set", "model = \"cnn-w3\""]);
+    assert!(message.contains("weights.safetensors has shape") && message.contains("cnn-w3"), "{message}");
+    let message = refused(&["--data", data, "--set", "start = \"other.safetensors\""]);
+    assert!(message.contains("other.safetensors"), "{message}");
+}
+
+/// A folder of pictures that are decoded when they are needed.
+#[test]
+fn pictures_are_trained_on_from_their_files() {
+    let training = Training::new(
+        "data = \"pictures\"\nlazy = true\nimage-size = 8\nmodel = \"mlp-w8\"\nbatch = 4\nepochs = 20.0\nlr = 0.05\n",
+    );
+    for half in ["train", "test"] {
+        for (class, value) in [("dark", 20u8), ("light", 230)] {
+            let folder = training.path("pictures").join(half).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            for i in 0..6u8 {
+                let picture = image::RgbImage::from_pixel(12, 10, image::Rgb([value, value + i, value]));
+                picture.save(folder.join(format!("{i}.png"))).unwrap();
+            }
+        }
+    }
+    training.finished("out", &["--data", training.folder.path().to_str().unwrap()]);
+    let result: Value = serde_json::from_slice(&fs::read(training.path("out/result.json")).unwrap()).unwrap();
+    assert_eq!((&result["test_error"], &result["train_images"]), (&0.0.into(), &12.into()));
 }

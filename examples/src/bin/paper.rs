@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use sam_examples::console::{Progress, Stop};
+use sam_examples::console::{Processor, Progress, Stop};
 use sam_examples::paper::{Found, Settings, write};
 use sam_examples::recipe::{Scale, selected, tables};
 
@@ -48,6 +48,10 @@ struct Work {
     /// Folder of the data sets: DIR/cifar10, DIR/cifar100, .. or one set
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+
+    /// Where to train
+    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
+    device: Processor,
 
     /// Only these cells: the beginning of a name, `*` for any part
     #[arg(long, value_name = "CELL")]
@@ -115,6 +119,7 @@ fn settings(work: &Work) -> Result<Settings> {
     }
     Ok(Settings {
         data: work.data.clone(),
+        device: work.device.device()?,
         out: work.out.clone(),
         scale: work.scale,
         set: work.set.clone(),
@@ -158,7 +163,7 @@ fn run(work: &Work) -> Result<ExitCode> {
                 }
                 Ok(Found::Taken) => others += 1,
                 Ok(Found::Stopped) => {
-                    println!("{name}: saved; the same command goes on");
+                    println!("{name}: saved; the same command goes on\n\n{}", write(table, &settings)?);
                     return Ok(ExitCode::from(130));
                 }
                 Err(error) => {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use sam_examples::console::{Progress, Stop};
+use sam_examples::console::{Processor, Progress, Stop};
 use sam_examples::recipe::{Changes, Scale, selected};
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Job};
@@ -15,7 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train one network, and leave it alone.
 ///
-/// Log (log.jsonl), TensorBoard events and checkpoint go to a folder. Told to stop (Ctrl-C, kill), it saves everything
+/// Log (log.jsonl), TensorBoard events, checkpoint and in the end weights.safetensors and result.json go to a folder. Told to stop (Ctrl-C, kill), it saves everything
 /// first; `--resume` goes on with the same bits.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -26,6 +26,10 @@ struct Options {
     /// Folder of the data sets
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+
+    /// Where to train
+    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
+    device: Processor,
 
     /// Everything random comes from here
     #[arg(long, default_value_t = 0)]
@@ -67,18 +71,20 @@ fn main() -> ExitCode {
 }
 
 fn train(options: &Options) -> Result<ExitCode> {
-    let stop = Stop::on_signals()?;
+    let (stop, device) = (Stop::on_signals()?, options.device.device()?);
     let changes = Changes::parse("--set", &options.set.join("\n"))?.or(&changes(&options.recipe)?);
     let recipe = changes.recipe(&options.scale)?;
-    let data = Data::load(&recipe, options.data.as_deref(), options.seed)?;
+    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &device)?;
     let out = &options.out;
     let job = Job {
         recipe: &recipe,
         seed: options.seed,
         data: &data,
+        device: &device,
         weights: options.data.as_deref(),
         folder: out,
         every: options.every,
+        keep_weights: true,
     };
     match (job.checkpoint().exists(), options.resume) {
         (true, false) => bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display()),

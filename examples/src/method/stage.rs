@@ -3,7 +3,9 @@
 use std::f64::consts::PI;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::Method;
 use crate::batches::Source;
@@ -72,11 +74,9 @@ impl Split {
     /// Whether an image is in this half.
     #[must_use]
     pub fn has(self, place: u32) -> bool {
-        // A hash (Steele, Lea, Flood 2014) whose upper bit is the half.
-        let x = (u64::from(self.round) << 32 | u64::from(place)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x >> 63 == 1) == self.second
+        let mut rng = ChaCha8Rng::seed_from_u64(self.round.into());
+        rng.set_stream(place.into());
+        rng.random_bool(0.5) == self.second
     }
 }
 
@@ -233,8 +233,8 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
     let (Some(head), Some(shift)) = (vars.get("head.weight"), vars.get("head.bias")) else {
         bail!("expected a last layer `head` to put the discriminant into")
     };
-    head.set(&Tensor::from_vec(weight, (classes, width), &Device::Cpu)?)?;
-    shift.set(&Tensor::from_vec(bias, classes, &Device::Cpu)?)?;
+    head.set(&Tensor::from_vec(weight, (classes, width), head.device())?)?;
+    shift.set(&Tensor::from_vec(bias, classes, shift.device())?)?;
     Ok(())
 }
 

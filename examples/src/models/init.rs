@@ -1,6 +1,6 @@
 //! The weights that a network begins with, from a seed: candle cannot seed its own on the CPU.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::VarMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -54,7 +54,7 @@ pub(super) fn initialise_head(vars: &VarMap, seed: u64) -> Result<()> {
 }
 
 fn set(var: &Var, values: Vec<f32>) -> Result<()> {
-    var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?.to_device(var.device())?)
+    var.set(&Tensor::from_vec(values, var.shape(), var.device())?)
 }
 
 fn weights(name: &str, var: &Var, init: Init, plain_blocks: Option<usize>, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
@@ -90,7 +90,7 @@ fn weights(name: &str, var: &Var, init: Init, plain_blocks: Option<usize>, rng: 
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
 
     use super::*;

@@ -44,10 +44,11 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If candle cannot make a variable.
     pub fn new(architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
-        Self::with_init(architecture, shape, classes, Init::Uniform, seed)
+        Self::with_init(architecture, shape, classes, Init::Uniform, seed, &Device::Cpu)
     }
 
-    /// As [`new`](Self::new), with the weights drawn in another way.
+    /// As [`new`](Self::new), with the weights drawn in another way, and on a device. The same seed gives the same weights on
+    /// every device.
     ///
     /// # Errors
     /// If candle cannot make a variable.
@@ -57,8 +58,9 @@ impl<K: Kit + 'static> Model<K> {
         classes: usize,
         init: Init,
         seed: u64,
+        device: &Device,
     ) -> Result<Self> {
-        let model = Self::unset(architecture, shape, classes, seed)?;
+        let model = Self::unset(architecture, shape, classes, seed, device)?;
         let plain_blocks = match architecture {
             Architecture::WidePlain { depth, .. } => Some((depth - 4) / 2),
             _ => None,
@@ -67,9 +69,15 @@ impl<K: Kit + 'static> Model<K> {
         Ok(model)
     }
 
-    fn unset(architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
+    fn unset(
+        architecture: Architecture,
+        shape: [usize; 3],
+        classes: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
         let vars = VarMap::new();
-        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
         let draws = Draws::seeded(seed);
         let (pixels, channels) = (shape.iter().product(), shape[0]);
         let (net, width): (Box<dyn Net>, usize) = match architecture {
@@ -234,12 +242,12 @@ mod tests {
             ("resnet101", [3, 224, 224], 1000, 44_549_160),
             ("resnet152", [3, 224, 224], 1000, 60_192_808),
         ] {
-            let model = Model::<Ours>::unset(named(name), shape, classes, 1).unwrap();
+            let model = Model::<Ours>::unset(named(name), shape, classes, 1, &Device::Cpu).unwrap();
             assert_eq!(model.parameters(), parameters, "{name}");
         }
         // Without its normalisations, whose scales and shifts are two numbers a channel.
         let norms: usize = 16 + 160 * 11 + 160 + 320 * 11 + 320 + 640 * 11 + 640;
-        let plain = Model::<Ours>::unset(named("wrn-40-10-plain"), [3, 32, 32], 10, 1).unwrap();
+        let plain = Model::<Ours>::unset(named("wrn-40-10-plain"), [3, 32, 32], 10, 1, &Device::Cpu).unwrap();
         assert_eq!(plain.parameters(), 55_583_194 - 2 * norms);
     }
 
@@ -263,7 +271,7 @@ mod tests {
             ("resnet50-w4", 32),
         ] {
             let init = if side == 32 { Init::ImageNet } else { Init::Authors };
-            let model = Model::<Ours>::with_init(named(name), [3, side, side], 10, init, 1).unwrap();
+            let model = Model::<Ours>::with_init(named(name), [3, side, side], 10, init, 1, &Device::Cpu).unwrap();
             let pixels: Vec<f32> = (0..6 * 3 * side * side).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
             let x = Tensor::from_vec(pixels, (6, 3, side, side), &Device::Cpu).unwrap();
             assert_eq!(model.forward(&x, false).unwrap().dims(), [6, 10], "{name}");
@@ -280,7 +288,8 @@ mod tests {
     /// A network without normalisation begins as a linear function of what its stem sees: no block adds anything.
     #[test]
     fn fixup_blocks_begin_as_the_identity() {
-        let model = Model::<Ours>::with_init(named("wrn-16-1-plain"), [3, 8, 8], 10, Init::Authors, 1).unwrap();
+        let model =
+            Model::<Ours>::with_init(named("wrn-16-1-plain"), [3, 8, 8], 10, Init::Authors, 1, &Device::Cpu).unwrap();
         let vars = model.vars().data().lock().unwrap();
         let zero = vars.iter().filter(|(name, _)| name.ends_with("second.conv.weight"));
         assert_eq!(zero.clone().count(), 6);

@@ -1,16 +1,22 @@
 //! A file that says that a run is somebody's, on this machine or on another one that has the folder.
 //!
-//! The holder writes to it again and again. Where that has not been done for long, the holder is held for dead, and the
-//! file may be taken: it is moved away first, and what was moved is looked at, so that of two who take it one wins, and
-//! a holder that only slept finds out before it writes a result.
+//! The holder writes to it again and again, in a thread of its own. Where that has not been done for long, the holder is
+//! held for dead, and the file may be taken: it is moved away first, and what was moved is looked at, so that of two who
+//! take it one wins, and a holder that only slept finds out before it writes a result.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+
+/// Signs of life until one is held for dead.
+const SIGNS: u32 = 8;
 
 /// A folder of a run that is ours.
 #[derive(Debug)]
@@ -18,7 +24,9 @@ pub struct Lock {
     path: PathBuf,
     holder: String,
     stale: Duration,
-    written: Instant,
+    lost: Arc<AtomicBool>,
+    /// The thread that shows that we live; it ends when the sender goes.
+    signs: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Lock {
@@ -32,54 +40,74 @@ impl Lock {
             fs::create_dir_all(folder)?;
             let holder = name();
             let ours = create(&path, &holder)? || (is_stale(&path, stale)? && steal(&path, &holder)?);
-            if !ours {
-                return Ok(None);
-            }
-            Ok(Some(Self { path: path.clone(), holder, stale, written: Instant::now() }))
+            Ok(ours.then(|| Self::show_life(path.clone(), holder, stale)))
         };
         take().with_context(|| format!("cannot lock {}", folder.display()))
     }
 
-    /// To be called often: tells the others that the holder lives.
-    ///
-    /// # Errors
-    /// If somebody has taken the folder.
-    pub fn beat(&mut self) -> Result<()> {
-        if self.written.elapsed() < self.stale / 8 {
-            return Ok(());
-        }
-        self.check()?;
-        // Written, not only touched: so the time is that of the machine that has the files.
-        let write =
-            OpenOptions::new().write(true).open(&self.path).and_then(|mut f| f.write_all(self.holder.as_bytes()));
-        write.with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.written = Instant::now();
-        Ok(())
+    fn show_life(path: PathBuf, holder: String, stale: Duration) -> Self {
+        let lost = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = channel();
+        let thread = {
+            let (path, holder, lost) = (path.clone(), holder.clone(), Arc::clone(&lost));
+            thread::spawn(move || {
+                while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(stale / SIGNS) {
+                    if !is_of(&path, &holder) {
+                        lost.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                    // Written, not only touched: so the time is that of the machine that has the files. If it fails
+                    // now, it may not the next time.
+                    let _ = OpenOptions::new().write(true).open(&path).and_then(|mut f| f.write_all(holder.as_bytes()));
+                }
+            })
+        };
+        Self { path, holder, stale, lost, signs: Some((sender, thread)) }
     }
 
-    /// Whether the folder is still ours.
+    /// Whether the folder is still ours, as far as has been seen.
     ///
     /// # Errors
     /// If it is not.
     pub fn check(&self) -> Result<()> {
-        let found = fs::read_to_string(&self.path).unwrap_or_default();
         ensure!(
-            found == self.holder,
+            !self.lost.load(Ordering::Relaxed),
             "{} was taken over by another process after {:.0} s without a sign of this one: leave the run to it",
             self.path.display(),
             self.stale.as_secs_f64()
         );
         Ok(())
     }
+
+    /// The same, by a look at the file.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check_file(&self) -> Result<()> {
+        if !is_of(&self.path, &self.holder) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        self.check()
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.check().is_ok() {
+        if let Some((sender, thread)) = self.signs.take() {
+            drop(sender);
+            // It does not panic, and there would be nothing to do about it.
+            let _ = thread.join();
+        }
+        if self.check_file().is_ok() {
             // Otherwise it is found stale one day.
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether the file has this holder's name.
+fn is_of(path: &Path, holder: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|found| found == holder)
 }
 
 /// A name that nobody else has.
@@ -132,10 +160,6 @@ fn steal(path: &Path, holder: &str) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-    use std::thread;
-
     use super::*;
 
     const LONG: Duration = Duration::from_hours(1);
@@ -154,48 +178,47 @@ mod tests {
     #[test]
     fn a_stale_lock_is_taken_and_its_holder_finds_out() {
         let dir = tempfile::tempdir().unwrap();
-        let mut old = Lock::take(dir.path(), Duration::from_millis(50)).unwrap().unwrap();
+        // It says nothing for an hour, and is held for dead after a moment.
+        let old = Lock::take(dir.path(), LONG).unwrap().unwrap();
         thread::sleep(Duration::from_millis(80));
         let new = Lock::take(dir.path(), Duration::from_millis(50)).unwrap().unwrap();
-        let error = old.beat().unwrap_err().to_string();
+        let error = old.check_file().unwrap_err().to_string();
         assert!(error.contains("taken over"), "{error}");
         drop(old);
-        new.check().unwrap();
+        new.check_file().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn beats_keep_it() {
+    fn signs_of_life_keep_it() {
         let dir = tempfile::tempdir().unwrap();
-        let stale = Duration::from_millis(400);
-        let mut lock = Lock::take(dir.path(), stale).unwrap().unwrap();
-        for _ in 0..12 {
-            thread::sleep(Duration::from_millis(60));
-            lock.beat().unwrap();
-        }
+        let stale = Duration::from_millis(800);
+        let lock = Lock::take(dir.path(), stale).unwrap().unwrap();
+        thread::sleep(2 * stale);
         assert!(Lock::take(dir.path(), stale).unwrap().is_none());
+        lock.check_file().unwrap();
     }
 
-    /// Many who all see the same stale lock: exactly one gets it, every time.
+    /// Many who all see the same stale lock: one has it in the end, every time.
     #[test]
     fn of_many_who_take_a_stale_lock_one_wins() {
         for _ in 0..30 {
             let dir = tempfile::tempdir().unwrap();
-            fs::write(dir.path().join("lock"), "dead").unwrap();
-            thread::sleep(Duration::from_millis(12));
-            let winners = Arc::new(AtomicUsize::new(0));
+            let path = dir.path().join("lock");
+            fs::write(&path, "dead").unwrap();
+            let long_ago = SystemTime::now() - LONG;
+            File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+            let taken = std::sync::Mutex::new(Vec::new());
             thread::scope(|scope| {
                 for _ in 0..8 {
                     scope.spawn(|| {
-                        if let Some(lock) = Lock::take(dir.path(), Duration::from_millis(10)).unwrap() {
-                            winners.fetch_add(1, Ordering::Relaxed);
-                            std::mem::forget(lock);
-                        }
+                        let lock = Lock::take(dir.path(), LONG / 2).unwrap();
+                        taken.lock().unwrap().extend(lock);
                     });
                 }
             });
-            // A thread that was away for more than 10 ms may find the winner's lock stale too: then it is taken over.
-            assert!((1..=2).contains(&winners.load(Ordering::Relaxed)));
+            let taken = taken.into_inner().unwrap();
+            assert_eq!(taken.iter().filter(|lock| lock.check_file().is_ok()).count(), 1);
         }
     }
 }

@@ -87,6 +87,9 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
             settings.tag()
         );
     }
+    for data in rows.iter().flat_map(|row| &row.data).collect::<BTreeSet<_>>() {
+        let _ = writeln!(text, "Trained on: {data}.\n");
+    }
     let head = ["cell".to_owned(), format!("paper, {measure}"), format!("ours, {measure}"), "n".to_owned()];
     let body = rows.iter().map(|row| {
         let paper = row.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
@@ -99,10 +102,6 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         text,
         "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
     );
-    let data: BTreeSet<_> = rows.iter().flat_map(|row| &row.data).collect();
-    for data in data {
-        let _ = writeln!(text, "\nTrained on: {data}.");
-    }
     if !table.note.is_empty() {
         let _ = writeln!(text, "\n{}", table.note);
     }
@@ -131,16 +130,15 @@ pub fn write(table: &Table, settings: &Settings) -> Result<String> {
     write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
     let shown: Vec<&Row> = rows.iter().filter(|row| row.mean.is_some() || row.paper.is_some()).collect();
     if !shown.is_empty() {
-        let scaled = if settings.is_full() { String::new() } else { format!(" (scaled: {})", settings.tag()) };
-        let measure = table.measure.name();
-        let size = (1200, 140 + 30 * shown.len() as u32);
-        png(&path("png"), size, |area| draw(area, &shown, &table.title, &format!("{measure}{scaled}")))?;
+        let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.tag()) };
+        let size = (1200, 170 + 30 * shown.len() as u32);
+        png(&path("png"), size, |area| draw(area, &shown, &table.title, [table.measure.name(), &scaled]))?;
     }
     Ok(text)
 }
 
 /// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
-fn draw(area: &Area<'_>, rows: &[&Row], title: &str, measure: &str) -> Drawn {
+fn draw(area: &Area<'_>, rows: &[&Row], title: &str, [measure, scaled]: [&str; 2]) -> Drawn {
     const THEIRS: RGBColor = RGBColor(213, 94, 0);
     const OURS: RGBColor = RGBColor(0, 114, 178);
     let values = rows.iter().flat_map(|row| {
@@ -154,11 +152,15 @@ fn draw(area: &Area<'_>, rows: &[&Row], title: &str, measure: &str) -> Drawn {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
     let room = 0.05 * (high - low).max(1.0);
     let last = rows.len() as f64 - 0.5;
+    let longest = rows.iter().map(|row| row.cell.chars().count()).max().unwrap_or(0);
+    let font = ("sans-serif", 30).into_font().color(&INK);
+    area.draw(&Text::new(scaled.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 60), font))?;
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 44).into_font().color(&INK))
         .margin(32)
+        .margin_bottom(72)
         .x_label_area_size(100)
-        .y_label_area_size(720)
+        .y_label_area_size(60 + 17 * longest as u32)
         .build_cartesian_2d(low - room..high + room, last..-0.5)?;
     let name = |y: &f64| {
         let at = y.round();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::Lock;
@@ -17,6 +18,8 @@ use crate::trainer::{Data, Job, Next, Outcome, Status, difference};
 pub struct Settings {
     /// Where data sets lie.
     pub data: Option<PathBuf>,
+    /// Where to train.
+    pub device: Device,
     /// Where everything goes.
     pub out: PathBuf,
     /// How much smaller runs are than the paper's.
@@ -100,10 +103,10 @@ pub enum Found {
 
 /// The file that says that a run is done.
 #[derive(Debug, Serialize, Deserialize)]
-struct Done {
+struct Done<R> {
     cell: String,
     seed: u64,
-    recipe: serde_json::Value,
+    recipe: R,
     outcome: Outcome,
 }
 
@@ -118,9 +121,10 @@ impl Run {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
         };
-        let done: Done =
+        let done: Done<serde_json::Value> =
             serde_json::from_str(&text).with_context(|| format!("{} is damaged: remove it", path.display()))?;
-        let recipe = serde_json::to_value(&self.recipe)?;
+        // Through text, as the other one.
+        let recipe: serde_json::Value = serde_json::from_str(&serde_json::to_string(&self.recipe)?)?;
         ensure!(
             done.recipe == recipe,
             "{} is of another recipe: remove it, or choose another folder; {}",
@@ -138,34 +142,36 @@ impl Run {
         if let Some(outcome) = self.outcome()? {
             return Ok(Found::Done(outcome));
         }
-        let Some(mut lock) = Lock::take(&self.folder, settings.stale)? else { return Ok(Found::Taken) };
+        let Some(lock) = Lock::take(&self.folder, settings.stale)? else { return Ok(Found::Taken) };
         // It may have been done while the lock was taken.
         if let Some(outcome) = self.outcome()? {
             return Ok(Found::Done(outcome));
         }
-        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed)?;
+        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.device)?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
             data: &data,
+            device: &settings.device,
             weights: settings.data.as_deref(),
             folder: &self.folder,
             every: settings.every,
+            keep_weights: false,
         };
         let outcome = job.run(|status| {
-            lock.beat()?;
+            lock.check()?;
             tell(status)
         })?;
         let Some(outcome) = outcome else { return Ok(Found::Stopped) };
-        lock.check()?;
+        lock.check_file()?;
         self.write(&outcome)?;
         remove(&job.checkpoint())?;
         Ok(Found::Finished(outcome))
     }
 
     fn write(&self, outcome: &Outcome) -> Result<()> {
-        let recipe = serde_json::to_value(&self.recipe)?;
-        let done = Done { cell: self.cell.clone(), seed: self.seed, recipe, outcome: outcome.clone() };
+        let (cell, recipe, outcome) = (self.cell.clone(), &self.recipe, outcome.clone());
+        let done = Done { cell, seed: self.seed, recipe, outcome };
         let text = serde_json::to_string_pretty(&done)? + "\n";
         write_whole(&self.folder.join("result.json"), text.as_bytes())
     }

@@ -67,7 +67,10 @@ impl Average {
 
     pub(super) fn restore(&mut self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
         self.steps = tensors.remove(STEPS).context("it has no average of the weights")?.to_scalar()?;
-        self.weights = tensors;
+        for (name, weight) in &mut self.weights {
+            let saved = tensors.remove(name).with_context(|| format!("it has no average of `{name}`"))?;
+            *weight = saved.to_device(weight.device())?;
+        }
         Ok(())
     }
 }

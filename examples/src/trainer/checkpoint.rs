@@ -32,8 +32,10 @@ pub struct Place {
     pub step: usize,
     /// Steps done in all stages.
     pub steps: usize,
-    /// The sum of the losses of this epoch's steps, as its bits: text would round it.
-    pub loss_bits: u64,
+    /// The sum of the losses of this epoch's steps.
+    pub loss: Bits,
+    /// The mean loss of the last epoch of the training before.
+    pub last_loss: Bits,
     /// Bytes of the log.
     pub log: u64,
     /// Bytes of the events.
@@ -41,7 +43,23 @@ pub struct Place {
     /// Seconds spent.
     pub seconds: f64,
     /// The last test error.
-    pub test_error: Option<f64>,
+    pub test_error: Option<Bits>,
+}
+
+/// A number as its bits: text would round it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bits(u64);
+
+impl From<f64> for Bits {
+    fn from(x: f64) -> Self {
+        Self(x.to_bits())
+    }
+}
+
+impl From<Bits> for f64 {
+    fn from(Bits(bits): Bits) -> Self {
+        Self::from_bits(bits)
+    }
 }
 
 const PLACE: &str = "place";

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::Device;
 
 use crate::batches::Source;
 use crate::data::{self, Dataset, Pictures, add_noise};
@@ -34,11 +35,11 @@ const ORIGINALS: [(&str, [f64; 3]); 2] = [
 ];
 
 impl Data {
-    /// Reads the recipe's set from a folder, or from a folder of the set's name in it.
+    /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device.
     ///
     /// # Errors
     /// If it is not there, or damaged, or too small.
-    pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64) -> Result<Self> {
+    pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
         let (name, classes, [train, test]) = Self::halves(recipe, folder)?;
         let images = match recipe.images {
             share if share <= 1.0 => (train.len() as f64 * share).round(),
@@ -60,7 +61,7 @@ impl Data {
         if recipe.noise > 0.0 {
             add_noise(data.train.labels_mut(), classes, recipe.noise, recipe.noise_kind, seed)?;
         }
-        Ok(data)
+        Ok(Self { train: data.train.on(device), test: data.test.on(device), ..data })
     }
 
     fn halves(recipe: &Recipe, folder: Option<&Path>) -> Result<(String, usize, [Source; 2])> {
@@ -105,7 +106,7 @@ mod tests {
     use crate::recipe::{Changes, Scale};
 
     fn load(text: &str) -> Result<Data> {
-        Data::load(&Changes::parse("test", text)?.recipe(&Scale::default())?, None, 3)
+        Data::load(&Changes::parse("test", text)?.recipe(&Scale::default())?, None, 3, &Device::Cpu)
     }
 
     #[test]

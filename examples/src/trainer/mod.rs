@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::average::Average;
-use self::checkpoint::Plan;
 pub(crate) use self::checkpoint::difference;
+use self::checkpoint::{Bits, Plan};
 pub use self::checkpoint::{Checkpoint, Place};
 pub use self::data::Data;
 pub use self::events::Events;
@@ -36,7 +36,7 @@ use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step
 use crate::models::Model;
 use crate::numbers::count;
 use crate::recipe::Recipe;
-use crate::report::Log;
+use crate::report::{Log, write_whole};
 use crate::tutorial::error_rate;
 
 /// Images that are looked at together when a model is tested.
@@ -60,12 +60,16 @@ pub struct Job<'a> {
     pub seed: u64,
     /// What to train and test on, of this seed.
     pub data: &'a Data,
+    /// Where to train; the data is for it.
+    pub device: &'a Device,
     /// Where weights to begin with lie.
     pub weights: Option<&'a Path>,
     /// Where log, events and checkpoint go.
     pub folder: &'a Path,
     /// Steps between checkpoints; 0 for none but when it is told to stop.
     pub every: usize,
+    /// Whether the last weights are written beside, for another recipe to begin with.
+    pub keep_weights: bool,
 }
 
 /// How far a training is.
@@ -207,7 +211,7 @@ impl<'a> Training<'a> {
                 weight.dims(),
                 var.dims()
             );
-            var.set(&weight)?;
+            var.set(&weight.to_device(var.device())?)?;
         }
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
@@ -260,7 +264,7 @@ impl<'a> Training<'a> {
         while self.place.step < steps {
             let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
             if done == 0 {
-                self.place.loss_bits = 0;
+                self.place.loss = Bits::default();
                 let progress = self.place.step as f64 / steps as f64;
                 let length = per_epoch as f64 / steps as f64;
                 self.plan.memory.look(recipe.method, &self.model, &source, stage.record, progress, length)?;
@@ -279,7 +283,7 @@ impl<'a> Training<'a> {
                     step: (self.place.step, steps),
                     loss: self.loss,
                     throughput: trained as f64 / since.elapsed().as_secs_f64(),
-                    test_error: self.place.test_error,
+                    test_error: self.place.test_error.map(f64::from),
                 })?;
                 let due = self.job.every > 0 && self.place.steps.is_multiple_of(self.job.every);
                 if due || next == Next::Stop {
@@ -332,8 +336,7 @@ impl<'a> Training<'a> {
         if let Some(average) = &mut self.average {
             average.add(&self.model)?;
         }
-        let sum = f64::from_bits(self.place.loss_bits) + self.loss;
-        self.place.loss_bits = sum.to_bits();
+        self.place.loss = (f64::from(self.place.loss) + self.loss).into();
         self.place.step += 1;
         self.place.steps += 1;
         if step.is_multiple_of((per_epoch / LINES).max(1)) {
@@ -392,7 +395,7 @@ impl<'a> Training<'a> {
             return Ok(());
         }
         let error = self.test_error()?;
-        self.place.test_error = Some(error);
+        self.place.test_error = Some(error.into());
         self.log.add(
             &json!({ "stage": self.place.stage, "step": self.place.step, "epoch": epoch + 1, "test error": error }),
         )?;
@@ -411,7 +414,7 @@ impl<'a> Training<'a> {
     fn finish(&mut self, stage: &Stage, source: &Source) -> Result<()> {
         let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
         let counted = (self.place.step - 1) % per_epoch + 1;
-        self.loss = f64::from_bits(self.place.loss_bits) / counted as f64;
+        self.place.last_loss = (f64::from(self.place.loss) / counted as f64).into();
         if let Some(average) = self.average.take() {
             average.put_into(&self.model)?;
         }
@@ -438,7 +441,7 @@ impl<'a> Training<'a> {
             }
             Then::Discriminate => {
                 discriminate(&self.model, source, self.job.data.classes)?;
-                self.place.test_error = Some(self.test_error()?);
+                self.place.test_error = Some(self.test_error()?.into());
             }
         }
         self.place.stage += 1;
@@ -450,12 +453,18 @@ impl<'a> Training<'a> {
     fn outcome(&mut self) -> Result<Outcome> {
         self.log.sync()?;
         self.events.sync()?;
+        if self.job.keep_weights {
+            let weights = self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone()));
+            let weights: BTreeMap<_, _> = weights.collect();
+            let bytes = safetensors::serialize(&weights, None)?;
+            write_whole(&self.job.folder.join("weights.safetensors"), &bytes)?;
+        }
         Ok(Outcome {
             test_error: match self.place.test_error {
-                Some(error) => error,
+                Some(error) => error.into(),
                 None => self.test_error()?,
             },
-            loss: self.loss,
+            loss: self.place.last_loss.into(),
             steps: self.place.steps,
             seconds: self.place.seconds + self.began.elapsed().as_secs_f64(),
             parameters: self.model.parameters(),
@@ -492,7 +501,7 @@ fn back_through_file(
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
     let seed = job.seed ^ ((stage as u64) << 32);
-    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
+    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed, job.device)?;
     if !recipe.start.is_empty() {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
@@ -510,7 +519,7 @@ fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
                 var.dims(),
                 recipe.model
             );
-            var.set(&weight.to_dtype(var.dtype())?)?;
+            var.set(&weight.to_dtype(var.dtype())?.to_device(var.device())?)?;
         }
         drop(vars);
         if recipe.new_head {
