@@ -1,6 +1,7 @@
 //! What the expansion of `#[sam]` does with a function's arguments so that its body can run twice.
 
 use crate::Pass;
+use crate::pass::Run;
 
 /// What an argument must be that each pass has a clone of: one by value, or one in `replay`. Every `Clone` type is.
 #[diagnostic::on_unimplemented(
@@ -25,19 +26,19 @@ pub fn again<T: Argument>(argument: &T) -> T {
     argument.again()
 }
 
-/// An argument behind `&mut` that both passes find in the same state: `replay(rng)`.
+/// An argument behind `&mut` that all passes find in the same state: `replay(rng)`.
 ///
-/// The first pass gets the argument itself, the second a clone from before the first.
+/// The first pass gets the argument itself, the others a clone from before the first.
 #[derive(Debug)]
 pub struct Replay<'a, T> {
     argument: &'a mut T,
-    before: Option<T>,
+    before: Before<T>,
 }
 
 impl<'a, T> Replay<'a, T> {
     /// Wraps the argument.
     pub fn new(argument: &'a mut T) -> Self {
-        Self { argument, before: None }
+        Self { argument, before: Before::default() }
     }
 
     /// The argument, for this pass.
@@ -45,27 +46,24 @@ impl<'a, T> Replay<'a, T> {
     where
         T: Argument,
     {
-        if pass == Pass::Ascent {
-            self.before = Some(self.argument.again());
-        }
-        match &mut self.before {
-            Some(before) if pass == Pass::Descent => before,
-            _ => self.argument,
+        match self.before.turn(pass, self.argument) {
+            Some(before) => before,
+            None => self.argument,
         }
     }
 }
 
-/// An argument behind `&`, with state inside (a `RefCell`, say), that both passes find in the same state.
+/// An argument behind `&`, with state inside (a `RefCell`, say), that all passes find in the same state.
 #[derive(Debug)]
 pub struct ReplayRef<'a, T> {
     argument: &'a T,
-    before: Option<T>,
+    before: Before<T>,
 }
 
 impl<'a, T> ReplayRef<'a, T> {
     /// Wraps the argument.
     pub fn new(argument: &'a T) -> Self {
-        Self { argument, before: None }
+        Self { argument, before: Before::default() }
     }
 
     /// The argument, for this pass.
@@ -73,12 +71,41 @@ impl<'a, T> ReplayRef<'a, T> {
     where
         T: Argument,
     {
-        if pass == Pass::Ascent {
-            self.before = Some(self.argument.again());
+        match self.before.turn(pass, self.argument) {
+            Some(before) => before,
+            None => self.argument,
         }
-        match &self.before {
-            Some(before) if pass == Pass::Descent => before,
-            _ => self.argument,
+    }
+}
+
+/// What an argument was before the first pass; where that goes through the batch in parts, before each of them.
+#[derive(Debug)]
+struct Before<T> {
+    parts: Vec<T>,
+    again: Option<T>,
+}
+
+impl<T> Default for Before<T> {
+    fn default() -> Self {
+        Self { parts: Vec::new(), again: None }
+    }
+}
+
+impl<T: Argument> Before<T> {
+    /// What a pass after the first gets.
+    fn turn(&mut self, pass: Pass, argument: &T) -> Option<&mut T> {
+        let part = Run::current().part;
+        match pass {
+            Pass::Plain => None,
+            Pass::Ascent => {
+                self.parts.truncate(part);
+                self.parts.push(argument.again());
+                None
+            }
+            Pass::Descent => {
+                self.again = Some(self.parts.get(part)?.again());
+                self.again.as_mut()
+            }
         }
     }
 }

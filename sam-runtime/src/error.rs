@@ -23,9 +23,38 @@ pub enum Error {
     #[error("`adaptive` is {0}: eta must be a finite number, 0 or more")]
     Eta(f64),
 
+    /// A setting of a variant is out of range.
+    #[error("`{what}` is {value}: expected {expected}")]
+    Setting {
+        /// Which one.
+        what: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
+
+    /// Two settings do not go together.
+    #[error("`{what}` cannot be used so: {why}")]
+    Settings {
+        /// One of them.
+        what: &'static str,
+        /// What it needs.
+        why: &'static str,
+    },
+
     /// The loss has more than one element.
     #[error("the loss must be a single number, found shape {0:?}: reduce it, e.g. with `.mean_all()?`")]
     NotScalar(Shape),
+
+    /// A loss for each example was expected.
+    #[error("expected one loss for each of {} examples, found shape {found:?}: leave out the mean", .rows.map_or_else(|| "the".to_owned(), |rows| rows.to_string()))]
+    NotPerExample {
+        /// What the loss function returned.
+        found: Shape,
+        /// How many examples it was given, where that is known.
+        rows: Option<usize>,
+    },
 
     /// The loss is not a floating point tensor.
     #[error("the loss must be f32, f64, bf16 or f16, found {0:?}")]
@@ -65,6 +94,17 @@ pub enum Error {
     /// `m` of `shards` is zero.
     #[error("`m` is 0: a shard needs at least one example")]
     EmptyShard,
+
+    /// Shards have a perturbation each, what is remembered is one for each step.
+    #[error(
+        "`shards` has a step for each shard, and a setting of this `Sam` remembers something from batch to batch: \
+         use `parts`, or leave that setting out"
+    )]
+    ShardedMemory,
+
+    /// State was to be saved or loaded in the middle of a step.
+    #[error("a step is under way on this thread: save and load between steps")]
+    MidStep,
 
     /// The sharded arguments have no rows, or differ in their number.
     #[error("sharded arguments must have the same number of rows, at least 1: found {0} and {1}")]

@@ -8,6 +8,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
 };
 
+use crate::kernels::wide;
 use crate::{Error, Pass};
 
 /// The variables that a loss depends on, each with its gradient: in the order of the graph, which is that of the
@@ -30,6 +31,29 @@ pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
         gradient.push((Var::from_tensor(node)?, grad.detach().contiguous()?));
     }
     Ok(gradient)
+}
+
+/// A weighted sum of gradients, which shares that come to 1 make a mean. Halves are added up in f32: eight shards in bf16
+/// would leave five good bits.
+#[derive(Debug, Default)]
+pub(crate) struct Mean(Gradient);
+
+impl Mean {
+    pub(crate) fn add(&mut self, share: f64, gradient: Gradient) -> Result<()> {
+        for (var, grad) in gradient {
+            let grad = (grad.to_dtype(wide(grad.dtype()))? * share)?;
+            match self.0.iter_mut().find(|(known, _)| known.id() == var.id()) {
+                Some((_, sum)) => *sum = (&*sum + grad)?,
+                None => self.0.push((var, grad)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum, in the types of the variables.
+    pub(crate) fn finish(self) -> Result<Gradient> {
+        self.0.into_iter().map(|(var, grad)| Ok((var.clone(), grad.to_dtype(var.dtype())?))).collect()
+    }
 }
 
 thread_local! {

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Pass {
     /// An ordinary run: no sharpness-aware step is under way on this thread.
     Plain,
-    /// The first pass, at w: its gradient gives the perturbation, its value is the loss that the caller sees.
+    /// The first pass, at w: its gradient gives the perturbation, its value is the loss that the caller sees. Where a
+    /// [direction](crate::variants::Direction) needs no gradient it is the only pass, at w + ε̂.
     Ascent,
-    /// The second pass, at w + ε̂: its gradient is the one that the caller gets.
+    /// The second pass, at w + ε̂: its gradient is the one that the caller gets. Also every further one, where a
+    /// [variant](crate::variants) has more.
     Descent,
 }
 
@@ -36,7 +38,7 @@ impl Pass {
     /// ```
     #[must_use]
     pub fn current() -> Self {
-        CURRENT.get().pass
+        CURRENT.get().run.pass
     }
 }
 
@@ -78,7 +80,7 @@ pub fn plain<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The number of a step, the same in its two passes and in no other step of the process.
+/// The number of a step, the same in all its passes and in no other step of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step(u64);
 
@@ -98,10 +100,31 @@ impl Step {
         CURRENT.get().step
     }
 
-    /// Runs one pass of the step.
-    pub(crate) fn run<R>(self, pass: Pass, f: impl FnOnce(Pass) -> R) -> R {
-        let _scope = Scope::enter(State { nested: true, pass, step: Some(self) });
+    /// Runs one pass of the step, or a part of it.
+    pub(crate) fn run<R>(self, pass: Pass, part: usize, f: impl FnOnce(Pass) -> R) -> R {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let run = Run { pass, part, number: NEXT.fetch_add(1, Ordering::Relaxed) };
+        let _scope = Scope::enter(State { nested: true, step: Some(self), run });
         f(pass)
+    }
+}
+
+/// One run of the loss function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) pass: Pass,
+    /// Which part of the batch it is for: what is drawn in one pass for a part is drawn again for it in the next.
+    pub(crate) part: usize,
+    /// Of no other run of the process.
+    pub(crate) number: u64,
+}
+
+impl Run {
+    pub(crate) const NONE: Self = Self { pass: Pass::Plain, part: 0, number: 0 };
+
+    /// The run that is under way on this thread.
+    pub(crate) fn current() -> Self {
+        CURRENT.get().run
     }
 }
 
@@ -109,12 +132,12 @@ impl Step {
 struct State {
     /// An annotated function that is called now runs plainly: the outermost one is the loss.
     nested: bool,
-    pass: Pass,
     step: Option<Step>,
+    run: Run,
 }
 
 thread_local! {
-    static CURRENT: Cell<State> = const { Cell::new(State { nested: false, pass: Pass::Plain, step: None }) };
+    static CURRENT: Cell<State> = const { Cell::new(State { nested: false, step: None, run: Run::NONE }) };
 }
 
 /// Puts the state back when it ends, also when a pass panics.

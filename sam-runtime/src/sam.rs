@@ -1,10 +1,19 @@
 //! What a step does: the ball, and what is perturbed inside it.
 
-use candle_core::Var;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Tensor, TensorId, Var};
+use candle_nn::VarMap;
 
 use crate::dual_norm::DualNorm;
+use crate::examples::{Examples, Rule};
+use crate::kernels;
+use crate::last::Last;
 use crate::pass::Step;
 use crate::stages::Ascent;
+use crate::variants::{Combination, Direction, Mask, Metric, Radius, Scope, State, When};
 use crate::{Error, Output, Pass, Shards};
 
 /// Sharpness-Aware Minimization of Foret et al. (ICLR 2021, <https://arxiv.org/abs/2010.01412>): the gradient of
@@ -34,35 +43,61 @@ use crate::{Error, Output, Pass, Shards};
 /// # }
 /// ```
 ///
+/// Everything else that the literature has tried is a piece that is exchanged: which [direction](Direction) is climbed, in
+/// which [metric](Metric) and [scope](Scope), how [far](Radius), [when](When), and what the two gradients come to
+/// [together](Combination). The published methods are constructors: [`Sam::asam`], [`Sam::gsam`], [`Sam::look_sam`], ..;
+/// [`variants`](crate::variants) has a table of them.
+///
 /// The values are checked when a step begins, so that a wrong ρ is an error of the step.
-#[derive(Clone, Debug)]
+///
+/// What some pieces remember from step to step is behind a lock: a `&Sam` is enough. It changes when a step has ended, not
+/// when it failed. A clone begins with what the original remembers, and goes its own way.
+#[derive(Debug)]
 #[must_use]
 pub struct Sam {
-    pub(crate) ball: Ball,
+    pub(crate) radius: Radius,
+    p: f64,
+    normalised: bool,
+    pub(crate) scope: Scope,
+    pub(crate) metric: Metric,
+    metric_for: Option<HashSet<TensorId>>,
+    pub(crate) mask: Option<Mask>,
+    pub(crate) direction: Direction,
+    pub(crate) ascents: Ascents,
+    pub(crate) when: When,
+    pub(crate) combination: Combination,
     pub(crate) vars: Option<Vec<Var>>,
+    pub(crate) seed: u64,
+    pub(crate) loss_scale: f64,
+    pub(crate) watched: bool,
+    memory: Mutex<Memory>,
 }
 
-/// { ε : ‖T⁻¹ε‖_p ≤ ρ }, with T = 1, or T = diag(|w| + η) where it is adaptive.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    state: State,
+    last: Option<Last>,
+}
+
+/// How the perturbation is found: so many steps of this length, each back onto the ball where it has left it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ascents {
+    pub(crate) count: usize,
+    /// In units of ρ.
+    pub(crate) length: f64,
+}
+
+/// { ε : ‖T⁻¹ε‖_p ≤ ρ }. Where it is not normalised ε̂ = ρ T² g instead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ball {
     pub(crate) rho: f64,
     pub(crate) p: f64,
-    pub(crate) eta: Option<f64>,
+    pub(crate) normalised: bool,
 }
 
 impl Ball {
     pub(crate) fn norm(self) -> DualNorm {
         DualNorm::new(self.p)
-    }
-
-    fn check(self) -> Result<(), Error> {
-        let radius = |value: f64| value.is_finite() && value >= 0.0;
-        match self {
-            Self { rho, .. } if !radius(rho) => Err(Error::Rho(rho)),
-            Self { p, .. } if p.is_nan() || p < 1.0 => Err(Error::P(p)),
-            Self { eta: Some(eta), .. } if !radius(eta) => Err(Error::Eta(eta)),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -70,6 +105,20 @@ impl Default for Sam {
     /// ρ = 0.05, p = 2: the paper's choice for CIFAR.
     fn default() -> Self {
         Self::new(Self::RHO)
+    }
+}
+
+impl Clone for Sam {
+    fn clone(&self) -> Self {
+        Self {
+            radius: self.radius.clone(),
+            scope: self.scope.clone(),
+            metric_for: self.metric_for.clone(),
+            direction: self.direction.clone(),
+            vars: self.vars.clone(),
+            memory: Mutex::new(self.memory().clone()),
+            ..*self
+        }
     }
 }
 
@@ -82,20 +131,106 @@ impl Sam {
 
     /// A Euclidean ball of radius `rho` around the weights. With `rho` = 0 a step is one plain pass.
     pub fn new(rho: impl Into<f64>) -> Self {
-        Self { ball: Ball { rho: rho.into(), p: 2.0, eta: None }, vars: None }
+        Self {
+            radius: Radius::Constant(rho.into()),
+            p: 2.0,
+            normalised: true,
+            scope: Scope::Joint,
+            metric: Metric::Euclidean,
+            metric_for: None,
+            mask: None,
+            direction: Direction::Gradient,
+            ascents: Ascents { count: 1, length: 1.0 },
+            when: When::Always,
+            combination: Combination::Sam,
+            vars: None,
+            seed: 0,
+            loss_scale: 1.0,
+            watched: false,
+            memory: Mutex::default(),
+        }
     }
 
     /// The norm of the ball: 1 ≤ p ≤ ∞. p = 2 perturbs along the gradient, p = ∞ along its sign, p = 1 in the
     /// coordinates of the largest gradient only.
     pub fn p(mut self, p: impl Into<f64>) -> Self {
-        self.ball.p = p.into();
+        self.p = p.into();
         self
     }
 
     /// Scales the ball by |w| + η in each coordinate, so that rescaling a layer does not change the perturbation's
     /// effect (ASAM, Kwon et al. 2021): ε̂ = T · ε̂(T g) with T = |w| + η. Usual ρ are ten times larger, and up.
-    pub fn adaptive(mut self, eta: impl Into<f64>) -> Self {
-        self.ball.eta = Some(eta.into());
+    ///
+    /// Short for a [`metric`](Self::metric) of [`Metric::Weights`].
+    pub fn adaptive(self, eta: impl Into<f64>) -> Self {
+        self.metric(Metric::Weights { eta: eta.into() })
+    }
+
+    /// How the ball is shaped.
+    pub fn metric(mut self, metric: Metric) -> Self {
+        self.metric = metric;
+        self
+    }
+
+    /// Has the metric for these variables only; for the others T = 1. The authors of ASAM leave out biases:
+    /// `.metric_for(named(&vars, |name| name.ends_with("weight")))`, see [`named`](crate::variants::named).
+    pub fn metric_for(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
+        self.metric_for = Some(vars.into_iter().map(|var| var.id()).collect());
+        self
+    }
+
+    /// What one ball is around: all variables, each, or groups.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Perturbs some coordinates only.
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// ε̂ = ρ g, and in a metric ρ T² g, without a norm (USAM, Andriushchenko and Flammarion 2022,
+    /// <https://arxiv.org/abs/2206.06232>). For p = 2. It depends on the scale of the loss.
+    pub fn unnormalised(mut self) -> Self {
+        self.normalised = false;
+        self
+    }
+
+    /// How large the ball is, where that changes.
+    pub fn radius(mut self, radius: Radius) -> Self {
+        self.radius = radius;
+        self
+    }
+
+    /// ρ as a function of the number of steps before this one.
+    pub fn rho_schedule(self, rho: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
+        self.radius(Radius::Schedule(Arc::new(rho)))
+    }
+
+    /// What the perturbation follows.
+    pub fn direction(mut self, direction: Direction) -> Self {
+        self.direction = direction;
+        self
+    }
+
+    /// Finds the perturbation in `count` steps of length `length` · ρ, each from where the last one led and back onto the
+    /// ball where it has left it (the paper's appendix C.6, with p = 2). A length of 1 makes one step SAM.
+    pub fn ascents(mut self, count: usize, length: f64) -> Self {
+        self.ascents = Ascents { count, length };
+        self
+    }
+
+    /// Which steps are sharpness-aware.
+    pub fn when(mut self, when: When) -> Self {
+        self.when = when;
+        self
+    }
+
+    /// What the gradients at w and at w + ε̂ come to together.
+    pub fn combination(mut self, combination: Combination) -> Self {
+        self.combination = combination;
         self
     }
 
@@ -107,12 +242,216 @@ impl Sam {
         self
     }
 
-    /// Whether ρ, p and η are in range; a step asks this first.
+    /// The seed of all that is drawn: random directions, masks, steps. What is drawn is a function of the seed and of the
+    /// number of the step.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Multiplies the loss by this number before each backward pass, and divides the gradients by it before anything is
+    /// done with them, so that small gradients survive a network in f16. A gradient that overflows is an
+    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Variables
+    /// should be f32 (master weights): gradients are handed on in the type of their variable.
+    pub fn loss_scale(mut self, scale: f64) -> Self {
+        self.loss_scale = scale;
+        self
+    }
+
+    /// As [`loss_scale`](Self::loss_scale), between two steps.
+    pub fn set_loss_scale(&mut self, scale: f64) {
+        self.loss_scale = scale;
+    }
+
+    /// Has [`last`](Self::last) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few
+    /// more readings of it.
+    pub fn watch(mut self) -> Self {
+        self.watched = true;
+        self
+    }
+
+    /// What the last step came to, once there was one.
+    #[must_use]
+    pub fn last(&self) -> Option<Last> {
+        self.memory().last.clone()
+    }
+
+    /// Says the learning rate, for a [`Radius::WithRate`].
+    pub fn set_learning_rate(&self, rate: f64) {
+        self.memory().state.rate = Some(rate);
+    }
+
+    /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
+    /// all others.
     ///
     /// # Errors
-    /// If one is not.
+    /// If candle fails.
+    pub fn finish(&self, learning_rate: f64) -> candle_core::Result<()> {
+        let remainder = std::mem::take(&mut self.memory().state.remainder);
+        for (var, rest) in remainder.iter() {
+            let one = kernels::number(rest, 1.0)?;
+            kernels::mix(var.as_tensor(), &one, rest, &kernels::number(rest, -learning_rate)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what it remembers from step to step to a safetensors file, under the names that the variables have in
+    /// `names`: counters, means, kept directions, masks. What is drawn depends on the seed and the counters, so a run that
+    /// goes on from here has the same bits as one that was not interrupted. The file is there whole or not at all.
+    ///
+    /// # Errors
+    /// If a step is under way on this thread, a variable has no name, or the file cannot be written.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::VarMap;
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// # let file = std::env::temp_dir().join(format!("sam-doc-{}.safetensors", std::process::id()));
+    /// let vars = VarMap::new();
+    /// let w = vars.get(3, "w", candle_nn::Init::Const(1.), DType::F32, &Device::Cpu)?;
+    /// let sam = Sam::f_sam();
+    /// sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
+    /// sam.save(&vars, &file)?;
+    /// let resumed = Sam::f_sam();
+    /// resumed.load(&vars, &file)?;
+    /// # std::fs::remove_file(file)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        self.memory().state.save(names, path.as_ref())
+    }
+
+    /// Reads what [`save`](Self::save) has written. On an error all is as before.
+    ///
+    /// # Errors
+    /// If a step is under way on this thread, the file cannot be read, or is that of other variables.
+    pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        let state = State::load(names, path.as_ref())?;
+        self.memory().state = state;
+        Ok(())
+    }
+
+    /// Whether every setting is in range, and all go together; a step asks this first.
+    ///
+    /// # Errors
+    /// If one is not, or two do not.
     pub fn check(&self) -> candle_core::Result<()> {
-        Ok(self.ball.check()?)
+        Ok(self.check_values().and_then(|()| self.check_pairs())?)
+    }
+
+    fn check_values(&self) -> Result<(), Error> {
+        let least = |what, value: f64, least: f64| {
+            let expected = if least == 0.0 { "a finite number, 0 or more" } else { "1 or more" };
+            if value.is_finite() && value >= least { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
+        };
+        let share = |what, value: f64| {
+            let expected = "a number from 0 to 1";
+            if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
+        };
+        let radius = |rho: f64| if rho.is_finite() && rho >= 0.0 { Ok(()) } else { Err(Error::Rho(rho)) };
+        match &self.radius {
+            Radius::Constant(rho) => radius(*rho)?,
+            Radius::Schedule(rho) => radius(rho(self.memory().state.steps))?,
+            Radius::WithRate { rho, rate } => {
+                radius(*rho.start())?;
+                radius(*rho.end())?;
+                if rate.start() >= rate.end() || rate.start().is_nan() || rate.end().is_nan() {
+                    let expected = "a range with the smaller rate first";
+                    return Err(Error::Setting { what: "rate", value: *rate.start(), expected });
+                }
+            }
+            Radius::LossBudget { sigma, largest } => {
+                least("sigma", *sigma, 0.0)?;
+                radius(*largest)?;
+            }
+        }
+        if self.p.is_nan() || self.p < 1.0 {
+            return Err(Error::P(self.p));
+        }
+        match self.metric {
+            Metric::Weights { eta } if !(eta.is_finite() && eta >= 0.0) => return Err(Error::Eta(eta)),
+            Metric::Fisher { eta } => least("eta", eta, 0.0)?,
+            _ => {}
+        }
+        match self.direction {
+            Direction::Average { theta } => share("theta", theta)?,
+            Direction::Residual { sigma, lambda } => {
+                least("sigma", sigma, 0.0)?;
+                share("lambda", lambda)?;
+            }
+            _ => {}
+        }
+        match self.mask {
+            Some(Mask::Random { keep }) if !(keep > 0.0 && keep <= 1.0) => {
+                return Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" });
+            }
+            Some(Mask::Largest { sparsity, every }) => {
+                share("sparsity", sparsity)?;
+                least("every", every as f64, 1.0)?;
+            }
+            _ => {}
+        }
+        match self.when {
+            When::Every(k) => least("every", k as f64, 1.0)?,
+            When::Chance(p) => share("chance", p)?,
+            When::Sharp { steps, memory, .. } => {
+                least("steps", steps as f64, 1.0)?;
+                share("memory", memory)?;
+            }
+            When::Always | When::From(_) => {}
+        }
+        match self.combination {
+            Combination::Gsam { alpha } => least("alpha", alpha, 0.0)?,
+            Combination::Wsam { gamma } | Combination::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
+                return Err(Error::Setting { what: "gamma", value: gamma, expected: "a number from 0 up to but not 1" });
+            }
+            Combination::Look { every, alpha } => {
+                least("every", every as f64, 1.0)?;
+                least("alpha", alpha, 0.0)?;
+            }
+            _ => {}
+        }
+        least("ascents", self.ascents.count as f64, 1.0)?;
+        least("length", self.ascents.length, 0.0)?;
+        if !(self.loss_scale.is_finite() && self.loss_scale > 0.0) {
+            let expected = "a finite number above 0";
+            return Err(Error::Setting { what: "loss_scale", value: self.loss_scale, expected });
+        }
+        Ok(())
+    }
+
+    fn check_pairs(&self) -> Result<(), Error> {
+        let refuse = |what, why| Err(Error::Settings { what, why });
+        let simple = self.metric == Metric::Euclidean
+            && self.mask.is_none()
+            && self.normalised
+            && matches!(self.scope, Scope::Joint)
+            && self.direction.is_gradient()
+            && self.p == 2.0;
+        if !self.normalised && self.p != 2.0 {
+            return refuse("unnormalised", "it is for p = 2");
+        }
+        if self.combination == Combination::SecondOrder && !(simple && self.ascents.count == 1) {
+            return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");
+        }
+        if self.ascents.count > 1 && !simple {
+            return refuse("ascents", "several are for the gradient in the plain ball of p = 2");
+        }
+        if !self.direction.needs_gradient() {
+            if self.combination != Combination::Sam {
+                return refuse("combination", "the direction has no gradient at w to combine: expected `Combination::Sam`");
+            }
+            if matches!(self.when, When::Sharp { .. }) || matches!(self.radius, Radius::LossBudget { .. }) {
+                return refuse("direction", "`When::Sharp` and `Radius::LossBudget` need the gradient at w, it has none");
+            }
+            if matches!(self.direction, Direction::Random) && self.vars.is_none() {
+                return refuse("direction", "a random one needs `vars`, to know what to perturb before the pass");
+            }
+        }
+        Ok(())
     }
 
     /// The loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
@@ -150,25 +489,88 @@ impl Sam {
     ///
     /// # Errors
     /// Those of the loss, and [`Error`].
-    pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<O>, E>
+    pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
     where
         O: Output,
         E: From<candle_core::Error>,
     {
         self.check()?;
-        Ascent::run(self, loss)
+        Ascent::run(self, None, loss)
     }
 
-    /// Splits a batch into shards of `m` examples, for a step with each (m-sharpness).
+    /// Splits a batch into shards of `m` examples, for a step with each (m-sharpness): one ε̂ for each shard.
     ///
     /// # Errors
-    /// If `m` is 0.
+    /// If `m` is 0, or a piece of this remembers something from step to step.
     pub fn shards<O>(&self, m: usize) -> candle_core::Result<Shards<O>> {
         Shards::new(self, m)
     }
 
-    /// Whether a step that begins now has a second pass.
+    /// Takes a batch in parts of `m` examples, in each pass one after the other: one ε̂ from all of them, and the memory of
+    /// one part (gradient accumulation).
+    ///
+    /// # Errors
+    /// If `m` is 0.
+    pub fn parts(&self, m: usize) -> candle_core::Result<Examples<'_>> {
+        Examples::new(self, Rule::Parts, m)
+    }
+
+    /// Takes both gradients on the `k` examples with the largest loss (K-SAM, Ni et al. 2022,
+    /// <https://arxiv.org/abs/2210.12864>). The loss function returns one loss for each example; the value is their mean
+    /// over the whole batch. Choosing reads them on the host.
+    ///
+    /// # Errors
+    /// If `k` is 0.
+    pub fn hardest(&self, k: usize) -> candle_core::Result<Examples<'_>> {
+        Examples::new(self, Rule::Hardest, k)
+    }
+
+    /// Takes the second gradient on the `k` examples whose loss rises most (ESAM's sharpness-sensitive data selection, Du
+    /// et al. 2022, <https://arxiv.org/abs/2110.03141>). Otherwise as [`hardest`](Self::hardest).
+    ///
+    /// # Errors
+    /// If `k` is 0.
+    pub fn sharpest(&self, k: usize) -> candle_core::Result<Examples<'_>> {
+        Examples::new(self, Rule::Sharpest, k)
+    }
+
+    /// Whether a step that begins now may have a perturbation.
     pub(crate) fn perturbs(&self) -> bool {
-        self.ball.rho > 0.0 && Step::is_outermost()
+        let memory = self.memory();
+        self.radius.before(memory.state.steps, memory.state.rate) > 0.0 && Step::is_outermost()
+    }
+
+    /// Whether a step depends on those before.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.direction.has_memory()
+            || self.mask.is_some_and(Mask::has_memory)
+            || self.when.has_memory()
+            || self.combination.has_memory()
+            || self.radius.has_memory()
+    }
+
+    pub(crate) fn ball(&self, rho: f64) -> Ball {
+        Ball { rho, p: self.p, normalised: self.normalised }
+    }
+
+    pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scaling> {
+        self.metric.at(var, grad, self.metric_for.as_ref())
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.memory().state.clone()
+    }
+
+    /// What a step that went well leaves behind.
+    pub(crate) fn remember(&self, state: State, last: Last) {
+        let mut memory = self.memory();
+        // Said while the step was under way.
+        let rate = memory.state.rate;
+        memory.state = State { rate, ..state };
+        memory.last = Some(last);
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

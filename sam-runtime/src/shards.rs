@@ -3,8 +3,7 @@
 
 use candle_core::Tensor;
 
-use crate::gradient::{Gradient, loss_with_gradient};
-use crate::kernels::wide;
+use crate::gradient::{Gradient, Mean, loss_with_gradient};
 use crate::{Error, Output, Sam};
 
 /// The shards of one batch, and what they have come to so far. Made by [`Sam::shards`].
@@ -40,7 +39,7 @@ pub struct Shards<O> {
     done: usize,
     current: Shard,
     parts: Vec<(f64, O)>,
-    gradient: Option<Gradient>,
+    gradient: Option<Mean>,
 }
 
 /// Some consecutive examples of a batch.
@@ -69,6 +68,12 @@ pub trait Split: Sized {
     /// # Errors
     /// If there are not as many.
     fn narrow(&self, start: usize, len: usize) -> candle_core::Result<Self>;
+
+    /// These examples, in this order.
+    ///
+    /// # Errors
+    /// If there are not as many.
+    fn select(&self, rows: &[usize]) -> candle_core::Result<Self>;
 }
 
 impl Split for Tensor {
@@ -78,6 +83,11 @@ impl Split for Tensor {
 
     fn narrow(&self, start: usize, len: usize) -> candle_core::Result<Self> {
         Tensor::narrow(self, 0, start, len)
+    }
+
+    fn select(&self, rows: &[usize]) -> candle_core::Result<Self> {
+        let rows: Vec<i64> = rows.iter().map(|row| row.cast_signed() as i64).collect();
+        self.index_select(&Tensor::new(rows, self.device())?, 0)
     }
 }
 
@@ -92,12 +102,23 @@ impl<T: Clone> Split for Vec<T> {
             None => candle_core::bail!("rows {start}..{} of a vector of {}", start + len, self.len()),
         }
     }
+
+    fn select(&self, rows: &[usize]) -> candle_core::Result<Self> {
+        let row = |row: &usize| match self.get(*row) {
+            Some(row) => Ok(row.clone()),
+            None => candle_core::bail!("row {row} of a vector of {}", self.len()),
+        };
+        rows.iter().map(row).collect()
+    }
 }
 
 impl<O> Shards<O> {
     pub(crate) fn new(sam: &Sam, m: usize) -> candle_core::Result<Self> {
         if m == 0 {
             Err(Error::EmptyShard)?;
+        }
+        if sam.has_memory() {
+            Err(Error::ShardedMemory)?;
         }
         let current = Shard { start: 0, len: 0, whole: true };
         let m = sam.perturbs().then_some(m);
@@ -130,14 +151,8 @@ impl<O> Shards<O> {
     pub(crate) fn add(&mut self, output: O, gradient: Option<Gradient>) -> candle_core::Result<()> {
         let share = self.current.len as f64 / self.rows.unwrap_or(1) as f64;
         self.parts.push((share, output));
-        for (var, grad) in gradient.into_iter().flatten() {
-            let total = self.gradient.get_or_insert_default();
-            // Halves are added up in f32: eight shards in bf16 would leave five good bits.
-            let grad = (grad.to_dtype(wide(grad.dtype()))? * share)?;
-            match total.iter_mut().find(|(known, _)| known.id() == var.id()) {
-                Some((_, sum)) => *sum = (&*sum + grad)?,
-                None => total.push((var, grad)),
-            }
+        if let Some(gradient) = gradient {
+            self.gradient.get_or_insert_default().add(share, gradient)?;
         }
         Ok(())
     }
@@ -159,11 +174,7 @@ impl<O> Shards<O> {
             };
         };
         let output = O::join(self.parts)?;
-        let gradient = gradient
-            .into_iter()
-            .map(|(var, grad)| grad.to_dtype(var.dtype()).map(|grad| (var, grad)))
-            .collect::<candle_core::Result<_>>()?;
-        let loss = loss_with_gradient(output.loss(), gradient)?;
+        let loss = loss_with_gradient(output.loss(), gradient.finish()?)?;
         Ok(output.with_loss(loss))
     }
 }

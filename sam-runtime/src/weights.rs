@@ -33,6 +33,16 @@ impl Displaced {
         Ok(())
     }
 
+    /// Gives the variables further values: those that they have held in between are gone.
+    pub(crate) fn go_on(&mut self, values: Vec<(Var, Tensor)>) -> Result<()> {
+        values.iter().try_for_each(|(var, value)| exchange(var, value))
+    }
+
+    /// The variables, and what they held before.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
+        self.0.iter()
+    }
+
     /// w ← w.
     pub(crate) fn restore(mut self) -> Result<()> {
         self.put_back()

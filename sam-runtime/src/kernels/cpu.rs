@@ -17,6 +17,7 @@ use half::{bf16, f16};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+use super::Slope;
 use crate::dual_norm::Power;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
@@ -38,17 +39,18 @@ pub(crate) struct Measure {
 }
 
 /// Reads the gradient: once for p = 2, twice for other p. None if it is not finite.
-pub(crate) fn measure(ball: Ball, pairs: &[(Var, Tensor)]) -> Result<Option<Measure>> {
-    let guards = guards(pairs);
+pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
+    let guards = guards(slopes.iter().map(|slope| (&slope.grad, slope.var.as_tensor())));
     let pairs = slices(&guards)?;
+    let slopes: Vec<_> = pairs.into_iter().zip(slopes.iter().map(Slope::eta)).collect();
     if ball.norm().term() == Power::Square {
         // M = 1 will do: the squares of f32 neither overflow nor vanish in f64.
-        let sum = sum(ball, &pairs, |slope| slope * slope);
+        let sum = sum(&slopes, |slope| slope * slope);
         if sum.is_normal() {
             return Ok(Some(Measure { max: 1.0, sum }));
         }
     }
-    let max = max(ball, &pairs);
+    let max = max(&slopes);
     if !max.is_finite() {
         return Ok(None);
     }
@@ -59,25 +61,42 @@ pub(crate) fn measure(ball: Ball, pairs: &[(Var, Tensor)]) -> Result<Option<Meas
     // 1/M overflows for the smallest M, whose ratios are then taken one by one.
     let ratio = move |slope: f64| if over.is_finite() { slope * over } else { slope / max };
     let sum = match ball.norm().term() {
-        Power::One => sum(ball, &pairs, |_| 1.0),
-        Power::Same => sum(ball, &pairs, ratio),
-        Power::Square => sum(ball, &pairs, |slope| ratio(slope) * ratio(slope)),
-        Power::Root => sum(ball, &pairs, |slope| ratio(slope).sqrt()),
-        Power::Largest => sum(ball, &pairs, |slope| if slope >= max { 1.0 } else { 0.0 }),
-        Power::Whole(e) => sum(ball, &pairs, |slope| ratio(slope).powi(e)),
-        Power::Real(e) => sum(ball, &pairs, |slope| ratio(slope).powf(e)),
+        Power::One => sum(&slopes, |_| 1.0),
+        Power::Same => sum(&slopes, ratio),
+        Power::Square => sum(&slopes, |slope| ratio(slope) * ratio(slope)),
+        Power::Root => sum(&slopes, |slope| ratio(slope).sqrt()),
+        Power::Largest => sum(&slopes, |slope| if slope >= max { 1.0 } else { 0.0 }),
+        Power::Whole(e) => sum(&slopes, |slope| ratio(slope).powi(e)),
+        Power::Real(e) => sum(&slopes, |slope| ratio(slope).powf(e)),
     };
     Ok(Some(Measure { max, sum }))
 }
 
 /// g ← w + ε̂.
-pub(crate) fn perturb(ball: Ball, measure: Measure, pairs: &[(Var, Tensor)]) -> Result<()> {
-    pairs.iter().try_for_each(|(var, grad)| grad.inplace_op2(var, &Perturb { ball, measure }))
+pub(crate) fn perturb(ball: Ball, measure: Measure, slopes: &[Slope]) -> Result<()> {
+    let perturb = |slope: &Slope| slope.grad.inplace_op2(&slope.var, &Perturb { ball, measure, eta: slope.eta() });
+    slopes.iter().try_for_each(perturb)
 }
 
 struct Perturb {
     ball: Ball,
     measure: Measure,
+    eta: Option<f64>,
+}
+
+/// Runs `$write` on two buffers of one type, the first of them to be written.
+macro_rules! on_slices {
+    ($self:expr, $write:ident, $to:expr, $to_layout:expr, $from:expr, $from_layout:expr) => {{
+        let (to_range, from_range) = (range($to_layout)?, range($from_layout)?);
+        match ($to, $from) {
+            (CpuStorage::F32(to), CpuStorage::F32(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::F64(to), CpuStorage::F64(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::BF16(to), CpuStorage::BF16(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::F16(to), CpuStorage::F16(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (to, from) => mismatch(from, to)?,
+        }
+        Ok(())
+    }};
 }
 
 impl InplaceOp2 for Perturb {
@@ -86,15 +105,7 @@ impl InplaceOp2 for Perturb {
     }
 
     fn cpu_fwd(&self, g: &mut CpuStorage, g_layout: &Layout, w: &CpuStorage, w_layout: &Layout) -> Result<()> {
-        let (g_range, w_range) = (range(g_layout)?, range(w_layout)?);
-        match (g, w) {
-            (CpuStorage::F32(g), CpuStorage::F32(w)) => self.write(&mut g[g_range], &w[w_range]),
-            (CpuStorage::F64(g), CpuStorage::F64(w)) => self.write(&mut g[g_range], &w[w_range]),
-            (CpuStorage::BF16(g), CpuStorage::BF16(w)) => self.write(&mut g[g_range], &w[w_range]),
-            (CpuStorage::F16(g), CpuStorage::F16(w)) => self.write(&mut g[g_range], &w[w_range]),
-            (g, w) => mismatch(w, g)?,
-        }
-        Ok(())
+        on_slices!(self, write, g, g_layout, w, w_layout)
     }
 }
 
@@ -102,6 +113,10 @@ impl Perturb {
     fn write<T: Real>(&self, g: &mut [T], w: &[T]) {
         let Measure { max, sum } = self.measure;
         let norm = self.ball.norm();
+        if !self.ball.normalised {
+            let rho = self.ball.rho;
+            return self.fill(g, w, move |slope| rho * slope);
+        }
         let scale = norm.scale(self.ball.rho, sum);
         let direction = move |slope: f64| if slope == 0.0 { 0.0 } else { scale.copysign(slope) };
         let ratio = move |slope: f64| slope.abs() / max;
@@ -120,10 +135,43 @@ impl Perturb {
 
     /// g ← w + T · `step`(T g)
     fn fill<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64) -> f64 + Copy + Send + Sync) {
-        match self.ball.eta {
+        match self.eta {
             None => fill(g, w, move |g, w| w + step(g)),
             Some(eta) => fill(g, w, move |g, w| w + (w.abs() + eta) * step((w.abs() + eta) * g)),
         }
+    }
+}
+
+/// Σ a b, each pair in f64.
+pub(crate) fn dot<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
+    let guards = guards(pairs);
+    Ok(reduce(&slices(&guards)?, |pair| pair.reduce(Sum(|a: f64, b: f64| a * b))))
+}
+
+/// a ← α a + β b.
+pub(crate) fn mix(a: &Tensor, alpha: f64, b: &Tensor, beta: f64) -> Result<()> {
+    a.inplace_op2(b, &Mix { alpha, beta })
+}
+
+struct Mix {
+    alpha: f64,
+    beta: f64,
+}
+
+impl InplaceOp2 for Mix {
+    fn name(&self) -> &'static str {
+        "sam-mix"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
+        on_slices!(self, write, a, a_layout, b, b_layout)
+    }
+}
+
+impl Mix {
+    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+        let Self { alpha, beta } = *self;
+        fill(a, b, move |a, b| alpha * a + beta * b);
     }
 }
 
@@ -258,26 +306,29 @@ impl<T: Real, V: Real> NullaryFnOnce for Roll<'_, T, V> {
     }
 }
 
-/// Whether every element of the gradient is a number.
-pub(crate) fn is_finite(pairs: &[(Var, Tensor)]) -> Result<bool> {
-    let guards = guards(pairs);
-    Ok(max(Ball { rho: 0.0, p: 2.0, eta: None }, &slices(&guards)?).is_finite())
+/// Whether every element of these is a number.
+pub(crate) fn is_finite<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<bool> {
+    let guards = guards(tensors.map(|tensor| (tensor, tensor)));
+    Ok(reduce_max(&slices(&guards)?, |pair| pair.reduce(Max(|g: f64, _| g.abs()))).is_finite())
 }
 
+/// A gradient with its variable, and η where T = |w| + η.
+type Part<'a> = (Pair<'a>, Option<f64>);
+
 /// Σ f(|T g|)
-fn sum(ball: Ball, pairs: &[Pair<'_>], f: impl Fn(f64) -> f64 + Copy + Send + Sync) -> f64 {
-    match ball.eta {
-        None => reduce(pairs, Sum(move |g: f64, _| f(g.abs()))),
-        Some(eta) => reduce(pairs, Sum(move |g: f64, w: f64| f((g * (w.abs() + eta)).abs()))),
-    }
+fn sum(slopes: &[Part<'_>], f: impl Fn(f64) -> f64 + Copy + Send + Sync) -> f64 {
+    reduce(slopes, |(pair, eta)| match eta {
+        None => pair.reduce(Sum(move |g: f64, _| f(g.abs()))),
+        Some(eta) => pair.reduce(Sum(move |g: f64, w: f64| f((g * (w.abs() + eta)).abs()))),
+    })
 }
 
 /// max |T g|, which is not finite if any element is not.
-fn max(ball: Ball, pairs: &[Pair<'_>]) -> f64 {
-    match ball.eta {
-        None => reduce(pairs, Max(move |g: f64, _| g.abs())),
-        Some(eta) => reduce(pairs, Max(move |g: f64, w: f64| (g * (w.abs() + eta)).abs())),
-    }
+fn max(slopes: &[Part<'_>]) -> f64 {
+    reduce_max(slopes, |(pair, eta)| match eta {
+        None => pair.reduce(Max(move |g: f64, _| g.abs())),
+        Some(eta) => pair.reduce(Max(move |g: f64, w: f64| (g * (w.abs() + eta)).abs())),
+    })
 }
 
 /// A way to make one number of many: within a chunk, lane by lane, and over the lanes and chunks.
@@ -313,17 +364,42 @@ impl<F: Fn(f64, f64) -> f64 + Copy + Send + Sync> Fold for Max<F> {
 
     #[inline(always)]
     fn join(self, a: f64, b: f64) -> f64 {
-        f64::from_bits(a.to_bits().max(b.to_bits()))
+        larger(a, b)
     }
 }
 
-fn reduce(pairs: &[Pair<'_>], fold: impl Fold) -> f64 {
-    let chunks: Vec<_> = pairs.iter().flat_map(|pair| pair.chunks()).collect();
-    let chunks: Vec<f64> = chunks.into_par_iter().map(|chunk| chunk.reduce(fold)).collect();
-    chunks.into_iter().fold(0.0, |a, b| fold.join(a, b))
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    f64::from_bits(a.to_bits().max(b.to_bits()))
 }
 
-/// A gradient and its variable.
+/// The sum over all chunks, in their order.
+fn reduce<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
+    over_chunks(parts, f).into_iter().sum()
+}
+
+fn reduce_max<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
+    over_chunks(parts, f).into_iter().fold(0.0, larger)
+}
+
+fn over_chunks<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> Vec<f64> {
+    let chunks: Vec<_> = parts.iter().flat_map(|part| part.chunks()).collect();
+    chunks.into_par_iter().map(f).collect()
+}
+
+/// What can be reduced piece by piece.
+trait Chunks: Copy + Send + Sync {
+    fn chunks(self) -> Vec<Self>;
+}
+
+impl Chunks for Part<'_> {
+    fn chunks(self) -> Vec<Self> {
+        let (pair, eta) = self;
+        pair.chunks().into_iter().map(|pair| (pair, eta)).collect()
+    }
+}
+
+/// A gradient and its variable, or any two tensors of one type.
 #[derive(Clone, Copy)]
 enum Pair<'a> {
     F32(&'a [f32], &'a [f32]),
@@ -332,8 +408,8 @@ enum Pair<'a> {
     F16(&'a [f16], &'a [f16]),
 }
 
-impl<'a> Pair<'a> {
-    fn chunks(self) -> Vec<Pair<'a>> {
+impl Chunks for Pair<'_> {
+    fn chunks(self) -> Vec<Self> {
         macro_rules! chunks {
             ($($variant:ident)*) => {
                 match self {
@@ -345,7 +421,9 @@ impl<'a> Pair<'a> {
         }
         chunks!(F32 F64 BF16 F16)
     }
+}
 
+impl Pair<'_> {
     fn reduce(self, fold: impl Fold) -> f64 {
         match self {
             Self::F32(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
@@ -384,8 +462,8 @@ impl<T: Real, F: Fold> NullaryFnOnce for Reduce<'_, T, F> {
 }
 
 /// Locks the buffers for reading.
-fn guards(pairs: &[(Var, Tensor)]) -> Vec<[(StorageRef<'_>, &Layout); 2]> {
-    pairs.iter().map(|(var, grad)| [grad.storage_and_layout(), var.storage_and_layout()]).collect()
+fn guards<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Vec<[(StorageRef<'a>, &'a Layout); 2]> {
+    pairs.map(|(grad, var)| [grad.storage_and_layout(), var.storage_and_layout()]).collect()
 }
 
 fn slices<'a>(guards: &'a [[(StorageRef<'_>, &Layout); 2]]) -> Result<Vec<Pair<'a>>> {

@@ -1,7 +1,8 @@
 //! Equation 2 in candle's own operations: for any device, without a word back to the host.
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
+use super::{Scaling, Slope};
 use crate::dual_norm::Power;
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
@@ -9,47 +10,73 @@ use crate::sam::Ball;
 use crate::weights::exchange;
 
 /// w + ε̂, in new buffers. Where the gradient is zero or not finite, w.
-pub(super) fn perturbed(ball: Ball, gradient: Gradient) -> Result<Vec<(Var, Tensor)>> {
-    let Some((first, _)) = gradient.first() else { return Ok(gradient) };
-    let home = first.device().clone();
+pub(super) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
+    let Some(first) = slopes.first() else { return Ok(Vec::new()) };
+    let home = first.var.device().clone();
     let norm = ball.norm();
 
     let mut max = Tensor::zeros((), DType::F32, &home)?;
     let mut finite = Tensor::zeros((), DType::F32, &home)?;
-    for (var, grad) in &gradient {
-        let size = scaled(ball, var, grad)?.abs()?.flatten_all()?;
+    for slope in &slopes {
+        let size = scaled(slope)?.abs()?.flatten_all()?;
         max = max.to_dtype(size.dtype())?.maximum(&size.max(0)?.to_device(&home)?)?;
         finite = (finite + (size * 0.0)?.sum_all()?.to_dtype(DType::F32)?.to_device(&home)?)?;
     }
     let some = max.gt(&max.zeros_like()?)?;
-    let max = some.where_cond(&max, &max.ones_like()?)?;
+    let max = if ball.normalised { some.where_cond(&max, &max.ones_like()?)? } else { max.ones_like()? };
 
-    let mut sum = max.zeros_like()?;
-    for (var, grad) in &gradient {
-        let ratio = scaled(ball, var, grad)?.abs()?.broadcast_div(&on(&max, grad)?)?;
-        sum = (sum + on(&power(norm.term(), &ratio)?.sum_all()?, &max)?)?;
-    }
     // ρ / (Σ r^q)^(1/p), and 0 where there is no direction to go.
-    let scale = (sum.powf(-norm.root())? * ball.rho)?;
-    let scale = some.where_cond(&scale, &scale.zeros_like()?)?;
+    let scale = if ball.normalised {
+        let mut sum = max.zeros_like()?;
+        for slope in &slopes {
+            let ratio = scaled(slope)?.abs()?.broadcast_div(&on(&max, &slope.grad)?)?;
+            sum = (sum + on(&power(norm.term(), &ratio)?.sum_all()?, &max)?)?;
+        }
+        let scale = (sum.powf(-norm.root())? * ball.rho)?;
+        some.where_cond(&scale, &scale.zeros_like()?)?
+    } else {
+        (max.ones_like()? * ball.rho)?
+    };
     let scale = finite.eq(&finite.zeros_like()?)?.where_cond(&scale, &scale.zeros_like()?)?;
 
-    gradient
+    slopes
         .into_iter()
-        .map(|(var, grad)| {
-            let slope = scaled(ball, &var, &grad)?;
-            let ratio = slope.abs()?.broadcast_div(&on(&max, &grad)?)?;
-            let size = (power(norm.size(), &ratio)? * slope.sign()?)?.broadcast_mul(&on(&scale, &grad)?)?;
-            let step = match metric(ball, &var)? {
-                Some(metric) => (size * metric)?,
+        .map(|slope| {
+            let along = scaled(&slope)?;
+            let ratio = along.abs()?.broadcast_div(&on(&max, &slope.grad)?)?;
+            let size = (power(norm.size(), &ratio)? * along.sign()?)?.broadcast_mul(&on(&scale, &slope.grad)?)?;
+            let mut step = match metric(&slope)? {
+                Some(metric) => size.broadcast_mul(&metric)?,
                 None => size,
             };
+            if let Some(mask) = &slope.mask {
+                step = (step * wide(mask)?)?;
+            }
             // 0 times a gradient that is not finite is not 0.
             let step = step.ne(&step)?.where_cond(&step.zeros_like()?, &step)?;
-            let there = (wide(&var)? + step)?.to_dtype(var.dtype())?;
-            Ok((var, there))
+            let there = (wide(&slope.var)? + step)?.to_dtype(slope.var.dtype())?;
+            Ok((slope.var, there))
         })
         .collect()
+}
+
+/// Σ a b, on the device of the first.
+pub(super) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (a, b) in pairs {
+        let part = (wide(a)? * wide(b)?)?.sum_all()?;
+        sum = Some(match sum {
+            Some(sum) => (&sum + on(&part, &sum)?)?,
+            None => part,
+        });
+    }
+    sum.map_or_else(|| Tensor::new(0f32, &Device::Cpu), Ok)
+}
+
+/// a ← α a + β b.
+pub(super) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
+    let mixed = (wide(a)?.broadcast_mul(&on(alpha, a)?)? + wide(b)?.broadcast_mul(&on(beta, a)?)?)?;
+    exchange(a, &mixed.to_dtype(a.dtype())?)
 }
 
 /// One step of stochastic gradient descent.
@@ -68,16 +95,20 @@ pub(super) fn sgd(params: ParamsSgd, var: &Var, grad: &Tensor, velocity: Option<
     velocity.map_or(Ok(()), |(old, new)| exchange(old, &new))
 }
 
-/// T, where the ball is adaptive.
-fn metric(ball: Ball, var: &Var) -> Result<Option<Tensor>> {
-    ball.eta.map(|eta| wide(var)?.abs()? + eta).transpose()
+/// T, where it is not 1.
+fn metric(slope: &Slope) -> Result<Option<Tensor>> {
+    Ok(match &slope.metric {
+        Scaling::One => None,
+        Scaling::Weights(eta) => Some((wide(&slope.var)?.abs()? + *eta)?),
+        Scaling::Given(metric) => Some(wide(metric)?),
+    })
 }
 
 /// T g.
-fn scaled(ball: Ball, var: &Var, grad: &Tensor) -> Result<Tensor> {
-    match metric(ball, var)? {
-        Some(metric) => wide(grad)? * metric,
-        None => wide(grad),
+fn scaled(slope: &Slope) -> Result<Tensor> {
+    match metric(slope)? {
+        Some(metric) => wide(&slope.grad)?.broadcast_mul(&metric),
+        None => wide(&slope.grad),
     }
 }
 

@@ -7,7 +7,7 @@ mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
@@ -19,25 +19,93 @@ pub(crate) fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
+/// A variable, its gradient, and the shape of the ball there.
+#[derive(Debug)]
+pub(crate) struct Slope {
+    pub(crate) var: Var,
+    pub(crate) grad: Tensor,
+    pub(crate) metric: Scaling,
+    /// What ε̂ is multiplied by in the end.
+    pub(crate) mask: Option<Tensor>,
+}
+
+/// T, by which the ball is scaled.
+#[derive(Clone, Debug)]
+pub(crate) enum Scaling {
+    /// 1
+    One,
+    /// |w| + η
+    Weights(f64),
+    /// This, of the variable's shape or a single number.
+    Given(Tensor),
+}
+
+impl Slope {
+    /// Without a metric and a mask.
+    pub(crate) fn plain((var, grad): (Var, Tensor)) -> Self {
+        Self { var, grad, metric: Scaling::One, mask: None }
+    }
+
+    /// The η of a metric |w| + η.
+    fn eta(&self) -> Option<f64> {
+        if let Scaling::Weights(eta) = self.metric { Some(eta) } else { None }
+    }
+
+    /// Whether there is a fused kernel for it.
+    fn is_fused(&self) -> bool {
+        self.mask.is_none() && !matches!(self.metric, Scaling::Given(_))
+    }
+}
+
 /// w + ε̂ for each variable. The gradient's buffers are written over.
 ///
 /// On the CPU a gradient that is not finite is an error. Elsewhere nobody looks at it, which would wait for the
 /// device: ε̂ is then 0, and the gradient that the caller gets is the plain one.
-pub(crate) fn perturbed(ball: Ball, gradient: Gradient) -> Result<Vec<(Var, Tensor)>> {
-    if on_cpu(&gradient) {
-        let Some(measure) = cpu::measure(ball, &gradient)? else {
-            return Err(not_finite(&gradient, Pass::Ascent)?);
-        };
-        cpu::perturb(ball, measure, &gradient)?;
-        Ok(gradient)
-    } else {
-        generic::perturbed(ball, gradient)
+pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
+    if slopes.iter().any(|slope| !slope.var.device().is_cpu()) {
+        return generic::perturbed(ball, slopes);
     }
+    if slopes.iter().all(Slope::is_fused)
+        && let Some(measure) = cpu::measure(ball, &slopes)?
+    {
+        cpu::perturb(ball, measure, &slopes)?;
+        return Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect());
+    }
+    let gradient: Gradient = slopes.iter().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
+    check_finite(&gradient, Pass::Ascent)?;
+    generic::perturbed(ball, slopes)
 }
 
 /// An error if the gradient is not finite. On other devices than the CPU it is not looked at.
 pub(crate) fn check_finite(gradient: &Gradient, pass: Pass) -> Result<()> {
-    if !on_cpu(gradient) || cpu::is_finite(gradient)? { Ok(()) } else { Err(not_finite(gradient, pass)?) }
+    if !on_cpu(gradient) || cpu::is_finite(gradient.iter().map(|(_, grad)| grad))? {
+        Ok(())
+    } else {
+        Err(not_finite(gradient, pass)?)
+    }
+}
+
+/// A number for [`mix`], beside this tensor.
+pub(crate) fn number(beside: &Tensor, value: f64) -> Result<Tensor> {
+    if beside.device().is_cpu() { Tensor::new(value, &Device::Cpu) } else { Tensor::new(value as f32, beside.device()) }
+}
+
+/// Σ a b over pairs of one shape and type, as a number on the device of the first. In f64 on the CPU.
+pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    if pairs.iter().all(|(a, _)| a.device().is_cpu()) {
+        Tensor::new(cpu::dot(pairs.iter().copied())?, &Device::Cpu)
+    } else {
+        generic::dot(pairs)
+    }
+}
+
+/// a ← α a + β b. The numbers are tensors, so that nobody waits for a device.
+pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
+    if a.device().is_cpu() {
+        cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
+    } else {
+        generic::mix(a, alpha, b, beta)
+    }
 }
 
 /// One step of stochastic gradient descent, see [`Sgd`](crate::optim::Sgd).
@@ -56,7 +124,7 @@ fn on_cpu(gradient: &Gradient) -> bool {
 /// The error that names the first variable whose gradient is not finite.
 fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
     let mut index = 0;
-    while index + 1 < gradient.len() && cpu::is_finite(&gradient[index..=index])? {
+    while index + 1 < gradient.len() && cpu::is_finite([&gradient[index].1].into_iter())? {
         index += 1;
     }
     let (var, _) = &gradient[index];
@@ -66,7 +134,6 @@ fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use proptest::prelude::*;
 
     use super::*;
@@ -89,6 +156,11 @@ mod tests {
         pairs.iter().map(|(var, grad)| (var.clone(), grad.copy().unwrap())).collect()
     }
 
+    fn slopes(pairs: &[(Var, Tensor)], eta: Option<f64>) -> Vec<Slope> {
+        let metric = eta.map_or(Scaling::One, Scaling::Weights);
+        copy(pairs).into_iter().map(|pair| Slope { metric: metric.clone(), ..Slope::plain(pair) }).collect()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -101,10 +173,10 @@ mod tests {
             dtype in prop::sample::select(vec![DType::F32, DType::F64, DType::BF16, DType::F16]),
             seed: u64,
         ) {
-            let ball = Ball { rho: 0.3, p, eta };
+            let ball = Ball { rho: 0.3, p, normalised: true };
             let pairs = pairs(dtype, &sizes, seed);
-            let fused = values(&perturbed(ball, copy(&pairs)).unwrap());
-            let plain = values(&generic::perturbed(ball, copy(&pairs)).unwrap());
+            let fused = values(&perturbed(ball, slopes(&pairs, eta)).unwrap());
+            let plain = values(&generic::perturbed(ball, slopes(&pairs, eta)).unwrap());
             let tolerance = match dtype { DType::F64 => 1e-12, DType::F32 => 2e-6, DType::F16 => 2e-3, _ => 1.6e-2 };
             for (a, b) in fused.iter().zip(&plain) {
                 prop_assert!((a - b).abs() <= tolerance, "{a} and {b}");
@@ -115,7 +187,7 @@ mod tests {
     #[test]
     fn zero_and_non_finite_gradients() {
         for p in [1.0, 1.5, 2.0, 3.0, f64::INFINITY] {
-            let ball = Ball { rho: 0.3, p, eta: None };
+            let ball = Ball { rho: 0.3, p, normalised: true };
             for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
                 let mut zero = pairs(dtype, &[7, 40], 1);
                 let w: Vec<f64> =
@@ -123,8 +195,8 @@ mod tests {
                 for (_, grad) in &mut zero {
                     *grad = grad.zeros_like().unwrap();
                 }
-                assert_eq!(values(&perturbed(ball, copy(&zero)).unwrap()), w);
-                assert_eq!(values(&generic::perturbed(ball, copy(&zero)).unwrap()), w);
+                assert_eq!(values(&perturbed(ball, slopes(&zero, None)).unwrap()), w);
+                assert_eq!(values(&generic::perturbed(ball, slopes(&zero, None)).unwrap()), w);
 
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                     let mut pairs = copy(&zero);
@@ -132,9 +204,9 @@ mod tests {
                     grad[33] = bad;
                     pairs[1].1 = Tensor::from_vec(grad, 40, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
                     assert!(check_finite(&pairs, Pass::Descent).is_err());
-                    let error = perturbed(ball, copy(&pairs)).unwrap_err().to_string();
+                    let error = perturbed(ball, slopes(&pairs, None)).unwrap_err().to_string();
                     assert!(error.contains("ascent") && error.contains("variable 2 of 2"), "{error}");
-                    assert_eq!(values(&generic::perturbed(ball, pairs).unwrap()), w);
+                    assert_eq!(values(&generic::perturbed(ball, slopes(&pairs, None)).unwrap()), w);
                 }
             }
         }
@@ -143,11 +215,11 @@ mod tests {
     /// Squares of these overflow or vanish even in f64.
     #[test]
     fn extreme_gradients_in_f64() {
-        let ball = Ball { rho: 0.3, p: 2.0, eta: None };
+        let ball = Ball { rho: 0.3, p: 2.0, normalised: true };
         for scale in [1e-200, 1e200] {
             let var = Var::zeros(2, DType::F64, &Device::Cpu).unwrap();
             let grad = Tensor::new(&[3.0 * scale, 4.0 * scale], &Device::Cpu).unwrap();
-            let e = values(&perturbed(ball, vec![(var, grad)]).unwrap());
+            let e = values(&perturbed(ball, slopes(&[(var, grad)], None)).unwrap());
             assert!((e[0] - 0.18).abs() < 1e-15 && (e[1] - 0.24).abs() < 1e-15, "{e:?}");
         }
     }

@@ -9,7 +9,8 @@ use candle_nn::ModuleT;
 use rayon::prelude::*;
 
 use crate::Pass;
-use crate::pass::Step;
+use crate::pass::{Run, Step};
+use crate::variants::mix;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
 ///
@@ -39,14 +40,14 @@ pub struct Dropout {
 }
 
 /// Which mask is next.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Calls {
     next: u64,
-    /// The first mask of the step, and the first that it has not used.
-    start: u64,
+    /// The first mask of the step, for each part of its batch, and the first that it has not used.
+    starts: Vec<u64>,
     end: u64,
     step: Option<Step>,
-    pass: Pass,
+    run: Run,
 }
 
 impl Dropout {
@@ -60,7 +61,7 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        let calls = Calls { next: 0, start: 0, end: 0, step: None, pass: Pass::Plain };
+        let calls = Calls { next: 0, starts: Vec::new(), end: 0, step: None, run: Run::NONE };
         Self { drop_p, seed, calls: Mutex::new(calls) }
     }
 
@@ -80,15 +81,25 @@ impl Dropout {
     }
 
     fn next_call(&self) -> u64 {
-        let (step, pass) = (Step::current(), Pass::current());
+        let (step, run) = (Step::current(), Run::current());
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         if step != calls.step {
             calls.next = calls.end;
-            calls.start = calls.end;
-        } else if pass == Pass::Descent && calls.pass == Pass::Ascent {
-            calls.next = calls.start;
+            calls.starts.clear();
         }
-        (calls.step, calls.pass) = (step, pass);
+        if step != calls.step || run != calls.run {
+            if run.pass == Pass::Descent
+                && let Some(start) = calls.starts.get(run.part)
+            {
+                calls.next = *start;
+            } else {
+                let start = calls.end;
+                calls.next = start;
+                calls.starts.resize(run.part, start);
+                calls.starts.push(start);
+            }
+        }
+        (calls.step, calls.run) = (step, run);
         calls.next += 1;
         calls.end = calls.end.max(calls.next);
         calls.next
@@ -97,7 +108,7 @@ impl Dropout {
 
 impl Clone for Dropout {
     fn clone(&self) -> Self {
-        let calls = *self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Self { calls: Mutex::new(calls), ..*self }
     }
 }
@@ -162,12 +173,4 @@ impl CustomOp1 for Mask {
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         grad.contiguous()?.apply_op1_no_bwd(self).map(Some)
     }
-}
-
-/// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

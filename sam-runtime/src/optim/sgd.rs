@@ -1,15 +1,16 @@
 //! Stochastic gradient descent with momentum, as the paper trains.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, TensorId, Var, safetensors};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
+use crate::checkpoint::{names_of, read, write};
 use crate::gradient::gradient;
 use crate::kernels;
+use crate::variants::Velocities;
 
 /// The constants of [`Sgd`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,6 +63,7 @@ impl Default for ParamsSgd {
 pub struct Sgd {
     vars: Vec<Moving>,
     params: ParamsSgd,
+    shown: Velocities,
 }
 
 /// A variable and its velocity, which it has from its first step on.
@@ -76,7 +78,8 @@ impl Optimizer for Sgd {
 
     fn new(vars: Vec<Var>, params: ParamsSgd) -> Result<Self> {
         let vars = vars.into_iter().filter(|var| var.dtype().is_float());
-        Ok(Self { vars: vars.map(|var| Moving { var, velocity: None }).collect(), params })
+        let vars = vars.map(|var| Moving { var, velocity: None }).collect();
+        Ok(Self { vars, params, shown: Velocities::default() })
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
@@ -100,12 +103,17 @@ impl Optimizer for Sgd {
 
 impl Sgd {
     fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
+        let mut new = false;
         for Moving { var, velocity } in &mut self.vars {
             let Some(grad) = grad(var) else { continue };
             if self.params.momentum != 0.0 && velocity.is_none() {
                 *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
+                new = true;
             }
             kernels::sgd(self.params, var, &grad.detach().contiguous()?, velocity.as_ref())?;
+        }
+        if new {
+            self.show_velocities();
         }
         Ok(())
     }
@@ -116,7 +124,6 @@ impl Sgd {
     /// # Errors
     /// If a variable has no name, or the file cannot be written.
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
         let names = names_of(names);
         let mut velocities = HashMap::new();
         for Moving { var, velocity } in &self.vars {
@@ -126,16 +133,7 @@ impl Sgd {
             };
             velocities.insert(name.clone(), velocity.clone());
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let write = || -> Result<()> {
-            // Made like any other file, where tempfile's own would be for nobody else to read.
-            let file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
-            safetensors::save(&velocities, file.path())?;
-            file.as_file().sync_all()?;
-            file.persist(path).map_err(|error| error.error)?;
-            Ok(())
-        };
-        write().map_err(|error| error.with_path(path))
+        write(&velocities, path.as_ref())
     }
 
     /// Reads the velocities from a file of [`save`](Self::save). On an error all is as before.
@@ -143,10 +141,8 @@ impl Sgd {
     /// # Errors
     /// If the file cannot be read, has a velocity under a name that no variable has, or one of another shape.
     pub fn load(&mut self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
         let names = names_of(names);
-        let read = || -> Result<Vec<Option<Tensor>>> {
-            let mut file = safetensors::load(path, &Device::Cpu)?;
+        let velocities = read(path.as_ref(), |mut file| {
             let mut velocities = Vec::with_capacity(self.vars.len());
             for Moving { var, .. } in &self.vars {
                 let velocity = names.get(&var.id()).and_then(|name| Some((name, file.remove(name)?)));
@@ -166,16 +162,22 @@ impl Sgd {
                 Some(name) => candle_core::bail!("the velocity of `{name}` belongs to no variable of this optimizer"),
                 None => Ok(velocities),
             }
-        };
-        let velocities = read().map_err(|error| error.with_path(path))?;
+        })?;
         for (moving, velocity) in self.vars.iter_mut().zip(velocities) {
             moving.velocity = velocity;
         }
+        self.show_velocities();
         Ok(())
     }
-}
 
-fn names_of(vars: &VarMap) -> HashMap<TensorId, String> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    vars.iter().map(|(name, var)| (var.id(), name.clone())).collect()
+    /// The velocities, for whoever follows them: [`Direction::Momentum`](crate::variants::Direction::Momentum).
+    #[must_use]
+    pub fn velocities(&self) -> Velocities {
+        self.shown.clone()
+    }
+
+    fn show_velocities(&self) {
+        let velocities = self.vars.iter().filter_map(|moving| Some((moving.var.clone(), moving.velocity.clone()?)));
+        *self.shown.lock() = velocities.collect();
+    }
 }

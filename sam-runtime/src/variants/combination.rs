@@ -1,0 +1,157 @@
+//! What the gradients at w and at w + ε̂ come to together.
+
+use candle_core::{Result, Tensor};
+
+use super::state::{Kept, State};
+use crate::gradient::Gradient;
+use crate::kernels::{self, dot, number};
+
+/// The gradient that the caller gets: of g at w and g₂ at w + ε̂.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Combination {
+    /// g₂, as in the paper.
+    #[default]
+    Sam,
+    /// g₂ - α g⊥, with g⊥ the part of g that is orthogonal to g₂: the loss falls, and so does the surrogate gap (GSAM,
+    /// Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>).
+    Gsam {
+        /// α; the authors: 0.4 (PyTorch), 0.6 (JAX).
+        alpha: f64,
+    },
+    /// (1 - a) g + a g₂ with a = γ / (1 - γ) (WSAM, Yue et al. 2023, <https://arxiv.org/abs/2305.15817>). γ = ½ is SAM.
+    Wsam {
+        /// γ, from 0 up to but not 1; the authors: 0.9.
+        gamma: f64,
+    },
+    /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::finish`](crate::Sam::finish) does that. WSAM as its
+    /// authors run it: the sharpness takes no part in momentum.
+    WsamDecoupled {
+        /// γ, from 0 up to but not 1; the authors: 0.9.
+        gamma: f64,
+    },
+    /// g₂ every k steps; between them one pass and g + α (‖g‖ / ‖gᵥ‖) gᵥ, with gᵥ the part of the last g₂ that was
+    /// orthogonal to its g (`LookSAM`, Liu et al. 2022, <https://arxiv.org/abs/2203.02714>).
+    Look {
+        /// k; the authors: 5.
+        every: u64,
+        /// α; the authors: 0.7.
+        alpha: f64,
+    },
+    /// (‖g‖ / ‖g₂‖) g₂ (Stable SAM, Tan et al. 2024, <https://arxiv.org/abs/2401.07250>).
+    Stable,
+    /// g₂ + H u, u = (ρ / ‖g‖) (g₂ - ĝ ĝᵀg₂): the whole gradient of L(w + ε̂(w)), with the term that the paper drops
+    /// (appendix C.4). H u is a central difference of two more gradients. For p = 2.
+    SecondOrder,
+}
+
+impl Combination {
+    /// Whether it needs g after the perturbation.
+    pub(crate) fn needs_first(self) -> bool {
+        self != Self::Sam
+    }
+
+    pub(crate) fn has_memory(self) -> bool {
+        matches!(self, Self::Look { .. } | Self::WsamDecoupled { .. })
+    }
+
+    /// The gradient of a step that does without a second pass, if this is one.
+    pub(crate) fn between(self, first: &Gradient, state: &State) -> Result<bool> {
+        let Self::Look { every, alpha } = self else { return Ok(false) };
+        if state.steps.is_multiple_of(every) || state.kept.is_empty() {
+            return Ok(false);
+        }
+        let pairs = paired(first, &state.kept);
+        let Some((beside, _)) = pairs.first() else { return Ok(true) };
+        let size = dot(&pairs.iter().map(|(g, _)| (*g, *g)).collect::<Vec<_>>())?.sqrt()?;
+        let kept = dot(&pairs.iter().map(|(_, v)| (*v, *v)).collect::<Vec<_>>())?.sqrt()?;
+        let factor = (ratio(&size, &kept)? * alpha)?;
+        mix_all(&pairs, &number(beside, 1.0)?, &factor)?;
+        Ok(true)
+    }
+
+    /// Writes the combination over `second`. Where a variable has one of the gradients only, that one stands alone.
+    pub(crate) fn combine(self, first: &Gradient, second: &Gradient, state: &mut State) -> Result<()> {
+        let kept = Kept::new(first.clone());
+        let pairs = paired(second, &kept);
+        let Some((beside, _)) = pairs.first() else { return Ok(()) };
+        let one = number(beside, 1.0)?;
+        let second_square = || dot(&pairs.iter().map(|(a, _)| (*a, *a)).collect::<Vec<_>>());
+        let first_square = || dot(&pairs.iter().map(|(_, b)| (*b, *b)).collect::<Vec<_>>());
+        match self {
+            Self::Sam | Self::SecondOrder => Ok(()),
+            Self::Gsam { alpha } => {
+                // g₂ - α (g - c g₂), with c = <g, g₂> / ‖g₂‖²
+                let along = ratio(&dot(&pairs)?, &second_square()?)?;
+                mix_all(&pairs, &(&one + (along * alpha)?)?, &number(beside, -alpha)?)
+            }
+            Self::Wsam { gamma } => {
+                let a = gamma / (1.0 - gamma);
+                mix_all(&pairs, &number(beside, a)?, &number(beside, 1.0 - a)?)
+            }
+            Self::WsamDecoupled { gamma } => {
+                let a = number(beside, gamma / (1.0 - gamma))?;
+                let mut remainder = Gradient::with_capacity(pairs.len());
+                for (var, grad) in second {
+                    let Some(first) = kept.get(var) else { continue };
+                    let rest = grad.copy()?;
+                    kernels::mix(&rest, &a, first, &a.neg()?)?;
+                    remainder.push((var.clone(), rest));
+                    kernels::mix(grad, &number(beside, 0.0)?, first, &one)?;
+                }
+                state.remainder = Kept::new(remainder);
+                Ok(())
+            }
+            Self::Look { .. } => {
+                let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
+                let mut across = Gradient::with_capacity(pairs.len());
+                for (var, grad) in second {
+                    let Some(first) = kept.get(var) else { continue };
+                    let rest = grad.copy()?;
+                    kernels::mix(&rest, &one, first, &along)?;
+                    across.push((var.clone(), rest));
+                }
+                state.kept = Kept::new(across);
+                Ok(())
+            }
+            Self::Stable => {
+                let factor = ratio(&first_square()?, &second_square()?)?.sqrt()?;
+                mix_all(&pairs, &factor, &number(beside, 0.0)?)
+            }
+        }
+    }
+}
+
+/// u of the second-order term, and what it leads to: the direction in which the gradient is differentiated.
+pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradient) -> Result<Gradient> {
+    let kept = Kept::new(second.clone());
+    let pairs = paired(first, &kept);
+    let Some((beside, _)) = pairs.first() else { return Ok(Gradient::new()) };
+    let square = dot(&pairs.iter().map(|(g, _)| (*g, *g)).collect::<Vec<_>>())?;
+    // u = (ρ / ‖g‖) g₂ - (ρ <g, g₂> / ‖g‖³) g
+    let scale = ratio(&number(beside, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
+    let along = (ratio(&dot(&pairs)?, &square)? * &scale)?.neg()?;
+    let mut direction = Gradient::with_capacity(pairs.len());
+    for (var, grad) in first {
+        let Some(second) = kept.get(var) else { continue };
+        let u = grad.copy()?;
+        kernels::mix(&u, &along, second, &scale)?;
+        direction.push((var.clone(), u));
+    }
+    Ok(direction)
+}
+
+/// Each gradient with what is kept for its variable.
+pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a Kept) -> Vec<(&'a Tensor, &'a Tensor)> {
+    gradient.iter().filter_map(|(var, grad)| Some((grad, kept.get(var)?))).collect()
+}
+
+/// a ← α a + β b, for every pair.
+pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
+    pairs.iter().try_for_each(|(a, b)| kernels::mix(a, alpha, b, beta))
+}
+
+/// a / b, and 0 where b is 0.
+pub(crate) fn ratio(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    b.eq(&b.zeros_like()?)?.where_cond(&a.zeros_like()?, &(a / b)?)
+}

@@ -1,0 +1,152 @@
+//! What the perturbation follows.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Result, Tensor};
+
+use super::noise::gaussian;
+use super::state::{Kept, State};
+use crate::gradient::Gradient;
+use crate::kernels::{self, number, wide};
+
+/// The direction that is climbed; the paper's is the gradient.
+///
+/// With the last three there is no pass at w: a step is one pass, at w + ε̂, and so is the value that it returns. Their
+/// first step, before there is anything to follow, is a plain one.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Direction {
+    /// g, the gradient at w.
+    #[default]
+    Gradient,
+    /// d ← (1 - θ) d + θ g, from d = g: less noise (`VaSSO`, Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>;
+    /// the authors' code: θ = 0.9).
+    Average {
+        /// θ, from 0 to 1.
+        theta: f64,
+    },
+    /// g - σ m, then m ← λ m + (1 - λ) g: the noise of the batch without what all batches share (F-SAM, Li et al. 2024,
+    /// <https://arxiv.org/abs/2403.12350>). As in the authors' code the m of the step before is taken away; the first
+    /// step follows g.
+    Residual {
+        /// σ; the authors: 1.
+        sigma: f64,
+        /// λ, from 0 to 1; the authors: 0.6, 0.9 or 0.95.
+        lambda: f64,
+    },
+    /// -v, v being the optimizer's velocity: [`Sgd::velocities`](crate::optim::Sgd::velocities) (MSAM, Becker et al. 2024,
+    /// <https://arxiv.org/abs/2401.12033>; with the sign of the authors' code).
+    Momentum(Velocities),
+    /// The gradient that the last step came to. In the spirit of `AsyncSAM`, which takes it from another device.
+    Last,
+    /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars).
+    Random,
+}
+
+/// An optimizer's velocities, as they are when they are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Velocities(Arc<Mutex<Gradient>>);
+
+impl Velocities {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Direction {
+    /// Whether it takes the gradient at w to know it.
+    pub(crate) fn needs_gradient(&self) -> bool {
+        matches!(self, Self::Gradient | Self::Average { .. } | Self::Residual { .. })
+    }
+
+    /// Whether it is the gradient of this step and nothing else.
+    pub(crate) fn is_gradient(&self) -> bool {
+        matches!(self, Self::Gradient)
+    }
+
+    /// Whether steps depend on those before.
+    pub(crate) fn has_memory(&self) -> bool {
+        !matches!(self, Self::Gradient | Self::Random)
+    }
+
+    /// The direction, given the gradient at w: in new buffers, unless it is the gradient.
+    pub(crate) fn from_gradient(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
+        match *self {
+            Self::Average { theta } => {
+                state.average = averaged(&state.average, &gradient, [1.0 - theta, theta])?;
+                in_own_types(&state.average)
+            }
+            Self::Residual { sigma, lambda } => {
+                let mut residual = Gradient::with_capacity(gradient.len());
+                for (var, grad) in &gradient {
+                    let along = grad.copy()?;
+                    if let Some(mean) = state.average.get(var) {
+                        let one = number(&along, 1.0)?;
+                        kernels::mix(&along, &one, &mean.to_dtype(along.dtype())?, &number(&along, -sigma)?)?;
+                    }
+                    residual.push((var.clone(), along));
+                }
+                // m begins at 0.
+                let shares = [lambda, 1.0 - lambda];
+                if state.average.is_empty() {
+                    state.average = Kept::new(zeros_of(&gradient)?);
+                }
+                state.average = averaged(&state.average, &gradient, shares)?;
+                Ok(residual)
+            }
+            _ => Ok(gradient),
+        }
+    }
+
+    /// The direction, where it is known without a gradient.
+    pub(crate) fn at_once(&self, vars: &[candle_core::Var], state: &State, seed: u64) -> Result<Gradient> {
+        match self {
+            Self::Momentum(velocities) => {
+                let against = |(var, velocity): &(candle_core::Var, Tensor)| {
+                    Ok((var.clone(), velocity.neg()?.to_dtype(var.dtype())?))
+                };
+                velocities.lock().iter().map(against).collect()
+            }
+            Self::Last => in_own_types(&state.kept),
+            Self::Random => {
+                let floats = vars.iter().filter(|var| var.dtype().is_float()).enumerate();
+                floats.map(|(i, var)| Ok((var.clone(), gaussian(var, [seed, state.steps, i as u64])?))).collect()
+            }
+            _ => Ok(Gradient::new()),
+        }
+    }
+}
+
+/// m ← a m + b g, where there is an m; m = g where there is none. Halves are averaged in f32.
+fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> {
+    let mut means = Gradient::with_capacity(gradient.len());
+    for (var, grad) in gradient {
+        let grad = grad.to_dtype(wide(grad.dtype()))?;
+        let mean = match kept.get(var) {
+            Some(mean) => {
+                let mean = mean.copy()?;
+                kernels::mix(&mean, &number(&mean, a)?, &grad, &number(&mean, b)?)?;
+                mean
+            }
+            None => grad.copy()?,
+        };
+        means.push((var.clone(), mean));
+    }
+    Ok(Kept::new(means))
+}
+
+fn zeros_of(gradient: &Gradient) -> Result<Gradient> {
+    let zeros = |(var, grad): &(candle_core::Var, Tensor)| {
+        Ok((var.clone(), Tensor::zeros(grad.shape(), wide(grad.dtype()), grad.device())?))
+    };
+    gradient.iter().map(zeros).collect()
+}
+
+/// Copies, in the types of the variables.
+fn in_own_types(kept: &Kept) -> Result<Gradient> {
+    let own = |(var, mean): &(candle_core::Var, Tensor)| {
+        let own = if mean.dtype() == var.dtype() { mean.copy()? } else { mean.to_dtype(var.dtype())? };
+        Ok((var.clone(), own))
+    };
+    kept.iter().map(own).collect()
+}

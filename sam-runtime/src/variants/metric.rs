@@ -1,0 +1,158 @@
+//! How the ball is shaped: T, by which it is scaled in each coordinate, and what of ε̂ is left out.
+
+use std::collections::HashSet;
+
+use candle_core::{Result, Tensor, TensorId, Var};
+
+use super::noise::bernoulli;
+use super::state::{Kept, State};
+use crate::gradient::Gradient;
+use crate::kernels::{Scaling, Slope, wide};
+
+/// T of the ball ‖T⁻¹ ε‖ₚ ≤ ρ, so that ε̂ = T ε̂(T g).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Metric {
+    /// 1
+    #[default]
+    Euclidean,
+    /// |w| + η: a rescaled layer is perturbed alike (ASAM, Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>).
+    Weights {
+        /// η; the authors: 0.01.
+        eta: f64,
+    },
+    /// (1 + η g²)^(-½), the inverse root of a diagonal Fisher matrix (Fisher SAM, Kim et al. 2022,
+    /// <https://arxiv.org/abs/2206.04920>).
+    Fisher {
+        /// η
+        eta: f64,
+    },
+    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is `LayerSAM`'s.
+    Layer,
+}
+
+/// Which coordinates are perturbed at all; the ball is that of all of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Mask {
+    /// Each with this probability, and then by its inverse more (ESAM's stochastic weight perturbation, Du et al. 2022,
+    /// <https://arxiv.org/abs/2110.03141>; the authors: 0.6 and 0.5). Drawn anew in each step.
+    Random {
+        /// The probability, above 0, up to 1.
+        keep: f64,
+    },
+    /// Those where the squared gradient is largest, found anew every so many steps (SSAM-F, Mi et al. 2022,
+    /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
+    /// the batch). Finding them reads the gradient on the host.
+    Largest {
+        /// The share of coordinates that stay where they are, from 0 to 1; the authors: 0.5.
+        sparsity: f64,
+        /// Steps between two searches.
+        every: u64,
+    },
+}
+
+/// What one ball is around.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Scope {
+    /// All variables together, as in the paper.
+    #[default]
+    Joint,
+    /// Each variable by itself, every one with radius ρ.
+    Variable,
+    /// Each of these groups, every one with radius ρ, and one more around the variables that are in none.
+    Groups(Vec<Vec<Var>>),
+}
+
+impl Scope {
+    /// The slopes of each ball.
+    pub(crate) fn balls(&self, slopes: Vec<Slope>) -> Vec<Vec<Slope>> {
+        match self {
+            Self::Joint => vec![slopes],
+            Self::Variable => slopes.into_iter().map(|slope| vec![slope]).collect(),
+            Self::Groups(groups) => {
+                let groups: Vec<HashSet<_>> =
+                    groups.iter().map(|group| group.iter().map(|var| var.id()).collect()).collect();
+                let mut balls: Vec<_> = (0..=groups.len()).map(|_| Vec::new()).collect();
+                for slope in slopes {
+                    let place = groups.iter().position(|group| group.contains(&slope.var.id()));
+                    balls[place.unwrap_or(groups.len())].push(slope);
+                }
+                balls.retain(|ball| !ball.is_empty());
+                balls
+            }
+        }
+    }
+}
+
+impl Metric {
+    /// T for one variable. `only`: those that it is for, where it is not for all.
+    pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scaling> {
+        if only.is_some_and(|only| !only.contains(&var.id())) {
+            return Ok(Scaling::One);
+        }
+        Ok(match self {
+            Self::Euclidean => Scaling::One,
+            Self::Weights { eta } => Scaling::Weights(eta),
+            Self::Fisher { eta } => {
+                let square = grad.to_dtype(wide(grad.dtype()))?.sqr()?;
+                Scaling::Given((square * eta)?.affine(1.0, 1.0)?.sqrt()?.recip()?)
+            }
+            Self::Layer => {
+                let w = var.as_detached_tensor();
+                Scaling::Given(w.to_dtype(wide(w.dtype()))?.sqr()?.sum_all()?.sqrt()?)
+            }
+        })
+    }
+}
+
+impl Mask {
+    pub(crate) fn has_memory(self) -> bool {
+        matches!(self, Self::Largest { .. })
+    }
+
+    /// Factors for each variable of `along`.
+    pub(crate) fn draw(self, along: &Gradient, state: &mut State, seed: u64) -> Result<Kept> {
+        match self {
+            Self::Random { keep } => {
+                let mask = |(i, (var, _)): (usize, &(Var, Tensor))| {
+                    Ok((var.clone(), bernoulli(var, keep, [seed, state.steps, i as u64])?))
+                };
+                along.iter().enumerate().map(mask).collect::<Result<_>>().map(Kept::new)
+            }
+            Self::Largest { sparsity, every } => {
+                if state.steps.is_multiple_of(every) || state.mask.is_empty() {
+                    state.mask = largest(along, sparsity)?;
+                }
+                Ok(state.mask.clone())
+            }
+        }
+    }
+}
+
+/// 1 for the share `1 - sparsity` of all coordinates with the largest squared gradient, and for those that equal the
+/// smallest of them, 0 for the others.
+fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
+    let mut sizes = Vec::new();
+    for (_, grad) in along {
+        sizes.extend(grad.to_dtype(candle_core::DType::F64)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
+    }
+    let left_out = (sparsity * sizes.len() as f64).floor() as usize;
+    let least = match sizes.len() {
+        0 => 0.0,
+        n => *sizes.select_nth_unstable_by(left_out.min(n - 1), f64::total_cmp).1,
+    };
+    let mask = |(var, grad): &(Var, Tensor)| {
+        let sizes = grad.to_dtype(candle_core::DType::F64)?.abs()?;
+        let kept = sizes.ge(&(sizes.ones_like()? * least)?)?;
+        Ok((var.clone(), kept.to_dtype(var.dtype())?))
+    };
+    let all_out = left_out >= sizes.len();
+    let masks: Gradient = along.iter().map(mask).collect::<Result<_>>()?;
+    if all_out {
+        let zeros = |(var, mask): (Var, Tensor)| Ok((var, mask.zeros_like()?));
+        return masks.into_iter().map(zeros).collect::<Result<_>>().map(Kept::new);
+    }
+    Ok(Kept::new(masks))
+}

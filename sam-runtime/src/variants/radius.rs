@@ -1,0 +1,61 @@
+//! How large the ball is.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// ρ, which may change from step to step.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Radius {
+    /// The same in every step.
+    Constant(f64),
+    /// A function of the number of steps before this one.
+    Schedule(Arc<dyn Fn(u64) -> f64 + Send + Sync>),
+    /// ρ goes with the learning rate, from the smaller ρ at the smallest rate to the larger one at the largest (GSAM,
+    /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) says the rate.
+    WithRate {
+        /// ρ
+        rho: RangeInclusive<f64>,
+        /// The learning rate.
+        rate: RangeInclusive<f64>,
+    },
+    /// min(σ / ‖g‖₂, largest): the loss rises by about σ in each step (LE-SAM). Reads ‖g‖ on the host.
+    LossBudget {
+        /// σ
+        sigma: f64,
+        /// The largest ρ.
+        largest: f64,
+    },
+}
+
+impl Radius {
+    /// ρ, but for a loss budget, which has to know the gradient: its largest.
+    pub(crate) fn before(&self, step: u64, rate: Option<f64>) -> f64 {
+        match self {
+            Self::Constant(rho) => *rho,
+            Self::Schedule(rho) => rho(step),
+            Self::WithRate { rho, rate: rates } => {
+                let Some(rate) = rate else { return *rho.end() };
+                let share = (rate - rates.start()) / (rates.end() - rates.start());
+                rho.start() + (rho.end() - rho.start()) * share.clamp(0.0, 1.0)
+            }
+            Self::LossBudget { largest, .. } => *largest,
+        }
+    }
+
+    pub(crate) fn has_memory(&self) -> bool {
+        matches!(self, Self::Schedule(_))
+    }
+}
+
+impl fmt::Debug for Radius {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Constant(rho) => write!(f, "{rho}"),
+            Self::Schedule(_) => f.write_str("a schedule"),
+            Self::WithRate { rho, rate } => write!(f, "{rho:?} over learning rates {rate:?}"),
+            Self::LossBudget { sigma, largest } => write!(f, "{sigma} / |g|, {largest} at most"),
+        }
+    }
+}
