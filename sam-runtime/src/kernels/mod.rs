@@ -2,6 +2,8 @@
 
 pub(crate) mod conv;
 pub(crate) mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod device;
 pub(crate) mod float;
 mod generic;
 pub(crate) mod matmul;

@@ -18,16 +18,16 @@ struct bf16 {
 
 // The emulation brings its own.
 #ifndef EMULATED
-__device__ __forceinline__ float f16_to_float(f16 x) {
-  float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-  return wide;
+__device__ __forceinline__ float f16_to_float(unsigned short bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
 }
 
-__device__ __forceinline__ f16 float_to_f16(float x) {
-  f16 narrow;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
-  return narrow;
+__device__ __forceinline__ unsigned short float_to_f16(float x) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
 }
 #endif
 
@@ -48,8 +48,8 @@ template <> struct Number<double> {
 
 template <> struct Number<f16> {
   typedef float Wide;
-  static __device__ __forceinline__ float widen(f16 x) { return f16_to_float(x); }
-  static __device__ __forceinline__ f16 narrow(float x) { return float_to_f16(x); }
+  static __device__ __forceinline__ float widen(f16 x) { return f16_to_float(x.bits); }
+  static __device__ __forceinline__ f16 narrow(float x) { return {float_to_f16(x)}; }
 };
 
 template <> struct Number<bf16> {
