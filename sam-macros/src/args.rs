@@ -13,13 +13,21 @@ use syn::{
 use crate::valid::Errors;
 
 /// Every key and how it is written: what the error messages teach.
-const FORMS: [(&str, &str); 9] = [
+const FORMS: [(&str, &str); 17] = [
     ("rho", "`rho = 0.05`"),
     ("p", "`p = 2` or `p = inf`"),
     ("adaptive", "`adaptive` or `adaptive = 0.01`"),
+    ("unnormalised", "`unnormalised`"),
+    ("gsam", "`gsam = 0.4`"),
+    ("wsam", "`wsam = 0.9`"),
+    ("stable", "`stable`"),
+    ("second_order", "`second_order`"),
     ("vars", "`vars = model.vars()`"),
     ("replay", "`replay(rng)`"),
     ("shards", "`shards(x, y; m = 32)`"),
+    ("parts", "`parts(x, y; m = 32)`"),
+    ("hardest", "`hardest(x, y; k = 32)`"),
+    ("sharpest", "`sharpest(x, y; k = 64)`"),
     ("plain", "`plain = plain_loss`"),
     ("with", "`with = sam`"),
     ("crate", "`crate = ::sam_runtime`"),
@@ -30,9 +38,11 @@ pub(crate) struct Args {
     pub(crate) rho: Option<Keyed<Expr>>,
     pub(crate) p: Option<Keyed<Expr>>,
     pub(crate) adaptive: Option<Keyed<Option<Expr>>>,
+    pub(crate) unnormalised: Option<Keyed<()>>,
+    pub(crate) combination: Option<Keyed<Combination>>,
     pub(crate) vars: Option<Keyed<Expr>>,
     pub(crate) replay: Option<Keyed<Vec<Ident>>>,
-    pub(crate) shards: Option<Keyed<Shards>>,
+    pub(crate) batch: Option<Keyed<Batch>>,
     pub(crate) plain: Option<Keyed<Ident>>,
     pub(crate) with: Option<Keyed<Ident>>,
     pub(crate) krate: Option<Keyed<Path>>,
@@ -43,10 +53,47 @@ pub(crate) struct Args {
 /// A value and the key that it was given for.
 pub(crate) type Keyed<T> = (Ident, T);
 
-/// `shards(names; m = EXPR)`
-pub(crate) struct Shards {
+/// What the two gradients come to, other than the second.
+pub(crate) enum Combination {
+    Gsam(Expr),
+    Wsam(Expr),
+    Stable,
+    SecondOrder,
+}
+
+/// `shards(names; m = EXPR)`, and the other keys that are about the examples of a batch.
+pub(crate) struct Batch {
+    pub(crate) kind: Kind,
     pub(crate) names: Vec<Ident>,
-    pub(crate) m: Expr,
+    pub(crate) size: Expr,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    Shards,
+    Parts,
+    Hardest,
+    Sharpest,
+}
+
+impl Kind {
+    fn of(key: &Ident) -> Option<Self> {
+        Some(match key.to_string().as_str() {
+            "shards" => Self::Shards,
+            "parts" => Self::Parts,
+            "hardest" => Self::Hardest,
+            "sharpest" => Self::Sharpest,
+            _ => return None,
+        })
+    }
+
+    /// The name of its number.
+    pub(crate) fn size(self) -> &'static str {
+        match self {
+            Self::Shards | Self::Parts => "m",
+            Self::Hardest | Self::Sharpest => "k",
+        }
+    }
 }
 
 impl Args {
@@ -86,23 +133,37 @@ impl Args {
             ("p", Value::Is(expr)) => set(&mut self.p, key, expr),
             ("adaptive", Value::Nothing) => set(&mut self.adaptive, key, None),
             ("adaptive", Value::Is(expr)) => set(&mut self.adaptive, key, Some(expr)),
+            ("unnormalised", Value::Nothing) => set(&mut self.unnormalised, key, ()),
+            ("gsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Gsam(expr)),
+            ("wsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Wsam(expr)),
+            ("stable", Value::Nothing) => set(&mut self.combination, key, Combination::Stable),
+            ("second_order", Value::Nothing) => set(&mut self.combination, key, Combination::SecondOrder),
             ("vars", Value::Is(expr)) => set(&mut self.vars, key, expr),
             ("replay", Value::List(list)) => set(&mut self.replay, key, read_list(names, key, list)?),
-            ("shards", Value::List(list)) => set(&mut self.shards, key, read_list(shards, key, list)?),
             ("plain", Value::Is(expr)) => set(&mut self.plain, key, name(key, &expr)?),
             ("with", Value::Is(expr)) => set(&mut self.with, key, name(key, &expr)?),
             ("crate", Value::Is(expr)) => match path(&expr) {
                 Some(path) => set(&mut self.krate, key, path.clone()),
                 None => Err(misspelt(key, expr)),
             },
+            (_, Value::List(list)) if let Some(kind) = Kind::of(key) => {
+                let batch = |input: ParseStream<'_>| batch(kind, input);
+                set(&mut self.batch, key, read_list(batch, key, list)?)
+            }
             _ => Err(misspelt(key, key)),
         }
     }
 }
 
 fn set<T>(slot: &mut Option<Keyed<T>>, key: &Ident, value: T) -> Result<()> {
-    if slot.is_some() {
-        return Err(Error::new_spanned(key, format!("`{key}` is given twice: keep one")));
+    match slot {
+        Some((known, _)) if known == key => {
+            return Err(Error::new_spanned(key, format!("`{key}` is given twice: keep one")));
+        }
+        Some((known, _)) => {
+            return Err(Error::new_spanned(key, format!("`{key}` and `{known}` cannot be used together: keep one")));
+        }
+        None => {}
     }
     *slot = Some((key.clone(), value));
     Ok(())
@@ -154,16 +215,17 @@ fn names(input: ParseStream<'_>) -> Result<Vec<Ident>> {
     Ok(names)
 }
 
-fn shards(input: ParseStream<'_>) -> Result<Shards> {
-    syn::custom_keyword!(m);
+fn batch(kind: Kind, input: ParseStream<'_>) -> Result<Batch> {
     let names = names(input)?;
     input.parse::<Token![;]>()?;
-    input.parse::<m>()?;
+    if input.parse::<Ident>()? != kind.size() {
+        return Err(input.error("another name"));
+    }
     input.parse::<Token![=]>()?;
-    Ok(Shards { names, m: input.parse()? })
+    Ok(Batch { kind, names, size: input.parse()? })
 }
 
-fn read_list<T>(read: fn(ParseStream<'_>) -> Result<T>, key: &Ident, list: TokenStream) -> Result<T> {
+fn read_list<T>(read: impl Fn(ParseStream<'_>) -> Result<T>, key: &Ident, list: TokenStream) -> Result<T> {
     let at = if list.is_empty() { key.to_token_stream() } else { list.clone() };
     read.parse2(list).map_err(|_| misspelt(key, at))
 }

@@ -12,7 +12,7 @@ use syn::{
 };
 
 use crate::{
-    args::{self, Args},
+    args::{self, Args, Combination, Kind},
     item::{Binding, By, Item},
     valid::{Argument, Loss, Role},
 };
@@ -36,7 +36,8 @@ use crate::{
 //     }
 //
 // and on each `let` of the closure, for those who deny them, an `allow` of clippy's shadowing lints. With `shards`, the
-// closure and the stages stand in a loop over the shards. All that is quoted has the hygiene of `macro_rules!`
+// closure and the stages stand in a loop over the shards; with the other keys about examples, `examples` stands before
+// the closure, which asks it for its arguments, and takes the place of `sam` in the stages. All that is quoted has the hygiene of `macro_rules!`
 // (`mixed_site`), so that no name here can meet one of the user's.
 pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let site = Span::mixed_site();
@@ -50,25 +51,39 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
         ReturnType::Type(_, ty) => ty.span().resolved_at(site),
         ReturnType::Default => site,
     };
-    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, returned)).collect();
+    let narrow = Ident::new(
+        if matches!(&args.batch, Some((_, batch)) if batch.kind == Kind::Shards) { "shard" } else { "examples" },
+        returned,
+    );
+    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, &narrow)).collect();
 
     let sam = configure(args, &krate);
-    let m = args.shards.iter().map(|(_, shards)| &shards.m);
+    let size = args.batch.iter().map(|(_, batch)| {
+        let (name, size) = (Ident::new(batch.kind.size(), site), &batch.size);
+        quote_spanned!(site=> let #name: ::core::primitive::usize = #size;)
+    });
     let hold = routes.iter().map(|route| &route.hold);
     let body = body(item, &routes, &krate);
-    let descended = quote_spanned!(returned=> sam.ascend(&mut body)?.perturb()?.descend(&mut body)?);
-    let stages = if args.shards.is_none() {
-        quote_spanned!(returned=> #body #descended.restore())
-    } else {
-        let sharded = arguments.iter().filter(|argument| argument.role == Some(Role::Shards));
-        let whole = sharded.map(|argument| reference(&argument.binding));
-        quote_spanned! {returned=>
-            let mut shards = sam.shards(m)? #(.split(#whole)?)*;
+    let descended = quote_spanned!(returned=> .ascend(&mut body)?.perturb()?.descend(&mut body)?);
+    let split = arguments.iter().filter(|argument| argument.role == Some(Role::Batch));
+    let split = split.map(|argument| reference(&argument.binding));
+    let stages = match &args.batch {
+        None => quote_spanned!(returned=> #body sam #descended.restore()),
+        Some((_, batch)) if batch.kind == Kind::Shards => quote_spanned! {returned=>
+            let mut shards = sam.shards(m)? #(.split(#split)?)*;
             while let ::core::option::Option::Some(shard) = shards.next_shard() {
                 #body
-                #descended.restore_into(&mut shards)?;
+                sam #descended.restore_into(&mut shards)?;
             }
             shards.loss()
+        },
+        Some((key, batch)) => {
+            let (choose, size) = (Ident::new(&key.to_string(), returned), Ident::new(batch.kind.size(), site));
+            quote_spanned! {returned=>
+                let examples = sam.#choose(#size)? #(.split(#split)?)*;
+                #body
+                examples #descended.restore()
+            }
         }
     };
     let mut signature = sig.clone();
@@ -76,7 +91,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let plain = args.plain.iter().map(|(_, name)| plain(item, arguments, name));
     let stages = quote_spanned! {site=>
         #sam
-        #(let m: ::core::primitive::usize = #m;)*
+        #(#size)*
         #(#hold)*
         #stages
     };
@@ -90,7 +105,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     }
 }
 
-fn configure(Args { rho, p, adaptive, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
+fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
     let site = Span::mixed_site();
     if let Some((_, name)) = with {
         let given = quote_spanned!(name.span().resolved_at(site)=> &*#name);
@@ -105,8 +120,23 @@ fn configure(Args { rho, p, adaptive, vars, with, .. }: &Args, krate: &Path) -> 
         None => quote_spanned!(site=> #krate::Sam::ETA),
         _ => eta.to_token_stream(),
     });
+    let unnormalised = unnormalised.iter().map(|_| quote_spanned!(site=> .unnormalised()));
+    let float = quote_spanned!(site=> ::core::primitive::f64::from);
+    let combination = combination.iter().map(|(_, combination)| match combination {
+        Combination::Gsam(alpha) => quote_spanned!(site=> Gsam { alpha: #float(#alpha) }),
+        Combination::Wsam(gamma) => quote_spanned!(site=> Wsam { gamma: #float(#gamma) }),
+        Combination::Stable => quote_spanned!(site=> Stable),
+        Combination::SecondOrder => quote_spanned!(site=> SecondOrder),
+    });
     let vars = vars.iter().map(|(_, vars)| vars);
-    quote_spanned!(site=> let sam = #krate::Sam::new(#rho) #(.p(#p))* #(.adaptive(#eta))* #(.vars(#vars))*;)
+    quote_spanned! {site=>
+        let sam = #krate::Sam::new(#rho)
+            #(.p(#p))*
+            #(.adaptive(#eta))*
+            #(#unnormalised)*
+            #(.combination(#krate::variants::Combination::#combination))*
+            #(.vars(#vars))*;
+    }
 }
 
 /// The closure that a pass runs.
@@ -135,7 +165,8 @@ struct Route<'a> {
     turns: bool,
 }
 
-fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, returned: Span) -> Option<Route<'a>> {
+/// `narrow`: what knows the examples that a pass works with.
+fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, narrow: &Ident) -> Option<Route<'a>> {
     let Binding { attrs, name, mutability, by, .. } = binding;
     if !binding.in_body {
         return None;
@@ -146,10 +177,10 @@ fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, returned: S
     let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name););
     let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name););
     let turn = quote_spanned!(held.span()=> #held.turn(pass));
-    let shard = quote_spanned!(returned=> shard.of(#value)?);
+    let some = quote_spanned!(narrow.span()=> #narrow.of(#value)?);
     let (hold, value) = match (role, by) {
-        (Some(Role::Shards), By::Value) => (Some(kept), shard),
-        (Some(Role::Shards), _) => (None, quote_spanned!(site=> &#shard)),
+        (Some(Role::Batch), By::Value) => (Some(kept), some),
+        (Some(Role::Batch), _) => (None, quote_spanned!(site=> &#some)),
         (_, By::Value) => (Some(kept), quote_spanned!(site=> #krate::argument::again(#value))),
         (Some(Role::Replay), By::RefMut) => (Some(replay), turn),
         (Some(Role::Replay), By::Ref) => (Some(replay_ref), turn),

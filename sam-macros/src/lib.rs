@@ -32,11 +32,16 @@ mod valid;
 /// | `rho = EXPR` | 0.05 | radius of the ball |
 /// | `p = EXPR`, `p = inf` | 2 | norm of the ball, 1 ≤ p ≤ ∞ |
 /// | `adaptive`, `adaptive = ETA` | off | ASAM: the ball is scaled by abs(w) + η; alone, η = 0.01 |
+/// | `unnormalised` | off | ε = ρ g, for p = 2 |
+/// | `gsam = α`, `wsam = γ`, `stable`, `second_order` | the gradient at w + ε | what it and the gradient at w come to: GSAM, WSAM, Stable SAM, SAM with the term that the paper drops |
 /// | `vars = EXPR` | all that L depends on | the variables to perturb; those that get no gradient are state, and keep that of the first pass |
 /// | `replay(a, ..)` | none | arguments that both passes find in the same state: an RNG, a counter |
 /// | `shards(x, ..; m = EXPR)` | whole batch | m-sharpness: these are split along dimension 0 into shards of m, each with an ε of its own |
+/// | `parts(x, ..; m = EXPR)` | whole batch | gradient accumulation: each pass takes these in parts of m, for one ε |
+/// | `hardest(x, ..; k = EXPR)` | whole batch | K-SAM: both gradients on the k examples with the largest loss; the function returns a loss for each |
+/// | `sharpest(x, ..; k = EXPR)` | whole batch | ESAM: the second gradient on the k examples whose loss rises most; the function returns a loss for each |
 /// | `plain = NAME` | none | also keep the function as it was written, as `NAME` |
-/// | `with = ARG` | none | an argument `&Sam` or `&mut Sam` that says all that `rho`, `p`, `adaptive` and `vars` say |
+/// | `with = ARG` | none | an argument `&Sam` or `&mut Sam` that says all that the keys from `rho` to `vars` say, and more |
 /// | `crate = ::PATH` | `::sam_runtime` | where the runtime is, if it is exported again |
 ///
 /// Every expression is evaluated once a call, before the first pass, and sees the arguments: `rho = schedule(step)`.

@@ -120,6 +120,16 @@ fn loss(config: &mut Sam, model: &Net, x: &Tensor, mut y: Tensor, weight: Tensor
 }
 
 #[test]
+fn variants() {
+    let source = "
+#[sam(rho = 0.2, gsam = alpha, unnormalised, hardest(x, y; k = x.dim(0)? / 3))]
+fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
+    cross_entropies(&model.forward(x)?, &y)
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/variants.rs"]);
+}
+
+#[test]
 fn plain() {
     let source = r#"
 #[sam(rho = rho, plain = plain_loss)]
@@ -174,6 +184,10 @@ fn what_is_accepted() {
         "replay(rng, y)",
         "replay(rng,), shards(x, y,; m = 0x10)",
         "with = sam, shards(x; m = sam.m()), crate = crate::facade",
+        "gsam = 1, unnormalised, parts(x, y; m = 2)",
+        "wsam = 0.9, hardest(x; k = x.dim(0)? / 3)",
+        "stable, sharpest(x, y; k = 5)",
+        "second_order, rho = 1",
         "with = r#sam, plain = r#loop, crate = ::a::b",
     ] {
         assert_eq!(refusals_of(args), [""; 0], "{args}");
@@ -192,7 +206,8 @@ fn what_is_accepted() {
 
 #[test]
 fn what_cannot_be_read() {
-    let keys = "one of `rho`, `p`, `adaptive`, `vars`, `replay`, `shards`, `plain`, `with`, `crate`";
+    let keys = "one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
+                `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`";
     let unknown = format!("unknown key `norm`: expected {keys}");
     let expected = format!("expected {keys}");
     for (args, refusal) in [
@@ -216,6 +231,14 @@ fn what_cannot_be_read() {
         ("shards(x, m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
         ("shards(; m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
         ("shards(x; n = 3)", "`shards` is written `shards(x, y; m = 32)`"),
+        ("parts(x; k = 3)", "`parts` is written `parts(x, y; m = 32)`"),
+        ("hardest(x; m = 3)", "`hardest` is written `hardest(x, y; k = 32)`"),
+        ("sharpest = x", "`sharpest` is written `sharpest(x, y; k = 64)`"),
+        ("gsam", "`gsam` is written `gsam = 0.4`"),
+        ("wsam(0.9)", "`wsam` is written `wsam = 0.9`"),
+        ("stable = 1", "`stable` is written `stable`"),
+        ("second_order(2)", "`second_order` is written `second_order`"),
+        ("unnormalised = true", "`unnormalised` is written `unnormalised`"),
         ("plain", "`plain` is written `plain = plain_loss`"),
         ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
         ("with = self.sam", "`with` is written `with = sam`"),
@@ -230,7 +253,10 @@ fn what_is_out_of_range() {
     let rho = "`rho` is a radius: expected a number of at least 0";
     let p = "`p` is a norm: expected a number of at least 1, or `inf`";
     let eta = "`adaptive` takes a number of at least 0, or no value";
-    let m = "`m` is the size of a shard: expected an integer of at least 1";
+    let m = "`m` of `shards` is a number of examples: expected an integer of at least 1";
+    let k = "`k` of `hardest` is a number of examples: expected an integer of at least 1";
+    let alpha = "`gsam` takes α: expected a number of at least 0";
+    let gamma = "`wsam` takes γ: expected a number of at least 0 and below 1";
     for (args, refusal) in [
         ("rho = -1", rho),
         ("rho = (-1e-9)", rho),
@@ -243,6 +269,11 @@ fn what_is_out_of_range() {
         ("adaptive = false", eta),
         ("shards(x; m = 0)", m),
         ("shards(x; m = -(8))", m),
+        ("hardest(x; k = 0)", k),
+        ("gsam = -0.4", alpha),
+        ("gsam = \"0.4\"", alpha),
+        ("wsam = 1", gamma),
+        ("wsam = -0.1", gamma),
     ] {
         assert_eq!(refusals_of(args), [refusal], "{args}");
     }
@@ -253,11 +284,18 @@ fn what_does_not_go_together() {
     for (args, refusal) in [
         ("rho = 1, with = sam", "`rho` and `with` cannot be used together: set it on `sam`"),
         ("with = sam, adaptive", "`adaptive` and `with` cannot be used together: set it on `sam`"),
+        ("gsam = 0.4, with = sam", "`gsam` and `with` cannot be used together: set it on `sam`"),
+        ("unnormalised, with = sam", "`unnormalised` and `with` cannot be used together: set it on `sam`"),
+        ("gsam = 0.4, wsam = 0.9", "`wsam` and `gsam` cannot be used together: keep one"),
+        ("stable, stable", "`stable` is given twice: keep one"),
+        ("shards(x; m = 1), parts(y; m = 1)", "`parts` and `shards` cannot be used together: keep one"),
+        ("second_order, adaptive", "`second_order` is for the plain ball: leave out `adaptive`"),
+        ("unnormalised, p = 3", "`unnormalised` has no norm: leave out `p`"),
         ("with = y", "`y` is not a reference: take `y: &Sam` or `y: &mut Sam`"),
         ("with = z", "`z` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
         ("replay(self)", "`self` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
-        ("replay(y, y)", "`y` is named twice: it can be in one of `replay`, `shards` and `with`, once"),
-        ("replay(y), shards(y; m = 1)", "`y` is named twice: it can be in one of `replay`, `shards` and `with`, once"),
+        ("replay(y, y)", "`y` is named twice: one key can have it, once"),
+        ("replay(y), shards(y; m = 1)", "`y` is named twice: one key can have it, once"),
         ("shards(rng; m = 1)", "`rng` is behind `&mut` and cannot be split: take `rng: &Tensor`"),
         ("plain = loss", "`loss` is the loss itself: give the plain function another name"),
         ("crate = sam_runtime", "`crate` must be an absolute path, like `::sam_runtime`"),
@@ -309,7 +347,8 @@ fn all_at_once() {
     let source = "#[sam(rho = -1, norm = 2, p, with = sam, replay(z))] const async fn loss(self, x: T) {}";
     let whole = refusals(source);
     let expected = [
-        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `vars`, `replay`, `shards`, `plain`, `with`, `crate`",
+        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, \
+         `second_order`, `vars`, `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`",
         "`p` is written `p = 2` or `p = inf`",
         "`rho` is a radius: expected a number of at least 0",
         "`rho` and `with` cannot be used together: set it on `sam`",

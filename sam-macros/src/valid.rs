@@ -7,7 +7,7 @@ use quote::ToTokens;
 use syn::{Error, Expr, FnArg, Ident, Lit, Path, Receiver, ReceiverKind, ReturnType, Type, UnOp, ext::IdentExt as _};
 
 use crate::{
-    args::Args,
+    args::{Args, Combination},
     item::{Binding, By, Item},
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct Argument {
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Role {
     Replay,
-    Shards,
+    Batch,
     With,
 }
 
@@ -59,8 +59,29 @@ fn check_values(args: &Args, errors: &mut Errors) {
     if let Some((_, Some(eta))) = &args.adaptive {
         errors.check_number(eta, 0.0, "`adaptive` takes a number of at least 0, or no value");
     }
-    if let Some((_, shards)) = &args.shards {
-        errors.check_number(&shards.m, 1.0, "`m` is the size of a shard: expected an integer of at least 1");
+    match &args.combination {
+        Some((_, Combination::Gsam(alpha))) => {
+            errors.check_number(alpha, 0.0, "`gsam` takes α: expected a number of at least 0");
+        }
+        Some((_, Combination::Wsam(gamma))) if literal(gamma).is_some_and(|gamma| !(0.0..1.0).contains(&gamma)) => {
+            errors.refuse(gamma, "`wsam` takes γ: expected a number of at least 0 and below 1");
+        }
+        Some((key, Combination::SecondOrder)) => {
+            let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
+            let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
+            for other in [adaptive, unnormalised].into_iter().flatten() {
+                errors.refuse(other, format!("`{key}` is for the plain ball: leave out `{other}`"));
+            }
+        }
+        _ => {}
+    }
+    if let (Some((key, ())), Some((p, _))) = (&args.unnormalised, &args.p) {
+        errors.refuse(p, format!("`{key}` has no norm: leave out `{p}`"));
+    }
+    if let Some((key, batch)) = &args.batch {
+        let size = batch.kind.size();
+        let why = format!("`{size}` of `{key}` is a number of examples: expected an integer of at least 1");
+        errors.check_number(&batch.size, 1.0, &why);
     }
     if let Some((_, path)) = &args.krate
         && !is_absolute(path)
@@ -71,8 +92,10 @@ fn check_values(args: &Args, errors: &mut Errors) {
         let rho = args.rho.as_ref().map(|(key, _)| key);
         let p = args.p.as_ref().map(|(key, _)| key);
         let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
+        let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
+        let combination = args.combination.as_ref().map(|(key, _)| key);
         let vars = args.vars.as_ref().map(|(key, _)| key);
-        for key in [rho, p, adaptive, vars].into_iter().flatten() {
+        for key in [rho, p, adaptive, unnormalised, combination, vars].into_iter().flatten() {
             errors.refuse(key, format!("`{key}` and `with` cannot be used together: set it on `{sam}`"));
         }
     }
@@ -149,9 +172,9 @@ fn give_roles(args: &Args, item: &Item, errors: &mut Errors) -> Vec<Argument> {
         arguments.push(Argument { binding, role: None });
     }
     let replay = args.replay.iter().flat_map(|(_, names)| names).map(|name| (name, Role::Replay));
-    let shards = args.shards.iter().flat_map(|(_, shards)| &shards.names).map(|name| (name, Role::Shards));
+    let batch = args.batch.iter().flat_map(|(_, batch)| &batch.names).map(|name| (name, Role::Batch));
     let with = args.with.iter().map(|(_, name)| (name, Role::With));
-    for (name, role) in replay.chain(shards).chain(with) {
+    for (name, role) in replay.chain(batch).chain(with) {
         if let Err(why) = give_role(&mut arguments, name, role) {
             errors.refuse(name, why);
         }
@@ -169,10 +192,8 @@ fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(),
     };
     let Argument { binding, role: slot } = &mut arguments[i];
     match (slot.replace(role), role, binding.by) {
-        (Some(_), ..) => {
-            Err(format!("`{name}` is named twice: it can be in one of `replay`, `shards` and `with`, once"))
-        }
-        (None, Role::Shards, By::RefMut) => {
+        (Some(_), ..) => Err(format!("`{name}` is named twice: one key can have it, once")),
+        (None, Role::Batch, By::RefMut) => {
             Err(format!("`{name}` is behind `&mut` and cannot be split: take `{name}: &Tensor`"))
         }
         (None, Role::With, By::Value) => {

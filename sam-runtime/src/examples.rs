@@ -46,6 +46,24 @@ pub(crate) enum Rule {
     Sharpest,
 }
 
+impl Rule {
+    /// Whether the loss function returns a loss for each example.
+    pub(crate) fn is_per_example(self) -> bool {
+        self != Self::Parts
+    }
+}
+
+/// Some of the batch, and how much of it that is.
+#[derive(Clone, Debug)]
+pub(crate) struct Portion {
+    pub(crate) share: f64,
+    pub(crate) rows: Rows,
+}
+
+impl Portion {
+    pub(crate) const ALL: Self = Self { share: 1.0, rows: Rows::All };
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Rows {
     All,
@@ -108,27 +126,29 @@ impl<'a> Examples<'a> {
         self.current.replace(rows);
     }
 
-    /// The batch, part by part, each with its share of the examples.
-    pub(crate) fn parts(&self) -> Vec<(f64, Rows)> {
+    /// What a pass goes over, before any are chosen.
+    pub(crate) fn portions(&self) -> Vec<Portion> {
         let rows = self.rows.unwrap_or(1);
+        if self.rule.is_per_example() || self.size >= rows {
+            return vec![Portion::ALL];
+        }
         let part = |start| {
             let len = self.size.min(rows - start);
-            let whole = len == rows;
-            (len as f64 / rows as f64, if whole { Rows::All } else { Rows::Range(start, len) })
+            Portion { share: len as f64 / rows as f64, rows: Rows::Range(start, len) }
         };
         (0..rows).step_by(self.size).map(part).collect()
     }
 
-    /// Those with the largest of these numbers, the first of equals first, in the order of the batch; and their share.
-    pub(crate) fn choose(&self, sizes: &[f64]) -> (f64, Rows) {
+    /// Those with the largest of these numbers, the first of equals first, in the order of the batch.
+    pub(crate) fn choose(&self, sizes: &[f64]) -> Portion {
         if self.size >= sizes.len() {
-            return (1.0, Rows::All);
+            return Portion::ALL;
         }
         let mut rows: Vec<_> = (0..sizes.len()).collect();
         rows.sort_by(|a, b| sizes[*b].total_cmp(&sizes[*a]));
         rows.truncate(self.size);
         rows.sort_unstable();
-        (self.size as f64 / sizes.len() as f64, Rows::Chosen(rows))
+        Portion { share: self.size as f64 / sizes.len() as f64, rows: Rows::Chosen(rows) }
     }
 
     /// One loss for each example, on the host.

@@ -65,10 +65,14 @@
 //! what it does beside computing a value it does twice.
 
 pub mod argument;
+mod checkpoint;
+mod course;
 mod dual_norm;
 mod error;
+mod examples;
 mod gradient;
 mod kernels;
+mod last;
 pub mod nn;
 pub mod optim;
 mod output;
@@ -76,14 +80,18 @@ mod pass;
 mod sam;
 mod shards;
 mod stages;
+pub mod variants;
 mod weights;
 
 pub use error::Error;
+pub use examples::Examples;
+pub use last::Last;
 pub use output::{Aux, Output};
 pub use pass::{Pass, plain};
 pub use sam::Sam;
 pub use shards::{Shard, Shards, Split};
 pub use stages::{Ascent, Descent, Perturbed};
+pub use variants::Functional;
 
 /// The radius may be any expression of the arguments, and so may the norm:
 ///

@@ -142,7 +142,7 @@ impl Sam {
             direction: Direction::Gradient,
             ascents: Ascents { count: 1, length: 1.0 },
             when: When::Always,
-            combination: Combination::Sam,
+            combination: Combination::Second,
             vars: None,
             seed: 0,
             loss_scale: 1.0,
@@ -388,8 +388,11 @@ impl Sam {
             Some(Mask::Random { keep }) if !(keep > 0.0 && keep <= 1.0) => {
                 return Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" });
             }
-            Some(Mask::Largest { sparsity, every }) => {
-                share("sparsity", sparsity)?;
+            Some(Mask::Largest { sparsity, .. }) if !(0.0..1.0).contains(&sparsity) => {
+                let expected = "a number from 0 up to but not 1";
+                return Err(Error::Setting { what: "sparsity", value: sparsity, expected });
+            }
+            Some(Mask::Largest { every, .. }) => {
                 least("every", every as f64, 1.0)?;
             }
             _ => {}
@@ -401,12 +404,16 @@ impl Sam {
                 least("steps", steps as f64, 1.0)?;
                 share("memory", memory)?;
             }
-            When::Always | When::From(_) => {}
+            When::Always | When::After(_) => {}
         }
         match self.combination {
             Combination::Gsam { alpha } => least("alpha", alpha, 0.0)?,
             Combination::Wsam { gamma } | Combination::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
-                return Err(Error::Setting { what: "gamma", value: gamma, expected: "a number from 0 up to but not 1" });
+                return Err(Error::Setting {
+                    what: "gamma",
+                    value: gamma,
+                    expected: "a number from 0 up to but not 1",
+                });
             }
             Combination::Look { every, alpha } => {
                 least("every", every as f64, 1.0)?;
@@ -441,11 +448,17 @@ impl Sam {
             return refuse("ascents", "several are for the gradient in the plain ball of p = 2");
         }
         if !self.direction.needs_gradient() {
-            if self.combination != Combination::Sam {
-                return refuse("combination", "the direction has no gradient at w to combine: expected `Combination::Sam`");
+            if self.combination != Combination::Second {
+                return refuse(
+                    "combination",
+                    "the direction has no gradient at w to combine: expected `Combination::Second`",
+                );
             }
             if matches!(self.when, When::Sharp { .. }) || matches!(self.radius, Radius::LossBudget { .. }) {
-                return refuse("direction", "`When::Sharp` and `Radius::LossBudget` need the gradient at w, it has none");
+                return refuse(
+                    "direction",
+                    "`When::Sharp` and `Radius::LossBudget` need the gradient at w, it has none",
+                );
             }
             if matches!(self.direction, Direction::Random) && self.vars.is_none() {
                 return refuse("direction", "a random one needs `vars`, to know what to perturb before the pass");

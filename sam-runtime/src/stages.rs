@@ -1,122 +1,188 @@
 //! The algorithm, as types: ascend → perturb → descend → restore. Each stage is made by the one before and by nothing
 //! else, so the compiler refuses any other order.
 
-use std::collections::HashSet;
-
 use candle_core::Var;
 
-use crate::gradient::{Gradient, check_loss, gradient, loss_with_gradient};
-use crate::kernels;
-use crate::pass::Step;
-use crate::sam::Ball;
+use crate::course::Course;
+use crate::gradient::{Gradient, loss_with_gradient};
+use crate::kernels::check_finite;
 use crate::weights::Displaced;
-use crate::{Error, Output, Pass, Sam, Shards};
+use crate::{Examples, Output, Pass, Sam, Shards};
 
 /// After stage one: L(w) and ∇L(w) are known, the graph is gone.
-#[derive(Debug)]
 #[must_use = "the step goes on with `.perturb()`"]
-pub struct Ascent<O> {
-    output: O,
-    /// None where nothing is perturbed: the output is then the plain loss, graph and all.
-    found: Option<Found>,
+pub struct Ascent<'a, O> {
+    course: Course<'a>,
+    found: Found<O>,
 }
 
-#[derive(Debug)]
-struct Found {
-    step: Step,
-    ball: Ball,
-    /// The variables that are perturbed, with their gradients.
+enum Found<O> {
+    /// Nothing is perturbed: the step is as good as over.
+    Done(Done<O>),
+    /// The pass at w was run.
+    Slope(Slope<O>),
+    /// The direction is known without a pass.
+    Direction(Gradient),
+}
+
+/// What a step comes to.
+struct Done<O> {
+    output: O,
+    /// None where the output has its own graph.
+    gradient: Option<Gradient>,
+}
+
+struct Slope<O> {
+    output: O,
+    /// Of the variables that are perturbed.
     gradient: Gradient,
+    /// Of all variables, where the second gradient is not all that counts.
+    first: Option<Gradient>,
+    /// Where the ascents so far have led, if there are several.
+    weights: Option<Displaced>,
     /// The variables that keep what the first pass has made of them.
     state: Vec<Var>,
 }
 
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step goes on with `.descend(..)`"]
-pub struct Perturbed<O> {
-    output: O,
-    weights: Option<(Step, Displaced)>,
+pub struct Perturbed<'a, O> {
+    course: Course<'a>,
+    moved: Moved<O>,
+}
+
+enum Moved<O> {
+    Done(Done<O>),
+    /// After a pass at w.
+    Second {
+        output: O,
+        first: Option<Gradient>,
+        weights: Displaced,
+    },
+    /// Without one.
+    Only {
+        weights: Displaced,
+    },
 }
 
 /// After stage three: ∇L(w + ε̂) is known, the variables still hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step ends with `.restore()`"]
-pub struct Descent<O> {
-    output: O,
-    found: Option<(Displaced, Gradient)>,
+pub struct Descent<'a, O> {
+    course: Course<'a>,
+    done: Done<O>,
+    weights: Option<Displaced>,
 }
 
-impl<O: Output> Ascent<O> {
-    pub(crate) fn run<E>(sam: &Sam, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Self, E>
+impl<'a, O: Output> Ascent<'a, O> {
+    pub(crate) fn run<E>(
+        sam: &'a Sam,
+        examples: Option<&'a Examples<'a>>,
+        loss: &mut impl FnMut(Pass) -> Result<O, E>,
+    ) -> Result<Self, E>
     where
         E: From<candle_core::Error>,
     {
-        if !sam.perturbs() {
-            return Ok(Self { output: loss(Pass::Plain)?, found: None });
+        let mut course = Course::begin(sam, examples)?;
+        let found = Found::from(&mut course, loss)?;
+        Ok(Self { course, found })
+    }
+}
+
+impl<O: Output> Found<O> {
+    fn from<E>(course: &mut Course<'_>, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Self, E>
+    where
+        E: From<candle_core::Error>,
+    {
+        let along = course.direction_at_once()?;
+        if !course.may_perturb() || along.as_ref().is_some_and(Gradient::is_empty) {
+            let (output, gradient) = course.plain(loss)?;
+            return Ok(Self::Done(Done { output, gradient }));
         }
-        let step = Step::begin();
-        let output = step.run(Pass::Ascent, &mut *loss)?;
-        check_loss(output.loss(), Pass::Ascent)?;
-        let mut gradient = gradient(output.loss())?;
-        if gradient.is_empty() {
-            return Ok(Self { output, found: None });
+        if let Some(direction) = along {
+            return Ok(Self::Direction(direction));
         }
-        let mut state = Vec::new();
-        if let Some(vars) = &sam.vars {
-            state = without_gradient(vars, &gradient);
-            let perturbed: HashSet<_> = vars.iter().map(|var| var.id()).collect();
-            gradient.retain(|(var, _)| perturbed.contains(&var.id()));
-            if gradient.is_empty() {
-                return Err(candle_core::Error::from(Error::NothingToPerturb).into());
-            }
+
+        let (output, all) = course.first(loss)?;
+        if all.is_empty() {
+            return Ok(Self::Done(Done { output, gradient: None }));
         }
-        Ok(Self { output: output.detach(), found: Some(Found { step, ball: sam.ball, gradient, state }) })
+        let output = output.detach();
+        let (gradient, state) = course.perturbed_among(&all)?;
+        if course.needs_no_second(&gradient, &all)? {
+            return Ok(Self::Done(Done { output, gradient: Some(all) }));
+        }
+        let first = course.put_aside(&all)?;
+        drop(all);
+        let mut slope = Slope { output, gradient, first, weights: None, state };
+        for _ in 1..course.ascents() {
+            let there = course.step(slope.weights, slope.gradient, &slope.state)?;
+            let (_, all) = course.pass(Pass::Descent, loss)?;
+            slope = Slope { gradient: course.perturbed_among(&all)?.0, weights: Some(there), ..slope };
+        }
+        Ok(Self::Slope(slope))
     }
 }
 
 // What a stage asks of O it asks method by method, so that a loss that returns something else is refused once.
-impl<O> Ascent<O> {
+impl<'a, O> Ascent<'a, O> {
     /// Stage two: w ← w + ε̂(w). Written over the gradient's buffers, which then change places with the weights'.
     ///
     /// # Errors
     /// If the gradient is not finite; no weight has been touched then.
-    pub fn perturb(self) -> candle_core::Result<Perturbed<O>> {
-        let weights = match self.found {
-            None => None,
-            Some(Found { step, ball, gradient, state }) => {
-                let mut weights = Displaced::new(kernels::perturbed(ball, gradient)?)?;
-                weights.keep(state)?;
-                Some((step, weights))
+    pub fn perturb(self) -> candle_core::Result<Perturbed<'a, O>> {
+        let Self { mut course, found } = self;
+        let moved = match found {
+            Found::Done(done) => Moved::Done(done),
+            Found::Slope(Slope { output, gradient, first, weights, state }) => {
+                let along = course.direction(gradient)?;
+                let weights = course.step(weights, along, &state)?;
+                course.look_at_step(first.as_ref(), &weights)?;
+                Moved::Second { output, first, weights }
+            }
+            Found::Direction(along) => {
+                let weights = course.step(None, along, &[])?;
+                course.look_at_step(None, &weights)?;
+                Moved::Only { weights }
             }
         };
-        Ok(Perturbed { output: self.output, weights })
+        Ok(Perturbed { course, moved })
     }
 }
 
-impl<O> Perturbed<O> {
+impl<'a, O> Perturbed<'a, O> {
     /// Stage three: runs the loss at w + ε̂ and takes its gradient, that of every variable the loss depends on.
     ///
     /// # Errors
     /// Those of the loss, and [`Error`](crate::Error). The weights are then put back.
-    pub fn descend<E>(self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Descent<O>, E>
+    pub fn descend<E>(self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Descent<'a, O>, E>
     where
         O: Output,
         E: From<candle_core::Error>,
     {
-        let found = match self.weights {
-            None => None,
-            Some((step, weights)) => {
-                let output = step.run(Pass::Descent, loss)?;
-                check_loss(output.loss(), Pass::Descent)?;
-                let gradient = gradient(output.loss())?;
-                kernels::check_finite(&gradient, Pass::Descent)?;
-                Some((weights, gradient))
+        let Self { mut course, moved } = self;
+        let (output, gradient, weights) = match moved {
+            Moved::Done(done) => return Ok(Descent { course, done, weights: None }),
+            Moved::Second { output, first, weights } => {
+                let gradient = course.second(loss)?;
+                check_finite(&gradient, Pass::Descent)?;
+                if let Some(first) = first {
+                    course.look_at_both(&first, &gradient, &weights)?;
+                    course.second_order(&first, &gradient, &weights, loss)?;
+                    course.combine(&first, &gradient)?;
+                }
+                (output, gradient, weights)
+            }
+            Moved::Only { weights } => {
+                let (output, gradient) = course.only(loss)?;
+                check_finite(&gradient, Pass::Ascent)?;
+                (output.detach(), gradient, weights)
             }
         };
-        Ok(Descent { output: self.output, found })
+        Ok(Descent { course, done: Done { output, gradient: Some(gradient) }, weights: Some(weights) })
     }
 }
 
-impl<O> Descent<O> {
+impl<O> Descent<'_, O> {
     /// Stage four: w ← w. The loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
     ///
     /// # Errors
@@ -126,10 +192,10 @@ impl<O> Descent<O> {
         O: Output,
         E: From<candle_core::Error>,
     {
-        let Some((weights, gradient)) = self.found else { return Ok(self.output) };
-        weights.restore()?;
-        let loss = loss_with_gradient(self.output.loss(), gradient)?;
-        Ok(self.output.with_loss(loss))
+        let Done { output, gradient } = self.end()?;
+        let Some(gradient) = gradient else { return Ok(output) };
+        let loss = loss_with_gradient(output.loss(), gradient)?;
+        Ok(output.with_loss(loss))
     }
 
     /// Stage four, for one [shard](Shards) of a batch: w ← w, and the gradient joins the average.
@@ -140,14 +206,16 @@ impl<O> Descent<O> {
     where
         O: Output,
     {
-        let Some((weights, gradient)) = self.found else { return shards.add(self.output, None) };
-        weights.restore()?;
-        shards.add(self.output, Some(gradient))
+        let Done { output, gradient } = self.end()?;
+        shards.add(output, gradient)
     }
-}
 
-/// Those of `vars` that the loss has no gradient for, each once.
-fn without_gradient(vars: &[Var], gradient: &Gradient) -> Vec<Var> {
-    let mut seen: HashSet<_> = gradient.iter().map(|(var, _)| var.id()).collect();
-    vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()
+    fn end(self) -> candle_core::Result<Done<O>> {
+        let Self { course, done, weights } = self;
+        if let Some(weights) = weights {
+            weights.restore()?;
+        }
+        course.end(done.gradient.as_ref());
+        Ok(done)
+    }
 }

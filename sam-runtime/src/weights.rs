@@ -4,9 +4,12 @@
 //! way back. So w returns bit for bit, in no time, whatever happened in between.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::mem;
 
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, Var};
+
+use crate::gradient::Gradient;
 
 /// Variables that hold other values for a while. Dropped, it puts them back.
 #[derive(Debug, Default)]
@@ -33,14 +36,15 @@ impl Displaced {
         Ok(())
     }
 
-    /// Gives the variables further values: those that they have held in between are gone.
-    pub(crate) fn go_on(&mut self, values: Vec<(Var, Tensor)>) -> Result<()> {
-        values.iter().try_for_each(|(var, value)| exchange(var, value))
-    }
-
     /// The variables, and what they held before.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
         self.0.iter()
+    }
+
+    /// The part of a gradient that belongs to these variables.
+    pub(crate) fn of(&self, gradient: &Gradient) -> Gradient {
+        let mine: HashSet<_> = self.0.iter().map(|(var, _)| var.id()).collect();
+        gradient.iter().filter(|(var, _)| mine.contains(&var.id())).cloned().collect()
     }
 
     /// w ← w.
@@ -63,6 +67,11 @@ impl Drop for Displaced {
             tracing::error!(%error, "a variable could not be put back after a failed step");
         }
     }
+}
+
+/// Exchanges the buffers of these variables and these values.
+pub(crate) fn exchange_all(values: &[(Var, Tensor)]) -> Result<()> {
+    values.iter().try_for_each(|(var, value)| exchange(var, value))
 }
 
 /// Exchanges the buffers of two tensors of one shape, type and device; whoever shares them sees the other's values.

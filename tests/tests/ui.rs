@@ -41,6 +41,7 @@ pub mod ui {
         pub mod trait_default_method;
         pub mod trait_implementation;
         pub mod unsafe_function;
+        pub mod variants;
         pub mod visibility_and_cfg;
     }
 }

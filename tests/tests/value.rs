@@ -89,12 +89,13 @@ fn auxiliary_values_of_shards() {
     assert!((mean - whole).abs() < 1e-14 && (values(&loss)[0] - whole).abs() < 1e-14);
 
     // A type of one's own has to say how.
-    let mut shards = Sam::new(0.1).shards(7).unwrap().split(&x).unwrap();
+    let sam = Sam::new(0.1);
+    let mut shards = sam.shards(7).unwrap().split(&x).unwrap();
     let outcome = loop {
         let Some(shard) = shards.next_shard() else { break shards.loss::<candle_core::Error>() };
         let (x, y) = (shard.of(&x).unwrap(), shard.of(&y).unwrap());
         let mut loss = |_| -> Result<_> { Ok((net.loss(&x, &y)?, Metrics { logits: net.forward(&x)?, hits: 0 })) };
-        let step = Sam::new(0.1).ascend(&mut loss).unwrap().perturb().unwrap().descend(&mut loss).unwrap();
+        let step = sam.ascend(&mut loss).unwrap().perturb().unwrap().descend(&mut loss).unwrap();
         step.restore_into(&mut shards).unwrap();
     };
     let error = outcome.unwrap_err().to_string();

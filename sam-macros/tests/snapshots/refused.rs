@@ -14,7 +14,7 @@ async fn loss(model: &Net, mut x: Tensor) -> Tensor {
     model.forward(&x).await
 }
 ::core::compile_error! {
-    "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `vars`, `replay`, `shards`, `plain`, `with`, `crate`"
+    "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`"
 }
 ::core::compile_error! {
     "`rho` is a radius: expected a number of at least 0"

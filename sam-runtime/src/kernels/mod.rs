@@ -44,6 +44,7 @@ pub(crate) enum Scaling {
 
 impl Slope {
     /// Without a metric and a mask.
+    #[cfg(test)]
     pub(crate) fn plain((var, grad): (Var, Tensor)) -> Self {
         Self { var, grad, metric: Scaling::One, mask: None }
     }

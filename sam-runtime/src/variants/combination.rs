@@ -12,7 +12,7 @@ use crate::kernels::{self, dot, number};
 pub enum Combination {
     /// g₂, as in the paper.
     #[default]
-    Sam,
+    Second,
     /// g₂ - α g⊥, with g⊥ the part of g that is orthogonal to g₂: the loss falls, and so does the surrogate gap (GSAM,
     /// Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>).
     Gsam {
@@ -48,26 +48,27 @@ pub enum Combination {
 impl Combination {
     /// Whether it needs g after the perturbation.
     pub(crate) fn needs_first(self) -> bool {
-        self != Self::Sam
+        self != Self::Second
     }
 
     pub(crate) fn has_memory(self) -> bool {
         matches!(self, Self::Look { .. } | Self::WsamDecoupled { .. })
     }
 
-    /// The gradient of a step that does without a second pass, if this is one.
-    pub(crate) fn between(self, first: &Gradient, state: &State) -> Result<bool> {
-        let Self::Look { every, alpha } = self else { return Ok(false) };
-        if state.steps.is_multiple_of(every) || state.kept.is_empty() {
-            return Ok(false);
-        }
+    /// Whether this step does without a second pass.
+    pub(crate) fn is_between(self, state: &State) -> bool {
+        matches!(self, Self::Look { every, .. } if !state.steps.is_multiple_of(every) && !state.kept.is_empty())
+    }
+
+    /// Makes the gradient of such a step out of that at w.
+    pub(crate) fn mix_in(self, first: &Gradient, state: &State) -> Result<()> {
+        let Self::Look { alpha, .. } = self else { return Ok(()) };
         let pairs = paired(first, &state.kept);
-        let Some((beside, _)) = pairs.first() else { return Ok(true) };
+        let Some((beside, _)) = pairs.first() else { return Ok(()) };
         let size = dot(&pairs.iter().map(|(g, _)| (*g, *g)).collect::<Vec<_>>())?.sqrt()?;
         let kept = dot(&pairs.iter().map(|(_, v)| (*v, *v)).collect::<Vec<_>>())?.sqrt()?;
         let factor = (ratio(&size, &kept)? * alpha)?;
-        mix_all(&pairs, &number(beside, 1.0)?, &factor)?;
-        Ok(true)
+        mix_all(&pairs, &number(beside, 1.0)?, &factor)
     }
 
     /// Writes the combination over `second`. Where a variable has one of the gradients only, that one stands alone.
@@ -79,7 +80,7 @@ impl Combination {
         let second_square = || dot(&pairs.iter().map(|(a, _)| (*a, *a)).collect::<Vec<_>>());
         let first_square = || dot(&pairs.iter().map(|(_, b)| (*b, *b)).collect::<Vec<_>>());
         match self {
-            Self::Sam | Self::SecondOrder => Ok(()),
+            Self::Second | Self::SecondOrder => Ok(()),
             Self::Gsam { alpha } => {
                 // g₂ - α (g - c g₂), with c = <g, g₂> / ‖g₂‖²
                 let along = ratio(&dot(&pairs)?, &second_square()?)?;

@@ -70,7 +70,7 @@ impl Direction {
     }
 
     /// The direction, given the gradient at w: in new buffers, unless it is the gradient.
-    pub(crate) fn from_gradient(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
+    pub(crate) fn along(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
         match *self {
             Self::Average { theta } => {
                 state.average = averaged(&state.average, &gradient, [1.0 - theta, theta])?;

@@ -1,12 +1,12 @@
 //! Functional-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
 use crate::Pass;
-use crate::pass::Step;
+use crate::pass::{Run, Step};
 
 /// Hands the network's outputs on as they are. In the second pass of a step their gradient is the one that they had in the
 /// first, so that what comes of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
@@ -33,7 +33,14 @@ use crate::pass::Step;
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct Functional(std::sync::Arc<Mutex<Option<(Step, Tensor)>>>);
+pub struct Functional(Arc<Mutex<Option<First>>>);
+
+/// The slopes of the first pass of a step, one for each part of the batch.
+#[derive(Debug)]
+struct First {
+    step: Step,
+    slopes: Vec<Tensor>,
+}
 
 impl Functional {
     /// `outputs`, as they are.
@@ -42,15 +49,14 @@ impl Functional {
     /// If candle fails. In the backward pass: if the second pass has outputs of another shape than the first.
     pub fn of(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(step) = Step::current() else { return Ok(outputs.clone()) };
-        let kept = std::sync::Arc::clone(&self.0);
-        outputs.contiguous()?.apply_op1(Slope { kept, step, pass: Pass::current() })
+        outputs.contiguous()?.apply_op1(Slope { first: Arc::clone(&self.0), step, run: Run::current() })
     }
 }
 
 struct Slope {
-    kept: std::sync::Arc<Mutex<Option<(Step, Tensor)>>>,
+    first: Arc<Mutex<Option<First>>>,
     step: Step,
-    pass: Pass,
+    run: Run,
 }
 
 impl CustomOp1 for Slope {
@@ -71,17 +77,28 @@ impl CustomOp1 for Slope {
     }
 
     fn bwd(&self, _: &Tensor, z: &Tensor, dz: &Tensor) -> Result<Option<Tensor>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.pass == Pass::Ascent {
-            *kept = Some((self.step, dz.detach()));
-            return Ok(Some(dz.clone()));
-        }
-        match &*kept {
-            Some((step, first)) if *step == self.step && first.dims() == z.dims() => Ok(Some(first.clone())),
-            Some((step, first)) if *step == self.step => {
-                candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", first.dims(), z.dims())
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.run.pass {
+            Pass::Plain => return Ok(Some(dz.clone())),
+            Pass::Ascent => {
+                let known = first.take().filter(|first| first.step == self.step);
+                let mut slopes = known.map_or_else(Vec::new, |first| first.slopes);
+                slopes.truncate(self.run.part);
+                slopes.push(dz.detach());
+                *first = Some(First { step: self.step, slopes });
+                return Ok(Some(dz.clone()));
             }
-            _ => Ok(Some(dz.clone())),
+            Pass::Descent => {}
+        }
+        match first.as_ref().filter(|first| first.step == self.step).and_then(|first| first.slopes.get(self.run.part)) {
+            Some(slope) if slope.dims() == z.dims() => Ok(Some(slope.clone())),
+            Some(slope) => {
+                candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", slope.dims(), z.dims())
+            }
+            None => candle_core::bail!(
+                "the first pass of this step took no gradient of the outputs: Functional-SAM works on whole batches and \
+                 on `parts`, not on `hardest` examples"
+            ),
         }
     }
 }

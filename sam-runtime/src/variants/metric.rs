@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::{Result, Tensor, TensorId, Var};
+use candle_core::{DType, Result, Tensor, TensorId, Var};
 
 use super::noise::bernoulli;
 use super::state::{Kept, State};
@@ -45,7 +45,7 @@ pub enum Mask {
     /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
     /// the batch). Finding them reads the gradient on the host.
     Largest {
-        /// The share of coordinates that stay where they are, from 0 to 1; the authors: 0.5.
+        /// The share of coordinates that stay where they are, from 0 up to but not 1; the authors: 0.5.
         sparsity: f64,
         /// Steps between two searches.
         every: u64,
@@ -136,23 +136,18 @@ impl Mask {
 fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
     let mut sizes = Vec::new();
     for (_, grad) in along {
-        sizes.extend(grad.to_dtype(candle_core::DType::F64)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
+        sizes.extend(grad.to_dtype(DType::F64)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
     }
-    let left_out = (sparsity * sizes.len() as f64).floor() as usize;
-    let least = match sizes.len() {
-        0 => 0.0,
-        n => *sizes.select_nth_unstable_by(left_out.min(n - 1), f64::total_cmp).1,
-    };
+    if sizes.is_empty() {
+        return Ok(Kept::default());
+    }
+    #[expect(clippy::cast_sign_loss, reason = "a share of a length")]
+    let left_out = (sparsity * sizes.len() as f64) as usize;
+    let least = *sizes.select_nth_unstable_by(left_out, f64::total_cmp).1;
     let mask = |(var, grad): &(Var, Tensor)| {
-        let sizes = grad.to_dtype(candle_core::DType::F64)?.abs()?;
+        let sizes = grad.to_dtype(DType::F64)?.abs()?;
         let kept = sizes.ge(&(sizes.ones_like()? * least)?)?;
         Ok((var.clone(), kept.to_dtype(var.dtype())?))
     };
-    let all_out = left_out >= sizes.len();
-    let masks: Gradient = along.iter().map(mask).collect::<Result<_>>()?;
-    if all_out {
-        let zeros = |(var, mask): (Var, Tensor)| Ok((var, mask.zeros_like()?));
-        return masks.into_iter().map(zeros).collect::<Result<_>>().map(Kept::new);
-    }
-    Ok(Kept::new(masks))
+    along.iter().map(mask).collect::<Result<_>>().map(Kept::new)
 }

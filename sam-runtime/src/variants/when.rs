@@ -27,9 +27,9 @@ pub enum When {
         /// The share of the moving mean that a step keeps; the authors: 0.9.
         memory: f64,
     },
-    /// From this step on, the first being 0: SAM in the last epochs only (Zhou et al. 2024,
+    /// After so many steps: SAM in the last epochs only (Zhou et al. 2024,
     /// <https://arxiv.org/abs/2410.10373>).
-    From(u64),
+    After(u64),
 }
 
 impl When {
@@ -39,7 +39,7 @@ impl When {
             Self::Always => Some(true),
             Self::Every(k) => Some(step.is_multiple_of(k)),
             Self::Chance(p) => Some(uniform(&[seed, step]) < p),
-            Self::From(first) => Some(step >= first),
+            Self::After(first) => Some(step >= first),
             Self::Sharp { .. } => None,
         }
     }

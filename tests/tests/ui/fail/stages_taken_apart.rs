@@ -1,9 +1,8 @@
 use candle_core::Tensor;
 use sam_runtime::Ascent;
 
-fn plain(ascent: Ascent<Tensor>) -> Tensor {
-    let Ascent { output, .. } = ascent;
-    output
+fn gradient(ascent: Ascent<'_, Tensor>) {
+    drop(ascent.found);
 }
 
 fn main() {}

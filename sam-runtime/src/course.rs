@@ -1,0 +1,441 @@
+//! What goes on within one step, of whatever pieces: passes over the examples, the way to w + ε̂, the account of both.
+
+use std::collections::HashSet;
+
+use candle_core::{DType, Tensor, Var};
+
+use crate::examples::{Portion, Rows, Rule};
+use crate::gradient::{Gradient, Mean, check_loss, gradient};
+use crate::kernels::{self, Slope, check_finite, dot, number, wide};
+use crate::last::{Alignment, AscentSeen, Last, read};
+use crate::pass::{Step, plain};
+use crate::variants::{Combination, Direction, Kept, Radius, State, When, mix_all, ratio, second_order_direction};
+use crate::weights::{Displaced, exchange_all};
+use crate::{Error, Examples, Output, Pass, Sam};
+
+/// A forward pass without its backward pass, which costs about two of it.
+const FORWARD: f64 = 1.0 / 3.0;
+
+/// A step of a [`Sam`] under way. What it changes in the memory of the `Sam` counts when it has ended, not before.
+pub(crate) struct Course<'a> {
+    sam: &'a Sam,
+    examples: Option<&'a Examples<'a>>,
+    step: Step,
+    /// False inside another step, and under [`plain`](crate::plain).
+    outermost: bool,
+    rho: f64,
+    /// What a pass goes over.
+    portions: Vec<Portion>,
+    /// The loss of each example in the last run, where it returns them.
+    losses: Vec<f64>,
+    state: State,
+    last: Last,
+}
+
+impl<'a> Course<'a> {
+    pub(crate) fn begin(sam: &'a Sam, examples: Option<&'a Examples<'a>>) -> candle_core::Result<Self> {
+        if examples.is_some_and(|examples| examples.rule() == Rule::Sharpest) && !sam.direction.needs_gradient() {
+            let why = "the direction has no pass at w, to tell whose loss rises";
+            Err(Error::Settings { what: "sharpest", why })?;
+        }
+        let state = sam.state();
+        if Step::is_outermost() && !state.remainder.is_empty() {
+            let why = "the last step is not finished: call `Sam::finish` after the optimizer's step";
+            Err(Error::Settings { what: "WsamDecoupled", why })?;
+        }
+        Ok(Self {
+            sam,
+            examples,
+            step: Step::begin(),
+            outermost: Step::is_outermost(),
+            rho: sam.radius.before(state.steps, state.rate),
+            portions: examples.map_or_else(|| vec![Portion::ALL], Examples::portions),
+            losses: Vec::new(),
+            state,
+            last: Last::default(),
+        })
+    }
+
+    /// Whether there may be a perturbation, for all that is known before the first pass.
+    pub(crate) fn may_perturb(&self) -> bool {
+        self.outermost && self.rho > 0.0 && self.sam.when.before(self.state.steps, self.sam.seed) != Some(false)
+    }
+
+    pub(crate) fn ascents(&self) -> usize {
+        self.sam.ascents.count
+    }
+
+    // ------------------------------------------------------------------------------------------------ passes
+
+    /// The loss as it is written, with its own graph where nothing has to be done to its gradient.
+    pub(crate) fn plain<O, E>(
+        &mut self,
+        loss: &mut impl FnMut(Pass) -> Result<O, E>,
+    ) -> Result<(O, Option<Gradient>), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let untouched =
+            self.portions.len() == 1 && self.sam.loss_scale == 1.0 && !matches!(self.sam.direction, Direction::Last);
+        if !self.outermost || untouched {
+            let output = plain(|| loss(Pass::Plain))?;
+            self.last.passes = 1.0;
+            let output = self.one_loss(output, Pass::Plain)?;
+            self.last.loss = Some(output.loss().detach());
+            return Ok((output, None));
+        }
+        let (output, gradient) = self.pass(Pass::Plain, loss)?;
+        check_finite(&gradient, Pass::Plain)?;
+        self.last.loss = Some(output.loss().detach());
+        Ok((output.detach(), Some(gradient)))
+    }
+
+    /// The pass at w.
+    pub(crate) fn first<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let (output, seen, gradient) = self.choosing(loss)?;
+        self.last.loss = Some(seen);
+        Ok((output, gradient))
+    }
+
+    /// The pass at w + ε̂, where there was none at w.
+    pub(crate) fn only<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let (output, seen, gradient) = self.choosing(loss)?;
+        self.last.perturbed_loss = Some(seen);
+        Ok((output, gradient))
+    }
+
+    /// The first pass of a step. Where it takes the hardest examples, after a look at all: that gives the value.
+    fn choosing<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Tensor, Gradient), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
+            let (output, gradient) = self.pass(Pass::Ascent, loss)?;
+            let seen = output.loss().detach();
+            return Ok((output, seen, gradient));
+        };
+        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?.detach();
+        self.last.passes += FORWARD;
+        self.portions = vec![examples.choose(&self.losses)];
+        let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
+        Ok((output, chosen.loss().detach(), gradient))
+    }
+
+    /// The pass at w + ε̂. Where it takes the sharpest examples, after a look at all.
+    pub(crate) fn second<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Gradient, E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Sharpest) else {
+            let (there, gradient) = self.pass(Pass::Descent, loss)?;
+            self.last.perturbed_loss = Some(there.loss().detach());
+            return Ok(gradient);
+        };
+        let before = std::mem::take(&mut self.losses);
+        let there = self.run(Pass::Descent, 0, &Rows::All, loss)?;
+        self.last.perturbed_loss = Some(there.loss().detach());
+        self.last.passes += FORWARD;
+        drop(there);
+        let rises: Vec<_> = self.losses.iter().zip(before).map(|(there, here)| there - here).collect();
+        self.portions = vec![examples.choose(&rises)];
+        Ok(self.pass(Pass::Descent, loss)?.1)
+    }
+
+    /// One forward and backward pass: of all variables that the loss depends on, the gradient.
+    pub(crate) fn pass<O, E>(
+        &mut self,
+        pass: Pass,
+        loss: &mut impl FnMut(Pass) -> Result<O, E>,
+    ) -> Result<(O, Gradient), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let portions = self.portions.clone();
+        self.last.passes += portions.iter().map(|portion| portion.share).sum::<f64>();
+        if let [Portion { rows, .. }] = &portions[..] {
+            let output = self.run(pass, 0, rows, loss)?;
+            let gradient = self.gradient(output.loss())?;
+            return Ok((output, gradient));
+        }
+        let mut outputs = Vec::with_capacity(portions.len());
+        let mut mean = Mean::default();
+        for (part, Portion { share, rows }) in portions.iter().enumerate() {
+            let output = self.run(pass, part, rows, loss)?;
+            mean.add(*share, self.gradient(output.loss())?)?;
+            outputs.push((*share, output.detach()));
+        }
+        Ok((O::join(outputs)?, mean.finish()?))
+    }
+
+    /// Runs the loss function on some of the examples.
+    fn run<O, E>(
+        &mut self,
+        pass: Pass,
+        part: usize,
+        rows: &Rows,
+        loss: &mut impl FnMut(Pass) -> Result<O, E>,
+    ) -> Result<O, E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        if let Some(examples) = self.examples {
+            examples.show(rows.clone());
+        }
+        let output = self.step.run(pass, part, loss)?;
+        let output = self.one_loss(output, pass)?;
+        check_loss(output.loss(), pass)?;
+        Ok(output)
+    }
+
+    /// The mean, where the loss function returns a loss for each example.
+    fn one_loss<O: Output>(&mut self, output: O, pass: Pass) -> candle_core::Result<O> {
+        match self.examples {
+            Some(examples) if examples.rule().is_per_example() => {
+                self.losses = examples.losses(output.loss(), pass)?;
+                let mean = output.loss().mean_all()?;
+                Ok(output.with_loss(mean))
+            }
+            _ => Ok(output),
+        }
+    }
+
+    /// ∇L, taken of the scaled loss and then unscaled.
+    fn gradient(&self, loss: &Tensor) -> candle_core::Result<Gradient> {
+        let scale = self.sam.loss_scale;
+        if scale == 1.0 {
+            return gradient(loss);
+        }
+        let unscaled = |(var, grad): (Var, Tensor)| {
+            let grad = (grad.to_dtype(wide(grad.dtype()))? * scale.recip())?.to_dtype(var.dtype())?;
+            Ok((var, grad))
+        };
+        gradient(&(loss * scale)?)?.into_iter().map(unscaled).collect()
+    }
+
+    // --------------------------------------------------------------------------------------- after the first
+
+    /// The gradient of the variables that are perturbed, and the variables that are state: listed, without a gradient.
+    pub(crate) fn perturbed_among(&self, all: &Gradient) -> candle_core::Result<(Gradient, Vec<Var>)> {
+        let Some(vars) = &self.sam.vars else { return Ok((all.clone(), Vec::new())) };
+        let listed: HashSet<_> = vars.iter().map(|var| var.id()).collect();
+        let perturbed: Gradient = all.iter().filter(|(var, _)| listed.contains(&var.id())).cloned().collect();
+        if perturbed.is_empty() {
+            Err(Error::NothingToPerturb)?;
+        }
+        let mut seen: HashSet<_> = all.iter().map(|(var, _)| var.id()).collect();
+        Ok((perturbed, vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()))
+    }
+
+    /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
+    pub(crate) fn needs_no_second(&mut self, perturbed: &Gradient, all: &Gradient) -> candle_core::Result<bool> {
+        let asks = matches!(self.sam.when, When::Sharp { .. }) || matches!(self.sam.radius, Radius::LossBudget { .. });
+        if asks {
+            check_finite(all, Pass::Ascent)?;
+            let square = read(&dot(&with_itself(perturbed))?)?;
+            if !self.sam.when.after(square, &mut self.state) {
+                return Ok(true);
+            }
+            if let Radius::LossBudget { sigma, largest } = self.sam.radius {
+                self.rho = largest.min(sigma / square.sqrt());
+            }
+        }
+        if !self.sam.combination.is_between(&self.state) {
+            return Ok(false);
+        }
+        check_finite(all, Pass::Ascent)?;
+        self.sam.combination.mix_in(all, &self.state)?;
+        Ok(true)
+    }
+
+    /// The gradient at w, out of the perturbation's way.
+    pub(crate) fn put_aside(&self, all: &Gradient) -> candle_core::Result<Option<Gradient>> {
+        let needed = self.sam.watched || self.sam.combination.needs_first();
+        let copy = |(var, grad): &(Var, Tensor)| Ok((var.clone(), grad.copy()?));
+        needed.then(|| all.iter().map(copy).collect()).transpose()
+    }
+
+    // -------------------------------------------------------------------------------------- to w + ε̂
+
+    /// The direction, if it is known without a gradient.
+    pub(crate) fn direction_at_once(&self) -> candle_core::Result<Option<Gradient>> {
+        if self.sam.direction.needs_gradient() {
+            return Ok(None);
+        }
+        let vars = self.sam.vars.as_deref();
+        let mut along = self.sam.direction.at_once(vars.unwrap_or_default(), &self.state, self.sam.seed)?;
+        if let Some(vars) = vars {
+            let listed: HashSet<_> = vars.iter().map(|var| var.id()).collect();
+            along.retain(|(var, _)| listed.contains(&var.id()));
+        }
+        Ok(Some(along))
+    }
+
+    /// The direction, given the gradient at w.
+    pub(crate) fn direction(&mut self, gradient: Gradient) -> candle_core::Result<Gradient> {
+        self.sam.direction.along(gradient, &mut self.state)
+    }
+
+    /// Moves the variables along the direction. `state`: what keeps its value meanwhile.
+    pub(crate) fn step(
+        &mut self,
+        weights: Option<Displaced>,
+        along: Gradient,
+        state: &[Var],
+    ) -> candle_core::Result<Displaced> {
+        let mut values = self.moved(along)?;
+        let ascents = self.sam.ascents;
+        if ascents.count > 1 || ascents.length > 1.0 {
+            let home: Gradient = match &weights {
+                Some(weights) => weights.iter().cloned().collect(),
+                None => values.iter().map(|(var, _)| (var.clone(), var.as_detached_tensor())).collect(),
+            };
+            values = onto_the_ball(self.rho, &home, values)?;
+        }
+        if let Some(weights) = weights {
+            exchange_all(&values)?;
+            return Ok(weights);
+        }
+        let mut weights = Displaced::new(values)?;
+        weights.keep(state.iter().cloned())?;
+        Ok(weights)
+    }
+
+    /// The variables' values after the move.
+    fn moved(&mut self, along: Gradient) -> candle_core::Result<Gradient> {
+        let mask = match self.sam.mask {
+            Some(mask) => Some(mask.draw(&along, &mut self.state, self.sam.seed)?),
+            None => None,
+        };
+        let slope = |(var, grad): (Var, Tensor)| {
+            let metric = self.sam.scaling(&var, &grad)?;
+            let mask = mask.as_ref().and_then(|mask| mask.get(&var).cloned());
+            Ok(Slope { var, grad, metric, mask })
+        };
+        let ball = self.sam.ball(self.rho * self.sam.ascents.length);
+        let slopes = along.into_iter().map(slope).collect::<candle_core::Result<_>>()?;
+        let mut balls = self.sam.scope.balls(slopes);
+        if balls.len() == 1 {
+            return kernels::perturbed(ball, balls.remove(0));
+        }
+        let all: Gradient = balls.iter().flatten().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
+        check_finite(&all, Pass::Ascent)?;
+        let mut values = Gradient::new();
+        for slopes in balls {
+            values.extend(kernels::perturbed(ball, slopes)?);
+        }
+        Ok(values)
+    }
+
+    // -------------------------------------------------------------------------------------- after the second
+
+    /// Adds H u by a central difference: (∇L(w + r û) - ∇L(w - r û)) ‖u‖ / 2r.
+    pub(crate) fn second_order<O, E>(
+        &mut self,
+        first: &Gradient,
+        second: &Gradient,
+        weights: &Displaced,
+        loss: &mut impl FnMut(Pass) -> Result<O, E>,
+    ) -> Result<(), E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        if self.sam.combination != Combination::SecondOrder {
+            return Ok(());
+        }
+        let first = weights.of(first);
+        let u = second_order_direction(self.rho, &first, second)?;
+        let Some((_, beside)) = u.first() else { return Ok(()) };
+        // Small for the loss, and large for the rounding of its gradient.
+        let r = self.rho * if beside.dtype() == DType::F64 { 1e-3 } else { 1e-1 };
+        let size = dot(&with_itself(&u))?.sqrt()?;
+        let one = number(beside, 1.0)?;
+        let unit = ratio(&number(beside, r)?.to_dtype(size.dtype())?, &size)?;
+        let factor = (size / (2.0 * r))?;
+        let kept = Kept::new(u.clone());
+        for sign in [1.0, -1.0] {
+            let mut values = Gradient::with_capacity(u.len());
+            for (var, old) in weights.iter() {
+                let Some(u) = kept.get(var) else { continue };
+                let value = old.copy()?;
+                kernels::mix(&value, &one, u, &(&unit * sign)?)?;
+                values.push((var.clone(), value));
+            }
+            exchange_all(&values)?;
+            let (_, there) = self.pass(Pass::Descent, loss)?;
+            check_finite(&there, Pass::Descent)?;
+            let there = Kept::new(there);
+            mix_all(&crate::variants::paired(second, &there), &one, &(&factor * sign)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the two gradients come to over the second.
+    pub(crate) fn combine(&mut self, first: &Gradient, second: &Gradient) -> candle_core::Result<()> {
+        self.sam.combination.combine(first, second, &mut self.state)
+    }
+
+    // --------------------------------------------------------------------------------------------- the account
+
+    pub(crate) fn look_at_step(&mut self, first: Option<&Gradient>, weights: &Displaced) -> candle_core::Result<()> {
+        if self.sam.watched {
+            self.last.ascent = Some(AscentSeen::look(first, weights)?);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn look_at_both(
+        &mut self,
+        first: &Gradient,
+        second: &Gradient,
+        weights: &Displaced,
+    ) -> candle_core::Result<()> {
+        if self.sam.watched {
+            self.last.alignment = Some(Alignment::look(&weights.of(first), second)?);
+        }
+        Ok(())
+    }
+
+    /// The step has ended well: what it has found is remembered.
+    pub(crate) fn end(mut self, gradient: Option<&Gradient>) {
+        if !self.outermost {
+            return;
+        }
+        if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
+            self.state.kept = Kept::new(gradient.clone());
+        }
+        self.state.steps += 1;
+        self.last.tell();
+        self.sam.remember(self.state, self.last);
+    }
+}
+
+fn with_itself(gradient: &Gradient) -> Vec<(&Tensor, &Tensor)> {
+    gradient.iter().map(|(_, grad)| (grad, grad)).collect()
+}
+
+/// Draws values that are farther from home than ρ back onto the ball.
+fn onto_the_ball(rho: f64, home: &Gradient, values: Gradient) -> candle_core::Result<Gradient> {
+    let kept = Kept::new(home.clone());
+    let pairs: Vec<_> = values.iter().filter_map(|(var, value)| Some((value, kept.get(var)?))).collect();
+    let Some((beside, _)) = pairs.first() else { return Ok(values) };
+    let steps = pairs.iter().map(|(value, home)| *value - *home).collect::<candle_core::Result<Vec<_>>>()?;
+    let distance = dot(&steps.iter().map(|step| (step, step)).collect::<Vec<_>>())?.sqrt()?;
+    let one = number(beside, 1.0)?.to_dtype(distance.dtype())?;
+    let share = (distance.clamp(rho, f64::MAX)?.recip()? * rho)?;
+    mix_all(&pairs, &share, &(&one - &share)?)?;
+    Ok(values)
+}

@@ -1,0 +1,29 @@
+use candle_core::{Result, Tensor, Var};
+use sam_runtime::sam;
+
+#[sam(gsam)]
+fn gsam(w: &Var) -> Result<Tensor> {
+    w.sqr()?.sum_all()
+}
+
+#[sam(stable = true, second_order(2), unnormalised = 1)]
+fn flags(w: &Var) -> Result<Tensor> {
+    w.sqr()?.sum_all()
+}
+
+#[sam(hardest(x; m = 3))]
+fn hardest(w: &Var, x: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(w)?.sum(1)
+}
+
+#[sam(parts(x))]
+fn parts(w: &Var, x: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(w)?.sum_all()
+}
+
+#[sam(sharpest = x)]
+fn sharpest(w: &Var, x: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(w)?.sum(1)
+}
+
+fn main() {}
