@@ -121,9 +121,9 @@ impl ModuleT for Dropout {
 
 /// What an element is multiplied by, as a function of its place.
 #[derive(Clone, Copy)]
-struct Mask {
-    drop_p: f32,
-    seed: u64,
+pub(crate) struct Mask {
+    pub(crate) drop_p: f32,
+    pub(crate) seed: u64,
 }
 
 impl Mask {

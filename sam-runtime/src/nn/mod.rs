@@ -25,6 +25,8 @@ use candle_core::{DType, Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
 pub use dropout::Dropout;
+#[cfg(test)]
+pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};

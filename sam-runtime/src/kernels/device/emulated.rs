@@ -65,8 +65,8 @@ fn compile() -> Option<Library> {
 /// The names of the kernels of a source.
 fn kernels(source: &str) -> Vec<&str> {
     let names = source.split("__global__ void ").skip(1).map(|rest| {
-        let name = rest.strip_prefix("__launch_bounds__(THREADS) ").unwrap_or(rest);
-        name.split('(').next().unwrap_or_default()
+        let name = rest.strip_prefix("__launch_bounds__(THREADS)").unwrap_or(rest);
+        name.trim_start().split('(').next().unwrap_or_default()
     });
     names.collect()
 }
@@ -103,6 +103,8 @@ impl Machine for Emulated {
                 Arg::U64(x) => std::ptr::from_mut(x).cast(),
                 Arg::F64(x) => std::ptr::from_mut(x).cast(),
                 Arg::Piece(x) => std::ptr::from_mut(x).cast(),
+                Arg::Pool(x) => std::ptr::from_mut(x).cast(),
+                Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
             })
             .collect();
         let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), super::word(blocks)?);

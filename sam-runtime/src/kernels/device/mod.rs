@@ -17,6 +17,10 @@ pub(crate) enum Arg {
     U64(u64),
     F64(f64),
     Piece(Piece),
+    /// Sizes of a pooling.
+    Pool([u32; 8]),
+    /// Sizes of a convolution.
+    Convolution([u32; 11]),
 }
 
 /// Words that the argument of one launch can carry.
