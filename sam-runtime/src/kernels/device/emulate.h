@@ -4,9 +4,8 @@
 // where the order shows in the result a barrier is missing. Shared memory is static, for blocks run one by one.
 #pragma once
 #include <cmath>
-#include <cstdint>
+#include <csetjmp>
 #include <cstring>
-#include <tuple>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -42,49 +41,65 @@ inline double __longlong_as_double(unsigned long long x) { return as<double>(x);
 inline float f16_to_float(unsigned short bits) { return as<_Float16>(bits); }
 inline unsigned short float_to_f16(float x) { return as<unsigned short>(_Float16(x)); }
 
+// A fiber begins by a context of its own, which takes system calls, and goes on by jumps, which take none. It waits for the
+// next block where it has ended one.
 namespace fibers {
 constexpr unsigned COUNT = 256, STACK = 1 << 16;
-static ucontext_t scheduler, fiber[COUNT];
-static bool done[COUNT];
+static jmp_buf scheduler, fiber[COUNT];
+static ucontext_t unused;
+static bool begun[COUNT], done[COUNT];
 static unsigned current;
 static void (*body)(void *);
 static void *argument;
 
+static void wait() {
+  if (_setjmp(fiber[current]) == 0) _longjmp(scheduler, 1);
+}
+
 static void entry() {
-  body(argument);
-  done[current] = true;
-  swapcontext(&fiber[current], &scheduler);
+  for (;;) {
+    body(argument);
+    done[current] = true;
+    wait();
+  }
+}
+
+static void resume() {
+  static std::vector<char> stacks(size_t(COUNT) * STACK);
+  if (_setjmp(scheduler) != 0) return;
+  if (begun[current]) _longjmp(fiber[current], 1);
+  begun[current] = true;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stacks.data() + size_t(current) * STACK;
+  context.uc_stack.ss_size = STACK;
+  makecontext(&context, entry, 0);
+  swapcontext(&unused, &context);
 }
 
 // Runs one block. False if some threads ended where others wait.
 static bool run(void (*f)(void *), void *with, bool descending) {
-  static std::vector<char> stacks(size_t(COUNT) * STACK);
   body = f;
   argument = with;
-  for (unsigned i = 0; i < COUNT; i++) {
-    done[i] = false;
-    getcontext(&fiber[i]);
-    fiber[i].uc_stack.ss_sp = stacks.data() + size_t(i) * STACK;
-    fiber[i].uc_stack.ss_size = STACK;
-    makecontext(&fiber[i], entry, 0);
-  }
+  for (unsigned i = 0; i < COUNT; i++) done[i] = false;
   for (;;) {
     unsigned ended = 0;
     for (unsigned i = 0; i < COUNT; i++) {
       current = descending ? COUNT - 1 - i : i;
       threadIdx.x = current;
-      swapcontext(&scheduler, &fiber[current]);
+      resume();
       ended += done[current];
     }
-    if (ended > 0) return ended == COUNT;
+    if (ended == COUNT) return true;
+    if (ended > 0) {
+      for (unsigned i = 0; i < COUNT; i++) begun[i] = false;
+      return false;
+    }
   }
 }
 } // namespace fibers
 
-inline void __syncthreads() {
-  const unsigned mine = fibers::current;
-  swapcontext(&fibers::fiber[mine], &fibers::scheduler);
-}
+inline void __syncthreads() { fibers::wait(); }
 
 // Calls a kernel with the arguments that these point to, as the driver does.
 template <typename... A, size_t... I>

@@ -46,7 +46,7 @@ fn compile() -> Option<Library> {
     std::fs::write(&source, program).expect("a file in a fresh folder can be written");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let output = Command::new(&compiler)
-        .args(["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-shared", "-include"])
+        .args(["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-include"])
         .arg(sources.join("emulate.h"))
         .arg("-I")
         .arg(&sources)

@@ -73,7 +73,8 @@ struct Case {
 fn batch_normalisation() {
     for dtype in FLOATS {
         for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4]].into_iter().enumerate() {
-            for bits in 0..8 {
+            // More channels than a block has threads: once will do.
+            for bits in if sizes[1] > 256 { 3..4 } else { 0..8 } {
                 let [residual, relu, fixed] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let (centred, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
                 normalise(Case { dtype, sizes, residual, relu, centred, fixed, affine });
