@@ -74,7 +74,7 @@ fn kernels(source: &str) -> Vec<&str> {
 /// A machine that runs the threads of a block, and the blocks, in one order or the other.
 struct Emulated {
     run: Symbol<'static, Run>,
-    memory: HashMap<&'static str, Vec<u64>>,
+    memory: HashMap<Memory, Vec<u64>>,
     descending: bool,
 }
 
@@ -120,11 +120,6 @@ impl Machine for Emulated {
     }
 
     fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
-        let purpose = match purpose {
-            Memory::Table => "table",
-            Memory::Parts => "parts",
-            Memory::Outcome => "outcome",
-        };
         let memory = self.memory.entry(purpose).or_default();
         if memory.len() < words {
             *memory = vec![0; words];

@@ -29,7 +29,7 @@ const PIECE: usize = 480;
 pub(crate) type Piece = [u64; PIECE];
 
 /// Memory of a machine that stays, for a purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Memory {
     /// Where variables are.
     Table,

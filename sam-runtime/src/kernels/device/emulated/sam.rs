@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::super::sam::{Entry, Metric, dot, mix, perturb, sgd};
-use super::super::{Machine, Memory, code};
+use super::super::{Memory, code};
 use super::{Buffer, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::kernels::{Scaling, Slope, generic, perturbed};
 use crate::optim::ParamsSgd;
@@ -64,8 +64,7 @@ fn run(ball: Ball, cases: impl Fn() -> Vec<Case>) -> Option<(Vec<Vec<f64>>, u64)
         let cases = cases();
         perturb(&mut machine, ball, cases.iter().map(Case::entry).collect()).unwrap();
         assert!(cases.iter().zip(self::cases(&cases)).all(|(case, w)| bits(&case.w) == w), "w has been written to");
-        machine.memory(Memory::Outcome, 4).unwrap();
-        let not_finite = machine.memory["outcome"][3];
+        let not_finite = machine.memory[&Memory::Outcome][3];
         (cases.iter().map(|case| case.g.values()).collect::<Vec<_>>(), not_finite)
     });
     let first = results.next()?;
