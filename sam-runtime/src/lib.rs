@@ -85,6 +85,7 @@ mod weights;
 
 pub use error::Error;
 pub use examples::Examples;
+pub use kernels::not_finite_steps;
 pub use last::Last;
 pub use output::{Aux, Output};
 pub use pass::{Pass, plain};

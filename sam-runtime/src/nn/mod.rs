@@ -32,7 +32,18 @@ pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 
-/// bf16 and f16 as f32, in which the CPU's kernels compute; other types as they are.
-fn widened(x: &Tensor) -> Result<Tensor> {
-    if matches!(x.dtype(), DType::BF16 | DType::F16) { x.to_dtype(DType::F32) } else { Ok(x.clone()) }
+/// Contiguous, and on the CPU bf16 and f16 as f32, in which its kernels compute.
+fn ready(x: &Tensor) -> Result<Tensor> {
+    let wide = if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
+        x.to_dtype(DType::F32)?
+    } else {
+        x.clone()
+    };
+    wide.contiguous()
+}
+
+/// A layer's weights, ready for an input: on the CPU in the type that it is computed in. On CUDA kernels read them in
+/// their own, so that weights in f32 train a network that computes in bf16.
+fn ready_for(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { weight.to_dtype(ready(x)?.dtype())?.contiguous() } else { weight.contiguous() }
 }

@@ -2,7 +2,7 @@
 //!
 //! The first time that a convolution of some sizes runs, all of cuDNN's ways are timed and the fastest is kept, for as long
 //! as the thread lives; those that give other bits every time are left out. So a process computes the same bits again and
-//! again, but two processes may have picked different ways.
+//! again, but two processes may have picked different ways. Where cuDNN has no way the answer is None.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use candle_core::cuda::cudarc::cudnn::{
 use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr};
 use candle_core::cuda::{CudaDType, WrapErr, gemm_reduced_precision_f32};
-use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 
 use super::{Engine, Fresh, device, with};
@@ -60,7 +60,7 @@ const BACKWARD_FILTER: [BackwardFilter; 4] = [
 /// cuDNN, what has been found out about it, and the memory that all convolutions share.
 pub(super) struct Convolutions {
     cudnn: Arc<Cudnn>,
-    plans: HashMap<Key, Plan>,
+    plans: HashMap<Key, Option<Plan>>,
     workspace: Option<CudaSlice<u8>>,
 }
 
@@ -94,7 +94,7 @@ struct Plan {
 }
 
 /// A number that cuDNN multiplies, and the one that it adds up in.
-trait Element: CudnnDataType + CudaDType + DeviceRepr + Copy {
+trait Element: CudnnDataType + CudaDType + DeviceRepr + WithDType {
     type Sum: CudnnDataType;
     const ZERO: Self;
     const ONE: Self;
@@ -143,24 +143,22 @@ macro_rules! for_element {
 }
 
 /// The convolution of x with w, both of one type.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Option<Fresh>> {
     with(device(x)?, |engine| for_element!(x.dtype(), |T| Call::<T>::new(engine, conv)?.forward(engine, x, w)))
 }
 
 /// The gradient of x.
-pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let call = |engine: &mut Engine| {
-        for_element!(w.dtype(), |T| Call::<T>::new(engine, conv)?.backward_data(engine, w, dy))
-    };
-    with(device(w)?, call).map(Fresh::tensor)
+pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    let call =
+        |engine: &mut Engine| for_element!(w.dtype(), |T| Call::<T>::new(engine, conv)?.backward_data(engine, w, dy));
+    Ok(with(device(w)?, call)?.map(Fresh::tensor))
 }
 
 /// The gradient of w.
-pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let call = |engine: &mut Engine| {
-        for_element!(x.dtype(), |T| Call::<T>::new(engine, conv)?.backward_filter(engine, x, dy))
-    };
-    with(device(x)?, call).map(Fresh::tensor)
+pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    let call =
+        |engine: &mut Engine| for_element!(x.dtype(), |T| Call::<T>::new(engine, conv)?.backward_filter(engine, x, dy));
+    Ok(with(device(x)?, call)?.map(Fresh::tensor))
 }
 
 /// The descriptors of a convolution.
@@ -204,7 +202,7 @@ impl<T: Element> Call<T> {
         Key { way, conv: self.sizes, dtype: T::DTYPE, tf32: self.tf32 }
     }
 
-    fn forward(&self, engine: &mut Engine, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+    fn forward(&self, engine: &mut Engine, x: &Tensor, w: &Tensor) -> Result<Option<Fresh>> {
         let op = ConvForward { conv: &self.conv, x: &self.x, w: &self.w, y: &self.y };
         let Conv { images, filters, height, width, .. } = self.sizes;
         read(x, |x| {
@@ -213,16 +211,16 @@ impl<T: Element> Call<T> {
                 // SAFETY: cuDNN writes all of it.
                 let mut y = unsafe { engine.device.alloc::<T>(shape.elem_count())? };
                 let bytes = |way| op.get_workspace_size(way);
-                run(engine, self.key(Way::Forward), &FORWARD, bytes, |way, workspace| {
+                let done = run(engine, self.key(Way::Forward), &FORWARD, bytes, |way, workspace| {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &x, &w, &mut y) }
                 })?;
-                Ok(Fresh { storage: CudaStorage::wrap_cuda_slice(y, engine.device.clone()), shape })
+                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(y, engine.device.clone()), shape }))
             })
         })
     }
 
-    fn backward_data(&self, engine: &mut Engine, w: &Tensor, dy: &Tensor) -> Result<Fresh> {
+    fn backward_data(&self, engine: &mut Engine, w: &Tensor, dy: &Tensor) -> Result<Option<Fresh>> {
         let op = ConvBackwardData { conv: &self.conv, dx: &self.x, w: &self.w, dy: &self.y };
         let Conv { images, channels, height, width, .. } = self.sizes;
         read(w, |w| {
@@ -231,16 +229,16 @@ impl<T: Element> Call<T> {
                 // SAFETY: cuDNN writes all of it.
                 let mut dx = unsafe { engine.device.alloc::<T>(shape.elem_count())? };
                 let bytes = |way| op.get_workspace_size(way);
-                run(engine, self.key(Way::BackwardData), &BACKWARD_DATA, bytes, |way, workspace| {
+                let done = run(engine, self.key(Way::BackwardData), &BACKWARD_DATA, bytes, |way, workspace| {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &mut dx, &w, &dy) }
                 })?;
-                Ok(Fresh { storage: CudaStorage::wrap_cuda_slice(dx, engine.device.clone()), shape })
+                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(dx, engine.device.clone()), shape }))
             })
         })
     }
 
-    fn backward_filter(&self, engine: &mut Engine, x: &Tensor, dy: &Tensor) -> Result<Fresh> {
+    fn backward_filter(&self, engine: &mut Engine, x: &Tensor, dy: &Tensor) -> Result<Option<Fresh>> {
         let op = ConvBackwardFilter { conv: &self.conv, x: &self.x, dw: &self.w, dy: &self.y };
         let Conv { channels, filters, groups, height, width, .. } = self.sizes;
         read(x, |x| {
@@ -249,11 +247,11 @@ impl<T: Element> Call<T> {
                 // SAFETY: cuDNN writes all of it.
                 let mut dw = unsafe { engine.device.alloc::<T>(shape.elem_count())? };
                 let bytes = |way| op.get_workspace_size(way);
-                run(engine, self.key(Way::BackwardFilter), &BACKWARD_FILTER, bytes, |way, workspace| {
+                let done = run(engine, self.key(Way::BackwardFilter), &BACKWARD_FILTER, bytes, |way, workspace| {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &x, &mut dw, &dy) }
                 })?;
-                Ok(Fresh { storage: CudaStorage::wrap_cuda_slice(dw, engine.device.clone()), shape })
+                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(dw, engine.device.clone()), shape }))
             })
         })
     }
@@ -268,28 +266,25 @@ fn read<T: Element, R>(tensor: &Tensor, f: impl FnOnce(CudaView<'_, T>) -> Resul
     f(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// Runs the fastest of some ways, which is found out the first time.
+/// Runs the fastest of some ways, which is found out the first time. Whether there is one.
 fn run<A: Copy>(
     engine: &mut Engine,
     key: Key,
     ways: &[A],
     bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
     mut launch: impl FnMut(A, &mut CudaSlice<u8>) -> std::result::Result<(), CudnnError>,
-) -> Result<()> {
-    let plan = match engine.convolutions.plans.get(&key) {
-        Some(plan) => *plan,
-        None => {
-            let plan = fastest(engine, key, ways, bytes, &mut launch)?;
-            engine.convolutions.plans.insert(key, plan);
-            plan
-        }
-    };
+) -> Result<bool> {
+    let known = engine.convolutions.plans.get(&key).copied();
+    let plan = if let Some(plan) = known { plan } else { fastest(engine, key, ways, bytes, &mut launch)? };
+    engine.convolutions.plans.insert(key, plan);
+    let Some(Plan { index, bytes }) = plan else { return Ok(false) };
     let workspace = match &mut engine.convolutions.workspace {
-        Some(workspace) if workspace.len() >= plan.bytes => workspace,
+        Some(workspace) if workspace.len() >= bytes => workspace,
         // SAFETY: whoever reads it has written it before.
-        place => place.insert(unsafe { engine.device.alloc::<u8>(plan.bytes.max(1))? }),
+        place => place.insert(unsafe { engine.device.alloc::<u8>(bytes.max(1))? }),
     };
-    Ok(launch(ways[plan.index], workspace)?)
+    launch(ways[index], workspace)?;
+    Ok(true)
 }
 
 /// Times the ways: the only place where the host waits for the device.
@@ -299,7 +294,7 @@ fn fastest<A: Copy>(
     ways: &[A],
     bytes: impl Fn(A) -> std::result::Result<usize, CudnnError>,
     mut launch: impl FnMut(A, &mut CudaSlice<u8>) -> std::result::Result<(), CudnnError>,
-) -> Result<Plan> {
+) -> Result<Option<Plan>> {
     let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
     let mut best: Option<(f32, Plan)> = None;
     for (index, way) in ways.iter().enumerate() {
@@ -320,13 +315,8 @@ fn fastest<A: Copy>(
             best = Some((milliseconds, Plan { index, bytes }));
         }
     }
-    match best {
-        Some((milliseconds, plan)) => {
-            tracing::debug!(?key, ?plan, milliseconds, "a way to convolve");
-            Ok(plan)
-        }
-        None => candle_core::bail!("cuDNN has no way to convolve {key:?}"),
-    }
+    tracing::debug!(?key, ?best, "convolutions of this kind have been timed, in ms");
+    Ok(best.map(|(_, plan)| plan))
 }
 
 /// A size as cuDNN takes it.

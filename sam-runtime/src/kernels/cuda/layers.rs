@@ -4,14 +4,11 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
 
-#[cfg(feature = "cudnn")]
-use super::cudnn as convolutions;
-#[cfg(not(feature = "cudnn"))]
-use super::patches as convolutions;
-
-use super::super::device::nn::{self, Channels, CrossEntropy, Pool, Running, Target};
 use super::super::device::code;
-use super::{Fresh, address, device, place, with};
+use super::super::device::nn::{self, Channels, CrossEntropy, Pool, Running, Target};
+#[cfg(feature = "cudnn")]
+use super::cudnn;
+use super::{Fresh, address, device, patches, place, with};
 use crate::kernels::conv::Conv;
 use crate::kernels::norm::Norm;
 
@@ -100,7 +97,10 @@ fn bias_back(bias: &Tensor, dy: &Tensor, sizes: Channels) -> Result<Tensor> {
 /// The convolution of x with w, plus a bias.
 pub(crate) fn conv(conv: &Conv, args: &[Tensor]) -> Result<Output> {
     let (x, w) = (&args[0], &args[1].to_dtype(args[0].dtype())?);
-    let y = convolutions::forward(conv, x, w)?;
+    #[cfg(feature = "cudnn")]
+    let y = cudnn::forward(conv, x, w)?.map_or_else(|| patches::forward(conv, x, w), Ok)?;
+    #[cfg(not(feature = "cudnn"))]
+    let y = patches::forward(conv, x, w)?;
     if let Some(bias) = args.get(2) {
         let (dtypes, addresses) = ([code(x.dtype())?, place(bias)?.dtype], [y.address()?, place(bias)?.address]);
         with(device(x)?, |engine| nn::bias(engine, outputs(conv), dtypes, addresses))?;
@@ -112,11 +112,27 @@ pub(crate) fn conv(conv: &Conv, args: &[Tensor]) -> Result<Output> {
 pub(crate) fn conv_back(conv: &Conv, args: &[Tensor], wanted: &[bool], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let gradient = |(i, arg): (usize, &Tensor)| match i {
         _ if !wanted[i] => Ok(None),
-        0 => convolutions::backward_data(conv, &args[1].to_dtype(dy.dtype())?, dy).map(Some),
-        1 => convolutions::backward_filter(conv, &args[0], dy)?.to_dtype(arg.dtype()).map(Some),
+        0 => conv_back_to_images(conv, &args[1].to_dtype(dy.dtype())?, dy).map(Some),
+        1 => conv_back_to_weight(conv, &args[0], dy)?.to_dtype(arg.dtype()).map(Some),
         _ => bias_back(arg, dy, outputs(conv)).map(Some),
     };
     args.iter().enumerate().map(gradient).collect()
+}
+
+fn conv_back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if let Some(dx) = cudnn::backward_data(conv, w, dy)? {
+        return Ok(dx);
+    }
+    patches::backward_data(conv, w, dy)
+}
+
+fn conv_back_to_weight(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if let Some(dw) = cudnn::backward_filter(conv, x, dy)? {
+        return Ok(dw);
+    }
+    patches::backward_filter(conv, x, dy)
 }
 
 fn outputs(conv: &Conv) -> Channels {

@@ -7,7 +7,6 @@
 #[cfg(feature = "cudnn")]
 mod cudnn;
 mod layers;
-#[cfg(not(feature = "cudnn"))]
 mod patches;
 mod steps;
 
@@ -28,7 +27,7 @@ use candle_core::cuda::cudarc::driver::sys::{CUmemPool_attribute, cuMemPoolSetAt
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda::{CudaDType, CudaDevice, DeviceId, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
 use super::device::{Arg, Machine, Memory, code};
@@ -100,7 +99,7 @@ fn keep_memory(stream: &CudaStream) -> Result<()> {
 }
 
 impl Machine for Engine {
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg]) -> Result<()> {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
         if blocks == 0 {
             return Ok(());
         }
@@ -120,7 +119,7 @@ impl Machine for Engine {
                 Arg::U32(x) => launch.arg(x),
                 Arg::U64(x) => launch.arg(x),
                 Arg::F64(x) => launch.arg(x),
-                Arg::Piece(x) => launch.arg(x),
+                Arg::Piece(x) => launch.arg(*x),
                 Arg::Pool(x) => launch.arg(x),
                 Arg::Convolution(x) => launch.arg(x),
             };
@@ -220,9 +219,4 @@ pub(crate) fn is_home_of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> b
     let mut tensors = tensors.into_iter();
     let Some(first) = tensors.next() else { return false };
     first.device().is_cuda() && tensors.all(|tensor| tensor.device().same_device(first.device()))
-}
-
-/// The CUDA device, if it is one.
-fn cuda(device: &Device) -> Option<&CudaDevice> {
-    device.as_cuda_device().ok()
 }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::super::device::sam::{self, Entry, Metric};
 use super::super::device::{Machine, Memory};
 use super::super::{Move, Scaling, Slope, wide};
-use super::{Fresh, Place, cuda, device, place, with};
+use super::{Fresh, Place, device, place, with};
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
@@ -87,8 +87,7 @@ fn pair(a: &Tensor, b: &Tensor) -> Result<[Place; 2]> {
 
 /// How many gradients of this thread's steps were not finite so far. This waits for the device.
 pub(crate) fn not_finite_steps(device: &Device) -> Result<u64> {
-    let Some(device) = cuda(device) else { return Ok(0) };
-    with(device, |engine| {
+    with(device.as_cuda_device()?, |engine| {
         engine.memory(Memory::Outcome, 4)?;
         let outcome: Vec<u64> = match engine.memory.get(&Memory::Outcome) {
             Some(outcome) => engine.stream.clone_dtoh(outcome).w()?,

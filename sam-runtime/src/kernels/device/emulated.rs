@@ -91,7 +91,7 @@ fn machines() -> Vec<Emulated> {
 }
 
 impl Machine for Emulated {
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg]) -> Result<()> {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
         // Shared memory is the library's static data: one launch at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -102,7 +102,7 @@ impl Machine for Emulated {
                 Arg::U32(x) => std::ptr::from_mut(x).cast(),
                 Arg::U64(x) => std::ptr::from_mut(x).cast(),
                 Arg::F64(x) => std::ptr::from_mut(x).cast(),
-                Arg::Piece(x) => std::ptr::from_mut(x).cast(),
+                Arg::Piece(x) => std::ptr::from_ref(*x).cast_mut().cast(),
                 Arg::Pool(x) => std::ptr::from_mut(x).cast(),
                 Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
             })

@@ -12,11 +12,11 @@ use candle_core::{DType, Result};
 
 /// An argument of a kernel. Addresses are `U64`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg {
+pub(crate) enum Arg<'a> {
     U32(u32),
     U64(u64),
     F64(f64),
-    Piece(Piece),
+    Piece(&'a Piece),
     /// Sizes of a pooling.
     Pool([u32; 8]),
     /// Sizes of a convolution.
@@ -42,7 +42,7 @@ pub(crate) enum Memory {
 /// Something that runs kernels one after the other, in blocks of 256 threads.
 pub(crate) trait Machine {
     /// With no blocks nothing is done.
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg]) -> Result<()>;
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()>;
 
     /// The address of at least so many words, which are 0 at first. It is another one where more are asked for than before.
     fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64>;

@@ -20,7 +20,7 @@ fn elementwise(
     dtype: u32,
     addresses: &[u64],
     n: usize,
-    more: &[Arg],
+    more: &[Arg<'_>],
 ) -> Result<()> {
     let mut args = vec![Arg::U32(dtype)];
     args.extend(addresses.iter().map(|address| Arg::U64(*address)));
@@ -59,6 +59,7 @@ pub(crate) fn dropout(
 
 /// Images of `plane` pixels in channels.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the sizes of (images, channels, plane)")]
 pub(crate) struct Channels {
     pub(crate) images: usize,
     pub(crate) channels: usize,
@@ -75,7 +76,7 @@ impl Channels {
         self.channels * self.splits()
     }
 
-    fn sizes(self) -> Result<[Arg; 4]> {
+    fn sizes(self) -> Result<[Arg<'static>; 4]> {
         word(self.images * self.plane)?;
         let sizes = [self.images, self.channels, self.plane, self.splits()];
         Ok([word(sizes[0])?, word(sizes[1])?, word(sizes[2])?, word(sizes[3])?].map(Arg::U32))
@@ -85,12 +86,12 @@ impl Channels {
         (self.images * self.plane) as f64
     }
 
-    fn parts(self, machine: &mut impl Machine) -> Result<Arg> {
+    fn parts(self, machine: &mut impl Machine) -> Result<Arg<'static>> {
         machine.memory(Memory::Parts, 2 * self.blocks()).map(Arg::U64)
     }
 
     /// Σ(x - origin) and Σ(x - origin)² of each part.
-    fn moments(self, machine: &mut impl Machine, dtype: u32, x: u64, centred: bool) -> Result<Arg> {
+    fn moments(self, machine: &mut impl Machine, dtype: u32, x: u64, centred: bool) -> Result<Arg<'static>> {
         let [images, channels, plane, splits] = self.sizes()?;
         let (parts, centred) = (self.parts(machine)?, Arg::U32(centred.into()));
         let args = [Arg::U32(dtype), Arg::U64(x), images, channels, plane, splits, centred, parts];
@@ -130,7 +131,7 @@ pub(crate) struct Running {
 }
 
 impl Norm {
-    fn affine(&self) -> [Arg; 3] {
+    fn affine(&self) -> [Arg<'static>; 3] {
         [Arg::U32(self.affine_dtype), Arg::U64(self.weight), Arg::U64(self.bias)]
     }
 
@@ -260,7 +261,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    fn arg(&self) -> Result<Arg> {
+    fn arg(&self) -> Result<Arg<'static>> {
         let [height, width] = self.input;
         let [rows, columns] = self.output;
         let mut sizes = [0; 8];
@@ -327,7 +328,7 @@ impl Patches {
         [self.channels * product, self.images * pixels]
     }
 
-    fn arg(&self) -> Result<Arg> {
+    fn arg(&self) -> Result<Arg<'static>> {
         let mut sizes = [0; 11];
         let [height, width] = self.input;
         let [kernel_height, kernel_width] = self.kernel;
@@ -383,7 +384,7 @@ pub(crate) struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    fn args(&self, logits: u64) -> Result<[Arg; 7]> {
+    fn args(&self, logits: u64) -> Result<[Arg<'static>; 7]> {
         let (labels, dtype, probabilities, smoothing) = match self.target {
             Target::Labels { address, smoothing } => (address, 0, 0, smoothing),
             Target::Probabilities { address, dtype } => (0, dtype, address, 0.0),

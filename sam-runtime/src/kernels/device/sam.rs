@@ -83,18 +83,22 @@ impl Table {
             let mut piece = [0; PIECE];
             piece[..words.len()].copy_from_slice(words);
             let (begin, count) = (word(i * PIECE)?, word(words.len())?);
-            machine.launch("sam_table", 1, &[Arg::U64(address), Arg::U32(begin), Arg::U32(count), Arg::Piece(piece)])?;
+            machine.launch(
+                "sam_table",
+                1,
+                &[Arg::U64(address), Arg::U32(begin), Arg::U32(count), Arg::Piece(&piece)],
+            )?;
         }
         Ok(Self { address, count: word(count)?, chunks })
     }
 
-    fn args<const N: usize>(&self, more: [Arg; N]) -> Vec<Arg> {
+    fn args<const N: usize>(&self, more: [Arg<'static>; N]) -> Vec<Arg<'static>> {
         [Arg::U64(self.address), Arg::U32(self.count)].into_iter().chain(more).collect()
     }
 }
 
 /// A power by the code that the kernels know, and its exponent.
-fn power(power: Power) -> [Arg; 2] {
+fn power(power: Power) -> [Arg<'static>; 2] {
     let (kind, exponent) = match power {
         Power::One => (0, 0.0),
         Power::Same => (1, 1.0),

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::super::nn::{self, Channels, CrossEntropy, Norm, Patches, Pool, Running, Target};
 use super::super::code;
+use super::super::nn::{self, Channels, CrossEntropy, Norm, Patches, Pool, Running, Target};
 use super::{Buffer, Emulated, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::kernels::conv::{self, Conv, Side};
 use crate::kernels::norm::{self, Statistics};
@@ -237,7 +237,11 @@ fn pooling() {
             };
             let shape = [2, 3, input[0], input[1]];
             let expected = reference(&x, &shape, &dy.values(), |x| {
-                if max { crate::nn::max_pool2d(x, kernel, stride, padding) } else { crate::nn::avg_pool2d(x, kernel, stride, padding) }
+                if max {
+                    crate::nn::max_pool2d(x, kernel, stride, padding)
+                } else {
+                    crate::nn::avg_pool2d(x, kernel, stride, padding)
+                }
             });
             for (found, expected) in found.iter().zip(&expected) {
                 assert_close(found, expected, 2.0 * tolerance(dtype), &format!("{dtype:?}, {pool:?}"));
@@ -351,7 +355,10 @@ fn cross_entropies() {
             let address = share_buffer.address();
             let cases = [0.0, 0.1].map(|smoothing| {
                 let target = Target::Labels { address: label_buffer.address(), smoothing };
-                (target, reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_smoothed(x, &whole, smoothing)))
+                (
+                    target,
+                    reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_smoothed(x, &whole, smoothing)),
+                )
             });
             let soft = (
                 Target::Probabilities { address, dtype: 0 },

@@ -214,7 +214,8 @@ fn descent_with_momentum() {
                         if moving {
                             *v = momentum * *v + g;
                         }
-                        *w -= params.lr * if !moving || nesterov { g + if moving { momentum * *v } else { 0.0 } } else { *v };
+                        *w -= params.lr
+                            * if !moving || nesterov { g + if moving { momentum * *v } else { 0.0 } } else { *v };
                     }
                     let what = format!("{dtype:?}, momentum {momentum}, {nesterov}");
                     assert_close(&case.w.values(), &w, tolerance(dtype), &what);
