@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
 use crate::checkpoint::{names_of, read, write};
-use crate::gradient::gradient;
+use crate::gradient::gradient_to_read;
 use crate::kernels::{self, Move};
 use crate::variants::Velocities;
 
@@ -88,7 +88,7 @@ impl Optimizer for Sgd {
 
     /// Backward and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, come without a copy.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        let gradient: HashMap<_, _> = gradient(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        let gradient: HashMap<_, _> = gradient_to_read(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
         self.advance(|var| gradient.get(&var.id()))
     }
 
