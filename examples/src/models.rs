@@ -15,6 +15,8 @@ use crate::kit::{Kit, Ours};
 pub enum Architecture {
     /// A perceptron with one hidden layer of 128 units.
     Mlp,
+    /// The same, with a batch normalisation before the ReLU.
+    MlpNorm,
     /// A perceptron with two hidden layers of 1024 units.
     MlpWide,
     /// Five 3x3 convolutions of 16 to 64 channels.
@@ -39,6 +41,7 @@ impl Architecture {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mlp => "MLP",
+            Self::MlpNorm => "MLP with batch normalisation",
             Self::MlpWide => "MLP 1024-1024",
             Self::Cnn => "CNN",
             Self::ResNet20 => "ResNet-20",
@@ -73,6 +76,7 @@ impl<K: Kit + 'static> Model<K> {
         let channels = shape[0];
         let net: Box<dyn Net> = match architecture {
             Architecture::Mlp => Box::new(Mlp::<K>::new(&[pixels, 128, classes], &vb)?),
+            Architecture::MlpNorm => Box::new(MlpNorm::<K>::new(pixels, 128, classes, &vb)?),
             Architecture::MlpWide => Box::new(Mlp::<K>::new(&[pixels, 1024, 1024, classes], &vb)?),
             Architecture::Cnn => Box::new(Cnn::<K>::new(channels, classes, &vb)?),
             Architecture::ResNet20 => Box::new(ResNet::<K>::new(channels, &[16, 32, 64], 3, classes, &vb)?),
@@ -131,6 +135,29 @@ impl<K: Kit> Net for Mlp<K> {
             x = if i == 0 { layer.forward(&x)? } else { layer.forward(&K::relu(&x)?)? };
         }
         Ok(x)
+    }
+}
+
+/// A perceptron with a batch normalisation.
+struct MlpNorm<K: Kit> {
+    hidden: K::Linear,
+    norm: K::Norm,
+    head: K::Linear,
+}
+
+impl<K: Kit> MlpNorm<K> {
+    fn new(from: usize, width: usize, classes: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self {
+            hidden: K::linear(from, width, vb.pp("hidden"))?,
+            norm: K::norm(width, vb.pp("norm"))?,
+            head: K::linear(width, classes, vb.pp("head"))?,
+        })
+    }
+}
+
+impl<K: Kit> Net for MlpNorm<K> {
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward(&K::norm_relu(&self.norm, &self.hidden.forward(&x.flatten_from(1)?)?, train)?)
     }
 }
 

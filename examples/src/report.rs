@@ -8,6 +8,7 @@ use std::sync::Once;
 
 use anyhow::{Context as _, Result};
 use image::RgbImage;
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -32,7 +33,9 @@ impl Mean {
         Self { mean, error: (numbers.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()) }
     }
 
-    fn percent(self) -> String {
+    /// In percent, with its error where there is one.
+    #[must_use]
+    pub fn percent(self) -> String {
         let mean = 100.0 * self.mean;
         self.error.map_or_else(|| format!("{mean:.1}"), |error| format!("{mean:.1} ± {:.1}", 100.0 * error))
     }
@@ -83,7 +86,9 @@ pub fn table(log: &[Epoch], methods: &[Method]) -> String {
     align(&rows)
 }
 
-fn align(rows: &[Vec<String>]) -> String {
+/// A table in Markdown whose columns line up; the first row is its head.
+#[must_use]
+pub fn align(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
@@ -111,17 +116,32 @@ const SIZE: (u32, u32) = (1200, 750);
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
 pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
+    png(path, |area| draw(area, log, methods, title))
+}
+
+/// An area to draw on.
+pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+
+/// What drawing comes to.
+pub type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+/// Draws a PNG of 1200 x 750 pixels, on an area of twice that: plotters does not smooth its lines.
+///
+/// # Errors
+/// If the file cannot be written; nothing is left behind then.
+pub fn png(path: &Path, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<()> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for bytes that are no font.
         let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
         let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
     });
-    // Drawn twice as large as it is shown: plotters does not smooth its lines.
     let (width, height) = (2 * SIZE.0, 2 * SIZE.1);
     let mut pixels = vec![0; (width * height * 3) as usize];
-    draw(BitMapBackend::with_buffer(&mut pixels, (width, height)), log, methods, title)
-        .map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+    let drawn = area.fill(&PAPER).map_err(Into::into).and_then(|()| draw(&area)).and_then(|()| Ok(area.present()?));
+    drawn.map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    drop(area);
     let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
     let small = image::imageops::thumbnail(&large, SIZE.0, SIZE.1);
     let mut png = std::io::Cursor::new(Vec::new());
@@ -129,11 +149,12 @@ pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> R
     write_whole(path, png.get_ref())
 }
 
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+/// The colour of text.
+pub const INK: RGBColor = RGBColor(51, 51, 51);
+/// The colour behind everything.
+pub const PAPER: RGBColor = RGBColor(255, 255, 255);
 
-fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
-    const INK: RGBColor = RGBColor(51, 51, 51);
-    const PAPER: RGBColor = RGBColor(255, 255, 255);
+fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
     let color = |method| match method {
         Method::Sgd => RGBColor(213, 94, 0),
         Method::Sam => RGBColor(0, 114, 178),
@@ -142,9 +163,7 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
     let highest = log.iter().flat_map(|epoch| [epoch.test_error, epoch.train_error]).fold(0.0, f64::max);
     let top = (100.0 * highest / 10.0).ceil() * 10.0;
 
-    let area = backend.into_drawing_area();
-    area.fill(&PAPER)?;
-    let mut chart = ChartBuilder::on(&area)
+    let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 52).into_font().color(&INK))
         .margin(48)
         .margin_right(80)
@@ -197,7 +216,6 @@ fn draw(backend: BitMapBackend<'_>, log: &[Epoch], methods: &[Method], title: &s
         .border_style(INK.mix(0.2))
         .label_font(("sans-serif", 36).into_font().color(&INK))
         .draw()?;
-    area.present()?;
     Ok(())
 }
 

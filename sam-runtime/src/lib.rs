@@ -53,6 +53,39 @@
 //! first, and hand a generator as an argument and say `replay(rng)` for the second. [`Pass::current`] tells which pass is
 //! running. [`plain`] runs annotated functions as they are written.
 //!
+//! # Variants
+//!
+//! What the literature has made of SAM differs in a few pieces: which direction is climbed, in which metric, how far, when,
+//! on which examples, and what the two gradients come to. A [`Sam`] is put together from them, or made by the name of a
+//! publication; [`variants`] has the table. A loss function takes one as an argument:
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor, Var};
+//! use sam_runtime::variants::{Combination, Direction};
+//! use sam_runtime::{Sam, sam};
+//!
+//! #[sam(with = sam)]
+//! fn loss(sam: &Sam, w: &Var, x: &Tensor) -> Result<Tensor> {
+//!     x.broadcast_mul(w)?.sqr()?.mean_all()
+//! }
+//!
+//! #[sam(rho = 0.1, gsam = 0.4)] // what needs no memory is a key as well
+//! fn gsam_loss(w: &Var, x: &Tensor) -> Result<Tensor> {
+//!     x.broadcast_mul(w)?.sqr()?.mean_all()
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! # let (w, x) = (Var::ones(3, DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?);
+//! let look_sam = Sam::look_sam();
+//! loss(&look_sam, &w, &x)?;
+//! let mine = Sam::new(0.1).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch();
+//! loss(&mine, &w, &x)?;
+//! println!("{:?} at w, {:?} above", mine.last().unwrap().loss()?, mine.last().unwrap().perturbed_loss()?);
+//! # gsam_loss(&w, &x)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Without the attribute
 //!
 //! [`Sam::loss`] takes a closure. The four stages that the attribute writes are public, and each is a type of its own, so

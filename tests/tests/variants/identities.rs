@@ -1,0 +1,156 @@
+//! What a variant comes to at the edges of its constants, and what it does not depend on.
+
+use candle_core::{Result, Tensor};
+use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, When};
+use sam_runtime::{Functional, Sam};
+use sam_tests::{Net, bits, gradient};
+
+use crate::promises::all;
+use crate::reference::*;
+
+/// The bits of the weights after some steps.
+fn bits_after(sam: &Sam, net: &Net) -> Vec<Vec<u64>> {
+    for step in 0..6 {
+        let (x, y) = batch_of(step);
+        let update = gradient(&sam.loss(|| net.loss(&x, &y)).unwrap(), &net.vars).concat();
+        set_weights(net, &mix(1.0, &weights(net), -LR, &update));
+    }
+    net.vars.iter().map(|var| bits(var)).collect()
+}
+
+fn bits_of(sam: &Sam) -> Vec<Vec<u64>> {
+    bits_after(sam, &net())
+}
+
+fn plain_bits() -> Vec<Vec<u64>> {
+    bits_of(&Sam::new(0.0))
+}
+
+#[test]
+fn without_a_radius_every_variant_is_the_base_to_the_bit() {
+    let net = net();
+    let expected = {
+        for step in 0..6 {
+            let (x, y) = batch_of(step);
+            let update = gradient(&net.loss(&x, &y).unwrap(), &net.vars).concat();
+            set_weights(&net, &mix(1.0, &weights(&net), -LR, &update));
+        }
+        net.bits()
+    };
+    for variant in all() {
+        let net = self::net();
+        let sam = (variant.make)(&net).radius(Radius::Constant(0.0));
+        if !matches!(variant.name, "decoupled wsam") {
+            assert_eq!(bits_after(&sam, &net), expected, "{}", variant.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_sam_to_the_bit() {
+    let sam = bits_of(&Sam::new(0.3));
+    assert_ne!(sam, plain_bits());
+    let base = || Sam::new(0.3);
+    for (name, same) in [
+        ("look, k = 1", base().combination(Combination::Look { every: 1, alpha: 0.7 })),
+        ("F-SAM, sigma = 0", base().direction(Direction::Residual { sigma: 0.0, lambda: 0.9 })),
+        ("VaSSO, theta = 1", base().direction(Direction::Average { theta: 1.0 })),
+        ("every step", base().when(When::Every(1))),
+        ("always by chance", base().when(When::Chance(1.0))),
+        ("one ascent", base().ascents(1, 1.0)),
+        ("GSAM, alpha = 0", base().combination(Combination::Gsam { alpha: 0.0 })),
+        ("WSAM, gamma = 1/2", base().combination(Combination::Wsam { gamma: 0.5 })),
+        ("an endless budget", base().radius(Radius::LossBudget { sigma: 1e9, largest: 0.3 })),
+        ("watched", base().watch()),
+    ] {
+        assert_eq!(bits_of(&same), sam, "{name}");
+    }
+}
+
+#[test]
+fn what_is_sam_to_rounding() {
+    let flat = |sam: &Sam| {
+        let net = net();
+        bits_after(sam, &net);
+        weights(&net)
+    };
+    let sam = flat(&Sam::new(0.3));
+    for (name, same) in [
+        ("every coordinate kept", Sam::new(0.3).mask(Mask::Random { keep: 1.0 })),
+        ("none left out", Sam::new(0.3).mask(Mask::Largest { sparsity: 0.0, every: 2 })),
+        ("Fisher, eta = 0", Sam::new(0.3).metric(Metric::Fisher { eta: 0.0 })),
+        ("unnormalised, of the same length", Sam::new(1.0).unnormalised().rho_schedule(|_| 1.0)),
+    ] {
+        if name.starts_with("unnormalised") {
+            let usam = descend(6, |w, step| step.g(&add(w, &step.g(w))));
+            assert_close(&flat(&same), &usam, 1e-11);
+        } else {
+            println!("{name}");
+            assert_close(&flat(&same), &sam, 1e-11);
+        }
+    }
+}
+
+/// tanh'(0) aside, this network has no scale of its own: relu(a W₁ x) W₂ / a is one function for every a > 0.
+#[test]
+fn asam_does_not_see_a_rescaling_of_layers() {
+    let run = |a: f64| -> (f64, f64) {
+        let net = net();
+        set_weights(&net, &weights(&net));
+        let [w1, _, w2, _] = &net.vars;
+        w1.set(&(w1.as_tensor() * a).unwrap()).unwrap();
+        w2.set(&(w2.as_tensor() / a).unwrap()).unwrap();
+        let (x, _) = batch_of(0);
+        let there = std::cell::Cell::new(0f64);
+        let loss = |net: &Net| -> Result<Tensor> {
+            let loss = x.matmul(&net.vars[0].t()?)?.relu()?.matmul(&net.vars[2].t()?)?.sqr()?.mean_all()?;
+            there.set(loss.to_scalar()?);
+            Ok(loss)
+        };
+        let asam = Sam::new(0.5).adaptive(0.0);
+        asam.loss(|| loss(&net)).unwrap();
+        let adaptive = there.get();
+        Sam::new(0.5).loss(|| loss(&net)).unwrap();
+        (adaptive, there.get())
+    };
+    let ((adaptive, plain), (adaptive_scaled, plain_scaled)) = (run(1.0), run(4.0));
+    assert!((adaptive - adaptive_scaled).abs() < 1e-12 * adaptive);
+    assert!((plain - plain_scaled).abs() > 1e-2 * plain, "plain SAM should see it");
+}
+
+/// c L has c times the gradient, and the same ε̂. A power of two, so that all is to the bit.
+#[test]
+fn what_is_normalised_does_not_see_the_scale_of_the_loss() {
+    for variant in all() {
+        if variant.sees_scale {
+            continue;
+        }
+        let run = |scale: f64| {
+            let net = net();
+            let sam = (variant.make)(&net);
+            let mut all = Vec::new();
+            for step in 0..6 {
+                let (x, y) = batch_of(step);
+                let loss = sam.loss(|| net.loss(&x, &y)? * scale).unwrap();
+                let update = gradient(&loss, &net.vars).concat();
+                set_weights(&net, &mix(1.0, &weights(&net), -LR / scale, &update));
+                sam.finish(LR / scale).unwrap();
+                all.push(net.bits());
+            }
+            all
+        };
+        assert_eq!(run(1.0), run(64.0), "{}", variant.name);
+    }
+}
+
+#[test]
+fn functional_sam_of_a_linear_loss_is_sam() {
+    let run = |functional: Option<Functional>| {
+        let net = net();
+        let (x, _) = batch_of(0);
+        let of = |z: Tensor| functional.as_ref().map_or(Ok(z.clone()), |functional| functional.of(&z));
+        let loss = Sam::new(0.3).loss(|| of(net.forward(&x)?)?.sum_all()).unwrap();
+        gradient(&loss, &net.vars)
+    };
+    assert_eq!(run(Some(Functional::default())), run(None));
+}

@@ -1,0 +1,12 @@
+//! Every variant against a few lines that were written from its formula, and what all of them promise.
+
+#![allow(clippy::unwrap_used, clippy::cast_sign_loss, reason = "this is test code")]
+
+mod costs;
+mod formulas;
+mod identities;
+mod promises;
+mod reference;
+mod resume;
+mod scaling;
+mod second_order;
