@@ -18,6 +18,7 @@ pub struct Source<'a> {
     labels: Vec<u32>,
     shape: [usize; 3],
     scale: MeanStd,
+    device: Device,
 }
 
 impl<'a> Source<'a> {
@@ -27,9 +28,15 @@ impl<'a> Source<'a> {
         let (shape, scale) = ([set.channels, set.height, set.width], set.mean_std());
         let source = |split: &'a Split| {
             let (images, labels) = (split.images.as_slice(), split.labels.clone());
-            Self { images, labels, shape, scale: scale.clone() }
+            Self { images, labels, shape, scale: scale.clone(), device: Device::Cpu }
         };
         [source(&set.train), source(&set.test)]
+    }
+
+    /// With its batches on this device.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
     }
 
     /// The labels that are trained on, for whoever wants to put noise on them.
@@ -118,8 +125,8 @@ impl Source<'_> {
             }
         });
         let labels: Vec<u32> = places.iter().map(|&place| self.labels[place]).collect();
-        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &Device::Cpu)?;
-        Ok((x, Tensor::from_vec(labels, places.len(), &Device::Cpu)?))
+        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
+        Ok((x, Tensor::from_vec(labels, places.len(), &self.device)?))
     }
 }
 

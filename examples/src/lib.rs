@@ -5,6 +5,7 @@
 //! [`report`] on it.
 
 pub mod batches;
+pub mod compute;
 pub mod data;
 pub mod kit;
 pub mod models;

@@ -2,12 +2,13 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 use clap::ValueEnum;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::compute::Place;
 use crate::kit::{Kit, Ours};
 
 /// Which network.
@@ -56,6 +57,7 @@ impl Architecture {
 pub struct Model<K: Kit = Ours> {
     net: Box<dyn Net>,
     vars: VarMap,
+    place: Place,
     kit: PhantomData<K>,
 }
 
@@ -65,13 +67,21 @@ trait Net {
 }
 
 impl<K: Kit + 'static> Model<K> {
-    /// A network for images of `shape` (channels, height, width), with weights from a seed.
+    /// A network for images of `shape` (channels, height, width), with weights from a seed, on the CPU.
     ///
     /// # Errors
     /// If candle cannot make a variable.
     pub fn new(architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
+        Self::at(&Place::CPU, architecture, shape, classes, seed)
+    }
+
+    /// The same anywhere. The weights are in f32, whatever it computes in.
+    ///
+    /// # Errors
+    /// If candle cannot make a variable.
+    pub fn at(place: &Place, architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
         let vars = VarMap::new();
-        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
         let pixels = shape.iter().product();
         let channels = shape[0];
         let net: Box<dyn Net> = match architecture {
@@ -85,7 +95,7 @@ impl<K: Kit + 'static> Model<K> {
             Architecture::Wrn28x10 => Box::new(WideResNet::<K>::new(channels, 28, 10, classes, &vb)?),
         };
         initialise(&vars, seed)?;
-        Ok(Self { net, vars, kit: PhantomData })
+        Ok(Self { net, vars, place: place.clone(), kit: PhantomData })
     }
 
     /// The network's variables.
@@ -101,12 +111,12 @@ impl<K: Kit + 'static> Model<K> {
         vars.iter().filter(|(name, _)| !name.contains("running")).map(|(_, var)| var.elem_count()).sum()
     }
 
-    /// The logits (n, classes) of images (n, channels, height, width).
+    /// The logits (n, classes) of images (n, channels, height, width), in f32.
     ///
     /// # Errors
-    /// If the images have another shape.
+    /// If the images have another shape, or are elsewhere than the network.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.net.forward(x, train)
+        self.net.forward(&x.to_dtype(self.place.dtype)?, train)?.to_dtype(DType::F32)
     }
 
     /// The mean cross-entropy of images and labels (n), in training.
@@ -344,7 +354,7 @@ fn initialise(vars: &VarMap, seed: u64) -> Result<()> {
             let inputs = var.elem_count() / var.dim(0)?;
             let bound = 1.0 / (inputs as f32).sqrt();
             let weights: Vec<f32> = (0..var.elem_count()).map(|_| rng.random_range(-bound..bound)).collect();
-            var.set(&Tensor::from_vec(weights, var.shape(), &Device::Cpu)?)?;
+            var.set(&Tensor::from_vec(weights, var.shape(), var.device())?)?;
         } else if name.ends_with("bias") {
             var.set(&var.zeros_like()?)?;
         }
@@ -354,6 +364,8 @@ fn initialise(vars: &VarMap, seed: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::kit::Stock;
 

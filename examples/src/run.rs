@@ -9,6 +9,7 @@ use sam_runtime::optim::{ParamsSgd, Sgd};
 use serde::Serialize;
 
 use crate::batches::Source;
+use crate::compute::Place;
 use crate::data::{Dataset, Noise, add_noise};
 use crate::models::{Architecture, Model};
 use crate::tutorial::{Ball, epoch, error_rate, sam_loss, sgd_loss};
@@ -19,6 +20,8 @@ const TEST_BATCH: usize = 500;
 /// What the runs of one experiment have in common.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Where it is trained.
+    pub place: Place,
     /// The network.
     pub architecture: Architecture,
     /// Passes over the training images.
@@ -86,9 +89,10 @@ pub fn run(
     seed: u64,
     mut tell: impl FnMut(Epoch) -> Result<()>,
 ) -> Result<()> {
-    let model: Model = Model::new(plan.architecture, [set.channels, set.height, set.width], set.classes.len(), seed)?;
+    let shape = [set.channels, set.height, set.width];
+    let model: Model = Model::at(&plan.place, plan.architecture, shape, set.classes.len(), seed)?;
     let mut sgd = Sgd::new(model.vars().all_vars(), plan.sgd)?;
-    let [mut train, test] = Source::both(set);
+    let [mut train, test] = Source::both(set).map(|source| source.on(&plan.place.device));
     add_noise(train.labels_mut(), set.classes.len(), plan.noise.0, plan.noise.1, seed)?;
 
     let steps = train.steps(plan.batch);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use sam_examples::compute::Compute;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
@@ -103,6 +104,9 @@ struct Options {
     /// Flip images, and shift them by up to four pixels
     #[arg(long)]
     augment: bool,
+
+    #[command(flatten)]
+    compute: Compute,
 
     /// Folder of the log, the table and the picture
     #[arg(long, value_name = "DIR", default_value = "runs/cifar")]
@@ -206,6 +210,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
     let rho = options.rho.unwrap_or(if embedded { 0.2 } else { Sam::RHO });
     Sam::new(rho).p(options.p).check()?;
     Ok(Plan {
+        place: options.compute.place()?,
         architecture: options.model.unwrap_or(if embedded { Architecture::Mlp } else { Architecture::Cnn }),
         epochs: options.epochs,
         batch: options.batch,

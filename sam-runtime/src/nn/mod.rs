@@ -4,8 +4,8 @@
 //! its running statistics alone, and the dropout draws the masks of the first.
 //!
 //! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints go both ways. On the CPU
-//! each layer is one operation with a backward pass of its own, in the same bits for any number of threads; elsewhere
-//! it is candle's.
+//! and on CUDA each layer is one operation with a backward pass of its own, in the same bits for any number of threads;
+//! elsewhere it is candle's. On CUDA the input may be in bf16 where the weights are in f32.
 //!
 //! candle's backward pass adds each gradient to a tensor of zeros. Layers hand theirs to the layer before without that, and
 //! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Everything of candle's goes between,
