@@ -205,3 +205,28 @@ fn scaled(grad: &Tensor, outer: &Tensor) -> Result<Tensor> {
     let factor = outer.flatten_all()?.squeeze(0)?.to_dtype(grad.dtype())?.to_device(grad.device())?;
     grad.broadcast_mul(&factor)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// The gradient that a loss was given is at hand for as long as the loss lives, and for no other loss.
+    #[test]
+    fn the_gradient_of_a_loss_dies_with_it() {
+        let w = Var::new(&[1f64, 2.], &Device::Cpu).unwrap();
+        let grad = Tensor::new(&[3f64, 4.], &Device::Cpu).unwrap();
+        let loss = loss_with_gradient(&Tensor::new(5f64, &Device::Cpu).unwrap(), vec![(w, grad)]).unwrap();
+        let twice = (&loss * 2.0).unwrap();
+        let read = |loss: &Tensor| gradient_to_read(loss).unwrap()[0].1.to_vec1::<f64>().unwrap();
+        assert_eq!((read(&loss), read(&twice)), (vec![3., 4.], vec![6., 8.]));
+        let id = loss.id();
+        assert!(all_known().contains_key(&id));
+        drop(loss);
+        assert!(all_known().contains_key(&id), "in the graph of another");
+        drop(twice);
+        assert!(!all_known().contains_key(&id));
+        assert!(loss_with_gradient(&Tensor::new(5f64, &Device::Cpu).unwrap(), Vec::new()).is_ok());
+    }
+}
