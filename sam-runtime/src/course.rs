@@ -6,10 +6,12 @@ use candle_core::{DType, Tensor, Var};
 
 use crate::examples::{Portion, Rows, Rule};
 use crate::gradient::{Gradient, Mean, check_loss, gradient};
-use crate::kernels::{self, Slope, check_finite, dot, number, wide};
+use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
 use crate::pass::{Step, plain};
-use crate::variants::{Combination, Direction, Kept, Radius, State, When, mix_all, ratio, second_order_direction};
+use crate::variants::{
+    Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
+};
 use crate::weights::{Displaced, exchange_all};
 use crate::{Error, Examples, Output, Pass, Sam};
 
@@ -91,14 +93,22 @@ impl<'a> Course<'a> {
         Ok((output.detach(), Some(gradient)))
     }
 
-    /// The pass at w.
+    /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
     pub(crate) fn first<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
     where
         O: Output,
         E: From<candle_core::Error>,
     {
-        let (output, seen, gradient) = self.choosing(loss)?;
-        self.last.loss = Some(seen);
+        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
+            let (output, gradient) = self.pass(Pass::Ascent, loss)?;
+            self.last.loss = Some(output.loss().detach());
+            return Ok((output, gradient));
+        };
+        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?.detach();
+        self.last.passes += FORWARD;
+        self.portions = vec![examples.choose(&self.losses)];
+        let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
+        self.last.loss = Some(chosen.loss().detach());
         Ok((output, gradient))
     }
 
@@ -108,27 +118,9 @@ impl<'a> Course<'a> {
         O: Output,
         E: From<candle_core::Error>,
     {
-        let (output, seen, gradient) = self.choosing(loss)?;
-        self.last.perturbed_loss = Some(seen);
-        Ok((output, gradient))
-    }
-
-    /// The first pass of a step. Where it takes the hardest examples, after a look at all: that gives the value.
-    fn choosing<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Tensor, Gradient), E>
-    where
-        O: Output,
-        E: From<candle_core::Error>,
-    {
-        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
-            let (output, gradient) = self.pass(Pass::Ascent, loss)?;
-            let seen = output.loss().detach();
-            return Ok((output, seen, gradient));
-        };
-        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?.detach();
-        self.last.passes += FORWARD;
-        self.portions = vec![examples.choose(&self.losses)];
-        let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
-        Ok((output, chosen.loss().detach(), gradient))
+        let found = self.first(loss)?;
+        self.last.perturbed_loss = self.last.loss.take();
+        Ok(found)
     }
 
     /// The pass at w + ε̂. Where it takes the sharpest examples, after a look at all.
@@ -244,7 +236,7 @@ impl<'a> Course<'a> {
         let asks = matches!(self.sam.when, When::Sharp { .. }) || matches!(self.sam.radius, Radius::LossBudget { .. });
         if asks {
             check_finite(all, Pass::Ascent)?;
-            let square = read(&dot(&with_itself(perturbed))?)?;
+            let square = read(&square(perturbed.iter().map(|(_, grad)| grad))?)?;
             if !self.sam.when.after(square, &mut self.state) {
                 return Ok(true);
             }
@@ -361,24 +353,19 @@ impl<'a> Course<'a> {
         let Some((_, beside)) = u.first() else { return Ok(()) };
         // Small for the loss, and large for the rounding of its gradient.
         let r = self.rho * if beside.dtype() == DType::F64 { 1e-3 } else { 1e-1 };
-        let size = dot(&with_itself(&u))?.sqrt()?;
+        let size = square(u.iter().map(|(_, u)| u))?.sqrt()?;
         let one = number(beside, 1.0)?;
         let unit = ratio(&number(beside, r)?.to_dtype(size.dtype())?, &size)?;
         let factor = (size / (2.0 * r))?;
-        let kept = Kept::new(u.clone());
+        let kept = Kept::new(u);
+        let home: Gradient = weights.iter().cloned().collect();
         for sign in [1.0, -1.0] {
-            let mut values = Gradient::with_capacity(u.len());
-            for (var, old) in weights.iter() {
-                let Some(u) = kept.get(var) else { continue };
-                let value = old.copy()?;
-                kernels::mix(&value, &one, u, &(&unit * sign)?)?;
-                values.push((var.clone(), value));
-            }
+            let values = mixed(&home, &one, &kept, &(&unit * sign)?)?;
             exchange_all(&values)?;
             let (_, there) = self.pass(Pass::Descent, loss)?;
             check_finite(&there, Pass::Descent)?;
             let there = Kept::new(there);
-            mix_all(&crate::variants::paired(second, &there), &one, &(&factor * sign)?)?;
+            mix_all(&paired(second, &there), &one, &(&factor * sign)?)?;
         }
         Ok(())
     }
@@ -423,17 +410,13 @@ impl<'a> Course<'a> {
     }
 }
 
-fn with_itself(gradient: &Gradient) -> Vec<(&Tensor, &Tensor)> {
-    gradient.iter().map(|(_, grad)| (grad, grad)).collect()
-}
-
 /// Draws values that are farther from home than ρ back onto the ball.
 fn onto_the_ball(rho: f64, home: &Gradient, values: Gradient) -> candle_core::Result<Gradient> {
     let kept = Kept::new(home.clone());
     let pairs: Vec<_> = values.iter().filter_map(|(var, value)| Some((value, kept.get(var)?))).collect();
     let Some((beside, _)) = pairs.first() else { return Ok(values) };
     let steps = pairs.iter().map(|(value, home)| *value - *home).collect::<candle_core::Result<Vec<_>>>()?;
-    let distance = dot(&steps.iter().map(|step| (step, step)).collect::<Vec<_>>())?.sqrt()?;
+    let distance = square(&steps)?.sqrt()?;
     let one = number(beside, 1.0)?.to_dtype(distance.dtype())?;
     let share = (distance.clamp(rho, f64::MAX)?.recip()? * rho)?;
     mix_all(&pairs, &share, &(&one - &share)?)?;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Tensor};
 
+use crate::shards::same_rows;
 use crate::stages::Ascent;
 use crate::{Error, Output, Pass, Sam, Split};
 
@@ -84,11 +85,7 @@ impl<'a> Examples<'a> {
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
     pub fn split(mut self, argument: &impl Split) -> candle_core::Result<Self> {
-        let (rows, found) = (self.rows, argument.rows()?);
-        if found == 0 || rows.is_some_and(|rows| rows != found) {
-            Err(Error::Rows(rows.unwrap_or(found), found))?;
-        }
-        self.rows = Some(found);
+        self.rows = Some(same_rows(self.rows, argument)?);
         Ok(self)
     }
 

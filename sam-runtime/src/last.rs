@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::gradient::Gradient;
-use crate::kernels::dot;
+use crate::kernels::{dot, square};
 use crate::variants::{Kept, paired};
 use crate::weights::Displaced;
 
@@ -57,14 +57,6 @@ pub(crate) fn read(number: &Tensor) -> Result<f64> {
     Ok(number.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?[0])
 }
 
-fn squares(pairs: &[(&Tensor, &Tensor)]) -> Result<[Tensor; 2]> {
-    let with_itself = |a: &Tensor| (a.clone(), a.clone());
-    let firsts: Vec<_> = pairs.iter().map(|(a, _)| with_itself(a)).collect();
-    let seconds: Vec<_> = pairs.iter().map(|(_, b)| with_itself(b)).collect();
-    let square = |pairs: &[(Tensor, Tensor)]| dot(&pairs.iter().map(|(a, b)| (a, b)).collect::<Vec<_>>());
-    Ok([square(&firsts)?, square(&seconds)?])
-}
-
 impl AscentSeen {
     /// With the variables at w + ε̂.
     pub(crate) fn look(gradient: Option<&Gradient>, weights: &Displaced) -> Result<Self> {
@@ -73,15 +65,12 @@ impl AscentSeen {
             .filter(|(var, _)| var.dtype().is_float())
             .map(|(var, old)| Ok((var.clone(), (var.as_detached_tensor() - old)?)))
             .collect::<Result<Gradient>>()?;
-        let own: Vec<_> = step.iter().map(|(_, step)| (step, step)).collect();
-        let mut seen = Self { gradient_square: None, step_square: dot(&own)?, gain: None };
-        if let Some(gradient) = gradient {
-            let kept = Kept::new(step.clone());
-            let pairs = paired(gradient, &kept);
-            let [square, _] = squares(&pairs)?;
-            (seen.gradient_square, seen.gain) = (Some(square), Some(dot(&pairs)?));
-        }
-        Ok(seen)
+        let step_square = square(step.iter().map(|(_, step)| step))?;
+        let kept = Kept::new(step);
+        let pairs = gradient.map(|gradient| paired(gradient, &kept));
+        let gradient_square = pairs.as_ref().map(|pairs| square(pairs.iter().map(|(g, _)| *g))).transpose()?;
+        let gain = pairs.as_ref().map(|pairs| dot(pairs)).transpose()?;
+        Ok(Self { gradient_square, step_square, gain })
     }
 }
 
@@ -89,7 +78,8 @@ impl Alignment {
     pub(crate) fn look(first: &Gradient, second: &Gradient) -> Result<Self> {
         let kept = Kept::new(first.clone());
         let pairs = paired(second, &kept);
-        let [second_square, first_square] = squares(&pairs)?;
+        let first_square = square(pairs.iter().map(|(_, first)| *first))?;
+        let second_square = square(pairs.iter().map(|(second, _)| *second))?;
         Ok(Self { product: dot(&pairs)?, first_square, second_square })
     }
 }

@@ -76,6 +76,15 @@ pub trait Split: Sized {
     fn select(&self, rows: &[usize]) -> candle_core::Result<Self>;
 }
 
+/// The rows of an argument, which are as many as those of the arguments before.
+pub(crate) fn same_rows(known: Option<usize>, argument: &impl Split) -> candle_core::Result<usize> {
+    let found = argument.rows()?;
+    if found == 0 || known.is_some_and(|known| known != found) {
+        Err(Error::Rows(known.unwrap_or(found), found))?;
+    }
+    Ok(found)
+}
+
 impl Split for Tensor {
     fn rows(&self) -> candle_core::Result<usize> {
         self.dims().first().copied().ok_or_else(|| Error::ShardedScalar.into())
@@ -130,11 +139,7 @@ impl<O> Shards<O> {
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
     pub fn split(mut self, argument: &impl Split) -> candle_core::Result<Self> {
-        let (rows, found) = (self.rows, argument.rows()?);
-        if found == 0 || rows.is_some_and(|rows| rows != found) {
-            Err(Error::Rows(rows.unwrap_or(found), found))?;
-        }
-        self.rows = Some(found);
+        self.rows = Some(same_rows(self.rows, argument)?);
         Ok(self)
     }
 

@@ -112,6 +112,11 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     }
 }
 
+/// Σ a², as [`dot`].
+pub(crate) fn square<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    dot(&tensors.into_iter().map(|tensor| (tensor, tensor)).collect::<Vec<_>>())
+}
+
 /// a ← α a + β b. The numbers are tensors, so that nobody waits for a device.
 pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]

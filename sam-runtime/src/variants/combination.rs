@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::state::{Kept, State};
 use crate::gradient::Gradient;
-use crate::kernels::{self, dot, number};
+use crate::kernels::{self, dot, number, square};
 
 /// The gradient that the caller gets: of g at w and g₂ at w + ε̂.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,7 +31,7 @@ pub enum Combination {
         gamma: f64,
     },
     /// g₂ every k steps; between them one pass and g + α (‖g‖ / ‖gᵥ‖) gᵥ, with gᵥ the part of the last g₂ that was
-    /// orthogonal to its g (`LookSAM`, Liu et al. 2022, <https://arxiv.org/abs/2203.02714>).
+    /// orthogonal to its g (LookSAM, Liu et al. 2022, <https://arxiv.org/abs/2203.02714>).
     Look {
         /// k; the authors: 5.
         every: u64,
@@ -65,8 +65,8 @@ impl Combination {
         let Self::Look { alpha, .. } = self else { return Ok(()) };
         let pairs = paired(first, &state.kept);
         let Some((beside, _)) = pairs.first() else { return Ok(()) };
-        let size = dot(&pairs.iter().map(|(g, _)| (*g, *g)).collect::<Vec<_>>())?.sqrt()?;
-        let kept = dot(&pairs.iter().map(|(_, v)| (*v, *v)).collect::<Vec<_>>())?.sqrt()?;
+        let size = square(pairs.iter().map(|(g, _)| *g))?.sqrt()?;
+        let kept = square(pairs.iter().map(|(_, v)| *v))?.sqrt()?;
         let factor = (ratio(&size, &kept)? * alpha)?;
         mix_all(&pairs, &number(beside, 1.0)?, &factor)
     }
@@ -77,8 +77,8 @@ impl Combination {
         let pairs = paired(second, &kept);
         let Some((beside, _)) = pairs.first() else { return Ok(()) };
         let one = number(beside, 1.0)?;
-        let second_square = || dot(&pairs.iter().map(|(a, _)| (*a, *a)).collect::<Vec<_>>());
-        let first_square = || dot(&pairs.iter().map(|(_, b)| (*b, *b)).collect::<Vec<_>>());
+        let second_square = || square(pairs.iter().map(|(a, _)| *a));
+        let first_square = || square(pairs.iter().map(|(_, b)| *b));
         match self {
             Self::Second | Self::SecondOrder => Ok(()),
             Self::Gsam { alpha } => {
@@ -92,27 +92,12 @@ impl Combination {
             }
             Self::WsamDecoupled { gamma } => {
                 let a = number(beside, gamma / (1.0 - gamma))?;
-                let mut remainder = Gradient::with_capacity(pairs.len());
-                for (var, grad) in second {
-                    let Some(first) = kept.get(var) else { continue };
-                    let rest = grad.copy()?;
-                    kernels::mix(&rest, &a, first, &a.neg()?)?;
-                    remainder.push((var.clone(), rest));
-                    kernels::mix(grad, &number(beside, 0.0)?, first, &one)?;
-                }
-                state.remainder = Kept::new(remainder);
-                Ok(())
+                state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
+                mix_all(&pairs, &number(beside, 0.0)?, &one)
             }
             Self::Look { .. } => {
                 let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
-                let mut across = Gradient::with_capacity(pairs.len());
-                for (var, grad) in second {
-                    let Some(first) = kept.get(var) else { continue };
-                    let rest = grad.copy()?;
-                    kernels::mix(&rest, &one, first, &along)?;
-                    across.push((var.clone(), rest));
-                }
-                state.kept = Kept::new(across);
+                state.kept = Kept::new(mixed(second, &one, &kept, &along)?);
                 Ok(())
             }
             Self::Stable => {
@@ -128,18 +113,23 @@ pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradie
     let kept = Kept::new(second.clone());
     let pairs = paired(first, &kept);
     let Some((beside, _)) = pairs.first() else { return Ok(Gradient::new()) };
-    let square = dot(&pairs.iter().map(|(g, _)| (*g, *g)).collect::<Vec<_>>())?;
+    let square = square(pairs.iter().map(|(g, _)| *g))?;
     // u = (ρ / ‖g‖) g₂ - (ρ <g, g₂> / ‖g‖³) g
     let scale = ratio(&number(beside, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
     let along = (ratio(&dot(&pairs)?, &square)? * &scale)?.neg()?;
-    let mut direction = Gradient::with_capacity(pairs.len());
-    for (var, grad) in first {
-        let Some(second) = kept.get(var) else { continue };
-        let u = grad.copy()?;
-        kernels::mix(&u, &along, second, &scale)?;
-        direction.push((var.clone(), u));
+    mixed(first, &along, &kept, &scale)
+}
+
+/// α a + β b for each variable of both, in buffers of their own.
+pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &Kept, beta: &Tensor) -> Result<Gradient> {
+    let mut sums = Gradient::with_capacity(a.len());
+    for (var, a) in a {
+        let Some(b) = b.get(var) else { continue };
+        let sum = a.copy()?;
+        kernels::mix(&sum, alpha, b, beta)?;
+        sums.push((var.clone(), sum));
     }
-    Ok(direction)
+    Ok(sums)
 }
 
 /// Each gradient with what is kept for its variable.

@@ -19,7 +19,7 @@ pub enum Direction {
     /// g, the gradient at w.
     #[default]
     Gradient,
-    /// d ← (1 - θ) d + θ g, from d = g: less noise (`VaSSO`, Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>;
+    /// d ← (1 - θ) d + θ g, from d = g: less noise (VaSSO, Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>;
     /// the authors' code: θ = 0.9).
     Average {
         /// θ, from 0 to 1.
@@ -37,9 +37,10 @@ pub enum Direction {
     /// -v, v being the optimizer's velocity: [`Sgd::velocities`](crate::optim::Sgd::velocities) (MSAM, Becker et al. 2024,
     /// <https://arxiv.org/abs/2401.12033>; with the sign of the authors' code).
     Momentum(Velocities),
-    /// The gradient that the last step came to. In the spirit of `AsyncSAM`, which takes it from another device.
+    /// The gradient that the last step came to. In the spirit of AsyncSAM, which takes it from another device.
     Last,
-    /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars).
+    /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars) to know what to perturb before the only pass:
+    /// without those that are state, whose new values would be lost.
     Random,
 }
 

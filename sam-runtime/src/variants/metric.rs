@@ -27,7 +27,7 @@ pub enum Metric {
         /// η
         eta: f64,
     },
-    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is `LayerSAM`'s.
+    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is LayerSAM's.
     Layer,
 }
 

@@ -48,9 +48,9 @@
 //! # When to use which
 //!
 //! Plain SAM first: every other one is an answer to a reason not to. Where two passes are too dear, MSAM (one pass, and its ρ is
-//! far larger), `LookSAM`, AE-SAM or SAM in the last epochs only. Where layers differ in scale and weights are not normalised,
+//! far larger), LookSAM, AE-SAM or SAM in the last epochs only. Where layers differ in scale and weights are not normalised,
 //! ASAM. Where labels are wrong and the network is large, GSAM and m-sharpness with a small m. For large batches on
-//! transformers, `LayerSAM` and GSAM; for language models Functional-SAM. Random and stale directions, several ascents and the
+//! transformers, LayerSAM and GSAM; for language models Functional-SAM. Random and stale directions, several ascents and the
 //! second-order term are there to learn something, not to win.
 //!
 //! # What is not here
@@ -77,7 +77,7 @@ pub use metric::{Mask, Metric, Scope};
 pub use radius::Radius;
 pub use when::When;
 
-pub(crate) use combination::{mix_all, paired, ratio, second_order_direction};
+pub(crate) use combination::{mix_all, mixed, paired, ratio, second_order_direction};
 pub(crate) use noise::mix;
 pub(crate) use state::{Kept, State};
 

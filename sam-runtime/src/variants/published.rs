@@ -28,7 +28,7 @@ impl Sam {
             .combination(Combination::Gsam { alpha: 0.6 })
     }
 
-    /// `LookSAM` (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>): g₂ every fifth step, between them one pass and
+    /// LookSAM (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>): g₂ every fifth step, between them one pass and
     /// g + α (‖g‖ / ‖gᵥ‖) gᵥ. α = 0.7, ρ = 0.1. 1.2 passes a step.
     pub fn look_sam() -> Self {
         Self::new(0.1).combination(Combination::Look { every: 5, alpha: 0.7 })
@@ -46,12 +46,12 @@ impl Sam {
         Self::new(0.2).direction(Direction::Residual { sigma: 1.0, lambda: 0.9 })
     }
 
-    /// `VaSSO` (Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>): along d ← (1 - θ) d + θ g. θ = 0.9, ρ = 0.2.
+    /// VaSSO (Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>): along d ← (1 - θ) d + θ g. θ = 0.9, ρ = 0.2.
     pub fn vasso() -> Self {
         Self::new(0.2).direction(Direction::Average { theta: 0.9 })
     }
 
-    /// MSAM (Becker et al. 2024, <https://arxiv.org/abs/2401.12033>): against the optimizer's velocity, ρ = 3 (10 for `ViT`).
+    /// MSAM (Becker et al. 2024, <https://arxiv.org/abs/2401.12033>): against the optimizer's velocity, ρ = 3 (10 for ViT).
     /// One pass a step.
     ///
     /// ```
@@ -117,7 +117,7 @@ impl Sam {
         Self::new(0.05).combination(Combination::Stable)
     }
 
-    /// `LayerSAM` (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>), for large batches: each variable has a ball of its
+    /// LayerSAM (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>), for large batches: each variable has a ball of its
     /// own, ε̂ = ρ ‖w‖ g / ‖g‖. ρ = 0.1.
     pub fn layer_sam() -> Self {
         Self::new(0.1).metric(Metric::Layer).scope(Scope::Variable)
@@ -128,13 +128,14 @@ impl Sam {
         Self::default().radius(Radius::LossBudget { sigma, largest })
     }
 
-    /// Along the gradient of the step before, ρ = 0.05: one pass a step. `AsyncSAM` has that gradient from another device
+    /// Along the gradient of the step before, ρ = 0.05: one pass a step. AsyncSAM has that gradient from another device
     /// meanwhile.
     pub fn stale() -> Self {
         Self::new(0.05).direction(Direction::Last)
     }
 
-    /// Along noise: what SAM is to be compared with. One pass a step.
+    /// Along noise: what SAM is to be compared with. One pass a step. `vars` are those to perturb, without state such as
+    /// the statistics of a batch normalisation.
     pub fn random(rho: impl Into<f64>, vars: impl IntoIterator<Item = Var>) -> Self {
         Self::new(rho).direction(Direction::Random).vars(vars)
     }

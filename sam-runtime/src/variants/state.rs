@@ -20,7 +20,7 @@ pub(crate) struct State {
     pub(crate) rate: Option<f64>,
     /// The mean of gradients that a direction follows.
     pub(crate) average: Kept,
-    /// The last gradient, or what `LookSAM` adds to the plain ones.
+    /// The last gradient, or what LookSAM adds to the plain ones.
     pub(crate) kept: Kept,
     /// The mean and variance of ‖g‖².
     pub(crate) moments: Option<(f64, f64)>,

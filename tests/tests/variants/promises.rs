@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::Optimizer;
@@ -12,6 +13,8 @@ use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Scope, When};
 use sam_runtime::{Pass, Sam, sam};
 use sam_tests::{Net, gradient, values};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Metadata, Subscriber, span};
 
 use crate::reference::*;
 
@@ -234,4 +237,51 @@ fn what_is_seen() {
     close(last.perturbation_norm(), 0.3);
     close(last.cosine(), dot(&g, &g2) / length(&g) / length(&g2));
     close(last.curvature(), 2.0 * (above - here - 0.3 * length(&g)) / 0.09);
+}
+
+/// Keeps the names of an event's fields that have a value.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<&'static str>>>);
+
+impl Visit for Recorder {
+    fn record_debug(&mut self, field: &Field, _: &dyn std::fmt::Debug) {
+        self.0.lock().unwrap().push(field.name());
+    }
+}
+
+impl Subscriber for Recorder {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("sam_runtime")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[test]
+fn what_is_seen_goes_to_tracing_too() {
+    let recorder = Recorder::default();
+    let net = net();
+    let step = Step::new(0);
+    let events = |sam: &Sam| {
+        tracing::subscriber::with_default(recorder.clone(), || sam.loss(|| net.loss(&step.x, &step.y)).unwrap());
+        std::mem::take(&mut *recorder.0.lock().unwrap())
+    };
+    let plain = ["message", "passes", "loss", "perturbed_loss"];
+    assert_eq!(events(&Sam::new(0.3)), plain);
+    let watched = ["gradient_norm", "perturbation_norm", "cosine", "curvature"];
+    assert_eq!(events(&Sam::new(0.3).watch()), [plain, watched].concat());
 }

@@ -27,17 +27,20 @@ fn a_scaled_loss_changes_nothing() {
     }
 }
 
+/// The loss of a network in f32 that computes in f16.
+fn loss_in_halves(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let [w1, b1, w2, b2] = net.vars.each_ref().map(|var| var.to_dtype(DType::F16).unwrap());
+    let hidden = x.matmul(&w1.t()?)?.broadcast_add(&b1)?.tanh()?;
+    let logits = hidden.matmul(&w2.t()?)?.broadcast_add(&b2)?.to_dtype(DType::F32)?;
+    candle_nn::loss::cross_entropy(&logits, y)
+}
+
 /// A loss that is computed in f16 from weights in f32, and so small that its gradient vanishes there.
 #[test]
 fn small_gradients_survive_in_f16() {
     let net = Net::new(DType::F32, 5);
     let (x, y) = batch(12, DType::F16, 3);
-    let loss = |net: &Net| -> Result<Tensor> {
-        let [w1, b1, w2, b2] = net.vars.each_ref().map(|var| var.to_dtype(DType::F16).unwrap());
-        let hidden = x.matmul(&w1.t()?)?.broadcast_add(&b1)?.tanh()?;
-        let logits = hidden.matmul(&w2.t()?)?.broadcast_add(&b2)?.to_dtype(DType::F32)?;
-        (candle_nn::loss::cross_entropy(&logits, &y)? * 1e-7)?.to_dtype(DType::F32)
-    };
+    let loss = |net: &Net| loss_in_halves(net, &x, &y)? * 1e-7;
     let found = |sam: Sam| gradient(&sam.loss(|| loss(&net)).unwrap(), &net.vars).concat();
     assert!(length(&found(Sam::new(0.0))) == 0.0 || length(&found(Sam::new(0.0))) < 1e-9, "they were to vanish");
     for combination in [Combination::Second, Combination::Gsam { alpha: 0.4 }, Combination::Stable] {
@@ -55,12 +58,7 @@ fn small_gradients_survive_in_f16() {
 fn an_overflow_is_an_error_and_the_scale_can_be_halved() {
     let net = Net::new(DType::F32, 5);
     let (x, y) = batch(12, DType::F16, 3);
-    let loss = |net: &Net| -> Result<Tensor> {
-        let [w1, b1, w2, b2] = net.vars.each_ref().map(|var| var.to_dtype(DType::F16).unwrap());
-        let hidden = x.matmul(&w1.t()?)?.broadcast_add(&b1)?.tanh()?;
-        let logits = hidden.matmul(&w2.t()?)?.broadcast_add(&b2)?.to_dtype(DType::F32)?;
-        candle_nn::loss::cross_entropy(&logits, &y)
-    };
+    let loss = |net: &Net| loss_in_halves(net, &x, &y);
     let mut sam = Sam::new(0.3).loss_scale(2f64.powi(30));
     let before = net.bits();
     let mut halvings = 0;

@@ -5,7 +5,7 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarMap;
 use sam_examples::models::Model;
-use sam_runtime::variants::{Combination, Radius, Scope, Velocities, When};
+use sam_runtime::variants::{Combination, Radius, Scope, Velocities, When, named};
 use sam_runtime::{Functional, Sam, sam};
 
 /// A variant.
@@ -75,7 +75,7 @@ pub(crate) fn entries() -> Vec<Entry> {
         with("m-sharpness, m = 32", Some(0.2), |s| Sam::new(s.rho), shards),
         new("second order", Some(0.2), |s| Sam::second_order().radius(Radius::Constant(s.rho))),
         new("unnormalised", Some(0.2), |s| Sam::usam(s.rho)),
-        new("random direction", Some(0.2), |s| Sam::random(s.rho, s.vars.all_vars())),
+        new("random direction", Some(0.2), |s| Sam::random(s.rho, named(s.vars, |name| !name.contains("running")))),
         new("stale direction", Some(0.2), |s| Sam::stale().radius(Radius::Constant(s.rho))),
         new("ASAM", Some(1.0), |s| Sam::asam().radius(Radius::Constant(s.rho))),
         new("Fisher SAM", Some(0.2), |s| Sam::fisher().radius(Radius::Constant(s.rho))),
