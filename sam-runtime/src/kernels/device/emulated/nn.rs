@@ -59,6 +59,7 @@ fn elementwise_operations() {
 
 /// What [`normalise`] does.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "all of them are independent")]
 struct Case {
     dtype: DType,
     sizes: [usize; 3],
