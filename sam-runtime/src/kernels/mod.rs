@@ -119,15 +119,22 @@ pub(crate) fn square<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Resul
 
 /// a ← α a + β b. The numbers are tensors, so that nobody waits for a device.
 pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
+    mix_all(&[(a, b)], alpha, beta)
+}
+
+/// [`mix`] for each pair of tensors.
+pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
-    if cuda::is_home_of([a, b]) {
-        return cuda::mix(a, alpha, b, beta);
+    if cuda::is_home_of(pairs.iter().flat_map(|(a, b)| [*a, *b])) {
+        return cuda::mix(pairs, alpha, beta);
     }
-    if a.device().is_cpu() {
-        cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
-    } else {
-        generic::mix(a, alpha, b, beta)
-    }
+    pairs.iter().try_for_each(|(a, b)| {
+        if a.device().is_cpu() {
+            cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
+        } else {
+            generic::mix(a, alpha, b, beta)
+        }
+    })
 }
 
 /// A variable that is about to move: along its gradient, which is contiguous, and its velocity if it has one.

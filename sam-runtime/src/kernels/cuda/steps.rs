@@ -63,12 +63,14 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     Ok(total.tensor())
 }
 
-/// a ← α a + β b
-pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
-    let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(DType::F32)?.to_device(a.device()));
+/// a ← α a + β b for each pair.
+pub(crate) fn mix(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
+    let Some((first, _)) = pairs.first() else { return Ok(()) };
+    let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(DType::F32)?.to_device(first.device()));
     let (alpha, beta) = (alpha?, beta?);
-    let (entry, alpha, beta) = (entry(a, b)?, place(&alpha)?.address, place(&beta)?.address);
-    with(device(a)?, |engine| sam::mix(engine, &[entry], alpha, beta))
+    let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
+    let (alpha, beta) = (place(&alpha)?.address, place(&beta)?.address);
+    with(device(first)?, |engine| sam::mix(engine, &entries, alpha, beta))
 }
 
 fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {

@@ -477,32 +477,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool(u32 type, Pool poo
   });
 }
 
-// The gradient of each input: from the windows that it lies in, one after the other.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Pool pool, const void *x, const void *dy,
-                                                                   u64 n, void *dx) {
-  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
-  if (i >= n) return;
-  const u32 column = i % pool.width, row = i / pool.width % pool.height, place = row * pool.width + column;
-  const u64 image = i / pool.width / pool.height;
+// The gradient of one input: from the windows that it lies in, one after the other.
+template <typename T>
+__device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 row, u32 column) {
   const auto begin = [&](u32 at) {
     return at + pool.padding < pool.kernel ? 0 : (at + pool.padding - pool.kernel) / pool.stride + 1;
   };
   const auto end = [&](u32 at, u32 outputs) { return min((at + pool.padding) / pool.stride + 1, outputs); };
+  Wide<T> sum = 0;
+#pragma unroll 1
+  for (u32 r = begin(row); r < end(row, pool.rows); r++) {
+#pragma unroll 1
+    for (u32 c = begin(column); c < end(column, pool.columns); c++) {
+      if (pool.kind == MEAN || pool.largest(x, r, c) == row * pool.width + column) {
+        sum += Number<T>::widen(dy[r * pool.columns + c]);
+      }
+    }
+  }
+  if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
+  return Number<T>::narrow(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Pool pool, const void *x, const void *dy,
+                                                                   u64 n, void *dx) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const u32 column = i % pool.width, row = i / pool.width % pool.height;
+  const u64 image = i / pool.width / pool.height;
   WITH_TYPE(type, {
     const T *from = static_cast<const T *>(x) + image * pool.height * pool.width;
     const T *gradient = static_cast<const T *>(dy) + image * pool.rows * pool.columns;
-    Wide<T> sum = 0;
-#pragma unroll 1
-    for (u32 r = begin(row); r < end(row, pool.rows); r++) {
-#pragma unroll 1
-      for (u32 c = begin(column); c < end(column, pool.columns); c++) {
-        if (pool.kind == MEAN || pool.largest(from, r, c) == place) {
-          sum += Number<T>::widen(gradient[r * pool.columns + c]);
-        }
-      }
-    }
-    if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
-    static_cast<T *>(dx)[i] = Number<T>::narrow(sum);
+    static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, row, column);
   });
 }
 
