@@ -477,21 +477,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool(u32 type, Pool poo
   });
 }
 
+// The windows along a side that a place lies in: from first to before last.
+struct Windows {
+  u32 first, last;
+
+  __device__ Windows(const Pool &pool, u32 place, u32 outputs)
+      : first(place + pool.padding < pool.kernel ? 0 : (place + pool.padding - pool.kernel) / pool.stride + 1),
+        last(min((place + pool.padding) / pool.stride + 1, outputs)) {}
+};
+
 // The gradient of one input: from the windows that it lies in, one after the other.
 template <typename T>
-__device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 row, u32 column) {
-  const auto begin = [&](u32 at) {
-    return at + pool.padding < pool.kernel ? 0 : (at + pool.padding - pool.kernel) / pool.stride + 1;
-  };
-  const auto end = [&](u32 at, u32 outputs) { return min((at + pool.padding) / pool.stride + 1, outputs); };
+__device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, Windows down, Windows right) {
   Wide<T> sum = 0;
 #pragma unroll 1
-  for (u32 r = begin(row); r < end(row, pool.rows); r++) {
+  for (u32 r = down.first; r < down.last; r++) {
 #pragma unroll 1
-    for (u32 c = begin(column); c < end(column, pool.columns); c++) {
-      if (pool.kind == MEAN || pool.largest(x, r, c) == row * pool.width + column) {
-        sum += Number<T>::widen(dy[r * pool.columns + c]);
-      }
+    for (u32 c = right.first; c < right.last; c++) {
+      if (pool.kind == MEAN || pool.largest(x, r, c) == place) sum += Number<T>::widen(dy[r * pool.columns + c]);
     }
   }
   if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
@@ -502,12 +505,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Poo
                                                                    u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
-  const u32 column = i % pool.width, row = i / pool.width % pool.height;
-  const u64 image = i / pool.width / pool.height;
+  const u32 plane = pool.height * pool.width, place = i % plane;
+  const u64 image = i / plane;
+  const Windows down(pool, place / pool.width, pool.rows), right(pool, place % pool.width, pool.columns);
   WITH_TYPE(type, {
-    const T *from = static_cast<const T *>(x) + image * pool.height * pool.width;
+    const T *from = static_cast<const T *>(x) + image * plane;
     const T *gradient = static_cast<const T *>(dy) + image * pool.rows * pool.columns;
-    static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, row, column);
+    static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, place, down, right);
   });
 }
 
