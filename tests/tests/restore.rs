@@ -8,7 +8,7 @@ use std::process::Command;
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{BatchNorm, ModuleT, VarBuilder, VarMap};
 use sam_runtime::{Pass, Sam, sam};
-use sam_tests::{Net, batch, bits, copy, device, tensor, values};
+use sam_tests::{Net, batch, bits, copy, device, is_for_the_cpu, tensor, values};
 
 /// How a pass is made to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +56,9 @@ fn of_a_plain_network() {
                 let outcome = catch_unwind(AssertUnwindSafe(|| loss(&net, &x, &y, ascent, descent)));
                 assert_eq!(net.bits(), before, "{ascent:?}, {descent:?}");
                 assert_eq!(Pass::current(), Pass::Plain);
-                let bad = BAD.contains(&ascent) || BAD.contains(&descent);
+                // Elsewhere than on the CPU nobody looks at a loss.
+                let bad = |end| BAD.contains(&end) && (end != End::Nan || device().is_cpu());
+                let bad = bad(ascent) || bad(descent);
                 assert_eq!(matches!(outcome, Ok(Ok(_))), !bad, "{ascent:?}, {descent:?}");
                 seen += 1;
             }
@@ -164,6 +166,9 @@ fn of_tied_weights_and_views() {
 /// The buffers go back too: whoever held a reference to the weights' memory still sees the weights.
 #[test]
 fn by_exchange_not_by_copy() {
+    if is_for_the_cpu("the addresses are the host's") {
+        return;
+    }
     let (net, (x, y)) = (Net::new(DType::F32, 1), batch(9, DType::F32, 2));
     let address = |var: &Var| {
         let (storage, _) = var.storage_and_layout();
