@@ -1,36 +1,74 @@
-//! Images in memory, shuffled, augmented and handed out as tensors.
+//! Images in memory or in files, shuffled, augmented and handed out as tensors, if wanted by a thread of its own.
 
-use candle_core::{Device, Result, Tensor};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+
+use candle_core::{Device, Error, Result, Tensor};
+use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::data::{Dataset, MeanStd, Split};
+use crate::augment::{Augment, Picture, View, cut_out};
+use crate::data::{Crop, Dataset, MeanStd, Pictures, Split, read_picture};
 
-/// Pixels that [`Augment`] pads with before it crops.
-const PADDING: usize = 4;
+/// Batches that a thread in the background has ready.
+const AHEAD: usize = 2;
 
-/// One half of a data set, and how its images become numbers.
-#[derive(Debug)]
-pub struct Source<'a> {
-    images: &'a [u8],
-    labels: Vec<u32>,
+/// One half of a data set, or a part of it, and how its images become numbers. Clones share the images.
+#[derive(Clone, Debug)]
+pub struct Source {
+    images: Images,
+    /// Of all images of the half.
+    labels: Arc<Vec<u32>>,
+    /// Those images that are handed out.
+    places: Arc<Vec<u32>>,
     shape: [usize; 3],
-    scale: MeanStd,
+    scale: Arc<MeanStd>,
     device: Device,
 }
 
-impl<'a> Source<'a> {
+#[derive(Clone, Debug)]
+enum Images {
+    Memory { set: Arc<Dataset>, half: fn(&Dataset) -> &Split },
+    Files(Arc<Vec<PathBuf>>),
+}
+
+impl Source {
     /// The training images of a set and its test images, both normalised by the statistics of the former.
     #[must_use]
-    pub fn both(set: &'a Dataset) -> [Self; 2] {
+    pub fn both(set: &Arc<Dataset>) -> [Self; 2] {
         let (shape, scale) = ([set.channels, set.height, set.width], set.mean_std());
-        let source = |split: &'a Split| {
-            let (images, labels) = (split.images.as_slice(), split.labels.clone());
-            Self { images, labels, shape, scale: scale.clone(), device: Device::Cpu }
-        };
-        [source(&set.train), source(&set.test)]
+        let halves: [fn(&Dataset) -> &Split; 2] = [|set| &set.train, |set| &set.test];
+        halves.map(|half| {
+            let images = Images::Memory { set: Arc::clone(set), half };
+            Self::new(images, half(set).labels.clone(), shape, scale.clone())
+        })
+    }
+
+    /// The same of pictures in files, by the usual statistics of ImageNet.
+    #[must_use]
+    pub fn files(pictures: &Pictures) -> [Self; 2] {
+        let scale = MeanStd { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] };
+        let side = pictures.side as usize;
+        [&pictures.train, &pictures.test].map(|half| {
+            let (paths, labels) = half.iter().cloned().unzip();
+            Self::new(Images::Files(Arc::new(paths)), labels, [3, side, side], scale.clone())
+        })
+    }
+
+    fn new(images: Images, labels: Vec<u32>, shape: [usize; 3], scale: MeanStd) -> Self {
+        let places = (0..labels.len() as u32).collect();
+        Self {
+            images,
+            labels: Arc::new(labels),
+            places: Arc::new(places),
+            shape,
+            scale: Arc::new(scale),
+            device: Device::Cpu,
+        }
     }
 
     /// With its batches on this device.
@@ -39,39 +77,66 @@ impl<'a> Source<'a> {
         Self { device: device.clone(), ..self }
     }
 
+    /// Channels, height and width of an image.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// The labels of all images of the half, also of those that are not handed out.
+    #[must_use]
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
     /// The labels that are trained on, for whoever wants to put noise on them.
     pub fn labels_mut(&mut self) -> &mut [u32] {
-        &mut self.labels
+        Arc::make_mut(&mut self.labels).as_mut_slice()
+    }
+
+    /// Those images of the half that are handed out.
+    #[must_use]
+    pub fn places(&self) -> &[u32] {
+        &self.places
+    }
+
+    /// The same half, of which only these images are handed out.
+    #[must_use]
+    pub fn part(&self, places: Vec<u32>) -> Self {
+        Self { places: Arc::new(places), ..self.clone() }
     }
 
     /// How many images there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.places.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.places.is_empty()
     }
 
     /// All images in their order.
     #[must_use]
-    pub fn in_order(&self, batch: usize) -> Batches<'_> {
-        Batches { source: self, order: (0..self.len()).collect(), at: 0, batch, augment: None, whole: false }
+    pub fn in_order(&self, batch: usize) -> Batches {
+        self.batches(self.places.to_vec(), batch, None, false)
     }
 
     /// One epoch of training: all images in a random order, the last incomplete batch dropped. The same seed and epoch
-    /// give the same batches.
+    /// give the same batches, for any number of threads.
     #[must_use]
-    pub fn shuffled(&self, batch: usize, augment: bool, seed: u64, epoch: usize) -> Batches<'_> {
+    pub fn shuffled(&self, batch: usize, augment: Augment, seed: u64, epoch: usize) -> Batches {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(1 + epoch as u64);
-        let mut order: Vec<_> = (0..self.len()).collect();
+        let mut order = self.places.to_vec();
         order.shuffle(&mut rng);
-        let augment = augment.then(|| Augment { rng });
-        Batches { source: self, order, at: 0, batch, augment, whole: true }
+        self.batches(order, batch, Some(Training { augment, seed, epoch }), true)
+    }
+
+    fn batches(&self, order: Vec<u32>, batch: usize, training: Option<Training>, whole: bool) -> Batches {
+        Batches { source: self.clone(), order, at: 0, batch, training, whole }
     }
 
     /// How many batches an epoch of training has.
@@ -79,111 +144,187 @@ impl<'a> Source<'a> {
     pub fn steps(&self, batch: usize) -> usize {
         self.len() / batch
     }
+
+    fn tensors(&self, places: &[u32], training: Option<Training>) -> Result<Batch> {
+        let [c, h, w] = self.shape;
+        let mut pixels = vec![0f32; places.len() * c * h * w];
+        let fill: Vec<u8> = self.scale.mean.iter().map(|mean| byte(255.0 * mean)).collect();
+        let work = pixels.par_chunks_mut(c * h * w).zip(places);
+        work.try_for_each(|(out, &place)| self.image(out, place, training, &fill))?;
+        let labels: Vec<u32> = places.iter().map(|&place| self.labels[place as usize]).collect();
+        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
+        Ok(Batch { x, y: Tensor::from_vec(labels, places.len(), &self.device)?, places: places.to_vec() })
+    }
+
+    /// One image, in the order of the authors' code: AutoAugment, flip and crop, normalisation, Cutout.
+    fn image(&self, out: &mut [f32], place: u32, training: Option<Training>, fill: &[u8]) -> Result<()> {
+        let [c, h, w] = self.shape;
+        let mut rng = training.map(|training| training.rng(place));
+        let augment = training.map_or(Augment::NONE, |training| training.augment);
+        let mut owned;
+        let mut image: &[u8] = match &self.images {
+            Images::Memory { set, half } => &half(set).images[place as usize * c * h * w..][..c * h * w],
+            Images::Files(paths) => {
+                let crop = match rng.as_mut() {
+                    Some(rng) if augment.basic => Crop::Random(rng),
+                    _ => Crop::Centre,
+                };
+                owned = read_picture(&paths[place as usize], w as u32, crop).map_err(Error::wrap)?;
+                &owned
+            }
+        };
+        let mut view = View::STRAIGHT;
+        if let Some(rng) = rng.as_mut() {
+            if let Some(policy) = augment.auto {
+                owned = image.to_vec();
+                policy.apply(&mut Picture { pixels: &mut owned, height: h, width: w, fill }, rng);
+                image = &owned;
+            }
+            if augment.basic {
+                view = View::draw(rng);
+                if let Images::Files(_) = self.images {
+                    view = view.flip_only();
+                }
+            }
+        }
+        for (channel, (out, plane)) in out.chunks_mut(h * w).zip(image.chunks(h * w)).enumerate() {
+            let (mean, std) = (self.scale.mean[channel] as f32, self.scale.std[channel] as f32);
+            for (y, row) in out.chunks_mut(w).enumerate() {
+                for (x, value) in row.iter_mut().enumerate() {
+                    *value = (f32::from(plane[view.source(y, x, h, w)]) / 255.0 - mean) / std;
+                }
+            }
+        }
+        if let Some(rng) = rng.as_mut().filter(|_| augment.cutout > 0) {
+            cut_out(out, augment.cutout, [h, w], rng);
+        }
+        Ok(())
+    }
 }
 
-/// Batches of images (n, channels, height, width) in f32, normalised, and their labels (n) in u32.
+#[expect(clippy::cast_sign_loss, reason = "it is clamped to bytes")]
+fn byte(x: f64) -> u8 {
+    x.round().clamp(0.0, 255.0) as u8
+}
+
+/// How an epoch of training changes its images.
+#[derive(Clone, Copy, Debug)]
+struct Training {
+    augment: Augment,
+    seed: u64,
+    epoch: usize,
+}
+
+impl Training {
+    /// A stream for each image and epoch: whoever works on it, it is the same. Those below 2⁶³ are of the orders.
+    fn rng(self, place: u32) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream((1 << 63) | ((self.epoch as u64) << 32) | u64::from(place));
+        rng
+    }
+}
+
+/// Some images (n, channels, height, width) in f32, normalised, their labels (n) in u32, and their places in the set.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Images.
+    pub x: Tensor,
+    /// Labels.
+    pub y: Tensor,
+    /// Which images they are.
+    pub places: Vec<u32>,
+}
+
+/// Batches of images and labels.
 #[derive(Debug)]
-pub struct Batches<'a> {
-    source: &'a Source<'a>,
-    order: Vec<usize>,
+pub struct Batches {
+    source: Source,
+    order: Vec<u32>,
     at: usize,
     batch: usize,
-    augment: Option<Augment>,
+    training: Option<Training>,
     /// Whether a last incomplete batch is dropped.
     whole: bool,
 }
 
-impl Iterator for Batches<'_> {
-    type Item = Result<(Tensor, Tensor)>;
+impl Batches {
+    /// Without the first batches.
+    #[must_use]
+    pub fn after(mut self, batches: usize) -> Self {
+        self.at = (batches * self.batch).min(self.order.len());
+        self
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    /// Made by a thread of its own, some ahead of whoever takes them.
+    #[must_use]
+    pub fn in_background(mut self) -> Background {
+        let (sender, receiver) = sync_channel(AHEAD);
+        // It ends with the batches, or when nobody takes them any more.
+        thread::spawn(move || {
+            while let Some(batch) = self.next_batch() {
+                if sender.send(batch).is_err() {
+                    break;
+                }
+            }
+        });
+        Background(receiver)
+    }
+
+    fn next_batch(&mut self) -> Option<Result<Batch>> {
         let end = self.order.len().min(self.at + self.batch);
         let places = &self.order[self.at..end];
         if places.is_empty() || (self.whole && places.len() < self.batch) {
             return None;
         }
         self.at = end;
-        let views: Vec<_> =
-            places.iter().map(|_| self.augment.as_mut().map_or(View::STRAIGHT, Augment::draw)).collect();
-        Some(self.source.tensors(places, &views))
+        Some(self.source.tensors(places, self.training))
     }
 }
 
-impl Source<'_> {
-    fn tensors(&self, places: &[usize], views: &[View]) -> Result<(Tensor, Tensor)> {
-        let [c, h, w] = self.shape;
-        let mut pixels = vec![0f32; places.len() * c * h * w];
-        pixels.par_chunks_mut(c * h * w).zip(places).zip(views).for_each(|((out, &place), view)| {
-            let image = &self.images[place * c * h * w..][..c * h * w];
-            for (channel, (out, plane)) in out.chunks_mut(h * w).zip(image.chunks(h * w)).enumerate() {
-                let (mean, std) = (self.scale.mean[channel] as f32, self.scale.std[channel] as f32);
-                for (y, row) in out.chunks_mut(w).enumerate() {
-                    for (x, value) in row.iter_mut().enumerate() {
-                        *value = (f32::from(plane[view.source(y, x, h, w)]) / 255.0 - mean) / std;
-                    }
-                }
-            }
-        });
-        let labels: Vec<u32> = places.iter().map(|&place| self.labels[place]).collect();
-        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
-        Ok((x, Tensor::from_vec(labels, places.len(), &self.device)?))
+impl Iterator for Batches {
+    type Item = Result<(Tensor, Tensor)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_batch().map(|batch| batch.map(|batch| (batch.x, batch.y)))
     }
 }
 
-/// The paper's basic augmentation: a horizontal flip with probability one half, and a crop of the image padded by four
-/// reflected pixels on each side.
+/// Batches from another thread.
 #[derive(Debug)]
-struct Augment {
-    rng: ChaCha8Rng,
-}
+pub struct Background(Receiver<Result<Batch>>);
 
-impl Augment {
-    fn draw(&mut self) -> View {
-        let mut shift = || self.rng.random_range(0..=2 * PADDING);
-        View { down: shift(), right: shift(), flip: self.rng.random_bool(0.5) }
+impl Iterator for Background {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.recv().ok()
     }
-}
-
-/// How an image is looked at: a shift within the padded image, and whether it is mirrored.
-#[derive(Clone, Copy, Debug)]
-struct View {
-    down: usize,
-    right: usize,
-    flip: bool,
-}
-
-impl View {
-    const STRAIGHT: Self = Self { down: PADDING, right: PADDING, flip: false };
-
-    /// The place in the plane that pixel (y, x) shows.
-    fn source(self, y: usize, x: usize, h: usize, w: usize) -> usize {
-        let x = if self.flip { w - 1 - x } else { x };
-        reflect(y + self.down, h) * w + reflect(x + self.right, w)
-    }
-}
-
-/// A place in a padded row of length `n`, mirrored at the borders without repeating the border's pixel.
-fn reflect(padded: usize, n: usize) -> usize {
-    let place = padded.abs_diff(PADDING);
-    if place < n { place } else { (2 * (n - 1)).saturating_sub(place) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::Policy;
 
-    fn set() -> Dataset {
+    fn set() -> Arc<Dataset> {
         let split = Split { images: (0..=250u8).cycle().take(10 * 2 * 6 * 5).collect(), labels: (0..10).collect() };
         let classes = (0..10).map(|c| c.to_string()).collect();
-        Dataset { name: "test".into(), classes, channels: 2, height: 6, width: 5, train: split.clone(), test: split }
+        Arc::new(Dataset {
+            name: "test".into(),
+            classes,
+            channels: 2,
+            height: 6,
+            width: 5,
+            train: split.clone(),
+            test: split,
+        })
     }
 
     #[test]
     fn every_image_once_an_epoch_and_the_same_batches_for_the_same_seed() {
-        let set = set();
-        let [source, _] = Source::both(&set);
+        let [source, _] = Source::both(&set());
         let labels = |seed, epoch| -> Vec<u32> {
-            let batches = source.shuffled(3, true, seed, epoch);
+            let batches = source.shuffled(3, Augment::BASIC, seed, epoch);
             batches.flat_map(|batch| batch.unwrap().1.to_vec1::<u32>().unwrap()).collect()
         };
         let first = labels(1, 0);
@@ -213,14 +354,65 @@ mod tests {
         }
     }
 
+    fn bits(batch: &Batch) -> Vec<u32> {
+        batch.x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    }
+
+    /// The same bits from one thread, from three, from a thread in the background and from the middle of an epoch.
     #[test]
-    fn padding_reflects() {
-        let row: Vec<_> = (0..13).map(|i| reflect(i, 5)).collect();
-        assert_eq!(row, [4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0]);
-        let flipped = View { flip: true, ..View::STRAIGHT };
-        assert_eq!((0..5).map(|x| flipped.source(0, x, 6, 5)).collect::<Vec<_>>(), [4, 3, 2, 1, 0]);
-        assert_eq!(View::STRAIGHT.source(2, 3, 6, 5), 13);
-        // Images smaller than the padding still give a place inside.
-        assert!((0..=8).all(|i| reflect(i, 1) == 0));
+    fn whoever_makes_them_batches_are_the_same() {
+        let [source, _] = Source::both(&set());
+        let augment = Augment { basic: true, auto: Some(Policy::Code95), cutout: 2 };
+        let batches = || source.shuffled(2, augment, 5, 3);
+        let made_by = |threads| -> Vec<Vec<u32>> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut batches = batches();
+                std::iter::from_fn(|| batches.next_batch()).map(|batch| bits(&batch.unwrap())).collect()
+            })
+        };
+        let one = made_by(1);
+        assert_eq!(one.len(), 5);
+        assert_eq!(made_by(3), one);
+        let background: Vec<_> = batches().in_background().map(|batch| bits(&batch.unwrap())).collect();
+        assert_eq!(background, one);
+        let later: Vec<_> = batches().after(2).in_background().map(|batch| bits(&batch.unwrap())).collect();
+        assert_eq!(later, one[2..]);
+        let otherwise: Vec<_> = source.shuffled(2, augment, 5, 4).in_background().map(|b| bits(&b.unwrap())).collect();
+        assert_ne!(otherwise, one);
+    }
+
+    #[test]
+    fn a_part_hands_out_its_images_with_their_labels() {
+        let [mut source, _] = Source::both(&set());
+        source.labels_mut()[7] = 0;
+        let part = source.part(vec![7, 2, 5]);
+        assert_eq!((part.len(), part.steps(2), part.labels().len()), (3, 1, 10));
+        let labels: Vec<u32> = part.in_order(2).flat_map(|b| b.unwrap().1.to_vec1::<u32>().unwrap()).collect();
+        assert_eq!(labels, [0, 2, 5]);
+        let batch = part.shuffled(3, Augment::NONE, 0, 0).in_background().next().unwrap().unwrap();
+        let mut places = batch.places.clone();
+        places.sort_unstable();
+        assert_eq!(places, [2, 5, 7]);
+    }
+
+    #[test]
+    fn pictures_of_a_folder_are_read_when_they_are_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (half, class, value) in [("train", "a", 10), ("train", "b", 200), ("test", "a", 10), ("test", "b", 200)] {
+            std::fs::create_dir_all(dir.path().join(half).join(class)).unwrap();
+            let picture = image::RgbImage::from_pixel(20, 20, image::Rgb([value; 3]));
+            picture.save(dir.path().join(half).join(class).join("0.png")).unwrap();
+        }
+        let [train, test] = Source::files(&Pictures::list(dir.path(), 8).unwrap());
+        let batch = train.shuffled(2, Augment::BASIC, 1, 0).in_background().next().unwrap().unwrap();
+        assert_eq!(batch.x.dims(), [2, 3, 8, 8]);
+        let (x, y) = test.in_order(1).next().unwrap().unwrap();
+        assert_eq!(y.to_vec1::<u32>().unwrap(), [0]);
+        let first = x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+        assert!((first - (10.0 / 255.0 - 0.485) / 0.229).abs() < 1e-5);
+        std::fs::write(dir.path().join("test/a/0.png"), "no picture").unwrap();
+        let error = test.in_order(1).next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("0.png"), "{error}");
     }
 }

@@ -23,7 +23,15 @@ pub trait Kit {
     ///
     /// # Errors
     /// If its variables cannot be made.
-    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm>;
+    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        Self::norm_with(channels, 1e-5, vb)
+    }
+
+    /// A batch normalisation with this ε.
+    ///
+    /// # Errors
+    /// If its variables cannot be made.
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm>;
 
     /// A linear layer.
     ///
@@ -61,6 +69,18 @@ pub trait Kit {
     /// If x has other than four dimensions.
     fn mean(x: &Tensor) -> Result<Tensor>;
 
+    /// The mean of each window of `size` by `size`, which do not overlap.
+    ///
+    /// # Errors
+    /// If x has other than four dimensions, or is smaller than a window.
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor>;
+
+    /// The largest of each window of 3x3, every second row and column, of what a ReLU has made.
+    ///
+    /// # Errors
+    /// If x has other than four dimensions; candle's has no backward pass.
+    fn max_pool(x: &Tensor) -> Result<Tensor>;
+
     /// The mean cross-entropy of logits (n, classes) and labels (n).
     ///
     /// # Errors
@@ -89,8 +109,8 @@ impl Kit for Stock {
         candle_nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
     }
 
-    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
-        candle_nn::batch_norm(channels, 1e-5, vb)
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        candle_nn::batch_norm(channels, eps, vb)
     }
 
     fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
@@ -117,6 +137,15 @@ impl Kit for Stock {
         x.mean((2, 3))
     }
 
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor> {
+        x.avg_pool2d(size)
+    }
+
+    fn max_pool(x: &Tensor) -> Result<Tensor> {
+        // Nothing is below 0 there, so zeros around change no maximum.
+        x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?.max_pool2d_with_stride(3, 2)
+    }
+
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         candle_nn::loss::cross_entropy(logits, labels)
     }
@@ -131,8 +160,8 @@ impl Kit for Ours {
         nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
     }
 
-    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
-        nn::batch_norm(channels, 1e-5, vb)
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        nn::batch_norm(channels, eps, vb)
     }
 
     fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
@@ -157,6 +186,14 @@ impl Kit for Ours {
 
     fn mean(x: &Tensor) -> Result<Tensor> {
         nn::global_avg_pool2d(x)
+    }
+
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor> {
+        nn::avg_pool2d(x, size, size, 0)
+    }
+
+    fn max_pool(x: &Tensor) -> Result<Tensor> {
+        nn::max_pool2d(x, 3, 2, 1)
     }
 
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {

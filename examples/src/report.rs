@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Seek as _, Write as _};
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -108,15 +108,15 @@ pub fn align(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Pixels of a picture.
-const SIZE: (u32, u32) = (1200, 750);
+/// Pixels of a picture, across and down.
+pub const SIZE: (u32, u32) = (1200, 750);
 
 /// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors thin.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
 pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
-    png(path, |area| draw(area, log, methods, title))
+    png(path, SIZE, |area| draw(area, log, methods, title))
 }
 
 /// An area to draw on.
@@ -125,25 +125,25 @@ pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 /// What drawing comes to.
 pub type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Draws a PNG of 1200 x 750 pixels, on an area of twice that: plotters does not smooth its lines.
+/// Draws a PNG of this width and height, on an area of twice that: plotters does not smooth its lines.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
-pub fn png(path: &Path, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<()> {
+pub fn png(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<()> {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Fails only for bytes that are no font.
         let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
         let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
     });
-    let (width, height) = (2 * SIZE.0, 2 * SIZE.1);
+    let (width, height) = (2 * size.0, 2 * size.1);
     let mut pixels = vec![0; (width * height * 3) as usize];
     let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
     let drawn = area.fill(&PAPER).map_err(Into::into).and_then(|()| draw(&area)).and_then(|()| Ok(area.present()?));
     drawn.map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
     drop(area);
     let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
-    let small = image::imageops::thumbnail(&large, SIZE.0, SIZE.1);
+    let small = image::imageops::thumbnail(&large, size.0, size.1);
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).with_context(|| format!("cannot encode {}", path.display()))?;
     write_whole(path, png.get_ref())
@@ -249,12 +249,34 @@ impl Log {
     /// # Errors
     /// If the folder or the file cannot be made.
     pub fn create(path: &Path) -> Result<Self> {
+        Self::open(path, 0)
+    }
+
+    /// Goes on with a log after its first bytes.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made.
+    pub fn open(path: &Path, after: u64) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        let open = || -> std::io::Result<File> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            file.set_len(after)?;
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        };
+        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Waits until everything is on the disk, and tells how long the file is.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn sync(&mut self) -> Result<u64> {
+        let sync = self.file.sync_data().and_then(|()| self.file.stream_position());
+        sync.with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// Adds a line.

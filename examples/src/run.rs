@@ -1,5 +1,6 @@
 //! One training run, epoch by epoch.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use clap::ValueEnum;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use serde::Serialize;
 
+use crate::augment::Augment;
 use crate::batches::Source;
 use crate::compute::Place;
 use crate::data::{Dataset, Noise, add_noise};
@@ -32,8 +34,8 @@ pub struct Plan {
     pub sgd: ParamsSgd,
     /// The ball of SAM.
     pub ball: Ball,
-    /// Whether images are flipped and shifted.
-    pub augment: bool,
+    /// What is done to training images.
+    pub augment: Augment,
     /// How many training labels are wrong, from 0 to 1, and how.
     pub noise: (f64, Noise),
 }
@@ -84,7 +86,7 @@ pub struct Epoch {
 /// Those of candle, and of `tell`.
 pub fn run(
     plan: &Plan,
-    set: &Dataset,
+    set: &Arc<Dataset>,
     method: Method,
     seed: u64,
     mut tell: impl FnMut(Epoch) -> Result<()>,

@@ -35,7 +35,7 @@ pub struct Ball {
 pub fn epoch<O: Optimizer>(
     model: &Model,
     optimizer: &mut O,
-    batches: Batches<'_>,
+    batches: Batches,
     schedule: impl Fn(usize) -> f64,
     loss: impl Fn(&Model, &Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<f64> {
@@ -57,7 +57,7 @@ pub fn epoch<O: Optimizer>(
 ///
 /// # Errors
 /// Those of the model.
-pub fn error_rate(model: &Model, batches: Batches<'_>) -> Result<f64> {
+pub fn error_rate(model: &Model, batches: Batches) -> Result<f64> {
     let (mut wrong, mut count) = (0, 0);
     for batch in batches {
         let (x, y) = batch?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer as _;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_examples::compute::Compute;
@@ -23,9 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// Network
-    #[arg(value_enum)]
-    model: Network,
+    /// Network: mlp-wide, resnet20, resnet18, wrn-16-4, wrn-28-10, ..
+    model: Architecture,
 
     /// Images in a batch [default: 128, 32 for wrn-28-10]
     #[arg(long)]
@@ -47,20 +46,6 @@ struct Options {
     iters: usize,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Network {
-    /// 784-1024-1024-10
-    Mlp,
-    #[value(name = "resnet20")]
-    ResNet20,
-    #[value(name = "resnet18")]
-    ResNet18,
-    #[value(name = "wrn-16-4")]
-    Wrn16x4,
-    #[value(name = "wrn-28-10")]
-    Wrn28x10,
-}
-
 fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
@@ -80,14 +65,14 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     if let Some(threads) = options.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
     }
-    let (architecture, shape) = match options.model {
-        Network::Mlp => (Architecture::MlpWide, [1, 28, 28]),
-        Network::ResNet20 => (Architecture::ResNet20, [3, 32, 32]),
-        Network::ResNet18 => (Architecture::ResNet18, [3, 32, 32]),
-        Network::Wrn16x4 => (Architecture::Wrn16x4, [3, 32, 32]),
-        Network::Wrn28x10 => (Architecture::Wrn28x10, [3, 32, 32]),
+    let architecture = options.model;
+    let shape = match architecture {
+        Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],
+        _ if architecture.is_for_imagenet() => [3, 224, 224],
+        _ => [3, 32, 32],
     };
-    let batch = options.batch.unwrap_or(if architecture == Architecture::Wrn28x10 { 32 } else { 128 });
+    let batch =
+        options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
     let place = options.compute.place()?;
     if options.stock && place.dtype != DType::F32 {
         bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
@@ -141,7 +126,7 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let overhead = median("sam") / (2.0 * median("forward_backward") + median("optimizer"));
     Ok(json!({
         "layers": if options.stock { "candle_nn" } else { "sam_runtime" },
-        "model": options.model.to_possible_value().map(|value| value.get_name().to_owned()),
+        "model": options.model.to_string(),
         "batch": batch,
         "threads": rayon::current_num_threads(),
         "device": format!("{:?}", place.device.location()),

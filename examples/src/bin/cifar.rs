@@ -4,11 +4,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use sam_examples::augment::Augment;
 use sam_examples::compute::Compute;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
@@ -45,8 +47,8 @@ struct Options {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Network [default: mlp for the embedded set, cnn for others]
-    #[arg(long, value_enum)]
+    /// Network: mlp, cnn, resnet20, wrn-16-4, .. [default: mlp for the embedded set, cnn for others]
+    #[arg(long)]
     model: Option<Architecture>,
 
     /// Train with one method only
@@ -133,7 +135,7 @@ fn compare(options: &Options) -> Result<()> {
     } else {
         MultiProgress::new()
     };
-    let set = read(options, &screen)?;
+    let set = Arc::new(read(options, &screen)?);
     let plan = plan(options, &set)?;
     let methods = options.only.map_or(vec![Method::Sgd, Method::Sam], |only| vec![only]);
     let title = title(options, &plan, &set);
@@ -211,7 +213,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
     Sam::new(rho).p(options.p).check()?;
     Ok(Plan {
         place: options.compute.place()?,
-        architecture: options.model.unwrap_or(if embedded { Architecture::Mlp } else { Architecture::Cnn }),
+        architecture: options.model.unwrap_or(if embedded { Architecture::Mlp(128) } else { Architecture::Cnn(16) }),
         epochs: options.epochs,
         batch: options.batch,
         sgd: ParamsSgd {
@@ -221,13 +223,13 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
             weight_decay: options.weight_decay,
         },
         ball: Ball { rho, p: options.p },
-        augment: options.augment,
+        augment: if options.augment { Augment::BASIC } else { Augment::NONE },
         noise,
     })
 }
 
 fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {
-    let model = plan.architecture.name();
+    let model = plan.architecture;
     let noise =
         if plan.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * plan.noise.0) } else { String::new() };
     let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };

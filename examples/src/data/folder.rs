@@ -26,23 +26,27 @@ pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataE
     if let Some(size) = image_size.filter(|size| !(1..=MAX_IMAGE_SIZE).contains(size)) {
         return Err(DataError::ImageSize { size, max: MAX_IMAGE_SIZE });
     }
-    let train_dir = dir.join("train");
-    let test_dir = ["test", "val"].map(|half| dir.join(half)).into_iter().find(|half| half.is_dir());
-    let test_dir = test_dir.unwrap_or_else(|| dir.join("test"));
-
-    let classes = same_classes(&train_dir, &test_dir)?;
-    let train = list(&train_dir, &classes)?;
-    let test = list(&test_dir, &classes)?;
+    let (classes, [train, test]) = list_halves(dir)?;
     let shape = Shape::of(&train, &test, image_size)?;
     Ok(Dataset {
         name: folder_name(dir),
-        classes: classes.iter().map(|class| class.to_string_lossy().into_owned()).collect(),
+        classes,
         channels: shape.channels,
         height: shape.size.1 as usize,
         width: shape.size.0 as usize,
         train: shape.decode(&train)?,
         test: shape.decode(&test)?,
     })
+}
+
+/// The names of the classes, and the pictures to train and to test on with their labels.
+pub(super) fn list_halves(dir: &Path) -> Result<(Vec<String>, [Vec<Picture>; 2]), DataError> {
+    let train_dir = dir.join("train");
+    let test_dir = ["test", "val"].map(|half| dir.join(half)).into_iter().find(|half| half.is_dir());
+    let test_dir = test_dir.unwrap_or_else(|| dir.join("test"));
+    let classes = same_classes(&train_dir, &test_dir)?;
+    let pictures = [list(&train_dir, &classes)?, list(&test_dir, &classes)?];
+    Ok((classes.iter().map(|class| class.to_string_lossy().into_owned()).collect(), pictures))
 }
 
 /// The names of the class folders, which must be the same in both halves.
@@ -67,11 +71,8 @@ fn class_names(half: &Path) -> Result<BTreeSet<OsString>, DataError> {
     Ok(folders.collect())
 }
 
-/// A picture that has not been opened.
-struct Picture {
-    path: PathBuf,
-    label: u32,
-}
+/// A picture that has not been opened, and its label.
+type Picture = (PathBuf, u32);
 
 /// The pictures of one half, class by class, in the order of their names.
 fn list(half: &Path, classes: &BTreeSet<OsString>) -> Result<Vec<Picture>, DataError> {
@@ -80,7 +81,7 @@ fn list(half: &Path, classes: &BTreeSet<OsString>) -> Result<Vec<Picture>, DataE
         let path = half.join(class);
         let files = entries(&path)?.into_iter().map(|name| path.join(name)).filter(|path| is_picture(path));
         let before = pictures.len();
-        pictures.extend(files.map(|path| Picture { path, label }));
+        pictures.extend(files.map(|path| (path, label)));
         if pictures.len() == before {
             return Err(DataError::NoPictures { path });
         }
@@ -122,7 +123,7 @@ impl Shape {
     /// Looks at the headers of all pictures: the first tells the size, and one with colours makes all coloured.
     fn of(train: &[Picture], test: &[Picture], image_size: Option<u32>) -> Result<Self, DataError> {
         let pictures: Vec<_> = train.iter().chain(test).collect();
-        let headers: Vec<_> = pictures.par_iter().map(|picture| header(&picture.path)).collect();
+        let headers: Vec<_> = pictures.par_iter().map(|(path, _)| header(path)).collect();
         // Judged in order, so that the same picture is blamed every time.
         let headers = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let first = headers.first().map_or((0, 0), |header| header.size);
@@ -130,17 +131,17 @@ impl Shape {
             channels: if headers.iter().any(|header| header.has_color) { 3 } else { 1 },
             size: image_size.map_or(first, |size| (size, size)),
             resize: image_size.is_some(),
-            reference: pictures.first().map_or_else(PathBuf::new, |picture| picture.path.clone()),
+            reference: pictures.first().map_or_else(PathBuf::new, |(path, _)| path.clone()),
         })
     }
 
     fn decode(&self, pictures: &[Picture]) -> Result<Split, DataError> {
         let mut split = Split::default();
         for chunk in pictures.chunks(CHUNK) {
-            let decoded: Vec<_> = chunk.par_iter().map(|picture| self.planes(&picture.path)).collect();
-            for (picture, planes) in chunk.iter().zip(decoded) {
+            let decoded: Vec<_> = chunk.par_iter().map(|(path, _)| self.planes(path)).collect();
+            for ((_, label), planes) in chunk.iter().zip(decoded) {
                 split.images.extend(planes?);
-                split.labels.push(picture.label);
+                split.labels.push(*label);
             }
         }
         Ok(split)
@@ -148,7 +149,7 @@ impl Shape {
 
     /// The pixels of one picture, plane by plane.
     fn planes(&self, path: &Path) -> Result<Vec<u8>, DataError> {
-        let mut picture = reader(path)?.decode().map_err(unsound(path))?;
+        let mut picture = open(path)?;
         if self.resize {
             picture = central_square(&picture).resize_exact(self.size.0, self.size.1, FilterType::Triangle);
         }
@@ -166,6 +167,11 @@ impl Shape {
         let plane = |channel| pixels.iter().skip(channel).step_by(self.channels).copied();
         Ok((0..self.channels).flat_map(plane).collect())
     }
+}
+
+/// Decodes a picture.
+pub(super) fn open(path: &Path) -> Result<DynamicImage, DataError> {
+    reader(path)?.decode().map_err(unsound(path))
 }
 
 /// Cropping comes before scaling: a picture of 60,000 x 1 never becomes one of 60,000 x 1 times the scale.

@@ -3,6 +3,7 @@
 //! ```text
 //! embedded()                   5,000 + 10,000 images of Fashion-MNIST, compiled in
 //! load(dir, image_size)        CIFAR-10, CIFAR-100, MNIST-like IDX files, any folder of pictures
+//! Pictures::list(dir, side)    the same folders, decoded picture by picture when they are needed
 //! download(archive, into, ..)  CIFAR-10 or CIFAR-100 from their home page, checked and unpacked
 //! add_noise(labels, ..)        symmetric label noise, seeded
 //! ```
@@ -17,6 +18,7 @@ mod error;
 mod folder;
 mod idx;
 mod noise;
+mod pictures;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ pub use embedded::embedded;
 pub use error::DataError;
 pub use folder::MAX_IMAGE_SIZE;
 pub use noise::{Noise, add_noise};
+pub use pictures::Pictures;
+pub(crate) use pictures::{Crop, read as read_picture};
 
 /// The training half or the test half of a [`Dataset`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

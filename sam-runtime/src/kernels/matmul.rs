@@ -1,4 +1,9 @@
-//! Matrix products, by the `gemm` crate.
+//! Matrix products, by the `gemm` crate: the one call in this library that the compiler cannot check. AddressSanitizer has,
+//! with the tests of the layers:
+//!
+//! ```sh
+//! RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target x86_64-unknown-linux-gnu -p sam-tests --test layers
+//! ```
 
 use gemm::Parallelism;
 

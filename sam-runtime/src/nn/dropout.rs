@@ -1,7 +1,6 @@
 //! Dropout with a seed, whose second pass draws the masks of the first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -10,12 +9,10 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use candle_nn::ModuleT;
 use rayon::prelude::*;
 
-use crate::Pass;
+use super::draws::{Draws, uniform};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::is_known;
-use crate::pass::{Run, Step};
-use crate::variants::mix;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
 ///
@@ -40,19 +37,7 @@ use crate::variants::mix;
 #[derive(Debug)]
 pub struct Dropout {
     drop_p: f32,
-    seed: u64,
-    calls: Mutex<Calls>,
-}
-
-/// Which mask is next.
-#[derive(Clone, Debug)]
-struct Calls {
-    next: u64,
-    /// The first mask of the step, for each part of its batch, and the first that it has not used.
-    starts: Vec<u64>,
-    end: u64,
-    step: Option<Step>,
-    run: Run,
+    draws: Draws,
 }
 
 impl Dropout {
@@ -66,8 +51,7 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        let calls = Calls { next: 0, starts: Vec::new(), end: 0, step: None, run: Run::NONE };
-        Self { drop_p, seed, calls: Mutex::new(calls) }
+        Self { drop_p, draws: Draws::seeded(seed) }
     }
 
     /// Drops elements where `train`, hands `x` on where not.
@@ -81,40 +65,14 @@ impl Dropout {
         if !(0.0..1.0).contains(&self.drop_p) {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
-        let mask = Mask { drop_p: self.drop_p, seed: mix(self.seed ^ mix(self.next_call())) };
+        let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
         if is_known(x.device()) { x.contiguous()?.apply_op1(mask) } else { x * mask.tensor(x)? }
-    }
-
-    fn next_call(&self) -> u64 {
-        let (step, run) = (Step::current(), Run::current());
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        if step != calls.step {
-            calls.next = calls.end;
-            calls.starts.clear();
-        }
-        if step != calls.step || run != calls.run {
-            if run.pass == Pass::Descent
-                && let Some(start) = calls.starts.get(run.part)
-            {
-                calls.next = *start;
-            } else {
-                let start = calls.end;
-                calls.next = start;
-                calls.starts.resize(run.part, start);
-                calls.starts.push(start);
-            }
-        }
-        (calls.step, calls.run) = (step, run);
-        calls.next += 1;
-        calls.end = calls.end.max(calls.next);
-        calls.next
     }
 }
 
 impl Clone for Dropout {
     fn clone(&self) -> Self {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Self { calls: Mutex::new(calls), ..*self }
+        Self { drop_p: self.drop_p, draws: self.draws.fork() }
     }
 }
 
@@ -133,8 +91,7 @@ pub(crate) struct Mask {
 
 impl Mask {
     fn keeps(self, place: usize) -> bool {
-        // 24 bits: what an f32 in [0, 1) has.
-        (mix(self.seed.wrapping_add(place as u64)) >> 40) as f32 / (1u32 << 24) as f32 >= self.drop_p
+        uniform(self.seed, place as u64) >= self.drop_p
     }
 
     fn scale(self) -> f32 {

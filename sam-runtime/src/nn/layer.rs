@@ -29,12 +29,17 @@ pub(super) trait Layer: Send + Sync + 'static {
     /// The gradients of those arguments that are wanted; None stands for zeros.
     fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
 
+    /// For those that are applied to tensors of a CUDA device.
     #[cfg(feature = "cuda")]
-    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)>;
+    fn cuda_forward(&self, _: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
 
     /// As [`backward`](Self::backward).
     #[cfg(feature = "cuda")]
-    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
+    fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
 }
 
 /// What a layer returns: the elements of a tensor of this shape.

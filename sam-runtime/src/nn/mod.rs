@@ -13,24 +13,30 @@
 
 mod batch_norm;
 mod conv;
+mod draws;
 mod dropout;
 mod elementwise;
 mod layer;
 mod linear;
 mod loss;
+mod penalty;
 mod pool;
+mod shake;
 
 pub use batch_norm::{BatchNorm, batch_norm};
 use candle_core::{DType, Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
+pub use draws::Draws;
 pub use dropout::Dropout;
 #[cfg(test)]
 pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
+pub use penalty::{backward, l2_penalty};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
+pub use shake::{Shake, ShakeDrop};
 
 /// Contiguous, and on the CPU bf16 and f16 as f32, in which its kernels compute.
 fn ready(x: &Tensor) -> Result<Tensor> {

@@ -5,6 +5,7 @@ mod picture;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -12,6 +13,7 @@ use candle_core::Tensor;
 use candle_nn::Optimizer;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sam_examples::augment::Augment;
 use sam_examples::batches::Source;
 use sam_examples::data::{self, Dataset, Noise, add_noise};
 use sam_examples::models::{Architecture, Model};
@@ -113,7 +115,7 @@ fn compare(options: &Options) -> Result<()> {
         only || ["sgd", "sam"].contains(&name.as_str())
     };
     let entries: Vec<_> = entries().into_iter().filter(wanted).collect();
-    let set = data::embedded()?;
+    let set = Arc::new(data::embedded()?);
     let start = Instant::now();
     let mut file = Log::create(&options.out.join("log.jsonl"))?;
     let mut runs: Vec<Run> = Vec::new();
@@ -141,9 +143,9 @@ fn compare(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn train(entry: &Entry, set: &Dataset, seed: u64, options: &Options) -> Result<Run> {
+fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Result<Run> {
     let shape = [set.channels, set.height, set.width];
-    let model: Model = Model::new(Architecture::MlpNorm, shape, set.classes.len(), seed)?;
+    let model: Model = Model::new(Architecture::MlpNorm(128), shape, set.classes.len(), seed)?;
     let params = ParamsSgd { lr: 0.05, momentum: 0.9, nesterov: false, weight_decay: 5e-4 };
     let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
     let [mut train, test] = Source::both(set);
@@ -162,7 +164,7 @@ fn train(entry: &Entry, set: &Dataset, seed: u64, options: &Options) -> Result<R
     let start = Instant::now();
     let (mut passes, mut test_error) = (0.0, Vec::new());
     for epoch in 0..options.epochs {
-        for (step, batch) in train.shuffled(BATCH, false, seed, epoch).enumerate() {
+        for (step, batch) in train.shuffled(BATCH, Augment::NONE, seed, epoch).enumerate() {
             let (x, y): (Tensor, Tensor) = batch?;
             let done = (epoch * steps + step) as f64 / (steps * options.epochs) as f64;
             let rate = params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use sam_examples::report::{Area, Drawn, INK, Mean, png};
+use sam_examples::report::{Area, Drawn, INK, Mean, SIZE, png};
 
 use crate::Run;
 use crate::list::Entry;
@@ -20,7 +20,7 @@ pub(crate) fn draw(entries: &[Entry], runs: &[Run], title: &str, path: &Path) ->
         })
         .collect();
     lines.sort_by(|a, b| b.1.mean.total_cmp(&a.1.mean));
-    png(path, |area| chart(area, &lines, title))
+    png(path, SIZE, |area| chart(area, &lines, title))
 }
 
 fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {

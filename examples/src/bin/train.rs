@@ -1,0 +1,127 @@
+//! Trains one network by a recipe: a cell of the paper's tables, or a file of one's own.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use sam_examples::console::{Progress, Stop};
+use sam_examples::recipe::{Changes, Scale, selected};
+use sam_examples::report::write_whole;
+use sam_examples::trainer::{Data, Job};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Train one network, and leave it alone.
+///
+/// Log (log.jsonl), TensorBoard events and checkpoint go to a folder. Told to stop (Ctrl-C, kill), it saves everything
+/// first; `--resume` goes on with the same bits.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// A cell, such as table1/wrn-28-10/basic/cifar10/sam, or a TOML file of recipe keys
+    recipe: String,
+
+    /// Folder of the data sets
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Everything random comes from here
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// A smaller run: a share of epochs, images and width, or `epochs=0.1,images=0.2,width=0.5`
+    #[arg(long, default_value = "1")]
+    scale: Scale,
+
+    /// Change the recipe, `key = value` in TOML
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Folder of everything that is written
+    #[arg(long, value_name = "DIR", default_value = "runs/train")]
+    out: PathBuf,
+
+    /// Steps between checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 500)]
+    every: usize,
+
+    /// Go on from the checkpoint in the folder
+    #[arg(long)]
+    resume: bool,
+
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    match train(&Options::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn train(options: &Options) -> Result<ExitCode> {
+    let stop = Stop::on_signals()?;
+    let changes = Changes::parse("--set", &options.set.join("\n"))?.or(&changes(&options.recipe)?);
+    let recipe = changes.recipe(&options.scale)?;
+    let data = Data::load(&recipe, options.data.as_deref(), options.seed)?;
+    let out = &options.out;
+    let job = Job {
+        recipe: &recipe,
+        seed: options.seed,
+        data: &data,
+        weights: options.data.as_deref(),
+        folder: out,
+        every: options.every,
+    };
+    match (job.checkpoint().exists(), options.resume) {
+        (true, false) => bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display()),
+        (false, true) => bail!("there is no checkpoint in {} to go on from", out.display()),
+        _ => std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?,
+    }
+    let mut progress = Progress::new(&options.recipe, options.quiet);
+    let outcome = job.run(|status| {
+        progress.show(status);
+        Ok(stop.next())
+    })?;
+    progress.finish();
+    let Some(outcome) = outcome else {
+        println!("saved in {}: --resume goes on", out.display());
+        return Ok(ExitCode::from(130));
+    };
+    write_whole(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
+    println!(
+        "{}: test error {:.2} %, {} steps, {:.0} s, {}",
+        outcome.data,
+        100.0 * outcome.test_error,
+        outcome.steps,
+        outcome.seconds,
+        if options.scale == Scale::default() && options.set.is_empty() {
+            "as the recipe says".to_owned()
+        } else {
+            format!("not as the recipe says: {} {}", options.scale, options.set.join(" "))
+        }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn changes(recipe: &str) -> Result<Changes> {
+    if Path::new(recipe).extension().is_some_and(|extension| extension == "toml") {
+        let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {recipe}"))?;
+        return Changes::parse(recipe, &text);
+    }
+    let table = recipe.split('/').next().unwrap_or(recipe);
+    let table = selected(table, &[recipe.to_owned()])?;
+    match &table.cells[..] {
+        [cell] => Ok(cell.changes.clone()),
+        cells => {
+            bail!("`{recipe}` names {} cells: expected the whole name of one, such as {}", cells.len(), cells[0].name)
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a trainer shows, and how it is told to stop.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::trainer::{Next, Status};
+
+/// Where nobody looks at a bar, a line is written this often.
+const PAUSE: Duration = Duration::from_mins(1);
+
+/// Whether the process has been told to stop: by the signals of Ctrl-C and `kill`. A second one stops it at once.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// From now on.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn on_signals() -> Result<Self> {
+        let told = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            let register = flag::register_conditional_shutdown(signal, 130, Arc::clone(&told))
+                .and_then(|_| flag::register(signal, Arc::clone(&told)));
+            register.context("cannot wait for signals")?;
+        }
+        Ok(Self(told))
+    }
+
+    /// Whether it has.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What a training is to do.
+    #[must_use]
+    pub fn next(&self) -> Next {
+        if self.is_told() { Next::Stop } else { Next::GoOn }
+    }
+}
+
+/// How far one training is: a bar, or lines where there is no terminal.
+#[derive(Debug)]
+pub struct Progress {
+    name: String,
+    bar: Option<ProgressBar>,
+    stage: usize,
+    /// When the stage was taken up, and at which step.
+    since: (Instant, usize),
+    said: Instant,
+}
+
+impl Progress {
+    /// Of a training of this name; silent if wanted.
+    #[must_use]
+    pub fn new(name: &str, quiet: bool) -> Self {
+        let bar = if quiet { Some(ProgressBar::hidden()) } else { std::io::stderr().is_terminal().then(|| bar(name)) };
+        let now = Instant::now();
+        Self { name: name.to_owned(), bar, stage: usize::MAX, since: (now, 0), said: now }
+    }
+
+    /// Shows it.
+    pub fn show(&mut self, status: &Status) {
+        let (step, steps) = status.step;
+        if status.stage.0 != self.stage {
+            self.stage = status.stage.0;
+            self.since = (Instant::now(), step);
+            if let Some(bar) = &self.bar {
+                bar.reset();
+                bar.set_length(steps as u64);
+            }
+        }
+        // Writing to a string does not fail.
+        let mut message = format!("loss {:.3}, {:.0} images/s", status.loss, status.throughput);
+        if let Some(error) = status.test_error {
+            let _ = write!(message, ", test error {:.2} %", 100.0 * error);
+        }
+        if status.stage.1 > 1 {
+            let _ = write!(message, ", training {} of {}", status.stage.0 + 1, status.stage.1);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(step as u64);
+            bar.set_message(message);
+        } else if self.said.elapsed() >= PAUSE || step == steps {
+            self.said = Instant::now();
+            let (began, first) = self.since;
+            let pace = began.elapsed().as_secs_f64() / (step - first).max(1) as f64;
+            let left = indicatif::HumanDuration(Duration::from_secs_f64(pace * (steps - step) as f64));
+            eprintln!("{}: step {step} of {steps}, {left} left, {message}", self.name);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(name: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
+    match ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} left {eta}  {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

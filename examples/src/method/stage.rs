@@ -1,0 +1,346 @@
+//! The trainings that a method consists of, and what is done after each.
+
+use std::f64::consts::PI;
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+
+use super::Method;
+use crate::batches::Source;
+use crate::models::Model;
+use crate::numbers::share_of;
+
+/// One training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stage {
+    /// Of the recipe's epochs.
+    pub epochs: f64,
+    /// Whether it begins with new weights.
+    pub fresh: bool,
+    /// How the learning rate changes.
+    pub rate: Rate,
+    /// What is trained on.
+    pub images: Images,
+    /// Whether the losses of all images are added up, epoch by epoch.
+    pub record: bool,
+    /// What is done with the model afterwards.
+    pub then: Then,
+}
+
+/// The learning rate of a stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// The recipe's.
+    Recipe,
+    /// Always the recipe's highest.
+    Constant,
+    /// From a tenth of the highest to a hundredth along a line, again and again, this often.
+    Cycles(u32),
+}
+
+impl Rate {
+    /// What the recipe's highest learning rate is multiplied by, if the recipe does not say it.
+    #[must_use]
+    pub fn factor(self, progress: f64) -> Option<f64> {
+        match self {
+            Self::Recipe => None,
+            Self::Constant => Some(1.0),
+            Self::Cycles(count) => Some(0.1 - 0.09 * (progress * f64::from(count)).fract()),
+        }
+    }
+}
+
+/// The training images of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Images {
+    /// Those that have been kept, at first all.
+    Kept,
+    /// Those that have been selected, at first none, and one half of all.
+    SelectedAndHalf(Split),
+    /// Those that have been selected.
+    Selected,
+}
+
+/// One half of all images, of the two that a round of cross-validation has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    round: u32,
+    second: bool,
+}
+
+impl Split {
+    /// Whether an image is in this half.
+    #[must_use]
+    pub fn has(self, place: u32) -> bool {
+        // A hash (Steele, Lea, Flood 2014) whose upper bit is the half.
+        let x = (u64::from(self.round) << 32 | u64::from(place)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x >> 63 == 1) == self.second
+    }
+}
+
+/// What follows a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Nothing,
+    /// Every training image gets the label that the model predicts.
+    Relabel,
+    /// The share of the images that the noise is, those of the largest recorded losses, is dropped.
+    DropWorst,
+    /// Of the half that was not trained on, the images are selected whose labels the model predicts.
+    SelectFrom(Split),
+    /// The last layer becomes the discriminant of Gaussian features, estimated robustly.
+    Discriminate,
+}
+
+impl Method {
+    /// Its trainings. The last model is the one that is tested.
+    #[must_use]
+    pub fn stages(self) -> Vec<Stage> {
+        let whole = Stage {
+            epochs: 1.0,
+            fresh: true,
+            rate: Rate::Recipe,
+            images: Images::Kept,
+            record: false,
+            then: Then::Nothing,
+        };
+        match self {
+            Self::Plain | Self::Mixup | Self::Gce | Self::MentorNet | Self::MentorMix | Self::MDyrH => vec![whole],
+            Self::Bootstrap | Self::BootstrapMixup => vec![Stage { then: Then::Relabel, ..whole }, whole],
+            Self::O2u => vec![
+                Stage { epochs: 0.25, rate: Rate::Constant, ..whole },
+                Stage {
+                    epochs: 0.5,
+                    fresh: false,
+                    rate: Rate::Cycles(10),
+                    record: true,
+                    then: Then::DropWorst,
+                    ..whole
+                },
+                whole,
+            ],
+            Self::Incv => {
+                let halves = (0..4).flat_map(|round| [false, true].map(|second| Split { round, second }));
+                let selecting = halves.map(|half| Stage {
+                    epochs: 0.25,
+                    images: Images::SelectedAndHalf(half),
+                    then: Then::SelectFrom(Split { second: !half.second, ..half }),
+                    ..whole
+                });
+                selecting.chain([Stage { images: Images::Selected, ..whole }]).collect()
+            }
+            Self::Rog => vec![Stage { then: Then::Discriminate, ..whole }],
+        }
+    }
+}
+
+/// Cosine from 1 to 0.
+#[must_use]
+pub fn cosine(progress: f64) -> f64 {
+    0.5 * (1.0 + (PI * progress).cos())
+}
+
+/// Images that are looked at together.
+const BATCH: usize = 500;
+
+/// The labels that a model predicts for the images of a source.
+///
+/// # Errors
+/// Those of the model.
+pub fn predictions(model: &Model, source: &Source) -> Result<Vec<u32>> {
+    let mut labels = Vec::with_capacity(source.len());
+    for batch in source.in_order(BATCH) {
+        labels.extend(model.forward(&batch?.0, false)?.argmax(1)?.to_vec1::<u32>()?);
+    }
+    Ok(labels)
+}
+
+/// The cross-entropy of each image of a source with its label.
+///
+/// # Errors
+/// Those of the model.
+pub fn losses(model: &Model, source: &Source) -> Result<Vec<f32>> {
+    let mut losses = Vec::with_capacity(source.len());
+    for batch in source.in_order(BATCH) {
+        let (x, y) = batch?;
+        losses.extend(each_loss(&model.forward(&x, false)?, &y)?);
+    }
+    Ok(losses)
+}
+
+/// The cross-entropy of each row of logits with its label.
+pub(super) fn each_loss(logits: &Tensor, y: &Tensor) -> Result<Vec<f32>> {
+    let log = candle_nn::ops::log_softmax(&logits.detach(), 1)?;
+    Ok(log.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?.neg()?.to_vec1()?)
+}
+
+/// Of places with losses, those that are left when the share with the largest losses has gone; in order.
+#[must_use]
+pub fn without_worst(places: &[u32], losses: &[f32], share: f64) -> Vec<u32> {
+    let kept = places.len() - share_of(places.len(), share);
+    let mut order: Vec<usize> = (0..places.len()).collect();
+    order.sort_by(|a, b| losses[*a].total_cmp(&losses[*b]).then(a.cmp(b)));
+    let mut left: Vec<u32> = order[..kept].iter().map(|i| places[*i]).collect();
+    left.sort_unstable();
+    left
+}
+
+/// Replaces a model's last layer by the linear discriminant of its features, under classes of one covariance, from the
+/// half of each class that lies closest together (short minimum covariance determinant).
+///
+/// # Errors
+/// If the model has other than one linear layer named `head`, or the covariance is singular.
+pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()> {
+    let (mut features, mut labels) = (Vec::new(), Vec::new());
+    for batch in source.in_order(BATCH) {
+        let (x, y) = batch?;
+        features.extend(model.features(&x, false)?.to_dtype(DType::F64)?.to_vec2::<f64>()?);
+        labels.extend(y.to_vec1::<u32>()?);
+    }
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); classes];
+    labels.iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
+    let all = members.clone();
+    let width = features.first().map_or(0, Vec::len);
+
+    let (mut means, mut factor) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        means = members.iter().map(|class| mean(&features, class, width)).collect();
+        factor = cholesky(&covariance(&features, &members, &means, width), width)?;
+        if round < 2 {
+            // The half of each class that is nearest to its mean.
+            for ((class, all), mean) in members.iter_mut().zip(&all).zip(&means) {
+                let distance = |i: usize| {
+                    let off: Vec<f64> = features[i].iter().zip(mean).map(|(x, mean)| x - mean).collect();
+                    solve_lower(&factor, &off, width).iter().map(|x| x * x).sum::<f64>()
+                };
+                let mut order: Vec<(f64, usize)> = all.iter().map(|i| (distance(*i), *i)).collect();
+                order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+                *class = order[..all.len().div_ceil(2)].iter().map(|(_, i)| *i).collect();
+            }
+        }
+    }
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for (mean, all) in means.iter().zip(&all) {
+        let direction = solve_upper(&factor, &solve_lower(&factor, mean, width), width);
+        let prior = (all.len().max(1) as f64 / labels.len().max(1) as f64).ln();
+        bias.push((prior - 0.5 * direction.iter().zip(mean).map(|(a, b)| a * b).sum::<f64>()) as f32);
+        weight.extend(direction.into_iter().map(|x| x as f32));
+    }
+    let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (Some(head), Some(shift)) = (vars.get("head.weight"), vars.get("head.bias")) else {
+        bail!("expected a last layer `head` to put the discriminant into")
+    };
+    head.set(&Tensor::from_vec(weight, (classes, width), &Device::Cpu)?)?;
+    shift.set(&Tensor::from_vec(bias, classes, &Device::Cpu)?)?;
+    Ok(())
+}
+
+fn mean(features: &[Vec<f64>], members: &[usize], width: usize) -> Vec<f64> {
+    let mut mean = vec![0.0; width];
+    for i in members {
+        mean.iter_mut().zip(&features[*i]).for_each(|(mean, x)| *mean += x / members.len() as f64);
+    }
+    mean
+}
+
+/// Of all classes together, each around its own mean; with a little of the identity, that no direction has none.
+fn covariance(features: &[Vec<f64>], members: &[Vec<usize>], means: &[Vec<f64>], width: usize) -> Vec<f64> {
+    let count = members.iter().map(Vec::len).sum::<usize>().max(1) as f64;
+    let mut sum = vec![0.0; width * width];
+    for (class, mean) in members.iter().zip(means) {
+        for i in class {
+            let off: Vec<f64> = features[*i].iter().zip(mean).map(|(x, mean)| (x - mean) / count.sqrt()).collect();
+            for (row, a) in sum.chunks_exact_mut(width.max(1)).zip(&off) {
+                row.iter_mut().zip(&off).for_each(|(sum, b)| *sum += a * b);
+            }
+        }
+    }
+    let trace: f64 = (0..width).map(|i| sum[i * width + i]).sum();
+    let ridge = (1e-4 * trace / width.max(1) as f64).max(1e-12);
+    (0..width).for_each(|i| sum[i * width + i] += ridge);
+    sum
+}
+
+/// The lower triangle L of A = L Lᵀ.
+fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
+    let mut l = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..=i {
+            let product: f64 = (0..j).map(|k| l[i * n + k] * l[j * n + k]).sum();
+            let rest = a[i * n + j] - product;
+            if i != j {
+                l[i * n + j] = rest / l[j * n + j];
+            } else if rest > 0.0 {
+                l[i * n + i] = rest.sqrt();
+            } else {
+                bail!("the covariance of the features is singular: expected finite features that differ")
+            }
+        }
+    }
+    Ok(l)
+}
+
+/// x of L x = b.
+fn solve_lower(l: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    let mut x = vec![0.0; n];
+    for i in 0..n {
+        let known: f64 = (0..i).map(|k| l[i * n + k] * x[k]).sum();
+        x[i] = (b[i] - known) / l[i * n + i];
+    }
+    x
+}
+
+/// x of Lᵀ x = b.
+fn solve_upper(l: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    let mut x = vec![0.0; n];
+    for i in (0..n).rev() {
+        let known: f64 = (i + 1..n).map(|k| l[k * n + i] * x[k]).sum();
+        x[i] = (b[i] - known) / l[i * n + i];
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_halves() {
+        let half = Split { round: 2, second: false };
+        let other = Split { second: true, ..half };
+        let count = (0..10_000).filter(|place| half.has(*place)).count();
+        assert!((4800..5200).contains(&count), "{count}");
+        assert!((0..1000).all(|place| half.has(place) != other.has(place)));
+        let again = Split { round: 3, ..half };
+        assert!((0..1000).any(|place| half.has(place) != again.has(place)));
+    }
+
+    #[test]
+    fn the_largest_losses_go() {
+        assert_eq!(without_worst(&[4, 9, 2, 7], &[0.1, 3.0, 0.2, 0.2], 0.5), [2, 4]);
+        assert_eq!(without_worst(&[4, 9], &[0.1, 3.0], 0.0), [4, 9]);
+    }
+
+    #[test]
+    fn cycles_fall_and_begin_again() {
+        let rate = |progress| Rate::Cycles(10).factor(progress).unwrap();
+        assert!((rate(0.0) - 0.1).abs() < 1e-12 && (rate(0.05) - 0.055).abs() < 1e-12);
+        assert!((rate(0.1) - 0.1).abs() < 1e-9);
+        assert_eq!(Rate::Recipe.factor(0.3), None);
+    }
+
+    #[test]
+    fn triangles_solve_their_equations() {
+        let a = [4.0, 2.0, 0.4, 2.0, 5.0, 1.0, 0.4, 1.0, 3.0];
+        let l = cholesky(&a, 3).unwrap();
+        let x = solve_upper(&l, &solve_lower(&l, &[1.0, -2.0, 0.5], 3), 3);
+        for (i, b) in [1.0, -2.0, 0.5].iter().enumerate() {
+            let product: f64 = (0..3).map(|k| a[i * 3 + k] * x[k]).sum();
+            assert!((product - b).abs() < 1e-12);
+        }
+        assert!(cholesky(&[1.0, 2.0, 2.0, 1.0], 2).is_err());
+    }
+}

@@ -1,0 +1,292 @@
+//! The names of the networks, and how a network is made narrower.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Error, bail};
+
+use crate::numbers::count;
+
+/// Which network. Read from a name, and written as one: `wrn-28-10`, `resnet20-w8`.
+///
+/// ```
+/// use sam_examples::models::Architecture;
+///
+/// let network: Architecture = "wrn-28-10".parse()?;
+/// assert_eq!(network, Architecture::Wide { depth: 28, width: 160, skip: sam_examples::models::Skip::Conv });
+/// assert_eq!(network.narrowed(0.2).to_string(), "wrn-28-2");
+/// assert!("wrn-27-1".parse::<Architecture>().unwrap_err().to_string().contains("6 n + 4"));
+/// # Ok::<_, anyhow::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// A perceptron with one hidden layer of this width.
+    Mlp(usize),
+    /// The same, with a batch normalisation before the ReLU.
+    MlpNorm(usize),
+    /// A perceptron with two hidden layers of this width.
+    MlpWide(usize),
+    /// Five 3x3 convolutions of `width` to 4 `width` channels.
+    Cnn(usize),
+    /// ResNet for CIFAR (He et al. 2016): 6 n + 2 layers of `width` to 4 `width` channels, 1x1 convolutions where the
+    /// shape changes.
+    ResNet {
+        /// Layers.
+        depth: usize,
+        /// Channels of the first group.
+        width: usize,
+    },
+    /// ResNet-18 for CIFAR: `width` to 8 `width` channels.
+    ResNet18(usize),
+    /// WideResNet (Zagoruyko & Komodakis 2016) of 6 n + 4 layers.
+    Wide {
+        /// Layers.
+        depth: usize,
+        /// Channels of the first group: 16 k.
+        width: usize,
+        /// What goes past a block that changes the shape.
+        skip: Skip,
+    },
+    /// WideResNet of the authors without batch normalisation, for the Hessian's spectrum.
+    WidePlain {
+        /// Layers.
+        depth: usize,
+        /// Channels of the first group: 16 k.
+        width: usize,
+    },
+    /// Shake-Shake 26 2x`width`d (Gastaldi 2017).
+    ShakeShake(usize),
+    /// PyramidNet of bottlenecks (Han et al. 2017), of 9 n + 2 layers.
+    Pyramid {
+        /// Layers.
+        depth: usize,
+        /// Channels that are added from the first block to the last.
+        alpha: usize,
+        /// Whether branches are shaken (Yamada et al. 2018).
+        shake_drop: bool,
+    },
+    /// The network that MentorMix (Jiang et al. 2020) calls ResNet-32, very likely that of the paper's Table 4.
+    MentorMix(usize),
+    /// ResNet-50, 101 or 152 for ImageNet, with the stride on the 3x3 convolution.
+    ImageNet {
+        /// Layers.
+        depth: usize,
+        /// Channels of the stem.
+        width: usize,
+    },
+}
+
+/// What goes past a block of a WideResNet that changes the shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// A 1x1 convolution, as in the publication of the network.
+    Conv,
+    /// The mean over the stride, and channels of zeros: no parameters, as in the code of the paper.
+    Pad,
+}
+
+/// Every form of name, for messages and help.
+pub const NAMES: &str = "mlp, mlp-norm, mlp-wide, cnn, resnet20 (6 n + 2), resnet18, wrn-28-10, wrn-28-10-pad, wrn-40-10-plain, \
+    shake-shake-26-2x96d, pyramidnet-272-200, pyramidnet-272-200-shakedrop, mentormix-resnet32, resnet50, resnet101, \
+    resnet152, each also narrower with -wWIDTH";
+
+impl Architecture {
+    /// The width that its name does not tell.
+    fn usual_width(self) -> usize {
+        match self {
+            Self::Mlp(_) | Self::MlpNorm(_) => 128,
+            Self::MlpWide(_) => 1024,
+            Self::Cnn(_) | Self::ResNet { .. } => 16,
+            Self::ResNet18(_) | Self::MentorMix(_) | Self::ImageNet { .. } => 64,
+            Self::Wide { width, .. } | Self::WidePlain { width, .. } | Self::ShakeShake(width) => width,
+            Self::Pyramid { alpha, .. } => alpha,
+        }
+    }
+
+    fn width_mut(&mut self) -> &mut usize {
+        match self {
+            Self::Mlp(width)
+            | Self::MlpNorm(width)
+            | Self::MlpWide(width)
+            | Self::Cnn(width)
+            | Self::ResNet { width, .. }
+            | Self::ResNet18(width)
+            | Self::Wide { width, .. }
+            | Self::WidePlain { width, .. }
+            | Self::ShakeShake(width)
+            | Self::Pyramid { alpha: width, .. }
+            | Self::MentorMix(width)
+            | Self::ImageNet { width, .. } => width,
+        }
+    }
+
+    /// The same network with this share of its channels, at least one.
+    #[must_use]
+    pub fn narrowed(mut self, share: f64) -> Self {
+        let width = self.width_mut();
+        *width = count(*width as f64 * share).max(1);
+        self
+    }
+
+    /// Whether it takes images of 224 pixels a side.
+    #[must_use]
+    pub fn is_for_imagenet(self) -> bool {
+        matches!(self, Self::ImageNet { .. })
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Mlp(_) => f.write_str("mlp")?,
+            Self::MlpNorm(_) => f.write_str("mlp-norm")?,
+            Self::MlpWide(_) => f.write_str("mlp-wide")?,
+            Self::Cnn(_) => f.write_str("cnn")?,
+            Self::ResNet { depth, .. } | Self::ImageNet { depth, .. } => write!(f, "resnet{depth}")?,
+            Self::ResNet18(_) => f.write_str("resnet18")?,
+            Self::Wide { depth, width, skip: Skip::Conv } => write!(f, "wrn-{depth}-{}", width as f64 / 16.0)?,
+            Self::Wide { depth, width, skip: Skip::Pad } => write!(f, "wrn-{depth}-{}-pad", width as f64 / 16.0)?,
+            Self::WidePlain { depth, width } => write!(f, "wrn-{depth}-{}-plain", width as f64 / 16.0)?,
+            Self::ShakeShake(width) => write!(f, "shake-shake-26-2x{width}d")?,
+            Self::Pyramid { depth, alpha, shake_drop } => {
+                write!(f, "pyramidnet-{depth}-{alpha}{}", if shake_drop { "-shakedrop" } else { "" })?;
+            }
+            Self::MentorMix(_) => f.write_str("mentormix-resnet32")?,
+        }
+        let (mut copy, usual) = (*self, self.usual_width());
+        if *copy.width_mut() == usual { Ok(()) } else { write!(f, "-w{}", copy.width_mut()) }
+    }
+}
+
+impl FromStr for Architecture {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let (known, width) = match name.rsplit_once("-w") {
+            Some((known, width)) if width.bytes().all(|byte| byte.is_ascii_digit()) => (known, width.parse().ok()),
+            _ => (name, None),
+        };
+        let Some(mut architecture) = usual(known)? else { bail!("`{name}` is no network: expected one of {NAMES}") };
+        if let Some(width) = width {
+            if width == 0 {
+                bail!("`{name}` has no channels: expected a width of at least 1")
+            }
+            *architecture.width_mut() = width;
+        }
+        Ok(architecture)
+    }
+}
+
+/// A network of the width that its name has without `-w`.
+fn usual(name: &str) -> Result<Option<Architecture>, Error> {
+    Ok(Some(match name {
+        "mlp" => Architecture::Mlp(128),
+        "mlp-norm" => Architecture::MlpNorm(128),
+        "mlp-wide" => Architecture::MlpWide(1024),
+        "cnn" => Architecture::Cnn(16),
+        "resnet18" => Architecture::ResNet18(64),
+        "mentormix-resnet32" => Architecture::MentorMix(64),
+        _ => {
+            let number = |text: &str| text.parse::<usize>().ok().filter(|number| (1..=4096).contains(number));
+            let wide = || {
+                let (depth, k) = name.strip_prefix("wrn-")?.split_once('-')?;
+                let (k, kind) = k.split_once('-').map_or((k, None), |(k, kind)| (k, Some(kind)));
+                let width = k.parse::<f64>().ok().map(|k| 16.0 * k).filter(|width| (1.0..=65536.0).contains(width))?;
+                Some((number(depth)?, count(width), kind))
+            };
+            let pyramid = || {
+                let rest = name.strip_prefix("pyramidnet-")?;
+                let (rest, shake_drop) = rest.strip_suffix("-shakedrop").map_or((rest, false), |rest| (rest, true));
+                let (depth, alpha) = rest.split_once('-')?;
+                Some(Architecture::Pyramid { depth: number(depth)?, alpha: number(alpha)?, shake_drop })
+            };
+            let shake = || number(name.strip_prefix("shake-shake-26-2x")?.strip_suffix('d')?);
+            if let Some(depth) = name.strip_prefix("resnet").and_then(number) {
+                match depth {
+                    50 | 101 | 152 => Architecture::ImageNet { depth, width: 64 },
+                    _ if depth % 6 == 2 && depth > 2 => Architecture::ResNet { depth, width: 16 },
+                    _ => bail!("`{name}` has {depth} layers: expected 6 n + 2, or 18, 50, 101 or 152"),
+                }
+            } else if let Some((depth, width, kind)) = wide() {
+                if depth % 6 != 4 || depth == 4 {
+                    bail!("`{name}` has {depth} layers: expected 6 n + 4")
+                }
+                match kind {
+                    None => Architecture::Wide { depth, width, skip: Skip::Conv },
+                    Some("pad") => Architecture::Wide { depth, width, skip: Skip::Pad },
+                    Some("plain") => Architecture::WidePlain { depth, width },
+                    Some(_) => return Ok(None),
+                }
+            } else if let Some(width) = shake() {
+                Architecture::ShakeShake(width)
+            } else if let Some(pyramid) = pyramid() {
+                match pyramid {
+                    Architecture::Pyramid { depth, .. } if depth % 9 != 2 || depth == 2 => {
+                        bail!("`{name}` has {depth} layers: expected 9 n + 2")
+                    }
+                    pyramid => pyramid,
+                }
+            } else {
+                return Ok(None);
+            }
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written() {
+        for name in [
+            "mlp",
+            "mlp-w32",
+            "mlp-wide",
+            "cnn",
+            "resnet20",
+            "resnet32-w8",
+            "resnet56",
+            "resnet18",
+            "wrn-16-4",
+            "wrn-28-2.5",
+            "wrn-28-10-pad",
+            "wrn-40-10-plain",
+            "shake-shake-26-2x96d",
+            "pyramidnet-272-200",
+            "mentormix-resnet32",
+            "pyramidnet-272-200-shakedrop",
+            "resnet50",
+            "resnet152-w16",
+        ] {
+            assert_eq!(name.parse::<Architecture>().unwrap().to_string(), name);
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for (name, why) in [
+            ("", "no network"),
+            ("resnet21", "6 n + 2"),
+            ("resnet", "no network"),
+            ("wrn-27-10", "6 n + 4"),
+            ("wrn-28-x", "no network"),
+            ("wrn-28-10-new", "no network"),
+            ("pyramidnet-271-200", "9 n + 2"),
+            ("mlp-w0", "no channels"),
+            ("resnet99999999999999999999", "no network"),
+        ] {
+            let error = name.parse::<Architecture>().unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn narrower_networks() {
+        let narrowed = |name: &str, share| name.parse::<Architecture>().unwrap().narrowed(share).to_string();
+        assert_eq!(narrowed("wrn-28-10-pad", 0.25), "wrn-28-2.5-pad");
+        assert_eq!(narrowed("resnet20", 0.5), "resnet20-w8");
+        assert_eq!(narrowed("pyramidnet-272-200", 0.1), "pyramidnet-272-20");
+        assert_eq!(narrowed("resnet20", 1e-9), "resnet20-w1");
+    }
+}

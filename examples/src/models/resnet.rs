@@ -1,0 +1,147 @@
+//! ResNets: blocks that normalise after their convolutions (He et al. 2016).
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Module, ModuleT, VarBuilder};
+
+use super::{Net, groups};
+use crate::kit::Kit;
+
+/// A convolution and its normalisation.
+pub(super) struct ConvNorm<K: Kit> {
+    conv: K::Conv,
+    norm: K::Norm,
+}
+
+impl<K: Kit> ConvNorm<K> {
+    pub(super) fn new(from: usize, to: usize, size: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self { conv: K::conv(from, to, size, stride, vb.pp("conv"))?, norm: K::norm(to, vb.pp("norm"))? })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.norm.forward_t(&self.conv.forward(x)?, train)
+    }
+
+    pub(super) fn forward_relu(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        K::norm_relu(&self.norm, &self.conv.forward(x)?, train)
+    }
+
+    fn forward_add_relu(&self, x: &Tensor, skip: &Tensor, train: bool) -> Result<Tensor> {
+        K::norm_add_relu(&self.norm, &self.conv.forward(x)?, skip, train)
+    }
+}
+
+/// A ResNet for images of 32 pixels.
+pub(super) struct ResNet<K: Kit> {
+    stem: ConvNorm<K>,
+    blocks: Vec<Basic<K>>,
+}
+
+impl<K: Kit> ResNet<K> {
+    pub(super) fn new(channels: usize, widths: &[usize], depth: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let stem = ConvNorm::new(channels, widths[0], 3, 1, &vb.pp("stem"))?;
+        let depths = vec![depth; widths.len()];
+        Ok(Self { stem, blocks: groups(widths[0], widths, &depths, vb, Basic::new)? })
+    }
+}
+
+impl<K: Kit> Net for ResNet<K> {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut x = self.stem.forward_relu(x, train)?;
+        for block in &self.blocks {
+            x = block.forward(&x, train)?;
+        }
+        K::mean(&x)
+    }
+}
+
+/// Two convolutions of 3x3.
+struct Basic<K: Kit> {
+    first: ConvNorm<K>,
+    second: ConvNorm<K>,
+    skip: Option<ConvNorm<K>>,
+}
+
+/// A 1x1 convolution where the shape changes.
+fn projection<K: Kit>(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Option<ConvNorm<K>>> {
+    (stride != 1 || from != to).then(|| ConvNorm::new(from, to, 1, stride, &vb.pp("skip"))).transpose()
+}
+
+fn past<K: Kit>(skip: Option<&ConvNorm<K>>, x: &Tensor, train: bool) -> Result<Tensor> {
+    skip.map_or_else(|| Ok(x.clone()), |skip| skip.forward(x, train))
+}
+
+impl<K: Kit> Basic<K> {
+    fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self {
+            first: ConvNorm::new(from, to, 3, stride, &vb.pp("first"))?,
+            second: ConvNorm::new(to, to, 3, 1, &vb.pp("second"))?,
+            skip: projection(from, to, stride, vb)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let y = self.first.forward_relu(x, train)?;
+        self.second.forward_add_relu(&y, &past(self.skip.as_ref(), x, train)?, train)
+    }
+}
+
+/// A ResNet for images of 224 pixels, of bottlenecks with the stride on the 3x3 convolution.
+pub(super) struct ImageNet<K: Kit> {
+    stem: ConvNorm<K>,
+    blocks: Vec<Bottleneck<K>>,
+}
+
+impl<K: Kit> ImageNet<K> {
+    /// Channels of the features, for channels of the stem.
+    pub(super) fn features(width: usize) -> usize {
+        32 * width
+    }
+
+    pub(super) fn new(channels: usize, width: usize, depth: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let depths = match depth {
+            50 => [3, 4, 6, 3],
+            101 => [3, 4, 23, 3],
+            152 => [3, 8, 36, 3],
+            _ => candle_core::bail!("expected 50, 101 or 152 layers for ImageNet, found {depth}"),
+        };
+        let widths = [4, 8, 16, 32].map(|factor| factor * width);
+        let stem = ConvNorm::new(channels, width, 7, 2, &vb.pp("stem"))?;
+        Ok(Self { stem, blocks: groups(width, &widths, &depths, vb, Bottleneck::new)? })
+    }
+}
+
+impl<K: Kit> Net for ImageNet<K> {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut x = K::max_pool(&self.stem.forward_relu(x, train)?)?;
+        for block in &self.blocks {
+            x = block.forward(&x, train)?;
+        }
+        K::mean(&x)
+    }
+}
+
+/// Convolutions of 1x1, 3x3 and 1x1, the inner ones with a quarter of the channels.
+struct Bottleneck<K: Kit> {
+    first: ConvNorm<K>,
+    second: ConvNorm<K>,
+    third: ConvNorm<K>,
+    skip: Option<ConvNorm<K>>,
+}
+
+impl<K: Kit> Bottleneck<K> {
+    fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let inner = to / 4;
+        Ok(Self {
+            first: ConvNorm::new(from, inner, 1, 1, &vb.pp("first"))?,
+            second: ConvNorm::new(inner, inner, 3, stride, &vb.pp("second"))?,
+            third: ConvNorm::new(inner, to, 1, 1, &vb.pp("third"))?,
+            skip: projection(from, to, stride, vb)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let y = self.first.forward_relu(x, train)?;
+        let y = self.second.forward_relu(&y, train)?;
+        self.third.forward_add_relu(&y, &past(self.skip.as_ref(), x, train)?, train)
+    }
+}

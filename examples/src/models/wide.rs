@@ -1,0 +1,175 @@
+//! WideResNets: blocks that normalise before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Module, VarBuilder};
+
+use super::{Net, Skip, groups, pad_channels};
+use crate::kit::Kit;
+
+/// Depth 6n + 4 and width 16k.
+pub(super) struct WideResNet<K: Kit> {
+    stem: K::Conv,
+    blocks: Vec<PreActivation<K>>,
+    norm: Option<K::Norm>,
+}
+
+/// A WideResNet's block.
+struct PreActivation<K: Kit> {
+    first: Half<K>,
+    second: Half<K>,
+    skip: Past<K>,
+}
+
+/// A normalisation, if there is one, a ReLU and a convolution.
+struct Half<K: Kit> {
+    norm: Option<K::Norm>,
+    conv: K::Conv,
+}
+
+/// What goes past the block.
+enum Past<K: Kit> {
+    Same,
+    Conv(K::Conv),
+    /// The mean over the stride, and this many channels of zeros.
+    Pad(usize, usize),
+}
+
+fn activated<K: Kit>(norm: Option<&K::Norm>, x: &Tensor, train: bool) -> Result<Tensor> {
+    norm.map_or_else(|| K::relu(x), |norm| K::norm_relu(norm, x, train))
+}
+
+impl<K: Kit> WideResNet<K> {
+    pub(super) fn new(
+        channels: usize,
+        depth: usize,
+        width: usize,
+        skip: Skip,
+        with_norm: bool,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
+        let widths = [width, 2 * width, 4 * width];
+        let block = |from, to, stride, vb: &VarBuilder<'_>| PreActivation::new(from, to, stride, skip, with_norm, vb);
+        Ok(Self {
+            stem: K::conv(channels, 16, 3, 1, vb.pp("stem"))?,
+            blocks: groups(16, &widths, &[(depth - 4) / 6; 3], vb, block)?,
+            norm: with_norm.then(|| K::norm(widths[2], vb.pp("norm"))).transpose()?,
+        })
+    }
+}
+
+impl<K: Kit> Net for WideResNet<K> {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut x = self.stem.forward(x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, i == 0, train)?;
+        }
+        K::mean(&activated::<K>(self.norm.as_ref(), &x, train)?)
+    }
+}
+
+impl<K: Kit> PreActivation<K> {
+    fn new(from: usize, to: usize, stride: usize, skip: Skip, with_norm: bool, vb: &VarBuilder<'_>) -> Result<Self> {
+        let half = |from, stride, name: &str| -> Result<_> {
+            let vb = vb.pp(name);
+            let norm = with_norm.then(|| K::norm(from, vb.pp("norm"))).transpose()?;
+            Ok(Half { norm, conv: K::conv(from, to, 3, stride, vb.pp("conv"))? })
+        };
+        let skip = match skip {
+            _ if stride == 1 && from == to => Past::Same,
+            Skip::Conv => Past::Conv(K::conv(from, to, 1, stride, vb.pp("skip.conv"))?),
+            Skip::Pad if from > to => {
+                candle_core::bail!("expected groups of at least {from} channels after a stem of {from}, found {to}")
+            }
+            Skip::Pad => Past::Pad(stride, to - from),
+        };
+        Ok(Self { first: half(from, stride, "first")?, second: half(to, 1, "second")?, skip })
+    }
+
+    /// With zeros for channels, the very first block has its activated input go past; the others their input as it is.
+    fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
+        let before = activated::<K>(self.first.norm.as_ref(), x, train)?;
+        let y = activated::<K>(self.second.norm.as_ref(), &self.first.conv.forward(&before)?, train)?;
+        let y = self.second.conv.forward(&y)?;
+        match &self.skip {
+            Past::Same => K::add(&y, x),
+            Past::Conv(conv) => K::add(&y, &conv.forward(&before)?),
+            Past::Pad(stride, zeros) => {
+                let x = if is_first { &before } else { x };
+                let x = if *stride == 1 { x.clone() } else { K::avg_pool(x, *stride)? };
+                K::add(&y, &pad_channels(&x, 0, *zeros)?)
+            }
+        }
+    }
+}
+
+/// MentorMix's ResNet-32 (Jiang et al. 2020): blocks as above, of 128 to 512 channels, with leaky ReLUs.
+pub(super) struct MentorMix<K: Kit> {
+    stem: K::Conv,
+    blocks: Vec<LeakyBlock<K>>,
+    norm: K::Norm,
+}
+
+struct LeakyBlock<K: Kit> {
+    first: Half<K>,
+    second: Half<K>,
+    stride: usize,
+    zeros: usize,
+}
+
+/// max(x, 0.1 x), after a normalisation.
+fn leaky<K: Kit>(norm: &K::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+    const SLOPE: f64 = 0.1;
+    let x = candle_nn::ModuleT::forward_t(norm, x, train)?;
+    K::relu(&x)? * (1.0 - SLOPE) + (x * SLOPE)?
+}
+
+impl<K: Kit> MentorMix<K> {
+    const EPS: f64 = 1e-3;
+    const BLOCKS: usize = 5;
+
+    pub(super) fn new(channels: usize, width: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let widths = [2 * width, 4 * width, 8 * width];
+        let block = |from: usize, to: usize, stride, vb: &VarBuilder<'_>| -> Result<_> {
+            let half = |from, stride, name: &str| -> Result<_> {
+                let vb = vb.pp(name);
+                let norm = Some(K::norm_with(from, Self::EPS, vb.pp("norm"))?);
+                Ok(Half { norm, conv: K::conv(from, to, 3, stride, vb.pp("conv"))? })
+            };
+            Ok(LeakyBlock {
+                first: half(from, stride, "first")?,
+                second: half(to, 1, "second")?,
+                stride,
+                zeros: to - from,
+            })
+        };
+        Ok(Self {
+            stem: K::conv(channels, width, 3, 1, vb.pp("stem"))?,
+            blocks: groups(width, &widths, &[Self::BLOCKS; 3], vb, block)?,
+            norm: K::norm_with(widths[2], Self::EPS, vb.pp("norm"))?,
+        })
+    }
+}
+
+impl<K: Kit> Net for MentorMix<K> {
+    fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut x = self.stem.forward(x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, i == 0, train)?;
+        }
+        K::mean(&leaky::<K>(&self.norm, &x, train)?)
+    }
+}
+
+impl<K: Kit> LeakyBlock<K> {
+    fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
+        let half = |half: &Half<K>, x: &Tensor| -> Result<[Tensor; 2]> {
+            let before = half.norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| leaky::<K>(norm, x, train))?;
+            Ok([half.conv.forward(&before)?, before])
+        };
+        let [y, before] = half(&self.first, x)?;
+        let [y, _] = half(&self.second, &y)?;
+        let x = if is_first { &before } else { x };
+        let x = if self.stride == 1 { x.clone() } else { K::avg_pool(x, self.stride)? };
+        K::add(&y, &pad_channels(&x, self.zeros / 2, self.zeros - self.zeros / 2)?)
+    }
+}

@@ -1,0 +1,15 @@
+//! The paper's tables: what has been run, what is missing, and the numbers beside the paper's.
+//!
+//! ```text
+//! OUT/full/table1.md .json .png                            what the report writes
+//! OUT/full/table1/wrn-28-10/basic/cifar10/sam/seed-0/      one run: log, events, checkpoint, result.json
+//! OUT/epochs=0.1,images=0.1/table1/..                      the same, scaled
+//! ```
+
+mod lock;
+mod report;
+mod runs;
+
+pub use lock::Lock;
+pub use report::{Row, rows, write};
+pub use runs::{Found, Run, Settings};

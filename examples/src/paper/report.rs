@@ -1,0 +1,209 @@
+//! Tables of the paper's numbers and ours beside each other: Markdown, JSON and a picture.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use plotters::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Settings;
+use crate::recipe::{Cell, Published, Table};
+use crate::report::{Area, Drawn, INK, align, png, write_whole};
+
+/// A cell with its numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The cell's name, without the table's.
+    pub cell: String,
+    /// The paper's number.
+    pub paper: Option<Published>,
+    /// Ours, one for each seed that has been run.
+    pub ours: Vec<f64>,
+    /// Their mean.
+    pub mean: Option<f64>,
+    /// Half of the mean's 95 % interval, by Student's distribution; none for fewer than two seeds.
+    pub interval: Option<f64>,
+    /// What was trained on.
+    pub data: BTreeSet<String>,
+    /// Seconds of all runs.
+    pub seconds: f64,
+}
+
+/// The rows of a table, of the runs that are done.
+///
+/// # Errors
+/// If a result cannot be read.
+pub fn rows(table: &Table, settings: &Settings) -> Result<Vec<Row>> {
+    table.cells.iter().map(|cell| row(table, cell, settings)).collect()
+}
+
+fn row(table: &Table, cell: &Cell, settings: &Settings) -> Result<Row> {
+    let short = cell.name.strip_prefix(&format!("{}/", table.name)).unwrap_or(&cell.name).to_owned();
+    let (mut ours, mut data, mut seconds) = (Vec::new(), BTreeSet::new(), 0.0);
+    for seed in 0..settings.seeds {
+        if let Some(outcome) = settings.run(cell, seed)?.outcome()? {
+            ours.push(table.measure.of(outcome.test_error));
+            data.insert(format!("{}, {} training images", outcome.data, outcome.train_images));
+            seconds += outcome.seconds;
+        }
+    }
+    let (mean, interval) = (mean(&ours), interval(&ours));
+    Ok(Row { cell: short, paper: cell.paper, ours, mean, interval, data, seconds })
+}
+
+fn mean(numbers: &[f64]) -> Option<f64> {
+    (!numbers.is_empty()).then(|| numbers.iter().sum::<f64>() / numbers.len() as f64)
+}
+
+fn interval(numbers: &[f64]) -> Option<f64> {
+    /// 97.5 % of Student's distribution, by degrees of freedom from 1.
+    const STUDENT: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+    let mean = mean(numbers)?;
+    let freedom = numbers.len().checked_sub(1).filter(|freedom| *freedom > 0)?;
+    let variance = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / freedom as f64;
+    let student = STUDENT.get(freedom - 1).copied().unwrap_or(1.96 + 2.4 / freedom as f64);
+    Some(student * (variance / numbers.len() as f64).sqrt())
+}
+
+fn number(mean: Option<f64>, interval: Option<f64>) -> String {
+    match (mean, interval) {
+        (Some(mean), Some(interval)) => format!("{mean:.2} ± {interval:.2}"),
+        (Some(mean), None) => format!("{mean:.2}"),
+        _ => String::new(),
+    }
+}
+
+/// The table in Markdown.
+fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
+    let measure = table.measure.name();
+    let mut text = format!("# {}\n\n", table.title);
+    // Writing to a string does not fail.
+    if !settings.is_full() {
+        let _ = writeln!(
+            text,
+            "**Scaled: {}. These are not the paper's experiments; its numbers stand beside for their shape only.**\n",
+            settings.tag()
+        );
+    }
+    let head = ["cell".to_owned(), format!("paper, {measure}"), format!("ours, {measure}"), "n".to_owned()];
+    let body = rows.iter().map(|row| {
+        let paper = row.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
+        let count = if row.ours.is_empty() { String::new() } else { row.ours.len().to_string() };
+        vec![row.cell.clone(), paper, number(row.mean, row.interval), count]
+    });
+    let all: Vec<_> = [head.to_vec()].into_iter().chain(body).collect();
+    text += &align(&all);
+    let _ = writeln!(
+        text,
+        "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
+    );
+    let data: BTreeSet<_> = rows.iter().flat_map(|row| &row.data).collect();
+    for data in data {
+        let _ = writeln!(text, "\nTrained on: {data}.");
+    }
+    if !table.note.is_empty() {
+        let _ = writeln!(text, "\n{}", table.note);
+    }
+    text
+}
+
+/// Writes the table as Markdown, JSON and PNG, and gives the Markdown.
+///
+/// # Errors
+/// If a file cannot be written, or a result not be read.
+pub fn write(table: &Table, settings: &Settings) -> Result<String> {
+    let rows = rows(table, settings)?;
+    let text = markdown(table, settings, &rows);
+    let folder = settings.out.join(settings.tag());
+    std::fs::create_dir_all(&folder)?;
+    let path = |extension: &str| folder.join(format!("{}.{extension}", table.name));
+    write_whole(&path("md"), text.as_bytes())?;
+    let all = json!({
+        "table": table.name,
+        "title": table.title,
+        "measure": table.measure.name(),
+        "scale": settings.tag(),
+        "rows": rows,
+        "note": table.note,
+    });
+    write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
+    let shown: Vec<&Row> = rows.iter().filter(|row| row.mean.is_some() || row.paper.is_some()).collect();
+    if !shown.is_empty() {
+        let scaled = if settings.is_full() { String::new() } else { format!(" (scaled: {})", settings.tag()) };
+        let measure = table.measure.name();
+        let size = (1200, 140 + 30 * shown.len() as u32);
+        png(&path("png"), size, |area| draw(area, &shown, &table.title, &format!("{measure}{scaled}")))?;
+    }
+    Ok(text)
+}
+
+/// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
+fn draw(area: &Area<'_>, rows: &[&Row], title: &str, measure: &str) -> Drawn {
+    const THEIRS: RGBColor = RGBColor(213, 94, 0);
+    const OURS: RGBColor = RGBColor(0, 114, 178);
+    let values = rows.iter().flat_map(|row| {
+        let reach = |mean: f64, interval: Option<f64>| {
+            let interval = interval.unwrap_or(0.0);
+            [mean - interval, mean + interval]
+        };
+        let paper = row.paper.map(|paper| reach(paper.mean, paper.interval));
+        paper.into_iter().chain(row.mean.map(|mean| reach(mean, row.interval))).flatten()
+    });
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
+    let room = 0.05 * (high - low).max(1.0);
+    let last = rows.len() as f64 - 0.5;
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 44).into_font().color(&INK))
+        .margin(32)
+        .x_label_area_size(100)
+        .y_label_area_size(720)
+        .build_cartesian_2d(low - room..high + room, last..-0.5)?;
+    let name = |y: &f64| {
+        let at = y.round();
+        let is_row = (y - at).abs() < 1e-6 && at >= 0.0;
+        if is_row {
+            rows.get(crate::numbers::count(at)).map_or_else(String::new, |row| row.cell.clone())
+        } else {
+            String::new()
+        }
+    };
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.5))
+        .x_desc(format!("{measure}; ring: paper, dot: ours"))
+        .y_labels(rows.len() + 2)
+        .y_label_formatter(&name)
+        .label_style(("sans-serif", 30).into_font().color(&INK))
+        .draw()?;
+    for (i, row) in rows.iter().enumerate() {
+        let y = i as f64;
+        if let Some(paper) = row.paper {
+            chart.draw_series([Circle::new((paper.mean, y), 12, THEIRS.stroke_width(5))])?;
+        }
+        if let Some(mean) = row.mean {
+            let reach = row.interval.unwrap_or(0.0);
+            chart.draw_series(LineSeries::new([(mean - reach, y), (mean + reach, y)], OURS.stroke_width(5)))?;
+            chart.draw_series([Circle::new((mean, y), 10, OURS.filled())])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_students() {
+        assert_eq!(interval(&[1.0]), None);
+        let five = interval(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        assert!((five - 2.776 * (2.5f64 / 5.0).sqrt()).abs() < 1e-9);
+        assert_eq!(mean(&[]), None);
+        assert_eq!(number(Some(2.345), Some(0.1)), "2.35 ± 0.10");
+        assert_eq!(number(None, None), "");
+    }
+}

@@ -1,0 +1,11 @@
+//! What a run is made of, as TOML: a base, what each cell of a table changes, and the recipe that comes out.
+
+mod fields;
+mod place;
+mod scale;
+mod table;
+
+pub use fields::{Changes, Recipe};
+pub use place::{Blame, line_of};
+pub use scale::Scale;
+pub use table::{Cell, Measure, Published, Table, selected, tables};

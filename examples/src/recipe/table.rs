@@ -1,0 +1,357 @@
+//! Tables of runs: a base, axes of choices, and what single cells change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::fields::Changes;
+use super::place::{Blame, File};
+
+/// What the numbers of a table are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// The share of test images that the last model gets wrong, in %.
+    Error,
+    /// The share of test images that it gets right, in %.
+    Accuracy,
+}
+
+impl Measure {
+    /// The number of a table for an error between 0 and 1.
+    #[must_use]
+    pub fn of(self, error: f64) -> f64 {
+        match self {
+            Self::Error => 100.0 * error,
+            Self::Accuracy => 100.0 * (1.0 - error),
+        }
+    }
+
+    /// Whether a first number is better than a second.
+    #[must_use]
+    pub fn is_better(self, a: f64, b: f64) -> bool {
+        match self {
+            Self::Error => a < b,
+            Self::Accuracy => a > b,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error in %",
+            Self::Accuracy => "accuracy in %",
+        }
+    }
+}
+
+/// A table of the paper, or an ablation.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The first part of its cells' names.
+    pub name: String,
+    /// What stands above it.
+    pub title: String,
+    /// What stands below it.
+    pub note: String,
+    /// What its numbers are.
+    pub measure: Measure,
+    /// Its cells, in order.
+    pub cells: Vec<Cell>,
+}
+
+/// One number of a table: a recipe, to be run with several seeds.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// `table1/wrn-28-10/cutout/cifar100/sam`
+    pub name: String,
+    /// What its recipe says.
+    pub changes: Changes,
+    /// The paper's number, if it has one.
+    pub paper: Option<Published>,
+}
+
+/// A number of the paper, in %, and its 95 % interval if one is given.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Published {
+    /// The number.
+    pub mean: f64,
+    /// Half of the interval.
+    pub interval: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    title: String,
+    #[serde(default)]
+    note: String,
+    measure: Measure,
+    #[serde(default)]
+    from: Vec<Blame<String>>,
+    #[serde(default)]
+    base: Changes,
+    axis: Vec<Axis>,
+    #[serde(default)]
+    change: Vec<Change>,
+    #[serde(default)]
+    skip: Vec<Blame<String>>,
+    #[serde(default)]
+    paper: IndexMap<Spanned<String>, Vec<f64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Axis {
+    choices: IndexMap<String, Changes>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    cells: Blame<String>,
+    set: Changes,
+}
+
+impl Table {
+    /// Reads a table from the text of a file of this name; the table is named after the file.
+    ///
+    /// # Errors
+    /// If anything in it is not as it should be; the error names file and line.
+    pub fn parse(file_name: &str, text: &str) -> Result<Self> {
+        let file = Arc::new(File { name: file_name.to_owned(), text: text.to_owned() });
+        let document: Document = file.parse()?;
+        let stem = file_name.rsplit(['/', '\\']).next().unwrap_or(file_name).trim_end_matches(".toml");
+        let mut base = document.base.said_in(&file);
+        let bases = bases()?;
+        for from in document.from.iter().rev() {
+            let Some(changes) = bases.get(&from.value) else {
+                let known = bases.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+                return Err(from.said_in(&file).wrong(format!("`{}` is no base: expected {known}", from.value)));
+            };
+            base = base.or(changes);
+        }
+
+        let mut cells = vec![(String::new(), base)];
+        for axis in document.axis {
+            let choices: Vec<_> =
+                axis.choices.into_iter().map(|(name, changes)| (name, changes.said_in(&file))).collect();
+            let longer = |(path, changes): &(String, Changes)| -> Vec<(String, Changes)> {
+                choices.iter().map(|(name, choice)| (format!("{path}/{name}"), choice.or(changes))).collect()
+            };
+            cells = cells.iter().flat_map(longer).collect();
+        }
+        for Change { cells: pattern, set } in document.change {
+            let set = set.said_in(&file);
+            let mut count = 0;
+            for (_, changes) in cells.iter_mut().filter(|(path, _)| matches(&pattern.value, &path[1..])) {
+                *changes = set.or(changes);
+                count += 1;
+            }
+            if count == 0 {
+                return Err(pattern.said_in(&file).wrong(format!("`{}` is no cell of this table", pattern.value)));
+            }
+        }
+        for pattern in document.skip {
+            let before = cells.len();
+            cells.retain(|(path, _)| !matches(&pattern.value, &path[1..]));
+            if cells.len() == before {
+                return Err(pattern.said_in(&file).wrong(format!("`{}` is no cell of this table", pattern.value)));
+            }
+        }
+        let mut table = Self {
+            name: stem.to_owned(),
+            title: document.title,
+            note: document.note,
+            measure: document.measure,
+            cells: cells
+                .into_iter()
+                .map(|(path, changes)| Cell { name: format!("{stem}{path}"), changes, paper: None })
+                .collect(),
+        };
+        for (path, numbers) in document.paper {
+            let name = format!("{stem}/{}", path.get_ref());
+            let wrong = |what: &str| file.wrong(Some(&path.span()), format!("`{}` {what}", path.get_ref()));
+            let Some(cell) = table.cells.iter_mut().find(|cell| cell.name == name) else {
+                return Err(wrong("is no cell of this table"));
+            };
+            cell.paper = Some(match numbers[..] {
+                [mean] => Published { mean, interval: None },
+                [mean, interval] => Published { mean, interval: Some(interval) },
+                _ => return Err(wrong("has other than one or two numbers: expected [number, interval]")),
+            });
+        }
+        Ok(table)
+    }
+
+    /// The cells whose names begin with this, segment by segment, or match it with `*` for a segment.
+    #[must_use]
+    pub fn cells_like(&self, pattern: &str) -> Vec<&Cell> {
+        let full = if pattern.split('/').next() == Some(self.name.as_str()) {
+            pattern.to_owned()
+        } else {
+            format!("{}/{pattern}", self.name)
+        };
+        self.cells.iter().filter(|cell| begins(&full, &cell.name)).collect()
+    }
+}
+
+/// Whether a path fits a pattern of as many segments, in which `*` stands for any characters within a segment.
+fn matches(pattern: &str, path: &str) -> bool {
+    pattern.split('/').count() == path.split('/').count() && begins(pattern, path)
+}
+
+/// Whether the first segments of a path fit a pattern.
+fn begins(pattern: &str, path: &str) -> bool {
+    let mut segments = path.split('/');
+    pattern.split('/').all(|pattern| segments.next().is_some_and(|segment| fits(pattern, segment)))
+}
+
+fn fits(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((start, rest)) => text.strip_prefix(start).is_some_and(|text| {
+            (0..=text.len()).filter(|at| text.is_char_boundary(*at)).any(|at| fits(rest, &text[at..]))
+        }),
+    }
+}
+
+/// What several tables have in common.
+fn bases() -> Result<IndexMap<String, Changes>> {
+    let (name, text) = ("recipes/bases.toml", include_str!("../../recipes/bases.toml"));
+    let file = Arc::new(File { name: name.to_owned(), text: text.to_owned() });
+    let bases: IndexMap<String, Changes> = file.parse()?;
+    Ok(bases.into_iter().map(|(name, changes)| (name, changes.said_in(&file))).collect())
+}
+
+/// Every table of the paper that there is a recipe for.
+///
+/// # Errors
+/// If one is not as it should be.
+pub fn tables() -> Result<Vec<Table>> {
+    macro_rules! recipes {
+        ($($name:literal)*) => {
+            [$(($name, include_str!(concat!("../../recipes/", $name, ".toml")))),*]
+        };
+    }
+    let texts = recipes!(
+        "table1" "table2" "table3" "table4" "table4-literature" "table5" "table8" "rho-grid" "p-norm" "inner-steps"
+        "second-order" "m-sharpness"
+    );
+    let tables = texts.iter().map(|(name, text)| Table::parse(&format!("recipes/{name}.toml"), text));
+    tables.collect()
+}
+
+/// The tables, or the one in a file of the user's own, and those of its cells that fit all of `only`.
+///
+/// # Errors
+/// If there is no such table or cell.
+pub fn selected(table: &str, only: &[String]) -> Result<Table> {
+    let mut found = if Path::new(table).extension().is_some_and(|extension| extension == "toml") {
+        Table::parse(table, &std::fs::read_to_string(table).with_context(|| format!("cannot read {table}"))?)?
+    } else {
+        let tables = tables()?;
+        let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
+        match tables.into_iter().find(|known| known.name == table) {
+            Some(found) => found,
+            None => bail!("`{table}` is no table: expected one of {}, or a file of your own", names.join(", ")),
+        }
+    };
+    if !only.is_empty() {
+        let mut wanted = Vec::new();
+        for pattern in only {
+            let cells = found.cells_like(pattern);
+            if cells.is_empty() {
+                bail!("`{pattern}` is no cell of {table}: `paper list {table}` names them")
+            }
+            wanted.extend(cells.into_iter().map(|cell| cell.name.clone()));
+        }
+        found.cells.retain(|cell| wanted.contains(&cell.name));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Scale;
+
+    const SMALL: &str = r#"
+title = "A test"
+measure = "error"
+skip = ["b/sgd"]
+
+[base]
+epochs = 3.0
+
+[[axis]]
+[axis.choices]
+b = { batch = 64 }
+a = { batch = 32 }
+
+[[axis]]
+[axis.choices]
+sam = { rho = 0.05 }
+sgd = {}
+
+[[change]]
+cells = "a/s*m"
+set = { rho = 0.2 }
+
+[paper]
+"b/sam" = [2.7, 0.1]
+"#;
+
+    #[test]
+    fn cells_are_the_product_of_the_axes_in_order() {
+        let table = Table::parse("x/small.toml", SMALL).unwrap();
+        let names: Vec<_> = table.cells.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(names, ["small/b/sam", "small/a/sam", "small/a/sgd"]);
+        let recipes: Vec<_> = table.cells.iter().map(|cell| cell.changes.recipe(&Scale::default()).unwrap()).collect();
+        let values: Vec<_> = recipes.iter().map(|recipe| (recipe.batch, recipe.rho, recipe.epochs)).collect();
+        assert_eq!(values, [(64, 0.05, 3.0), (32, 0.2, 3.0), (32, 0.0, 3.0)]);
+        assert_eq!(table.cells[0].paper, Some(Published { mean: 2.7, interval: Some(0.1) }));
+        assert_eq!(table.cells_like("a").len(), 2);
+        assert_eq!(table.cells_like("small/*/sam").len(), 2);
+        assert_eq!(table.cells_like("c").len(), 0);
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        for (from, to, line, words) in [
+            ("b = { batch = 64 }", "b = { bach = 64 }", 11, "bach"),
+            ("\"a/s*m\"", "\"a/nothing\"", 20, "no cell"),
+            ("[\"b/sgd\"]", "[\"z\"]", 4, "no cell"),
+            ("\"b/sam\" = [2.7, 0.1]", "\"b/sam\" = []", 24, "one or two numbers"),
+            ("\"b/sam\" = [2.7", "\"b/som\" = [2.7", 24, "no cell"),
+            ("measure = \"error\"", "measure = \"size\"", 3, "size"),
+        ] {
+            assert!(SMALL.contains(from), "{from}");
+            let error = Table::parse("x/small.toml", &SMALL.replace(from, to)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("x/small.toml, line {line}: ")) && error.contains(words), "{error}");
+        }
+        let table = Table::parse("x/small.toml", &SMALL.replace("rho = 0.2", "rho = -0.2")).unwrap();
+        let error = table.cells[1].changes.recipe(&Scale::default()).unwrap_err().to_string();
+        assert!(error.starts_with("x/small.toml, line 21: "), "{error}");
+    }
+
+    /// Every cell of every table has a recipe that could be run.
+    #[test]
+    fn every_table_is_sound() {
+        let tables = tables().unwrap();
+        let mut names: Vec<_> = tables.iter().flat_map(|table| &table.cells).map(|cell| &cell.name).collect();
+        for cell in tables.iter().flat_map(|table| &table.cells) {
+            cell.changes.recipe(&Scale::default()).unwrap();
+        }
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(count > 200, "{count}");
+    }
+}

@@ -1,0 +1,551 @@
+//! A trainer that one can leave alone: it logs, saves everything every so often and when it is told to stop, and goes on
+//! with the same bits.
+//!
+//! Nothing here is about SAM: the loop asks a method for a loss, and that has the attribute.
+
+mod average;
+mod checkpoint;
+mod data;
+mod events;
+mod schedule;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::Optimizer as _;
+use sam_runtime::Sam;
+use sam_runtime::nn::{self, l2_penalty};
+use sam_runtime::optim::{ParamsSgd, Sgd};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use self::average::Average;
+use self::checkpoint::Plan;
+pub(crate) use self::checkpoint::difference;
+pub use self::checkpoint::{Checkpoint, Place};
+pub use self::data::Data;
+pub use self::events::Events;
+pub use self::schedule::{Shape, rate};
+use crate::batches::{Batch, Source};
+use crate::loss::{Examples, Objective, trained};
+use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
+use crate::models::Model;
+use crate::numbers::count;
+use crate::recipe::Recipe;
+use crate::report::Log;
+use crate::tutorial::error_rate;
+
+/// Images that are looked at together when a model is tested.
+const TEST_BATCH: usize = 500;
+
+/// How often a training is tested, at most.
+const TESTS: usize = 20;
+
+/// How often an epoch writes to the log.
+const LINES: usize = 10;
+
+/// The random layers of a step take their numbers from here on, steps so far apart.
+const DRAWS_PER_STEP: u64 = 1 << 20;
+
+/// One training to do.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    /// What to train.
+    pub recipe: &'a Recipe,
+    /// Everything random comes from here.
+    pub seed: u64,
+    /// What to train and test on, of this seed.
+    pub data: &'a Data,
+    /// Where weights to begin with lie.
+    pub weights: Option<&'a Path>,
+    /// Where log, events and checkpoint go.
+    pub folder: &'a Path,
+    /// Steps between checkpoints; 0 for none but when it is told to stop.
+    pub every: usize,
+}
+
+/// How far a training is.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// The training of the method's, from 0, and how many there are.
+    pub stage: (usize, usize),
+    /// Steps done in it, and how many there are.
+    pub step: (usize, usize),
+    /// The loss of the last step.
+    pub loss: f64,
+    /// Images a second, since it was taken up.
+    pub throughput: f64,
+    /// The last test error.
+    pub test_error: Option<f64>,
+}
+
+/// Whether a training goes on after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It does.
+    GoOn,
+    /// It saves everything and stops.
+    Stop,
+}
+
+/// What a training has come to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The share of the test images that the last model gets wrong.
+    pub test_error: f64,
+    /// The mean loss of the last epoch, at w, without the weight decay.
+    pub loss: f64,
+    /// Steps of all stages.
+    pub steps: usize,
+    /// Seconds of training and testing.
+    pub seconds: f64,
+    /// Numbers that are trained.
+    pub parameters: usize,
+    /// Training images.
+    pub train_images: usize,
+    /// Test images.
+    pub test_images: usize,
+    /// What was trained on.
+    pub data: String,
+}
+
+impl Job<'_> {
+    /// Its checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    /// The recipe and seed, in words.
+    fn words(&self) -> Result<String> {
+        let mut words = serde_json::to_value(self.recipe)?;
+        words["seed"] = json!(self.seed);
+        words["training images"] = json!(self.data.train.len());
+        Ok(words.to_string())
+    }
+
+    /// Trains, from the checkpoint if there is one. `tell` is called after each step; nothing comes back if it wants to
+    /// stop.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, if a checkpoint is of another training, or a loss is not finite.
+    pub fn run(&self, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
+        let stages = self.recipe.method.stages();
+        let mut training = Training::begin(self)?;
+        while let Some(stage) = stages.get(training.place.stage) {
+            if !training.stage(stage, stages.len(), &mut tell)? {
+                return Ok(None);
+            }
+        }
+        training.outcome().map(Some)
+    }
+}
+
+/// A training under way.
+struct Training<'a> {
+    job: &'a Job<'a>,
+    sam: Sam,
+    place: Place,
+    plan: Plan,
+    model: Model,
+    sgd: Sgd,
+    average: Option<Average>,
+    loss: f64,
+    log: Log,
+    events: Events,
+    began: Instant,
+}
+
+impl<'a> Training<'a> {
+    fn begin(job: &'a Job<'a>) -> Result<Self> {
+        let recipe = job.recipe;
+        let words = job.words()?;
+        let path = job.checkpoint();
+        let checkpoint = path.exists().then(|| Checkpoint::load(&path, &words)).transpose()?;
+        let place = checkpoint
+            .as_ref()
+            .map_or_else(|| Place { recipe: words, ..Place::default() }, |checkpoint| checkpoint.place.clone());
+        let train = &job.data.train;
+        let model = fresh_model(job, place.stage)?;
+        let mut training = Self {
+            job,
+            sam: recipe.sam()?.seed(job.seed),
+            plan: Plan {
+                labels: train.labels().to_vec(),
+                kept: train.places().to_vec(),
+                selected: Vec::new(),
+                memory: Memory::default(),
+            },
+            sgd: optimizer(recipe, &model)?,
+            average: Average::of(recipe.ema, &model)?,
+            model,
+            loss: 0.0,
+            log: Log::open(&job.folder.join("log.jsonl"), place.log)?,
+            events: Events::open(&job.folder.join("events.out.tfevents"), place.events)?,
+            place,
+            began: Instant::now(),
+        };
+        if let Some(checkpoint) = checkpoint {
+            training.take(checkpoint).with_context(|| format!("cannot go on from {}", path.display()))?;
+        }
+        Ok(training)
+    }
+
+    /// Takes everything from a checkpoint.
+    fn take(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
+        self.plan = Plan::from_tensors(checkpoint.take("plan/"))?;
+        let mut weights = checkpoint.take("weight/");
+        for (name, var) in self.all_vars() {
+            let weight = weights.remove(&name).with_context(|| format!("it has no weight `{name}`"))?;
+            ensure!(
+                weight.dims() == var.dims(),
+                "its weight `{name}` has shape {:?}: expected {:?}",
+                weight.dims(),
+                var.dims()
+            );
+            var.set(&weight)?;
+        }
+        let (folder, vars) = (self.job.folder, self.model.vars());
+        back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
+        back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
+        if let Some(average) = &mut self.average {
+            average.restore(checkpoint.take("average/"))?;
+        }
+        Ok(())
+    }
+
+    /// Saves everything.
+    fn save(&mut self) -> Result<()> {
+        self.place.log = self.log.sync()?;
+        self.place.events = self.events.sync()?;
+        let place = Place { seconds: self.place.seconds + self.began.elapsed().as_secs_f64(), ..self.place.clone() };
+        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), place };
+        checkpoint.put("plan/", self.plan.tensors()?);
+        checkpoint.put("weight/", self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
+        let vars = self.model.vars();
+        checkpoint.put("velocity/", through_file(self.job.folder, |path| self.sgd.save(vars, path))?);
+        checkpoint.put("sam/", through_file(self.job.folder, |path| self.sam.save(vars, path))?);
+        if let Some(average) = &self.average {
+            checkpoint.put("average/", average.tensors());
+        }
+        checkpoint.save(&self.job.checkpoint())
+    }
+
+    fn all_vars(&self) -> Vec<(String, Var)> {
+        let vars = self.model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// Trains one of the method's trainings to its end; false if it is to stop before.
+    fn stage(&mut self, stage: &Stage, stages: usize, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<bool> {
+        let recipe = self.job.recipe;
+        let source = self.source(stage.images)?;
+        let batch = recipe.batch.min(source.len());
+        let per_epoch = source.steps(batch);
+        let steps = count(recipe.epochs * recipe.stretch * stage.epochs * per_epoch as f64).max(1);
+        let seed = self.job.seed ^ ((self.place.stage as u64) << 32);
+        if self.place.step == 0 {
+            if stage.fresh && self.place.stage > 0 {
+                self.model = fresh_model(self.job, self.place.stage)?;
+            }
+            self.sgd = optimizer(recipe, &self.model)?;
+            self.average = Average::of(recipe.ema, &self.model)?;
+            self.plan.memory = Memory::default();
+        }
+        let (taken_up, since) = (self.place.step, Instant::now());
+        while self.place.step < steps {
+            let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
+            if done == 0 {
+                self.place.loss_bits = 0;
+                let progress = self.place.step as f64 / steps as f64;
+                let length = per_epoch as f64 / steps as f64;
+                self.plan.memory.look(recipe.method, &self.model, &source, stage.record, progress, length)?;
+            }
+            let batches = source.shuffled(batch, recipe.augment(), seed, epoch).after(done).in_background();
+            for batch in batches {
+                let batch = batch?;
+                self.step(stage, &batch, steps, per_epoch)?;
+                let last = self.place.step == steps;
+                if last || self.place.step.is_multiple_of(per_epoch) {
+                    self.end_epoch(epoch, steps.div_ceil(per_epoch), last)?;
+                }
+                let trained = (self.place.step - taken_up) * batch.places.len();
+                let next = tell(&Status {
+                    stage: (self.place.stage, stages),
+                    step: (self.place.step, steps),
+                    loss: self.loss,
+                    throughput: trained as f64 / since.elapsed().as_secs_f64(),
+                    test_error: self.place.test_error,
+                })?;
+                let due = self.job.every > 0 && self.place.steps.is_multiple_of(self.job.every);
+                if due || next == Next::Stop {
+                    self.save()?;
+                }
+                if next == Next::Stop {
+                    return Ok(false);
+                }
+                if last {
+                    break;
+                }
+            }
+        }
+        self.finish(stage, &source)?;
+        Ok(true)
+    }
+
+    /// The images and labels of a training.
+    fn source(&self, images: Images) -> Result<Source> {
+        let mut source = self.job.data.train.clone();
+        source.labels_mut().copy_from_slice(&self.plan.labels);
+        let source = match images {
+            Images::Kept => source.part(self.plan.kept.clone()),
+            Images::Selected => source.part(self.plan.selected.clone()),
+            Images::SelectedAndHalf(half) => {
+                let selected: HashSet<_> = self.plan.selected.iter().collect();
+                let places = source.places().iter().copied();
+                let places = places.filter(|place| half.has(*place) || selected.contains(place)).collect();
+                source.part(places)
+            }
+        };
+        ensure!(!source.is_empty(), "no image is left to train on");
+        Ok(source)
+    }
+
+    /// One step: a loss, its gradient, the weights.
+    fn step(&mut self, stage: &Stage, batch: &Batch, steps: usize, per_epoch: usize) -> Result<()> {
+        let recipe = self.job.recipe;
+        let step = self.place.step;
+        let progress = step as f64 / steps as f64;
+        let rate = rate(recipe, stage, step, steps, per_epoch);
+        self.sgd.set_learning_rate(rate);
+        self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+        let mut rng = step_rng(self.job.seed, self.place.stage, step);
+        let examples = self.plan.memory.examples(recipe, &self.model, batch, progress, &mut rng)?;
+        self.loss = self.descend(&examples)?;
+        if !self.loss.is_finite() {
+            bail!("the loss of step {step} is {}: try a lower learning rate, or `clip`", self.loss)
+        }
+        if let Some(average) = &mut self.average {
+            average.add(&self.model)?;
+        }
+        let sum = f64::from_bits(self.place.loss_bits) + self.loss;
+        self.place.loss_bits = sum.to_bits();
+        self.place.step += 1;
+        self.place.steps += 1;
+        if step.is_multiple_of((per_epoch / LINES).max(1)) {
+            self.log.add(&json!({ "stage": self.place.stage, "step": step, "loss": self.loss, "rate": rate }))?;
+            self.events.add(self.place.steps, &[("training/loss", self.loss), ("training/rate", rate)])?;
+        }
+        Ok(())
+    }
+
+    /// Backward and step; gives the loss without the weight decay.
+    fn descend(&mut self, examples: &Examples) -> Result<f64> {
+        let recipe = self.job.recipe;
+        let objective = Objective {
+            model: &self.model,
+            decay: if recipe.decay_in_loss { recipe.weight_decay } else { 0.0 },
+            frozen: recipe.frozen_norm,
+            m: if recipe.m == 0 { usize::MAX } else { recipe.m },
+        };
+        let value = |loss: &Tensor| Ok::<_, anyhow::Error>(f64::from(loss.to_scalar::<f32>()?));
+        if recipe.clip == 0.0 && recipe.accumulate == 1 {
+            let (loss, alone) = recipe.method.loss(&objective, examples, &self.sam)?;
+            self.sgd.backward_step(&loss)?;
+            return value(&alone);
+        }
+        let parts = recipe.accumulate;
+        let rows = examples.x.dim(0)?;
+        ensure!(rows.is_multiple_of(parts), "a batch of {rows} images cannot be cut into {parts} equal parts");
+        let vars = trained(&self.model);
+        let (mut sum, mut total): (f64, Option<GradStore>) = (0.0, None);
+        for part in 0..parts {
+            let part = sam_runtime::Split::narrow(examples, part * rows / parts, rows / parts)?;
+            let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
+            sum += value(&alone)? / parts as f64;
+            let mut gradient = nn::backward(&if parts == 1 { loss } else { (loss / parts as f64)? })?;
+            if let Some(total) = &total {
+                for (_, var) in &vars {
+                    if let (Some(a), Some(b)) = (total.get(var), gradient.get(var)) {
+                        let both = (a + b)?;
+                        gradient.insert(var, both);
+                    }
+                }
+            }
+            total = Some(gradient);
+        }
+        let Some(mut gradient) = total else { bail!("`accumulate` is 0: expected at least 1") };
+        if recipe.clip > 0.0 {
+            clip(&mut gradient, &vars, recipe.clip)?;
+        }
+        self.sgd.step(&gradient)?;
+        Ok(sum)
+    }
+
+    /// Tests, if it is time, and logs.
+    fn end_epoch(&mut self, epoch: usize, epochs: usize, last: bool) -> Result<()> {
+        if !last && !(epoch + 1).is_multiple_of(epochs.div_ceil(TESTS)) {
+            return Ok(());
+        }
+        let error = self.test_error()?;
+        self.place.test_error = Some(error);
+        self.log.add(
+            &json!({ "stage": self.place.stage, "step": self.place.step, "epoch": epoch + 1, "test error": error }),
+        )?;
+        self.events.add(self.place.steps, &[("test/error", error)])
+    }
+
+    fn test_error(&self) -> Result<f64> {
+        let test = || Ok(error_rate(&self.model, self.job.data.test.in_order(TEST_BATCH))?);
+        match &self.average {
+            Some(average) => average.during(&self.model, test),
+            None => test(),
+        }
+    }
+
+    /// What follows a training.
+    fn finish(&mut self, stage: &Stage, source: &Source) -> Result<()> {
+        let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
+        let counted = (self.place.step - 1) % per_epoch + 1;
+        self.loss = f64::from_bits(self.place.loss_bits) / counted as f64;
+        if let Some(average) = self.average.take() {
+            average.put_into(&self.model)?;
+        }
+        match stage.then {
+            Then::Nothing => (),
+            Then::Relabel => {
+                for (place, label) in source.places().iter().zip(predictions(&self.model, source)?) {
+                    self.plan.labels[*place as usize] = label;
+                }
+            }
+            Then::DropWorst => {
+                let losses: Vec<f32> =
+                    source.places().iter().map(|place| self.plan.memory.each[*place as usize]).collect();
+                self.plan.kept = without_worst(source.places(), &losses, self.job.recipe.noise);
+            }
+            Then::SelectFrom(half) => {
+                let all = self.job.data.train.places().iter().copied();
+                let other = source.part(all.filter(|place| half.has(*place)).collect());
+                let predicted = predictions(&self.model, &other)?.into_iter().zip(other.places());
+                let right = predicted.filter(|(label, place)| self.plan.labels[**place as usize] == *label);
+                let mut selected: BTreeSet<u32> = self.plan.selected.iter().copied().collect();
+                selected.extend(right.map(|(_, place)| *place));
+                self.plan.selected = selected.into_iter().collect();
+            }
+            Then::Discriminate => {
+                discriminate(&self.model, source, self.job.data.classes)?;
+                self.place.test_error = Some(self.test_error()?);
+            }
+        }
+        self.place.stage += 1;
+        self.place.step = 0;
+        self.sgd = optimizer(self.job.recipe, &self.model)?;
+        if self.job.every > 0 { self.save() } else { Ok(()) }
+    }
+
+    fn outcome(&mut self) -> Result<Outcome> {
+        self.log.sync()?;
+        self.events.sync()?;
+        Ok(Outcome {
+            test_error: match self.place.test_error {
+                Some(error) => error,
+                None => self.test_error()?,
+            },
+            loss: self.loss,
+            steps: self.place.steps,
+            seconds: self.place.seconds + self.began.elapsed().as_secs_f64(),
+            parameters: self.model.parameters(),
+            train_images: self.job.data.train.len(),
+            test_images: self.job.data.test.len(),
+            data: self.job.data.name.clone(),
+        })
+    }
+}
+
+/// What `save` writes to a file, for a checkpoint that has it all in one.
+fn through_file(folder: &Path, save: impl FnOnce(&Path) -> candle_core::Result<()>) -> Result<HashMap<String, Tensor>> {
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    let kept = || format!("cannot write a checkpoint to {}; the one before is kept", folder.display());
+    save(file.path()).with_context(kept)?;
+    Ok(candle_core::safetensors::load(file.path(), &Device::Cpu)?)
+}
+
+/// The way back, if there is anything.
+fn back_through_file(
+    folder: &Path,
+    tensors: BTreeMap<String, Tensor>,
+    load: impl FnOnce(&Path) -> candle_core::Result<()>,
+) -> Result<()> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    candle_core::safetensors::save(&tensors.into_iter().collect::<HashMap<_, _>>(), file.path())?;
+    Ok(load(file.path())?)
+}
+
+/// A network with new weights, or those that the recipe begins with.
+fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
+    let Job { recipe, data, .. } = job;
+    let seed = job.seed ^ ((stage as u64) << 32);
+    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
+    if !recipe.start.is_empty() {
+        let folder =
+            job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
+        let path = folder.join(&recipe.start);
+        let weights = candle_core::safetensors::load(&path, &Device::Cpu)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (name, var) in vars.iter().filter(|(name, _)| !(recipe.new_head && name.starts_with("head."))) {
+            let weight = weights.get(name).with_context(|| format!("{} has no weight `{name}`", path.display()))?;
+            ensure!(
+                weight.dims() == var.dims(),
+                "the weight `{name}` of {} has shape {:?}: expected {:?} of {}",
+                path.display(),
+                weight.dims(),
+                var.dims(),
+                recipe.model
+            );
+            var.set(&weight.to_dtype(var.dtype())?)?;
+        }
+        drop(vars);
+        if recipe.new_head {
+            model.reset_head(seed)?;
+        }
+    }
+    Ok(model)
+}
+
+fn optimizer(recipe: &Recipe, model: &Model) -> Result<Sgd> {
+    let params = ParamsSgd {
+        lr: recipe.lr,
+        momentum: recipe.momentum,
+        nesterov: recipe.nesterov,
+        weight_decay: if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay },
+    };
+    // In the order of their names: that of the map changes from process to process.
+    Ok(Sgd::new(trained(model).into_iter().map(|(_, var)| var).collect(), params)?)
+}
+
+/// Scales a gradient whose norm is too large.
+fn clip(gradient: &mut GradStore, vars: &[(String, Var)], most: f64) -> Result<()> {
+    let mut squares = 0.0;
+    for (_, var) in vars {
+        if let Some(grad) = gradient.get(var) {
+            squares += l2_penalty(&grad.detach(), 2.0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        }
+    }
+    let norm = squares.sqrt();
+    if norm > most {
+        for (_, var) in vars {
+            if let Some(grad) = gradient.remove(var) {
+                gradient.insert(var, (grad * (most / norm))?);
+            }
+        }
+    }
+    Ok(())
+}

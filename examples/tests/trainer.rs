@@ -1,0 +1,241 @@
+//! The trainer that one can leave alone: stopped, killed, out of disk, and given the wrong checkpoint.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+/// Everything that has a state: SAM in shards, Mixup, averages, clipping, accumulation, augmentation, random branches.
+const EVERYTHING: &str = r#"
+model = "shake-shake-26-2x2d"
+images = 120.0
+validation = 0.2
+batch = 16
+accumulate = 2
+m = 4
+epochs = 4.0
+lr = 0.02
+rho = 0.05
+method = "mixup"
+clip = 1.0
+ema = 0.9
+warm-up = 1.0
+noise = 0.2
+cutout = 8
+auto-augment = "code-95"
+"#;
+
+/// Small, and of two trainings.
+const SMALL: &str = r#"
+model = "mlp-w64"
+images = 1000.0
+validation = 0.2
+batch = 40
+epochs = 5.0
+method = "bootstrap"
+rho = 0.05
+noise = 0.4
+"#;
+
+struct Training {
+    folder: tempfile::TempDir,
+}
+
+impl Training {
+    fn new(recipe: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, out: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.arg(self.path("recipe.toml")).args(["--quiet", "--out"]).arg(self.path(out)).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    #[track_caller]
+    fn finished(&self, out: &str, arguments: &[&str]) {
+        let output = self.command(out, arguments).output().unwrap();
+        assert!(output.status.success(), "{}", error(&output));
+    }
+
+    /// Stops it with SIGTERM once it has logged something.
+    fn stopped(&self, out: &str, arguments: &[&str]) {
+        let mut child = self.command(out, arguments).spawn().unwrap();
+        let log = self.path(out).join("log.jsonl");
+        while fs::metadata(&log).map_or(0, |metadata| metadata.len()) < 200 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it was stopped");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+    }
+
+    fn checkpoint(&self, out: &str) -> std::path::PathBuf {
+        self.path(out).join("checkpoint.safetensors")
+    }
+
+    /// Everything that an interruption must not change.
+    fn essence(&self, out: &str) -> (Value, String, Vec<(String, Vec<u8>)>) {
+        let mut result: Value = serde_json::from_slice(&fs::read(self.path(out).join("result.json")).unwrap()).unwrap();
+        result["seconds"] = 0.into();
+        let bytes = fs::read(self.checkpoint(out)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: Vec<_> =
+            tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect();
+        tensors.sort();
+        (result, fs::read_to_string(self.path(out).join("log.jsonl")).unwrap(), tensors)
+    }
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Steps that a checkpoint has done.
+fn steps(checkpoint: &Path) -> u64 {
+    let bytes = fs::read(checkpoint).unwrap();
+    safetensors::SafeTensors::deserialize(&bytes).expect("the file is whole");
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let place: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["place"]).unwrap();
+    place["steps"].as_u64().unwrap()
+}
+
+#[test]
+fn a_training_that_was_stopped_goes_on_with_the_same_bits() {
+    let training = Training::new(EVERYTHING);
+    training.finished("whole", &["--every", "5"]);
+    training.stopped("parts", &["--every", "1000"]);
+    let before = steps(&training.checkpoint("parts"));
+    assert!(before > 0);
+    training.finished("parts", &["--every", "1000", "--resume"]);
+    let (whole, parts) = (training.essence("whole"), training.essence("parts"));
+    assert_eq!(parts.0, whole.0);
+    assert_eq!(parts.1, whole.1);
+    assert!(whole.2.len() > 100);
+    assert!(parts.2 == whole.2, "tensors differ");
+    let lines: Vec<Value> = whole.1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().filter(|line| line["test error"].is_f64()).count() >= 4, "{}", whole.1);
+    assert!(lines.iter().any(|line| line["loss"].as_f64().is_some_and(|loss| loss > 0.0)));
+}
+
+/// Killed 50 times, at random moments: the checkpoint is always whole and never an older one, and in the end everything
+/// is as if nothing had happened.
+#[test]
+fn kill_9_loses_no_file_and_at_most_the_steps_since_the_last_checkpoint() {
+    let training = Training::new(&SMALL.replace("epochs = 5.0", "epochs = 100.0"));
+    training.finished("whole", &["--every", "10"]);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let checkpoint = training.checkpoint("killed");
+    let (mut kills, mut last, mut progressed) = (0, 0, 0);
+    while kills < 50 {
+        let mut arguments = vec!["--every", "10"];
+        if checkpoint.exists() {
+            arguments.push("--resume");
+        }
+        let mut child = training.command("killed", &arguments).spawn().unwrap();
+        thread::sleep(Duration::from_millis(rng.random_range(20..500)));
+        if let Some(status) = child.try_wait().unwrap() {
+            // It was done before it could be killed: again from the beginning.
+            assert!(status.success());
+            assert!(training.essence("killed") == training.essence("whole"));
+            fs::remove_dir_all(training.path("killed")).unwrap();
+            last = 0;
+            continue;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        if checkpoint.exists() {
+            let done = steps(&checkpoint);
+            assert!(done >= last, "{done} steps after {last}");
+            progressed += u32::from(done > last);
+            last = done;
+        }
+    }
+    assert!(progressed >= 10, "{progressed} of the runs came to a checkpoint");
+    let resume: &[&str] = if checkpoint.exists() { &["--every", "10", "--resume"] } else { &["--every", "10"] };
+    training.finished("killed", resume);
+    assert!(training.essence("killed") == training.essence("whole"));
+}
+
+/// A limit on the size of files stands in for a full disk: both end a write in the middle with an error.
+#[test]
+fn a_full_disk_is_an_error_and_the_old_checkpoint_is_kept() {
+    let training = Training::new(&SMALL.replace("epochs = 5.0", "epochs = 2000.0"));
+    let mut child = Command::new("sh")
+        .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#, env!("CARGO_BIN_EXE_train")])
+        .arg(training.path("recipe.toml"))
+        .args(["--quiet", "--every", "5", "--out"])
+        .arg(training.path("out"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !training.checkpoint("out").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a checkpoint");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let limit = ["--fsize=50000", "--pid", &child.id().to_string()];
+    assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", error(&output));
+    let error = error(&output);
+    assert!(error.contains("cannot write") && error.contains("checkpoint") && error.contains("kept"), "{error}");
+    assert!(error.contains("too large"), "{error}");
+    assert!(steps(&training.checkpoint("out")) >= 5);
+    let names: Vec<_> = fs::read_dir(training.path("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_or_another_trainings_is_refused_and_kept() {
+    let training = Training::new(SMALL);
+    training.finished("out", &["--every", "5"]);
+    let whole = fs::read(training.checkpoint("out")).unwrap();
+    let refused = |arguments: &[&str]| {
+        let before = fs::read(training.checkpoint("out")).unwrap();
+        let output = training.command("out", arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(fs::read(training.checkpoint("out")).unwrap() == before);
+        error(&output)
+    };
+    let message = refused(&["--every", "5"]);
+    assert!(message.contains("say --resume"), "{message}");
+    let message = refused(&["--resume", "--set", "model = \"mlp-w32\""]);
+    assert!(
+        message.contains("another training") && message.contains("mlp-w32") && message.contains("mlp-w64"),
+        "{message}"
+    );
+    let message = refused(&["--resume", "--seed", "1"]);
+    assert!(message.contains("`seed` 1, found 0"), "{message}");
+    fs::write(training.checkpoint("out"), &whole[..whole.len() - 1000]).unwrap();
+    let message = refused(&["--resume"]);
+    assert!(message.contains("checkpoint.safetensors is damaged"), "{message}");
+    fs::remove_file(training.checkpoint("out")).unwrap();
+    let output = training.command("out", &["--resume"]).output().unwrap();
+    assert!(error(&output).contains("no checkpoint"), "{}", error(&output));
+}
+
+#[test]
+fn recipes_are_refused_by_file_and_line() {
+    let training = Training::new("epochs = 1.0\n\nrhoo = 0.1\n");
+    let output = training.command("out", &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("recipe.toml, line 3: unknown field `rhoo`"), "{}", error(&output));
+    let output = training.command("out", &["--set", "lr = -1.0"]).output().unwrap();
+    assert!(error(&output).contains("recipe.toml, line 3"), "{}", error(&output));
+}

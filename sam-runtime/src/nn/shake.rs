@@ -1,0 +1,270 @@
+//! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
+
+use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::draws::{Draws, uniform};
+use super::layer::{Layer, apply};
+use super::ready;
+use crate::Pass;
+use crate::kernels::float::{Float, for_float, like, output, view, zeros};
+
+/// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
+/// otherwise. The backward pass uses another β in place of α.
+///
+/// In a sharpness-aware step both passes see the same numbers, and the first takes the true gradient, β = α, as the
+/// authors' code does.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use sam_runtime::nn::{Draws, Shake};
+///
+/// # fn main() -> Result<()> {
+/// let (a, b) = (Tensor::ones((8, 3), DType::F32, &Device::Cpu)?, Tensor::zeros((8, 3), DType::F32, &Device::Cpu)?);
+/// let shake = Shake::new(Draws::seeded(0));
+/// assert_eq!(shake.forward(&a, &b, false)?.to_vec2::<f32>()?, [[0.5; 3]; 8]);
+/// let alpha = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
+/// assert!(alpha.iter().flatten().all(|alpha| (0.0..1.0).contains(alpha)));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Shake {
+    draws: Draws,
+}
+
+/// ShakeDrop (Yamada et al. 2018): in training an example's branch is kept with the probability `survival` and otherwise
+/// multiplied by α uniform in [-1, 1], backward by β uniform in [0, 1]; otherwise it is multiplied by `survival`, the mean.
+///
+/// Passes of a sharpness-aware step are as in [`Shake`].
+#[derive(Clone, Debug)]
+pub struct ShakeDrop {
+    survival: f32,
+    draws: Draws,
+}
+
+impl Shake {
+    /// With numbers of this stream.
+    #[must_use]
+    pub fn new(draws: Draws) -> Self {
+        Self { draws }
+    }
+
+    /// The mixture of two tensors (n, ..) of one shape.
+    ///
+    /// # Errors
+    /// If the shapes differ or have no dimension.
+    pub fn forward(&self, a: &Tensor, b: &Tensor, train: bool) -> Result<Tensor> {
+        let n = examples(a)?;
+        if a.dims() != b.dims() {
+            candle_core::bail!("expected two branches of one shape to mix, found {:?} and {:?}", a.dims(), b.dims())
+        }
+        let weights = |draw: &dyn Fn(u64) -> f32| {
+            let alpha: Vec<f32> = (0..n as u64).map(draw).collect();
+            let rest = alpha.iter().map(|alpha| 1.0 - alpha).collect();
+            vec![alpha, rest]
+        };
+        let mixture = if train {
+            let seed = self.draws.next_seed();
+            Mixture::new(weights(&|i| uniform(seed, 2 * i)), weights(&|i| uniform(seed, 2 * i + 1)))
+        } else {
+            Mixture { forward: weights(&|_| 0.5), backward: weights(&|_| 0.5) }
+        };
+        mixture.of(&[a, b])
+    }
+}
+
+impl ShakeDrop {
+    /// With this probability of survival, and numbers of this stream.
+    #[must_use]
+    pub fn new(survival: f32, draws: Draws) -> Self {
+        Self { survival, draws }
+    }
+
+    /// The branch (n, ..), kept or shaken.
+    ///
+    /// # Errors
+    /// If the probability is not in [0, 1], or `x` has no dimension.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let n = examples(x)? as u64;
+        let survival = self.survival;
+        if !(0.0..=1.0).contains(&survival) {
+            candle_core::bail!("expected a probability of survival in [0, 1], found {survival}")
+        }
+        if !train {
+            return x * f64::from(survival);
+        }
+        let seed = self.draws.next_seed();
+        let factors = |draw: &dyn Fn(u64) -> f32| {
+            let factor = |i: u64| if uniform(seed, 3 * i) < survival { 1.0 } else { draw(i) };
+            vec![(0..n).map(factor).collect()]
+        };
+        let forward = factors(&|i| 2.0 * uniform(seed, 3 * i + 1) - 1.0);
+        Mixture::new(forward, factors(&|i| uniform(seed, 3 * i + 2))).of(&[x])
+    }
+}
+
+fn examples(x: &Tensor) -> Result<usize> {
+    match x.dims().first() {
+        Some(&n) if x.elem_count() > 0 => Ok(n),
+        _ => candle_core::bail!("expected examples to shake, found {:?}", x.dims()),
+    }
+}
+
+/// Σ f x over some tensors x, with a weight f for each tensor and example; the gradients are taken with other weights.
+struct Mixture {
+    forward: Vec<Vec<f32>>,
+    backward: Vec<Vec<f32>>,
+}
+
+impl Mixture {
+    fn new(forward: Vec<Vec<f32>>, backward: Vec<Vec<f32>>) -> Self {
+        let backward = if Pass::current() == Pass::Ascent { forward.clone() } else { backward };
+        Self { forward, backward }
+    }
+
+    fn of(self, args: &[&Tensor]) -> Result<Tensor> {
+        let dtype = args[0].dtype();
+        if args[0].device().is_cpu() {
+            let wide = args.iter().map(|arg| ready(arg)).collect::<Result<Vec<_>>>()?;
+            return apply(self, &wide.iter().collect::<Vec<_>>())?.to_dtype(dtype);
+        }
+        // Σ b x has the gradient, and Σ (f - b) x, a constant, makes the value right.
+        let mut terms = Vec::new();
+        for ((arg, forward), backward) in args.iter().zip(&self.forward).zip(&self.backward) {
+            let difference: Vec<f32> = forward.iter().zip(backward).map(|(f, b)| f - b).collect();
+            terms.push(arg.broadcast_mul(&column(backward, arg)?)?);
+            terms.push(arg.detach().broadcast_mul(&column(&difference, arg)?)?);
+        }
+        let mut sum = terms.remove(0);
+        for term in terms {
+            sum = (sum + term)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// A number for each example, beside a tensor.
+fn column(numbers: &[f32], beside: &Tensor) -> Result<Tensor> {
+    let mut shape = vec![1; beside.rank()];
+    shape[0] = numbers.len();
+    Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(beside.dtype())?.to_device(beside.device())
+}
+
+impl Layer for Mixture {
+    fn name(&self) -> &'static str {
+        "shake"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        let example = args[0].elem_count() / self.forward[0].len();
+        let views: Vec<_> = args.iter().map(view).collect();
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let mut y = zeros::<T>(args[0].elem_count());
+            for (weights, x) in self.forward.iter().zip(&views) {
+                let rows = y.par_chunks_mut(example).zip(x.elements::<T>()?.par_chunks(example)).zip(weights);
+                rows.for_each(|((y, x), &weight)| {
+                    let weight = T::narrow(weight.into());
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y += *x * weight);
+                });
+            }
+            Ok(output(y, args[0].shape()))
+        })
+    }
+
+    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let example = dy.elem_count() / self.backward[0].len();
+        let dy = view(dy);
+        for_float!(args[0].dtype(), self.name(), |T| {
+            let dy = dy.elements::<T>()?;
+            let gradient = |(weights, arg): (&Vec<f32>, &Tensor)| {
+                let mut dx = zeros::<T>(dy.len());
+                let rows = dx.par_chunks_mut(example).zip(dy.par_chunks(example)).zip(weights);
+                rows.for_each(|((dx, dy), &weight)| {
+                    let weight = T::narrow(weight.into());
+                    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = *dy * weight);
+                });
+                like(dx, arg).map(Some)
+            };
+            self.backward.iter().zip(args).map(gradient).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use candle_core::{DType, Var};
+
+    use super::*;
+    use crate::Sam;
+
+    /// α and β of each example: the output for branches of ones and zeros, and the gradient of its sum.
+    fn factors(loss: impl FnOnce(&Tensor) -> Tensor, n: usize) -> (Vec<f32>, Vec<f32>) {
+        let x = Var::ones((n, 1), DType::F32, &Device::Cpu).unwrap();
+        let y = loss(&x);
+        let gradient = y.sum_all().unwrap().backward().unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+        (flat(&y), flat(gradient.get(&x).unwrap()))
+    }
+
+    #[test]
+    fn forward_and_backward_have_numbers_of_their_own() {
+        let shake = Shake::new(Draws::seeded(3));
+        let zeros = Tensor::zeros((1000, 1), DType::F32, &Device::Cpu).unwrap();
+        let (alpha, beta) = factors(|x| shake.forward(x, &zeros, true).unwrap(), 1000);
+        assert_ne!(alpha, beta);
+        for numbers in [alpha, beta] {
+            assert!(numbers.iter().all(|x| (0.0..1.0).contains(x)));
+            let mean = numbers.iter().sum::<f32>() / 1000.0;
+            assert!((mean - 0.5).abs() < 4.0 * (1.0 / 12.0f32 / 1000.0).sqrt(), "{mean}");
+        }
+    }
+
+    #[test]
+    fn shake_drop_keeps_its_share_and_its_mean() {
+        let drop = ShakeDrop::new(0.7, Draws::seeded(4));
+        let (forward, backward) = factors(|x| drop.forward(x, true).unwrap(), 4000);
+        let kept = forward.iter().filter(|x| **x == 1.0).count() as f64 / 4000.0;
+        assert!((kept - 0.7).abs() < 4.0 * (0.21f64 / 4000.0).sqrt(), "{kept}");
+        for (f, b) in forward.iter().zip(&backward) {
+            assert!((*f == 1.0 && *b == 1.0) || ((-1.0..1.0).contains(f) && (0.0..1.0).contains(b)), "{f} {b}");
+        }
+        let x = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(drop.forward(&x, false).unwrap().to_vec2::<f32>().unwrap(), [[0.7; 2]; 2]);
+        let never = ShakeDrop::new(1.5, Draws::seeded(4)).forward(&x, true).unwrap_err();
+        assert!(never.to_string().contains("1.5"), "{never}");
+    }
+
+    /// In a sharpness-aware step: the same α in both passes, β = α in the first, another in the second.
+    #[test]
+    fn the_first_pass_takes_the_true_gradient() {
+        let shake = Shake::new(Draws::seeded(5));
+        let w = Var::new(1f32, &Device::Cpu).unwrap();
+        let zeros = Tensor::zeros((6, 1), DType::F32, &Device::Cpu).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            Sam::new(0.05)
+                .loss(|| -> Result<Tensor> {
+                    seen.push(factors(|x| shake.forward(x, &zeros, true).unwrap(), 6));
+                    w.sqr()
+                })
+                .unwrap();
+        }
+        let [(a0, b0), (a1, b1), (a2, ..), _] = &seen[..] else { panic!("{} passes", seen.len()) };
+        assert_eq!(a0, b0);
+        assert_eq!(a1, a0);
+        assert_ne!(b1, a1);
+        assert_ne!(a2, a0, "the next step has other numbers");
+    }
+
+    #[test]
+    fn branches_must_fit() {
+        let (shake, zeros) =
+            (Shake::new(Draws::seeded(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
+        let error = shake.forward(&zeros(2), &zeros(3), true).unwrap_err().to_string();
+        assert!(error.contains("[2, 3] and [3, 3]"), "{error}");
+        assert!(shake.forward(&zeros(0), &zeros(0), true).is_err());
+    }
+}
