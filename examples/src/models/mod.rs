@@ -258,12 +258,12 @@ mod tests {
             ("resnet101", [3, 224, 224], 1000, 44_549_160),
             ("resnet152", [3, 224, 224], 1000, 60_192_808),
         ] {
-            let model = Model::<Ours>::unset(named(name), shape, classes, 1).unwrap();
+            let model = Model::<Ours>::unset(&Place::CPU, named(name), shape, classes, 1).unwrap();
             assert_eq!(model.parameters(), parameters, "{name}");
         }
         // Without its normalisations, whose scales and shifts are two numbers a channel.
         let norms: usize = 16 + 160 * 11 + 160 + 320 * 11 + 320 + 640 * 11 + 640;
-        let plain = Model::<Ours>::unset(named("wrn-40-10-plain"), [3, 32, 32], 10, 1).unwrap();
+        let plain = Model::<Ours>::unset(&Place::CPU, named("wrn-40-10-plain"), [3, 32, 32], 10, 1).unwrap();
         assert_eq!(plain.parameters(), 55_583_194 - 2 * norms);
     }
 
