@@ -2,6 +2,7 @@
 # Everything that takes a GPU, in one call: the kernels load and agree with the CPU, then the figures, beside PyTorch.
 #
 #   tests/gpu.sh build          where there is a CUDA compiler: leaves all that is needed in target/gpu
+#   tests/gpu.sh emulated       where there is neither: the same code on a driver that is none
 #   tests/gpu.sh run [DIR]      where there is a GPU (and python3 with torch, for the comparison): a log of everything in
 #                               DIR/gpu.log (default target/gpu), and a short table last
 #
@@ -33,6 +34,29 @@ PY
     rm "$json"
     if [ -e "$torch" ]; then cp "$torch" "$bundle"; fi
     ls -l "$bundle"
+}
+
+# The CUDA side without a GPU: the tests on a driver that is none (driver/driver.cpp). Some minutes to build.
+emulated() {
+    local kernels=sam-runtime/src/kernels/device dir
+    mkdir -p target/emulated
+    dir=$(cd target/emulated && pwd)
+    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\(THREADS\) +)?[a-z_]+' |
+        awk '{ printf "{\"%s\", Call<%s>::count, Call<%s>::with},\n", $NF, $NF, $NF }' >"$dir/entries.inc"
+    "${CXX:-c++}" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$kernels/emulate.h" \
+        -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/driver/driver.cpp
+    for name in cublas.so.13 cublasLt.so.13 curand.so.10 cudnn.so.9; do ln -sf libcuda.so.1 "$dir/lib$name"; done
+    export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
+    eval "$(../shared/tools/cuda-env.sh)"
+    export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir" SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
+    for convolutions in patches cudnn; do
+        if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
+        # Left out: what compares with convolutions of candle's, and what starts other processes.
+        cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
+            -p sam-tests --features sam-runtime/cudnn --test cuda --test graph --test layers --test sgd --test gradient \
+            --test state --test restore --test closed_forms -- --skip of_candle --skip under_rust_backtrace \
+            --test-threads 1
+    done
 }
 
 # NVIDIA's libraries, where pip, the driver and a toolkit put them.
@@ -135,6 +159,7 @@ PY
 
 case ${1:-} in
 build) build ;;
+emulated) emulated ;;
 run)
     log=${2:-$bundle}/gpu.log
     mkdir -p "$(dirname "$log")"
@@ -142,7 +167,7 @@ run)
     table "$log" | tee -a "$log"
     ;;
 *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
