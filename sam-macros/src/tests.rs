@@ -289,6 +289,7 @@ fn what_does_not_go_together() {
         ("gsam = 0.4, wsam = 0.9", "`wsam` and `gsam` cannot be used together: keep one"),
         ("stable, stable", "`stable` is given twice: keep one"),
         ("shards(x; m = 1), parts(y; m = 1)", "`parts` and `shards` cannot be used together: keep one"),
+        ("second_order, p = 3", "`second_order` is for the plain ball: leave out `p`"),
         ("second_order, adaptive", "`second_order` is for the plain ball: leave out `adaptive`"),
         ("unnormalised, p = 3", "`unnormalised` has no norm: leave out `p`"),
         ("with = y", "`y` is not a reference: take `y: &Sam` or `y: &mut Sam`"),

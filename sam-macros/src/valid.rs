@@ -67,9 +67,10 @@ fn check_values(args: &Args, errors: &mut Errors) {
             errors.refuse(gamma, "`wsam` takes γ: expected a number of at least 0 and below 1");
         }
         Some((key, Combination::SecondOrder)) => {
+            let p = args.p.as_ref().map(|(key, _)| key);
             let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
             let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
-            for other in [adaptive, unnormalised].into_iter().flatten() {
+            for other in [p, adaptive, unnormalised].into_iter().flatten() {
                 errors.refuse(other, format!("`{key}` is for the plain ball: leave out `{other}`"));
             }
         }

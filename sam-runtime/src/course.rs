@@ -9,6 +9,7 @@ use crate::gradient::{Gradient, Mean, check_loss, gradient};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
 use crate::pass::{Step, plain};
+use crate::sam::UnderWay;
 use crate::variants::{
     Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
 };
@@ -28,19 +29,30 @@ pub(crate) struct Course<'a> {
     rho: f64,
     /// What a pass goes over.
     portions: Vec<Portion>,
-    /// The loss of each example in the last run, where it returns them.
+    /// The loss of each example in the last run, where it returns them, and at w.
     losses: Vec<f64>,
+    losses_at_w: Vec<f64>,
     state: State,
     last: Last,
+    _under_way: Option<UnderWay<'a>>,
 }
 
 impl<'a> Course<'a> {
     pub(crate) fn begin(sam: &'a Sam, examples: Option<&'a Examples<'a>>) -> candle_core::Result<Self> {
-        if examples.is_some_and(|examples| examples.rule() == Rule::Sharpest) && !sam.direction.needs_gradient() {
-            let why = "the direction has no pass at w, to tell whose loss rises";
-            Err(Error::Settings { what: "sharpest", why })?;
+        if examples.is_some_and(|examples| examples.rule() == Rule::Sharpest) {
+            let refuse = |why| Error::Settings { what: "sharpest", why };
+            if !sam.direction.needs_gradient() {
+                Err(refuse("the direction has no pass at w, to tell whose loss rises"))?;
+            }
+            if sam.combination == Combination::SecondOrder {
+                Err(refuse("the second-order term is that of all examples"))?;
+            }
         }
         let state = sam.state();
+        let rho = sam.radius.before(state.steps, state.rate);
+        if !rho.is_finite() || rho < 0.0 {
+            Err(Error::Rho(rho))?;
+        }
         if Step::is_outermost() && !state.remainder.is_empty() {
             let why = "the last step is not finished: call `Sam::finish` after the optimizer's step";
             Err(Error::Settings { what: "WsamDecoupled", why })?;
@@ -50,11 +62,13 @@ impl<'a> Course<'a> {
             examples,
             step: Step::begin(),
             outermost: Step::is_outermost(),
-            rho: sam.radius.before(state.steps, state.rate),
+            rho,
             portions: examples.map_or_else(|| vec![Portion::ALL], Examples::portions),
             losses: Vec::new(),
+            losses_at_w: Vec::new(),
             state,
             last: Last::default(),
+            _under_way: Step::is_outermost().then(|| sam.under_way()),
         })
     }
 
@@ -102,12 +116,17 @@ impl<'a> Course<'a> {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
             let (output, gradient) = self.pass(Pass::Ascent, loss)?;
             self.last.loss = Some(output.loss().detach());
+            self.losses_at_w.clone_from(&self.losses);
             return Ok((output, gradient));
         };
-        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?.detach();
+        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
+        let mut state = Displaced::default();
+        state.keep(self.state_of(output.loss()))?;
+        let output = output.detach();
         self.last.passes += FORWARD;
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
+        state.restore()?;
         self.last.loss = Some(chosen.loss().detach());
         Ok((output, gradient))
     }
@@ -134,12 +153,11 @@ impl<'a> Course<'a> {
             self.last.perturbed_loss = Some(there.loss().detach());
             return Ok(gradient);
         };
-        let before = std::mem::take(&mut self.losses);
         let there = self.run(Pass::Descent, 0, &Rows::All, loss)?;
         self.last.perturbed_loss = Some(there.loss().detach());
         self.last.passes += FORWARD;
         drop(there);
-        let rises: Vec<_> = self.losses.iter().zip(before).map(|(there, here)| there - here).collect();
+        let rises: Vec<_> = self.losses.iter().zip(&self.losses_at_w).map(|(there, here)| there - here).collect();
         self.portions = vec![examples.choose(&rises)];
         Ok(self.pass(Pass::Descent, loss)?.1)
     }
@@ -217,6 +235,13 @@ impl<'a> Course<'a> {
         gradient(&(loss * scale)?)?.into_iter().map(unscaled).collect()
     }
 
+    /// Those listed variables that the loss does not depend on.
+    fn state_of(&self, loss: &Tensor) -> Vec<Var> {
+        let Some(vars) = &self.sam.vars else { return Vec::new() };
+        let mut seen: HashSet<_> = loss.sorted_nodes().into_iter().map(Tensor::id).collect();
+        vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()
+    }
+
     // --------------------------------------------------------------------------------------- after the first
 
     /// The gradient of the variables that are perturbed, and the variables that are state: listed, without a gradient.
@@ -237,6 +262,10 @@ impl<'a> Course<'a> {
         if asks {
             check_finite(all, Pass::Ascent)?;
             let square = read(&square(perturbed.iter().map(|(_, grad)| grad))?)?;
+            if !square.is_finite() {
+                // It overflowed, or the gradient did: on devices where nobody looks at it this is the first to know.
+                Err(Error::NonFiniteNorm(square))?;
+            }
             if !self.sam.when.after(square, &mut self.state) {
                 return Ok(true);
             }
@@ -397,16 +426,17 @@ impl<'a> Course<'a> {
     }
 
     /// The step has ended well: what it has found is remembered.
-    pub(crate) fn end(mut self, gradient: Option<&Gradient>) {
+    pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<()> {
         if !self.outermost {
-            return;
+            return Ok(());
         }
         if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
             self.state.kept = Kept::new(gradient.clone());
         }
         self.state.steps += 1;
         self.last.tell();
-        self.sam.remember(self.state, self.last);
+        self.sam.remember(self.state.after(&self.sam.state())?, self.last);
+        Ok(())
     }
 }
 

@@ -102,8 +102,12 @@ pub enum Error {
     )]
     ShardedMemory,
 
+    /// The squared norm of the gradient was to be read, and is not finite.
+    #[error("the squared norm of the gradient is {0}: the weights are unchanged; scale the loss down")]
+    NonFiniteNorm(f64),
+
     /// State was to be saved or loaded in the middle of a step.
-    #[error("a step is under way on this thread: save and load between steps")]
+    #[error("a step is under way: save and load between steps")]
     MidStep,
 
     /// The sharded arguments have no rows, or differ in their number.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::shards::same_rows;
 use crate::stages::Ascent;
@@ -161,7 +161,7 @@ impl<'a> Examples<'a> {
         if !losses.dtype().is_float() {
             Err(Error::NotFloat(losses.dtype()))?;
         }
-        let losses = losses.detach().to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let losses = losses.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         match losses.iter().find(|loss| !loss.is_finite()) {
             Some(value) => Err(Error::NonFiniteLoss { pass, value: *value }.into()),
             None => Ok(losses),

@@ -1,6 +1,6 @@
 //! What there is to see of a step.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::gradient::Gradient;
 use crate::kernels::{dot, square};
@@ -54,7 +54,7 @@ pub(crate) struct Alignment {
 
 /// One number, on the host.
 pub(crate) fn read(number: &Tensor) -> Result<f64> {
-    Ok(number.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?[0])
+    Ok(number.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?[0])
 }
 
 impl AscentSeen {

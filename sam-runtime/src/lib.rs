@@ -37,11 +37,13 @@
 //!
 //! # What a step promises
 //!
-//! - The value, and every [auxiliary value](Aux), is that of the plain function at w, to the bit on the CPU.
+//! - The value, and every [auxiliary value](Aux), is that of the plain function at w, to the bit on the CPU. (Of the
+//!   [variants] with a single pass, at w + ε̂.)
 //! - The gradient is ∇L(w + ε̂), times whatever is done to the loss afterwards, for every variable that the loss depends on.
 //! - The weights are bit for bit what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
 //!   copied: buffers change places.
-//! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights.
+//! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights. [Variants](variants)
+//!   that remember or mix gradients say what they keep beside.
 //! - A zero gradient gives ε̂ = 0. A loss or a gradient that is not finite is an [`Error`] that says where, before any
 //!   weight is touched (on the CPU; elsewhere nobody looks, and ε̂ = 0).
 //! - The same bits for any number of threads, and for every order in which a map hands out its variables.

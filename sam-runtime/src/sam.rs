@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId, Var};
@@ -71,12 +72,22 @@ pub struct Sam {
     pub(crate) loss_scale: f64,
     pub(crate) watched: bool,
     memory: Mutex<Memory>,
+    /// Steps under way.
+    running: AtomicUsize,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Memory {
     state: State,
     last: Option<Last>,
+}
+
+pub(crate) struct UnderWay<'a>(&'a Sam);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How the perturbation is found: so many steps of this length, each back onto the ball where it has left it.
@@ -117,6 +128,7 @@ impl Clone for Sam {
             direction: self.direction.clone(),
             vars: self.vars.clone(),
             memory: Mutex::new(self.memory().clone()),
+            running: AtomicUsize::new(0),
             ..*self
         }
     }
@@ -148,6 +160,7 @@ impl Sam {
             loss_scale: 1.0,
             watched: false,
             memory: Mutex::default(),
+            running: AtomicUsize::new(0),
         }
     }
 
@@ -250,9 +263,10 @@ impl Sam {
     }
 
     /// Multiplies the loss by this number before each backward pass, and divides the gradients by it before anything is
-    /// done with them, so that small gradients survive a network in f16. A gradient that overflows is an
-    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Variables
-    /// should be f32 (master weights): gradients are handed on in the type of their variable.
+    /// done with them, so that small gradients survive a network in f16. A gradient that overflows is, on the CPU, an
+    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Elsewhere
+    /// nobody looks: the gradient that is handed on is not finite then, and what is remembered stays as it was.
+    /// Variables should be f32 (master weights): gradients are handed on in the type of their variable.
     pub fn loss_scale(mut self, scale: f64) -> Self {
         self.loss_scale = scale;
         self
@@ -270,7 +284,7 @@ impl Sam {
         self
     }
 
-    /// What the last step came to, once there was one.
+    /// What the last step came to, once there was one. With [`shards`](Self::shards) each of them is a step.
     #[must_use]
     pub fn last(&self) -> Option<Last> {
         self.memory().last.clone()
@@ -282,7 +296,7 @@ impl Sam {
     }
 
     /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
-    /// all others.
+    /// all others. Where the optimizer's step was left out, `finish(0.)` does away with it.
     ///
     /// # Errors
     /// If candle fails.
@@ -300,7 +314,7 @@ impl Sam {
     /// goes on from here has the same bits as one that was not interrupted. The file is there whole or not at all.
     ///
     /// # Errors
-    /// If a step is under way on this thread, a variable has no name, or the file cannot be written.
+    /// If a step of it is under way, a variable has no name, or the file cannot be written.
     ///
     /// ```
     /// # use candle_core::{DType, Device, Result, Tensor};
@@ -321,15 +335,17 @@ impl Sam {
     /// # }
     /// ```
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
-        self.memory().state.save(names, path.as_ref())
+        self.between_steps()?;
+        self.memory().state.save(self.seed, names, path.as_ref())
     }
 
     /// Reads what [`save`](Self::save) has written. On an error all is as before.
     ///
     /// # Errors
-    /// If a step is under way on this thread, the file cannot be read, or is that of other variables.
+    /// If a step of it is under way, the file cannot be read, or is that of other variables or another seed.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
-        let state = State::load(names, path.as_ref())?;
+        self.between_steps()?;
+        let state = State::load(self.seed, names, path.as_ref())?;
         self.memory().state = state;
         Ok(())
     }
@@ -400,7 +416,10 @@ impl Sam {
         match self.when {
             When::Every(k) => least("every", k as f64, 1.0)?,
             When::Chance(p) => share("chance", p)?,
-            When::Sharp { steps, memory, .. } => {
+            When::Sharp { steps, from, to, memory } => {
+                if !(from.is_finite() && to.is_finite()) {
+                    return Err(Error::Setting { what: "from and to", value: from + to, expected: "finite numbers" });
+                }
                 least("steps", steps as f64, 1.0)?;
                 share("memory", memory)?;
             }
@@ -441,11 +460,22 @@ impl Sam {
         if !self.normalised && self.p != 2.0 {
             return refuse("unnormalised", "it is for p = 2");
         }
-        if self.combination == Combination::SecondOrder && !(simple && self.ascents.count == 1) {
-            return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");
+        let one = self.ascents == Ascents { count: 1, length: 1.0 };
+        if self.combination == Combination::SecondOrder {
+            if !(simple && one) {
+                return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");
+            }
+            if matches!(self.radius, Radius::LossBudget { .. }) {
+                return refuse("second_order", "the radius must not depend on the weights, as a loss budget's does");
+            }
         }
-        if self.ascents.count > 1 && !simple {
-            return refuse("ascents", "several are for the gradient in the plain ball of p = 2");
+        if !(simple || one) {
+            return refuse("ascents", "they are for the gradient in the plain ball of p = 2");
+        }
+        let of_gradient =
+            matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::Largest { .. }));
+        if of_gradient && !self.direction.is_gradient() {
+            return refuse("direction", "`Metric::Fisher` and `Mask::Largest` are made of the gradient: expected that");
         }
         if !self.direction.needs_gradient() {
             if self.combination != Combination::Second {
@@ -568,6 +598,16 @@ impl Sam {
 
     pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scaling> {
         self.metric.at(var, grad, self.metric_for.as_ref())
+    }
+
+    /// Says that a step is under way, as long as it lives.
+    pub(crate) fn under_way(&self) -> UnderWay<'_> {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        UnderWay(self)
+    }
+
+    fn between_steps(&self) -> Result<(), Error> {
+        if self.running.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(Error::MidStep) }
     }
 
     pub(crate) fn state(&self) -> State {

@@ -215,7 +215,7 @@ impl<O> Descent<'_, O> {
         if let Some(weights) = weights {
             weights.restore()?;
         }
-        course.end(done.gradient.as_ref());
+        course.end(done.gradient.as_ref())?;
         Ok(done)
     }
 }

@@ -96,7 +96,10 @@ pub(crate) fn check_finite(gradient: &Gradient, pass: Pass) -> Result<()> {
 
 /// A number for [`mix`], beside this tensor.
 pub(crate) fn number(beside: &Tensor, value: f64) -> Result<Tensor> {
-    if beside.device().is_cpu() { Tensor::new(value, &Device::Cpu) } else { Tensor::new(value as f32, beside.device()) }
+    if beside.device().is_cpu() {
+        return Tensor::new(value, &Device::Cpu);
+    }
+    Tensor::new(value as f32, beside.device())?.to_dtype(wide(beside.dtype()))
 }
 
 /// Σ a b over pairs of one shape and type, as a number on the device of the first. In f64 on the CPU.

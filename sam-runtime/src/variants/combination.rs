@@ -71,7 +71,8 @@ impl Combination {
         mix_all(&pairs, &number(beside, 1.0)?, &factor)
     }
 
-    /// Writes the combination over `second`. Where a variable has one of the gradients only, that one stands alone.
+    /// Writes the combination over `second`. A variable that has the second gradient only keeps that;
+    /// one that has the first only has none, as with SAM.
     pub(crate) fn combine(self, first: &Gradient, second: &Gradient, state: &mut State) -> Result<()> {
         let kept = Kept::new(first.clone());
         let pairs = paired(second, &kept);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, Var};
 
 use super::noise::gaussian;
 use super::state::{Kept, State};
@@ -44,11 +44,17 @@ pub enum Direction {
     Random,
 }
 
-/// An optimizer's velocities, as they are when they are asked for.
+/// An optimizer's velocities, as they are when they are asked for. This crate's [`Sgd`](crate::optim::Sgd) hands out its
+/// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
 #[derive(Clone, Debug, Default)]
 pub struct Velocities(Arc<Mutex<Gradient>>);
 
 impl Velocities {
+    /// Says what they are now. Until there is one a step along them is a plain step.
+    pub fn set(&self, velocities: impl IntoIterator<Item = (Var, Tensor)>) {
+        *self.lock() = velocities.into_iter().collect();
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,22 +106,33 @@ impl Direction {
     }
 
     /// The direction, where it is known without a gradient.
-    pub(crate) fn at_once(&self, vars: &[candle_core::Var], state: &State, seed: u64) -> Result<Gradient> {
+    pub(crate) fn at_once(&self, vars: &[Var], state: &State, seed: u64) -> Result<Gradient> {
         match self {
             Self::Momentum(velocities) => {
-                let against = |(var, velocity): &(candle_core::Var, Tensor)| {
-                    Ok((var.clone(), velocity.neg()?.to_dtype(var.dtype())?))
+                let against = |(var, velocity): &(Var, Tensor)| {
+                    Ok((var.clone(), velocity.detach().neg()?.to_dtype(var.dtype())?.contiguous()?))
                 };
-                velocities.lock().iter().map(against).collect()
+                let mut along: Gradient = velocities.lock().iter().map(against).collect::<Result<_>>()?;
+                along.sort_by_key(|(var, _)| creation(var));
+                Ok(along)
             }
             Self::Last => in_own_types(&state.kept),
             Self::Random => {
-                let floats = vars.iter().filter(|var| var.dtype().is_float()).enumerate();
-                floats.map(|(i, var)| Ok((var.clone(), gaussian(var, [seed, state.steps, i as u64])?))).collect()
+                let mut floats: Vec<_> = vars.iter().filter(|var| var.dtype().is_float()).collect();
+                floats.sort_by_key(|var| creation(var));
+                let draw = |(i, var): (usize, &Var)| Ok((var.clone(), gaussian(var, [seed, state.steps, i as u64])?));
+                floats.into_iter().enumerate().map(draw).collect()
             }
             _ => Ok(Gradient::new()),
         }
     }
+}
+
+/// Where a variable comes among those of the process: the order of a map is another one each time. Candle numbers tensors
+/// as it makes them, and shows the number only so.
+fn creation(var: &Var) -> (usize, String) {
+    let number = format!("{:?}", var.id());
+    (number.len(), number)
 }
 
 /// m ← a m + b g, where there is an m; m = g where there is none. Halves are averaged in f32.
@@ -137,7 +154,7 @@ fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> 
 }
 
 fn zeros_of(gradient: &Gradient) -> Result<Gradient> {
-    let zeros = |(var, grad): &(candle_core::Var, Tensor)| {
+    let zeros = |(var, grad): &(Var, Tensor)| {
         Ok((var.clone(), Tensor::zeros(grad.shape(), wide(grad.dtype()), grad.device())?))
     };
     gradient.iter().map(zeros).collect()
@@ -145,7 +162,7 @@ fn zeros_of(gradient: &Gradient) -> Result<Gradient> {
 
 /// Copies, in the types of the variables.
 fn in_own_types(kept: &Kept) -> Result<Gradient> {
-    let own = |(var, mean): &(candle_core::Var, Tensor)| {
+    let own = |(var, mean): &(Var, Tensor)| {
         let own = if mean.dtype() == var.dtype() { mean.copy()? } else { mean.to_dtype(var.dtype())? };
         Ok((var.clone(), own))
     };

@@ -12,7 +12,8 @@ use crate::pass::{Run, Step};
 /// first, so that what comes of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
 /// of the loss on top (Functional-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
 ///
-/// Called between the network and the loss, once in a step:
+/// Called between the network and the loss, once in a pass; a network with several outputs has one of these for each. In
+/// further passes, where a variant has them, the slope is the first one's too.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
@@ -39,7 +40,7 @@ pub struct Functional(Arc<Mutex<Option<First>>>);
 #[derive(Debug)]
 struct First {
     step: Step,
-    slopes: Vec<Tensor>,
+    slopes: Vec<(Run, Tensor)>,
 }
 
 impl Functional {
@@ -83,16 +84,19 @@ impl CustomOp1 for Slope {
             Pass::Ascent => {
                 let known = first.take().filter(|first| first.step == self.step);
                 let mut slopes = known.map_or_else(Vec::new, |first| first.slopes);
+                if slopes.get(self.run.part).is_some_and(|(run, _)| *run == self.run) {
+                    candle_core::bail!("`Functional::of` was called twice in a pass: make one for each output")
+                }
                 slopes.truncate(self.run.part);
-                slopes.push(dz.detach());
+                slopes.push((self.run, dz.detach()));
                 *first = Some(First { step: self.step, slopes });
                 return Ok(Some(dz.clone()));
             }
             Pass::Descent => {}
         }
         match first.as_ref().filter(|first| first.step == self.step).and_then(|first| first.slopes.get(self.run.part)) {
-            Some(slope) if slope.dims() == z.dims() => Ok(Some(slope.clone())),
-            Some(slope) => {
+            Some((_, slope)) if slope.dims() == z.dims() => Ok(Some(slope.clone())),
+            Some((_, slope)) => {
                 candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", slope.dims(), z.dims())
             }
             None => candle_core::bail!(

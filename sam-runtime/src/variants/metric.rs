@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::{DType, Result, Tensor, TensorId, Var};
+use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 
 use super::noise::bernoulli;
 use super::state::{Kept, State};
@@ -136,7 +136,7 @@ impl Mask {
 fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
     let mut sizes = Vec::new();
     for (_, grad) in along {
-        sizes.extend(grad.to_dtype(DType::F64)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
+        sizes.extend(on_host(grad)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
     }
     if sizes.is_empty() {
         return Ok(Kept::default());
@@ -145,9 +145,13 @@ fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
     let left_out = (sparsity * sizes.len() as f64) as usize;
     let least = *sizes.select_nth_unstable_by(left_out, f64::total_cmp).1;
     let mask = |(var, grad): &(Var, Tensor)| {
-        let sizes = grad.to_dtype(DType::F64)?.abs()?;
+        let sizes = on_host(grad)?.abs()?;
         let kept = sizes.ge(&(sizes.ones_like()? * least)?)?;
-        Ok((var.clone(), kept.to_dtype(var.dtype())?))
+        Ok((var.clone(), kept.to_dtype(var.dtype())?.to_device(var.device())?))
     };
     along.iter().map(mask).collect::<Result<_>>().map(Kept::new)
+}
+
+fn on_host(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)
 }

@@ -8,15 +8,17 @@ use candle_nn::VarMap;
 use super::{Combination, Direction, Mask, Metric, Radius, Scope, Velocities, When, named};
 use crate::Sam;
 
-/// The published methods. Every piece of one can be exchanged afterwards: `Sam::look_sam().p(f64::INFINITY)`.
+/// The published methods, with the authors' constants where the [table](crate::variants) does not say otherwise. Every piece of
+/// one can be exchanged afterwards: `Sam::look_sam().p(f64::INFINITY)`.
 impl Sam {
     /// ASAM (Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>): ε̂ = ρ T² g / ‖T g‖ with T = |w| + η, ρ = 0.5, η = 0.01.
+    /// For CIFAR-100 they take ρ = 1.
     ///
-    /// The authors have T = 1 for biases and normalisation layers' shifts; say so with
-    /// `.metric_for(named(&vars, |name| name.ends_with("weight")))`. Without that the best ρ is about four times larger
-    /// (<https://github.com/davda54/sam/issues/37>). For CIFAR-100 they take ρ = 1.
-    pub fn asam() -> Self {
-        Self::new(0.5).adaptive(Self::ETA)
+    /// As in the authors' code T = 1 for variables without "weight" in their name. With
+    /// [`adaptive`](Self::adaptive) alone it is |w| + η for all, and the best ρ about four times larger
+    /// (<https://github.com/davda54/sam/issues/37>).
+    pub fn asam(vars: &VarMap) -> Self {
+        Self::new(0.5).adaptive(Self::ETA).metric_for(named(vars, |name| name.contains("weight")))
     }
 
     /// GSAM (Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>): g₂ - α g⊥, α = 0.6, with ρ going from 0.6 to 0.1 as
@@ -107,7 +109,7 @@ impl Sam {
     }
 
     /// Sparse SAM with a Fisher mask (SSAM-F, Mi et al. 2022, <https://arxiv.org/abs/2210.05177>): ε̂ in the half of the
-    /// coordinates where the squared gradient is largest, looked for every `every` steps (the authors: every epoch). ρ = 0.1.
+    /// coordinates where the squared gradient is largest, looked for every `every` steps (the authors: every few epochs). ρ = 0.1.
     pub fn sparse(every: u64) -> Self {
         Self::new(0.1).mask(Mask::Largest { sparsity: 0.5, every })
     }

@@ -6,10 +6,9 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
-use crate::Error;
 use crate::checkpoint::{names_of, read, write};
 use crate::gradient::Gradient;
-use crate::pass::Step;
+use crate::kernels::wide;
 
 /// Changes when a step ends, and never halfway.
 #[derive(Clone, Debug, Default)]
@@ -54,21 +53,46 @@ impl Kept {
     pub(crate) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
+
+    /// What of this is finite, and in place of the rest what was there before, or zeros. Asks no device to answer.
+    fn finite_or(self, before: &Self) -> Result<Self> {
+        let choose = |(var, value): (Var, Tensor)| {
+            // 0 for finite numbers, and NaN for the others.
+            let flag = (&value * 0.0)?.sum_all()?.broadcast_as(value.shape())?;
+            let old = before.get(&var).map_or_else(|| value.zeros_like(), |old| old.to_dtype(value.dtype()))?;
+            Ok((var, flag.eq(&flag)?.where_cond(&value, &old)?))
+        };
+        self.pairs.into_iter().map(choose).collect::<Result<_>>().map(Self::new)
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        self.pairs.iter().all(|(_, value)| value.device().is_cpu())
+    }
 }
 
 const STEPS: &str = "steps";
+const SEED: &str = "seed";
 const RATE: &str = "rate";
 const MOMENTS: &str = "moments";
 
 impl State {
+    /// This state, after a step from `before`. On the CPU a step with numbers that are not finite was an error; elsewhere
+    /// nobody looks, and such numbers would stay for good.
+    pub(crate) fn after(self, before: &Self) -> Result<Self> {
+        let gate = |new: Kept, old: &Kept| if new.is_on_cpu() { Ok(new) } else { new.finite_or(old) };
+        Ok(Self {
+            average: gate(self.average, &before.average)?,
+            kept: gate(self.kept, &before.kept)?,
+            remainder: gate(self.remainder, &Kept::default())?,
+            ..self
+        })
+    }
+
     fn parts(&self) -> [(&'static str, &Kept); 4] {
         [("average", &self.average), ("kept", &self.kept), ("mask", &self.mask), ("remainder", &self.remainder)]
     }
 
-    pub(crate) fn save(&self, names: &VarMap, path: &Path) -> Result<()> {
-        if Step::current().is_some() {
-            Err(Error::MidStep)?;
-        }
+    pub(crate) fn save(&self, seed: u64, names: &VarMap, path: &Path) -> Result<()> {
         let names = names_of(names);
         let mut tensors = HashMap::new();
         for (part, kept) in self.parts() {
@@ -80,7 +104,9 @@ impl State {
                 tensors.insert(format!("{part}.{place}.{name}"), value.clone());
             }
         }
-        tensors.insert(STEPS.to_owned(), Tensor::new(self.steps.cast_signed(), &Device::Cpu)?);
+        let whole = |number: u64| Tensor::new(number.cast_signed(), &Device::Cpu);
+        tensors.insert(STEPS.to_owned(), whole(self.steps)?);
+        tensors.insert(SEED.to_owned(), whole(seed)?);
         if let Some(rate) = self.rate {
             tensors.insert(RATE.to_owned(), Tensor::new(rate, &Device::Cpu)?);
         }
@@ -90,15 +116,17 @@ impl State {
         write(&tensors, path)
     }
 
-    pub(crate) fn load(names: &VarMap, path: &Path) -> Result<Self> {
-        if Step::current().is_some() {
-            Err(Error::MidStep)?;
-        }
+    pub(crate) fn load(seed: u64, names: &VarMap, path: &Path) -> Result<Self> {
         read(path, |mut tensors| {
-            let Some(steps) = tensors.remove(STEPS) else {
-                candle_core::bail!("there is no `{STEPS}`: expected the state of a `Sam`")
+            let mut whole = |key: &str| match tensors.remove(key) {
+                Some(number) => Ok(number.to_scalar::<i64>()?.cast_unsigned()),
+                None => candle_core::bail!("there is no `{key}`: expected the state of a `Sam`"),
             };
-            let mut state = Self { steps: steps.to_scalar::<i64>()?.cast_unsigned(), ..Self::default() };
+            let mut state = Self { steps: whole(STEPS)?, ..Self::default() };
+            let found = whole(SEED)?;
+            if found != seed {
+                candle_core::bail!("it is the state of a `Sam` with seed {found}, this one has {seed}")
+            }
             state.rate = tensors.remove(RATE).map(|rate| rate.to_scalar()).transpose()?;
             if let Some(moments) = tensors.remove(MOMENTS) {
                 let moments = moments.to_vec1::<f64>()?;
@@ -125,6 +153,9 @@ impl State {
                         var.shape()
                     )
                 }
+                if ![var.dtype(), wide(var.dtype())].contains(&value.dtype()) {
+                    candle_core::bail!("the state of `{name}` is {:?}, its variable {:?}", value.dtype(), var.dtype())
+                }
                 parts.entry(part).or_default().push((place, var.clone(), value.to_device(var.device())?));
             }
             for (part, mut entries) in parts {
@@ -140,5 +171,23 @@ impl State {
             }
             Ok(state)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_not_remembered() {
+        let vars = [1.0, 2.0, 3.0].map(|x| Var::new(&[x, x], &Device::Cpu).unwrap());
+        let kept = |values: [[f64; 2]; 3]| {
+            let pairs = vars.iter().zip(values);
+            Kept::new(pairs.map(|(var, value)| (var.clone(), Tensor::new(&value, &Device::Cpu).unwrap())).collect())
+        };
+        let values = |kept: &Kept| kept.iter().map(|(_, value)| value.to_vec1().unwrap()).collect::<Vec<Vec<f64>>>();
+        let new = kept([[1.0, 2.0], [f64::NAN, 4.0], [5.0, f64::INFINITY]]);
+        let old = Kept::new(vec![(vars[1].clone(), Tensor::new(&[7.0, 8.0], &Device::Cpu).unwrap())]);
+        assert_eq!(values(&new.finite_or(&old).unwrap()), [[1.0, 2.0], [7.0, 8.0], [0.0, 0.0]]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Scope, When, named};
@@ -48,13 +48,12 @@ fn sam_itself() {
 #[test]
 fn asam() {
     let t = |w: &[f64]| -> Vector { w.iter().map(|w| w.abs() + 0.01).collect() };
-    assert_is(&Sam::asam(), |w, step| {
+    assert_is(&Sam::new(0.5).adaptive(0.01), |w, step| {
         let tg = product(&t(w), &step.g(w));
         step.g(&add(w, &product(&t(w), &along(0.5, &tg))))
     });
     // As its authors have it: T = 1 for biases.
     let net = net();
-    let weights_only = Sam::asam().metric_for([net.vars[0].clone(), net.vars[2].clone()]);
     let expected = descend(STEPS, |w, step| {
         let mut t = t(w);
         t[PARTS[1].clone()].fill(1.0);
@@ -62,7 +61,7 @@ fn asam() {
         let tg = product(&t, &step.g(w));
         step.g(&add(w, &product(&t, &along(0.5, &tg))))
     });
-    assert_close(&ours_with(&weights_only, &net), &expected, 1e-11);
+    assert_close(&ours_with(&Sam::asam(&crate::reference::named(&net)), &net), &expected, 1e-11);
 }
 
 #[test]
@@ -122,10 +121,10 @@ fn wsam() {
 #[test]
 fn look_sam() {
     let mut kept = Vec::new();
-    assert_is(&Sam::new(0.3).combination(Combination::Look { every: 3, alpha: 0.7 }), |w, step| {
+    assert_is(&Sam::look_sam(), |w, step| {
         let g = step.g(w);
-        if step.number % 3 == 0 {
-            let gp = step.g(&add(w, &along(0.3, &g)));
+        if step.number % 5 == 0 {
+            let gp = step.g(&add(w, &along(0.1, &g)));
             kept = mix(1.0, &gp, -dot(&gp, &g) / dot(&g, &g), &g);
             gp
         } else {
@@ -136,9 +135,9 @@ fn look_sam() {
 
 #[test]
 fn stable_sam() {
-    assert_is(&Sam::stable().radius(Radius::Constant(0.3)), |w, step| {
+    assert_is(&Sam::stable(), |w, step| {
         let g = step.g(w);
-        along(length(&g), &step.g(&add(w, &along(0.3, &g))))
+        along(length(&g), &step.g(&add(w, &along(0.05, &g))))
     });
 }
 
@@ -183,13 +182,13 @@ fn m_sam() {
     let net = net();
     let params = ParamsSgd { lr: 0.05, momentum: 0.9, nesterov: false, weight_decay: 1e-3 };
     let mut sgd = Sgd::new(net.vars.to_vec(), params).unwrap();
-    let sam = Sam::m_sam(sgd.velocities()).radius(Radius::Constant(0.3));
+    let sam = Sam::m_sam(sgd.velocities());
     let (mut w, mut v) = (weights(&net), vec![0.0; 83]);
     for number in 0..STEPS {
         let step = Step::new(number);
         let loss = sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
 
-        let e = if number == 0 { vec![0.0; 83] } else { along(-0.3, &v) };
+        let e = if number == 0 { vec![0.0; 83] } else { along(-3.0, &v) };
         // The value is that of the one pass that there is.
         let there = step.losses(&add(&w, &e));
         assert!((values(&loss)[0] - there.iter().sum::<f64>() / 12.0).abs() < 1e-12);
@@ -204,11 +203,11 @@ fn m_sam() {
 
 #[test]
 fn metrics() {
-    assert_is(&Sam::fisher().radius(Radius::Constant(0.4)), |w, step| {
+    assert_is(&Sam::fisher(), |w, step| {
         let g = step.g(w);
         // F⁻¹ g / sqrt(gᵀ F⁻¹ g), F = 1 + η g²
         let inverse: Vector = g.iter().map(|g| g / (1.0 + g * g)).collect();
-        step.g(&add(w, &times(0.4 / dot(&g, &inverse).sqrt(), &inverse)))
+        step.g(&add(w, &times(0.1 / dot(&g, &inverse).sqrt(), &inverse)))
     });
     assert_is(&Sam::layer_sam(), |w, step| {
         let g = step.g(w);
@@ -234,7 +233,7 @@ fn scopes() {
 #[test]
 fn masks() {
     let mut mask = Vec::new();
-    assert_is(&Sam::sparse(3).radius(Radius::Constant(0.4)), |w, step| {
+    assert_is(&Sam::sparse(3), |w, step| {
         let g = step.g(w);
         if step.number % 3 == 0 {
             let mut sizes: Vec<f64> = g.iter().map(|g| g.abs()).collect();
@@ -242,7 +241,7 @@ fn masks() {
             let least = sizes[41]; // half of 83 stay out
             mask = g.iter().map(|g| if g.abs() >= least { 1.0 } else { 0.0 }).collect();
         }
-        step.g(&add(w, &product(&mask, &along(0.4, &g))))
+        step.g(&add(w, &product(&mask, &along(0.1, &g))))
     });
 }
 
@@ -317,7 +316,8 @@ fn when() {
 
     let (mut mean, mut variance) = (None, 0.0);
     let (mut sharp, mut flat) = (0, 0);
-    assert_is(&Sam::ae_sam(STEPS).radius(Radius::Constant(0.4)), |w, step| {
+    let sam = |w: &[f64], step: &Step| step.g(&add(w, &along(0.05, &step.g(w))));
+    assert_is(&Sam::ae_sam(STEPS), |w, step| {
         let g = step.g(w);
         let square = dot(&g, &g);
         mean = Some(0.9 * mean.unwrap_or(square) + 0.1 * square);
@@ -450,18 +450,53 @@ fn sam_on() {
     let on = named(&vars, |name| name.contains("norm"));
     assert_eq!(on.len(), 2);
     let x = sam_tests::tensor(&[5, 6], DType::F32, 3);
-    let before: Vec<_> = on.iter().map(|var| values(var)).collect();
+    // Weights that are not all alike, and a bias that begins at 0.
+    scale_var(&on, 6);
+    let loss = || head.forward(&x.broadcast_mul(&scale)?.broadcast_add(&shift)?)?.sqr()?.mean_all();
+    let (w, g) = {
+        let grads = loss().unwrap().backward().unwrap();
+        let flat = |of: &dyn Fn(&Var) -> Vector| on.iter().flat_map(of).collect::<Vector>();
+        (flat(&|var| values(var)), flat(&|var| values(grads.get(var).unwrap())))
+    };
     let moved = RefCell::new(Vec::new());
-    let loss = Sam::sam_on(&vars).radius(Radius::Constant(0.5)).loss(|| -> Result<Tensor> {
-        moved.replace(vec![values(&on[0]), values(&on[1]), values(head.weight())]);
-        head.forward(&x.broadcast_mul(&scale)?.broadcast_add(&shift)?)?.sqr()?.mean_all()
+    let outcome = Sam::sam_on(&vars).loss(|| -> Result<Tensor> {
+        moved.replace([values(&on[0]), values(&on[1]), values(head.weight())].concat());
+        loss()
     });
-    assert!(loss.unwrap().backward().unwrap().get(head.weight()).is_some());
-    let moved = moved.borrow();
-    assert_eq!(moved[2], values(head.weight()));
-    // ε̂ = |w| · .. : a bias that begins at 0 stays there.
-    assert_ne!(moved[1].iter().chain(&moved[0]).copied().collect::<Vec<_>>(), before.concat());
-    assert!(moved.iter().take(2).flatten().zip(before.concat()).all(|(a, b)| b != 0.0 || *a == 0.0));
+    assert!(outcome.unwrap().backward().unwrap().get(head.weight()).is_some());
+    let t: Vector = w.iter().map(|w| w.abs()).collect();
+    let there = add(&w, &product(&t, &along(10.0, &product(&t, &g))));
+    assert_close(&moved.borrow(), &[there, values(head.weight())].concat(), 1e-5);
+}
+
+fn scale_var(on: &[Var], n: usize) {
+    for var in on {
+        let slope = (Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap() * 0.1).unwrap();
+        var.set(&(var.as_detached_tensor() + slope).unwrap()).unwrap();
+    }
+}
+
+/// Each step is the one or the other, as a coin says that is the same in every run.
+#[test]
+fn rst() {
+    let net = net();
+    let w = weights(&net);
+    let sam = Sam::rst();
+    let coin = |sam: &Sam| -> Vec<bool> {
+        let toss = |number| {
+            let step = Step::new(number);
+            let g = gradient(&sam.loss(|| net.loss(&step.x, &step.y)).unwrap(), &net.vars).concat();
+            let (flat, sharp) = (step.g(&w), step.g(&add(&w, &along(0.05, &step.g(&w)))));
+            let is = |expected: &[f64]| length(&mix(1.0, &g, -1.0, expected)) < 1e-11;
+            assert!(is(&flat) != is(&sharp), "step {number} is neither");
+            is(&sharp)
+        };
+        (0..100).map(toss).collect()
+    };
+    let first = coin(&sam);
+    assert!((35..=65).contains(&first.iter().filter(|sharp| **sharp).count()));
+    assert_eq!(coin(&Sam::rst()), first);
+    assert_ne!(coin(&Sam::rst().seed(1)), first);
 }
 
 #[test]
@@ -474,6 +509,12 @@ fn what_does_not_go_together() {
     check(Sam::second_order().adaptive(0.1), "`second_order`");
     check(Sam::new(0.1).ascents(2, 0.5).p(1), "`ascents`");
     check(Sam::new(0.1).ascents(0, 0.5), "`ascents` is 0");
+    check(Sam::new(0.1).ascents(1, 2.0).p(1), "`ascents`");
+    check(Sam::second_order().ascents(1, 0.5), "`second_order`");
+    check(Sam::second_order().radius(Radius::LossBudget { sigma: 0.1, largest: 1.0 }), "`second_order`");
+    check(Sam::vasso().metric(Metric::Fisher { eta: 1.0 }), "`direction`");
+    check(Sam::new(0.1).when(When::Sharp { steps: 9, from: f64::NAN, to: 0.0, memory: 0.9 }), "`from and to` is NaN");
+    check(Sam::new(0.1).rho_schedule(|_| f64::NAN), "`rho` is NaN");
     check(Sam::stale().combination(Combination::Stable), "`combination`");
     check(Sam::stale().when(When::Sharp { steps: 9, from: 1.0, to: -1.0, memory: 0.9 }), "`direction`");
     check(Sam::new(0.1).direction(Direction::Random), "`vars`");

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::Optimizer;
@@ -12,9 +11,7 @@ use sam_runtime::nn::Dropout;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Scope, When};
 use sam_runtime::{Pass, Sam, sam};
-use sam_tests::{Net, gradient, values};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Metadata, Subscriber, span};
+use sam_tests::{Net, copy, gradient, values};
 
 use crate::reference::*;
 
@@ -34,7 +31,7 @@ pub(crate) fn all() -> Vec<Variant> {
         variant("sam", |_| Sam::new(0.3)),
         variant("p = 1", |_| Sam::new(0.3).p(1)),
         variant("p = inf", |_| Sam::new(0.05).p(f64::INFINITY)),
-        variant("asam", |_| Sam::asam()),
+        variant("asam", |net| Sam::asam(&named(net))),
         variant("gsam", |_| Sam::gsam(0.0..=1.0)),
         variant("look", |_| Sam::look_sam()),
         variant("esam", |_| Sam::esam()),
@@ -45,6 +42,7 @@ pub(crate) fn all() -> Vec<Variant> {
             let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd { lr: 0.0, ..Default::default() }).unwrap();
             let velocities = sgd.velocities();
             let (x, y) = batch_of(99);
+            let x = x.to_dtype(net.vars[0].dtype()).unwrap();
             sgd.backward_step(&net.loss(&x, &y).unwrap()).unwrap();
             Sam::m_sam(velocities)
         }),
@@ -137,6 +135,83 @@ fn a_step_that_fails_leaves_nothing_behind() {
                 assert!(failing >= 6, "{name}: {failing} runs in six steps");
                 break;
             }
+        }
+    }
+}
+
+#[sam(with = sam, hardest(x, y; k = 4))]
+fn hardest(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    hook(losses(net, x, y)?)
+}
+
+#[sam(with = sam, sharpest(x, y; k = 6))]
+fn sharpest(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    hook(losses(net, x, y)?)
+}
+
+#[sam(with = sam, parts(x, y; m = 5))]
+fn parts(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    hook(net.loss(x, y)?)
+}
+
+#[sam(with = sam, shards(x, y; m = 5))]
+fn shards(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    hook(net.loss(x, y)?)
+}
+
+/// The same where a step goes over some of the examples at a time: in each run of the loss function.
+#[test]
+fn a_step_over_some_examples_that_fails_leaves_nothing_behind() {
+    type Loss = fn(&Sam, &Net, &Tensor, &Tensor, &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor>;
+    for (name, loss, runs) in
+        [("hardest", hardest as Loss, 3), ("sharpest", sharpest, 3), ("parts", parts, 6), ("shards", shards, 6)]
+    {
+        let Step { x, y, .. } = Step::new(0);
+        let (net, sam) = (net(), Sam::new(0.3).combination(Combination::Gsam { alpha: 0.4 }));
+        let before = net.bits();
+        let good = gradient(&loss(&sam, &net, &x, &y, &Ok).unwrap(), &net.vars);
+        for failing in 1..=runs + 1 {
+            for end in [End::Err, End::Panic, End::Nan] {
+                let run = Cell::new(0);
+                let hook = |loss: Tensor| {
+                    run.set(run.get() + 1);
+                    match end {
+                        _ if run.get() != failing => Ok(loss),
+                        End::Err => candle_core::bail!("on purpose"),
+                        End::Panic => panic!("on purpose"),
+                        End::Nan => loss * f64::NAN,
+                    }
+                };
+                let outcome = catch_unwind(AssertUnwindSafe(|| loss(&sam, &net, &x, &y, &hook)));
+                assert_eq!(matches!(outcome, Ok(Ok(_))), failing > runs, "{name}, run {failing}, {end:?}");
+                assert_eq!(net.bits(), before, "{name}, run {failing}, {end:?}");
+                assert_eq!(Pass::current(), Pass::Plain);
+                assert_eq!(gradient(&loss(&sam, &net, &x, &y, &Ok).unwrap(), &net.vars), good, "{name}");
+            }
+        }
+    }
+}
+
+/// In bf16, where what is remembered is f32: the same directions as in f64.
+#[test]
+fn in_halves() {
+    for Variant { name, make, .. } in all() {
+        // Its mask is one of another order of magnitude's rounding.
+        if name == "sparse" {
+            continue;
+        }
+        let wide = net();
+        let narrow = Net { vars: wide.vars.each_ref().map(|var| copy(&var.to_dtype(DType::BF16).unwrap())) };
+        let (wide_sam, narrow_sam) = (make(&wide), make(&narrow));
+        for number in 0..6 {
+            let Step { x, y, .. } = Step::new(number);
+            let half = x.to_dtype(DType::BF16).unwrap();
+            let a = gradient(&wide_sam.loss(|| wide.loss(&x, &y)).unwrap(), &wide.vars).concat();
+            let b = gradient(&narrow_sam.loss(|| narrow.loss(&half, &y)).unwrap(), &narrow.vars).concat();
+            wide_sam.finish(0.0).unwrap();
+            narrow_sam.finish(0.0).unwrap();
+            let cosine = dot(&a, &b) / length(&a) / length(&b);
+            assert!(cosine > 0.95, "{name}, step {number}: {cosine}");
         }
     }
 }
@@ -237,51 +312,4 @@ fn what_is_seen() {
     close(last.perturbation_norm(), 0.3);
     close(last.cosine(), dot(&g, &g2) / length(&g) / length(&g2));
     close(last.curvature(), 2.0 * (above - here - 0.3 * length(&g)) / 0.09);
-}
-
-/// Keeps the names of an event's fields that have a value.
-#[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Vec<&'static str>>>);
-
-impl Visit for Recorder {
-    fn record_debug(&mut self, field: &Field, _: &dyn std::fmt::Debug) {
-        self.0.lock().unwrap().push(field.name());
-    }
-}
-
-impl Subscriber for Recorder {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("sam_runtime")
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-#[test]
-fn what_is_seen_goes_to_tracing_too() {
-    let recorder = Recorder::default();
-    let net = net();
-    let step = Step::new(0);
-    let events = |sam: &Sam| {
-        tracing::subscriber::with_default(recorder.clone(), || sam.loss(|| net.loss(&step.x, &step.y)).unwrap());
-        std::mem::take(&mut *recorder.0.lock().unwrap())
-    };
-    let plain = ["message", "passes", "loss", "perturbed_loss"];
-    assert_eq!(events(&Sam::new(0.3)), plain);
-    let watched = ["gradient_norm", "perturbation_norm", "cosine", "curvature"];
-    assert_eq!(events(&Sam::new(0.3).watch()), [plain, watched].concat());
 }

@@ -1,6 +1,7 @@
 //! What the formulas are written in: flat vectors in f64, and plain gradients of a small network.
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarMap;
 use sam_tests::{Net, batch, gradient, values};
 
 pub(crate) type Vector = Vec<f64>;
@@ -54,6 +55,15 @@ pub(crate) fn losses(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 pub(crate) fn net() -> Net {
     Net::new(DType::F64, 5)
+}
+
+/// The network's variables under names.
+pub(crate) fn named(net: &Net) -> VarMap {
+    let vars = VarMap::new();
+    for (name, var) in ["hidden.weight", "hidden.bias", "head.weight", "head.bias"].into_iter().zip(&net.vars) {
+        vars.data().lock().unwrap().insert(name.to_owned(), var.clone());
+    }
+    vars
 }
 
 pub(crate) fn weights(net: &Net) -> Vector {

@@ -9,15 +9,6 @@ use sam_tests::Net;
 use crate::promises::{Variant, all};
 use crate::reference::*;
 
-/// The network's variables under names.
-fn named(net: &Net) -> VarMap {
-    let vars = VarMap::new();
-    for (i, var) in net.vars.iter().enumerate() {
-        vars.data().lock().unwrap().insert(format!("layer.{i}"), var.clone());
-    }
-    vars
-}
-
 fn steps(range: std::ops::Range<u64>, net: &Net, sam: &Sam, sgd: &mut Sgd) {
     for number in range {
         let Step { x, y, .. } = Step::new(number);
@@ -70,6 +61,21 @@ fn never_in_the_middle_of_a_step() {
     });
     assert!(outcome.unwrap_err().to_string().contains("between steps"));
     assert!(!path.exists());
+
+    // Nor between its stages.
+    let mut loss = |_| -> Result<Tensor> { net.vars[0].sqr()?.sum_all() };
+    let stages = sam.ascend(&mut loss).unwrap().perturb().unwrap();
+    assert!(sam.save(&names, &path).unwrap_err().to_string().contains("between steps"));
+    assert!(sam.load(&names, &path).unwrap_err().to_string().contains("between steps"));
+    drop(stages);
+    sam.save(&names, &path).unwrap();
+    let error = sam.clone().seed(4).load(&names, &path).unwrap_err().to_string();
+    assert!(error.contains("seed 0, this one has 4"), "{error}");
+    let halves = Net::new(DType::BF16, 5);
+    sam.loss(|| net.vars[0].sqr()?.sum_all()).unwrap();
+    sam.save(&names, &path).unwrap();
+    let error = Sam::f_sam().load(&named(&halves), &path).unwrap_err().to_string();
+    assert!(error.contains("F64, its variable BF16"), "{error}");
 }
 
 #[test]
@@ -86,13 +92,13 @@ fn what_is_no_state_is_refused_and_changes_nothing() {
     std::fs::write(file("cut"), &bytes[..bytes.len() / 2]).unwrap();
     names.save(file("weights")).unwrap();
     let other = VarMap::new();
-    other.data().lock().unwrap().insert("layer.0".into(), Var::zeros(2, DType::F64, &Device::Cpu).unwrap());
+    other.data().lock().unwrap().insert("head.bias".into(), Var::zeros(2, DType::F64, &Device::Cpu).unwrap());
     let twin = sam.clone();
     for (names, name, what) in [
         (&names, "none", "none"),
         (&names, "cut", "cut"),
         (&names, "weights", "expected the state of a `Sam`"),
-        (&other, "good", "layer."),
+        (&other, "good", "the state of `h"),
     ] {
         let error = sam.load(names, file(name)).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
