@@ -22,7 +22,7 @@
 //! | m-sharpness | the mean of g₂ over shards of m examples, each with its own ε̂ | 2 | 1 | m: the batch of one accelerator | `shards(x, y; m = 32)` |
 //! | ASAM | ε̂ = ρ T² g / ‖T g‖, T = \|w\| + η | 2 | - | ρ 0.5, η 0.01 | [`Sam::asam`](crate::Sam::asam) |
 //! | Fisher SAM | ε̂ = ρ F⁻¹g / √(gᵀF⁻¹g), F = 1 + η g² | 2 | 1 | ρ 0.1*, η 1* | [`Sam::fisher`](crate::Sam::fisher) |
-//! | `LayerSAM` | ε̂ = ρ ‖w‖ g / ‖g‖, each variable by itself | 2 | - | ρ 0.1* | [`Sam::layer_sam`](crate::Sam::layer_sam) |
+//! | LayerSAM | ε̂ = ρ ‖w‖ g / ‖g‖, each variable by itself | 2 | - | ρ 0.1* | [`Sam::layer_sam`](crate::Sam::layer_sam) |
 //! | SAM-ON | ASAM's ε̂ with η = 0, on normalisation layers only | 2 | - | ρ 10 | [`Sam::sam_on`](crate::Sam::sam_on) |
 //! | sparse SAM | ε̂ where g² is among the largest half | 2 | 1 | ρ 0.1 | [`Sam::sparse`](crate::Sam::sparse) |
 //! | USAM | ε̂ = ρ g | 2 | - | none | [`Sam::usam`](crate::Sam::usam) |
@@ -32,9 +32,9 @@
 //! | Stable SAM | (‖g‖ / ‖g₂‖) g₂ | 2 | g | ρ 0.05* | [`Sam::stable`](crate::Sam::stable) |
 //! | Functional-SAM | J(w + ε̂)ᵀ ∂L/∂z at w, z the outputs | 2 | outputs | none | [`Functional`] |
 //! | F-SAM | ε̂ along g - σ m, m ← λ m + (1 - λ) g | 2 | 2 | σ 1, λ 0.9, ρ 0.2 | [`Sam::f_sam`](crate::Sam::f_sam) |
-//! | `VaSSO` | ε̂ along d ← (1 - θ) d + θ g | 2 | 2 | θ 0.9, ρ 0.2 | [`Sam::vasso`](crate::Sam::vasso) |
+//! | VaSSO | ε̂ along d ← (1 - θ) d + θ g | 2 | 2 | θ 0.9, ρ 0.2 | [`Sam::vasso`](crate::Sam::vasso) |
 //! | MSAM | ε̂ = -ρ v / ‖v‖, v the optimizer's velocity | 1 | - | ρ 3 | [`Sam::m_sam`](crate::Sam::m_sam) |
-//! | `LookSAM` | g₂ every fifth step, else g + α (‖g‖ / ‖gᵥ‖) gᵥ | 1.2 | g + 2 | α 0.7, ρ 0.1* | [`Sam::look_sam`](crate::Sam::look_sam) |
+//! | LookSAM | g₂ every fifth step, else g + α (‖g‖ / ‖gᵥ‖) gᵥ | 1.2 | g + 2 | α 0.7, ρ 0.1* | [`Sam::look_sam`](crate::Sam::look_sam) |
 //! | ESAM | ε̂ in a random part, g₂ of the half whose loss rises most | 1.83 | 1 | 0.6, half, ρ 0.05 | [`Sam::esam`](crate::Sam::esam) and `sharpest` |
 //! | K-SAM | g and g₂ of the k examples with the largest loss | 1 at a third | - | none | `hardest` |
 //! | AE-SAM | g₂ where ‖g‖² is large for the run so far, else g | about 1.5 | - | ρ 0.05* | [`Sam::ae_sam`](crate::Sam::ae_sam) |
