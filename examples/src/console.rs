@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use candle_core::Device;
-use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -17,31 +15,6 @@ use crate::trainer::{Next, Status};
 
 /// Where nobody looks at a bar, a line is written this often.
 const PAUSE: Duration = Duration::from_mins(1);
-
-/// Where to train.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Processor {
-    /// All its cores.
-    Cpu,
-    /// The first NVIDIA card; needs the feature `cuda`.
-    Cuda,
-    /// Apple's; needs the feature `metal`.
-    Metal,
-}
-
-impl Processor {
-    /// As candle knows it.
-    ///
-    /// # Errors
-    /// If there is none, or this build cannot use it.
-    pub fn device(self) -> Result<Device> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda => Device::new_cuda(0).context("cannot train on `cuda`: build with --features cuda"),
-            Self::Metal => Device::new_metal(0).context("cannot train on `metal`: build with --features metal"),
-        }
-    }
-}
 
 /// Whether the process has been told to stop: by the signals of Ctrl-C and `kill`. A second one stops it at once.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@
 
 pub mod augment;
 pub mod batches;
+pub mod compute;
 pub mod console;
 pub mod data;
 pub mod kit;

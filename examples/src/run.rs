@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::augment::Augment;
 use crate::batches::Source;
+use crate::compute::Place;
 use crate::data::{Dataset, Noise, add_noise};
 use crate::models::{Architecture, Model};
 use crate::tutorial::{Ball, epoch, error_rate, sam_loss, sgd_loss};
@@ -21,6 +22,8 @@ const TEST_BATCH: usize = 500;
 /// What the runs of one experiment have in common.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Where it is trained.
+    pub place: Place,
     /// The network.
     pub architecture: Architecture,
     /// Passes over the training images.
@@ -88,9 +91,10 @@ pub fn run(
     seed: u64,
     mut tell: impl FnMut(Epoch) -> Result<()>,
 ) -> Result<()> {
-    let model: Model = Model::new(plan.architecture, [set.channels, set.height, set.width], set.classes.len(), seed)?;
+    let shape = [set.channels, set.height, set.width];
+    let model: Model = Model::at(&plan.place, plan.architecture, shape, set.classes.len(), seed)?;
     let mut sgd = Sgd::new(model.vars().all_vars(), plan.sgd)?;
-    let [mut train, test] = Source::both(set);
+    let [mut train, test] = Source::both(set).map(|source| source.on(&plan.place.device));
     add_noise(train.labels_mut(), set.classes.len(), plan.noise.0, plan.noise.1, seed)?;
 
     let steps = train.steps(plan.batch);

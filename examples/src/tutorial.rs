@@ -39,16 +39,18 @@ pub fn epoch<O: Optimizer>(
     schedule: impl Fn(usize) -> f64,
     loss: impl Fn(&Model, &Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<f64> {
-    let (mut sum, mut count) = (0.0, 0);
+    // Added up where the loss is: to look at each would wait for a GPU.
+    let (mut sum, mut count) = (None::<Tensor>, 0);
     for (step, batch) in batches.enumerate() {
         let (x, y) = batch?;
         optimizer.set_learning_rate(schedule(step));
         let loss = loss(model, &x, &y)?;
         optimizer.backward_step(&loss)?;
-        sum += f64::from(loss.to_scalar::<f32>()?);
+        let loss = loss.detach().to_dtype(DType::F64)?;
+        sum = Some(sum.map_or(Ok(loss.clone()), |sum| sum + loss)?);
         count += 1;
     }
-    Ok(sum / f64::from(count.max(1)))
+    Ok(sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())? / f64::from(count.max(1)))
 }
 
 /// The share of images that a model gets wrong.

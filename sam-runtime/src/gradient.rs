@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -120,15 +121,45 @@ pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
 /// A custom operation has few inputs, so the value passes through one for each variable.
 pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<Tensor> {
     let mut loss = value.copy()?.detach();
-    for (var, grad) in gradient {
-        loss = loss.apply_op2(&var, Surrogate { grad })?;
+    let known = Arc::new(OnceLock::new());
+    for (var, grad) in &gradient {
+        let known = Known(Arc::clone(&known));
+        loss = loss.apply_op2(var, Surrogate { grad: grad.clone(), _known: known })?;
+    }
+    if !gradient.is_empty() {
+        all_known().insert(*known.get_or_init(|| loss.id()), gradient);
     }
     Ok(loss)
+}
+
+/// ∇L for whoever only reads it. That of a loss to which nothing has been done since it was given its gradient is at hand:
+/// no graph, no factor, and no wait for a device to see that the factor is 1.
+pub(crate) fn gradient_to_read(loss: &Tensor) -> Result<Gradient> {
+    let known = all_known().get(&loss.id()).cloned();
+    known.map_or_else(|| gradient(loss), Ok)
+}
+
+/// The gradients of losses that were given one, as long as these live.
+fn all_known() -> MutexGuard<'static, HashMap<TensorId, Gradient>> {
+    static ALL: LazyLock<Mutex<HashMap<TensorId, Gradient>>> = LazyLock::new(Mutex::default);
+    ALL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// In the graph of such a loss, to end with it.
+struct Known(Arc<OnceLock<TensorId>>);
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        // Without the lock: what goes here is memory.
+        let forgotten = self.0.get().and_then(|id| all_known().remove(id));
+        drop(forgotten);
+    }
 }
 
 /// (loss, w) ↦ loss, with d/dw = `grad`.
 struct Surrogate {
     grad: Tensor,
+    _known: Known,
 }
 
 impl CustomOp2 for Surrogate {
@@ -173,4 +204,29 @@ fn scaled(grad: &Tensor, outer: &Tensor) -> Result<Tensor> {
     }
     let factor = outer.flatten_all()?.squeeze(0)?.to_dtype(grad.dtype())?.to_device(grad.device())?;
     grad.broadcast_mul(&factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// The gradient that a loss was given is at hand for as long as the loss lives, and for no other loss.
+    #[test]
+    fn the_gradient_of_a_loss_dies_with_it() {
+        let w = Var::new(&[1f64, 2.], &Device::Cpu).unwrap();
+        let grad = Tensor::new(&[3f64, 4.], &Device::Cpu).unwrap();
+        let loss = loss_with_gradient(&Tensor::new(5f64, &Device::Cpu).unwrap(), vec![(w, grad)]).unwrap();
+        let twice = (&loss * 2.0).unwrap();
+        let read = |loss: &Tensor| gradient_to_read(loss).unwrap()[0].1.to_vec1::<f64>().unwrap();
+        assert_eq!((read(&loss), read(&twice)), (vec![3., 4.], vec![6., 8.]));
+        let id = loss.id();
+        assert!(all_known().contains_key(&id));
+        drop(loss);
+        assert!(all_known().contains_key(&id), "in the graph of another");
+        drop(twice);
+        assert!(!all_known().contains_key(&id));
+        assert!(loss_with_gradient(&Tensor::new(5f64, &Device::Cpu).unwrap(), Vec::new()).is_ok());
+    }
 }

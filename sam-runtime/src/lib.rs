@@ -88,6 +88,13 @@
 //! # }
 //! ```
 //!
+//! # CUDA
+//!
+//! With the feature `cudnn`, or `cuda` alone, the whole step stays on the device: SAM's arithmetic and [`Sgd`](optim::Sgd) take
+//! one launch for all variables, the layers of [`nn`] have kernels of their own around cuDNN's convolutions, and the host waits
+//! for nothing. So nobody looks at numbers either: a gradient that is not finite gives ε̂ = 0 and is counted,
+//! [`not_finite_steps`]. None of this has run on a GPU yet; the kernels are tested on the processor, see the README.
+//!
 //! # Without the attribute
 //!
 //! [`Sam::loss`] takes a closure. The four stages that the attribute writes are public, and each is a type of its own, so
@@ -120,6 +127,7 @@ mod weights;
 
 pub use error::Error;
 pub use examples::Examples;
+pub use kernels::not_finite_steps;
 pub use last::Last;
 pub use output::{Aux, Output};
 pub use pass::{Pass, plain};

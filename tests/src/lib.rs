@@ -2,9 +2,36 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::cast_sign_loss, reason = "this is test code")]
 
+use std::sync::LazyLock;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// Where tests run: on the CPU, and with `SAM_TEST_DEVICE=cuda` on the first CUDA device. Where there is none, a line says
+/// so, and the CPU takes its place.
+#[must_use]
+pub fn device() -> &'static Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| match std::env::var("SAM_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => Device::new_cuda(0).unwrap_or_else(|error| {
+            eprintln!("skipped on CUDA, run on the CPU: {error}");
+            Device::Cpu
+        }),
+        Ok(other) => panic!("SAM_TEST_DEVICE is {other}: expected cpu or cuda"),
+    });
+    &DEVICE
+}
+
+/// Whether this test is about the CPU and has nothing to do on another device; a line says so.
+#[must_use]
+pub fn is_for_the_cpu(why: &str) -> bool {
+    let skipped = !device().is_cpu();
+    if skipped {
+        eprintln!("skipped on CUDA: {why}");
+    }
+    skipped
+}
 
 /// Numbers from the uniform distribution on [-1, 1), from a seed.
 #[must_use]
@@ -17,7 +44,7 @@ pub fn numbers(n: usize, seed: u64) -> Vec<f64> {
 #[must_use]
 pub fn tensor(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let numbers = numbers(shape.iter().product(), seed);
-    let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
+    let tensor = Tensor::from_vec(numbers, shape, device()).unwrap();
     (tensor / (*shape.last().unwrap() as f64).sqrt()).unwrap().to_dtype(dtype).unwrap()
 }
 
@@ -81,7 +108,7 @@ pub fn copy(tensor: &Tensor) -> Var {
 #[must_use]
 pub fn batch(n: usize, dtype: DType, seed: u64) -> (Tensor, Tensor) {
     let labels: Vec<u32> = numbers(n, seed ^ 1).iter().map(|x| ((x + 1.0) * 1.5) as u32).collect();
-    (tensor(&[n, 6], dtype, seed), Tensor::from_vec(labels, n, &Device::Cpu).unwrap())
+    (tensor(&[n, 6], dtype, seed), Tensor::from_vec(labels, n, device()).unwrap())
 }
 
 /// A tensor's numbers.
@@ -139,7 +166,7 @@ pub fn norm(p: f64, e: impl IntoIterator<Item = f64>) -> f64 {
 /// Adds ε to a network's weights.
 pub fn displace(net: &Net, e: &[Vec<f64>]) {
     for (var, e) in net.vars.iter().zip(e) {
-        let e = Tensor::from_slice(e, var.shape(), &Device::Cpu).unwrap();
+        let e = Tensor::from_slice(e, var.shape(), device()).unwrap();
         var.set(&(var.as_detached_tensor() + e.to_dtype(var.dtype()).unwrap()).unwrap()).unwrap();
     }
 }
@@ -147,7 +174,7 @@ pub fn displace(net: &Net, e: &[Vec<f64>]) {
 /// The weights (3, 4).
 #[must_use]
 pub fn three_four() -> Var {
-    Var::new(&[3f64, 4.], &Device::Cpu).unwrap()
+    Var::new(&[3f64, 4.], device()).unwrap()
 }
 
 /// Whether this is `scale`·|w|² of [`three_four`], with the gradient at w + ε̂ for ρ = 0.5: 2·`scale`·(1.1 w).

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, SGD};
 use sam_runtime::{Sam, sam};
-use sam_tests::{gradient, values};
+use sam_tests::{device, gradient, values};
 
 #[sam(rho = rho, p = p)]
 fn quadratic(w: &Var, curvature: &Tensor, rho: f64, p: f64) -> Result<Tensor> {
@@ -15,8 +15,8 @@ fn quadratic(w: &Var, curvature: &Tensor, rho: f64, p: f64) -> Result<Tensor> {
 /// L = ½ Σ a w²: ∇L = a w, and ∇L(w + ε̂) = a (w + ε̂).
 #[test]
 fn quadratics() {
-    let w = Var::new(&[3f64, -4., 0.], &Device::Cpu).unwrap();
-    let a = Tensor::new(&[1f64, 1., 5.], &Device::Cpu).unwrap();
+    let w = Var::new(&[3f64, -4., 0.], device()).unwrap();
+    let a = Tensor::new(&[1f64, 1., 5.], device()).unwrap();
     let expected = |e: [f64; 3]| vec![vec![3. + e[0], -4. + e[1], 5. * e[2]]];
     let found = |p: f64| gradient(&quadratic(&w, &a, 0.5, p).unwrap(), std::slice::from_ref(&w));
     let close = |a: Vec<Vec<f64>>, b: Vec<Vec<f64>>| a[0].iter().zip(&b[0]).all(|(a, b)| (a - b).abs() < 1e-14);
@@ -32,9 +32,9 @@ fn quadratics() {
 /// minimum that is proportional to ρ, where plain descent goes all the way.
 #[test]
 fn constant_rho_stalls_at_a_distance_proportional_to_rho() {
-    let one = Tensor::new(&[1f64], &Device::Cpu).unwrap();
+    let one = Tensor::new(&[1f64], device()).unwrap();
     let end = |rho: f64| {
-        let w = Var::new(&[1.234f64], &Device::Cpu).unwrap();
+        let w = Var::new(&[1.234f64], device()).unwrap();
         let mut sgd = SGD::new(vec![w.clone()], 0.1).unwrap();
         for _ in 0..2000 {
             sgd.backward_step(&quadratic(&w, &one, rho, 2.).unwrap()).unwrap();
@@ -50,7 +50,7 @@ fn constant_rho_stalls_at_a_distance_proportional_to_rho() {
 /// One ball for all variables together: each is perturbed in proportion to its share of the gradient.
 #[test]
 fn the_ball_is_joint() {
-    let (v, w) = (Var::new(&[3f64], &Device::Cpu).unwrap(), Var::new(&[4f64], &Device::Cpu).unwrap());
+    let (v, w) = (Var::new(&[3f64], device()).unwrap(), Var::new(&[4f64], device()).unwrap());
     let loss = Sam::new(1.).loss(|| -> Result<Tensor> { (v.sqr()? + w.sqr()?)?.sum_all() }).unwrap();
     let g = gradient(&loss, &[v, w]);
     assert!((g[0][0] - 2. * 3.6).abs() < 1e-14 && (g[1][0] - 2. * 4.8).abs() < 1e-14);
@@ -60,7 +60,7 @@ fn the_ball_is_joint() {
 #[test]
 fn the_adaptive_ball_is_invariant_to_rescaling() {
     let sharpness = |k: f64| {
-        let (v, w) = (Var::new(&[2. * k], &Device::Cpu).unwrap(), Var::new(&[0.7 / k], &Device::Cpu).unwrap());
+        let (v, w) = (Var::new(&[2. * k], device()).unwrap(), Var::new(&[0.7 / k], device()).unwrap());
         let mut losses = Vec::new();
         Sam::new(0.3)
             .adaptive(0.)

@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::Optimizer;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Sam, nn};
-use sam_tests::{Net, batch, bits, copy, gradient, tensor};
+use sam_tests::{Net, batch, bits, copy, gradient, is_for_the_cpu, tensor};
 
 /// Three steps over buffers that are long enough to be shared out among threads.
 fn digest() -> u64 {
@@ -44,6 +44,9 @@ fn digest() -> u64 {
 
 #[test]
 fn for_any_number_of_threads() {
+    if is_for_the_cpu("the threads are the CPU's") {
+        return;
+    }
     let run = |threads: &str| {
         let mut tests = Command::new(std::env::current_exe().unwrap());
         tests.args(["print_digest", "--exact", "--ignored", "--nocapture"]);

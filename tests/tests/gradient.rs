@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use proptest::prelude::*;
 use sam_runtime::{Sam, sam};
-use sam_tests::{Net, batch, displace, equation_2, gradient, norm, numbers, values};
+use sam_tests::{Net, batch, device, displace, equation_2, gradient, norm, numbers, values};
 
 const ORDERS: [f64; 7] = [1.0, 1.25, 1.5, 2.0, 3.0, 7.0, f64::INFINITY];
 
@@ -125,8 +125,8 @@ fn equals_finite_differences() {
 /// Variables and a linear loss g·w / scale, whose gradient is g / scale anywhere.
 fn linear(sizes: &[usize], seed: u64) -> (Vec<Var>, Vec<Tensor>) {
     let var = |(i, n): (usize, &usize)| {
-        let w = Tensor::from_vec(vec![0f64; *n], *n, &Device::Cpu).unwrap();
-        let g = Tensor::from_vec(numbers(*n, seed.wrapping_add(i as u64)), *n, &Device::Cpu).unwrap();
+        let w = Tensor::from_vec(vec![0f64; *n], *n, device()).unwrap();
+        let g = Tensor::from_vec(numbers(*n, seed.wrapping_add(i as u64)), *n, device()).unwrap();
         (Var::from_tensor(&w).unwrap(), g)
     };
     sizes.iter().enumerate().map(var).unzip()
@@ -137,7 +137,7 @@ fn perturbation(sam: &Sam, vars: &[Var], slopes: &[Tensor], scale: f64) -> Vec<f
     let mut seen = Vec::new();
     sam.loss(|| -> Result<Tensor> {
         seen = vars.iter().flat_map(|var| values(var)).collect();
-        let mut loss = Tensor::zeros((), vars[0].dtype(), &Device::Cpu)?;
+        let mut loss = Tensor::zeros((), vars[0].dtype(), device())?;
         for (var, slope) in vars.iter().zip(slopes) {
             loss = (loss + ((var.as_tensor() * slope)?.sum_all()? * scale)?)?;
         }

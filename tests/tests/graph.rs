@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Conv2dConfig, Module, ModuleT, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Sam, nn};
-use sam_tests::{bits, tensor, values};
+use sam_tests::{bits, device, tensor, values};
 
 fn close(a: &Tensor, b: &Tensor) {
     assert_eq!(a.dims(), b.dims());
@@ -103,7 +103,7 @@ fn steps_of_sgd() {
 #[test]
 fn a_deep_network_is_freed() {
     let map = VarMap::new();
-    let vb = VarBuilder::from_varmap(&map, DType::F32, &candle_core::Device::Cpu);
+    let vb = VarBuilder::from_varmap(&map, DType::F32, device());
     let norm = nn::batch_norm(4, 1e-5, vb.pp("norm")).unwrap();
     let layer = nn::linear(4, 4, vb.pp("linear")).unwrap();
     let mut x = tensor(&[8, 4], DType::F32, 1);

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use sam_runtime::Sam;
-use sam_tests::{copy, equation_2, tensor, values};
+use sam_tests::{copy, device, equation_2, tensor, values};
 
 #[test]
 fn equals_the_formula() {
@@ -22,7 +22,7 @@ fn equals_the_formula() {
             let mut seen = Vec::new();
             sam.loss(|| -> Result<Tensor> {
                 seen = vars.iter().map(|var| values(var)).collect();
-                let mut loss = Tensor::zeros((), dtype, &Device::Cpu)?;
+                let mut loss = Tensor::zeros((), dtype, device())?;
                 for (var, slope) in vars.iter().zip(&slopes) {
                     loss = (loss + (var.as_tensor() * slope)?.sum_all()?)?;
                 }

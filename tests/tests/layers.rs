@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{BatchNormConfig, Conv2dConfig, Module, ModuleT, VarBuilder, VarMap};
 use proptest::prelude::*;
 use sam_runtime::nn;
-use sam_tests::{bits, tensor, values};
+use sam_tests::{bits, device, is_for_the_cpu, tensor, values};
 
 /// Relative to the largest of the numbers.
 fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> std::result::Result<(), TestCaseError> {
@@ -91,7 +91,7 @@ fn loops(case: &Case, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Tensor {
         }
         y.push(sum);
     }
-    Tensor::from_vec(y, (n, f, oh, ow), &Device::Cpu).unwrap()
+    Tensor::from_vec(y, (n, f, oh, ow), device()).unwrap()
 }
 
 proptest! {
@@ -194,7 +194,7 @@ fn digest() -> Vec<Vec<u64>> {
             tensor(&[outputs, inputs], DType::F32, 2),
             tensor(&[outputs], DType::F32, 3),
         ];
-        let labels = Tensor::zeros(rows, DType::U8, &Device::Cpu).unwrap();
+        let labels = Tensor::zeros(rows, DType::U8, device()).unwrap();
         let f = |t: &[Tensor]| {
             let y = nn::Linear::new(t[1].clone(), Some(t[2].clone())).forward(&t[0])?;
             nn::cross_entropy_smoothed(&nn::relu(&y)?, &labels, 0.1)
@@ -208,6 +208,9 @@ fn digest() -> Vec<Vec<u64>> {
 
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
+    if is_for_the_cpu("the threads are the CPU's") {
+        return;
+    }
     let on = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(digest);
     let one = on(1);
     assert!(on(2) == one);
@@ -244,8 +247,8 @@ type Pooling = fn(&Tensor, usize, usize, usize) -> Result<Tensor>;
 fn norms(channels: usize, config: BatchNormConfig, dtype: DType, seed: u64) -> (nn::BatchNorm, candle_nn::BatchNorm) {
     let vars = VarMap::new();
     let twin = VarMap::new();
-    let ours = nn::batch_norm(channels, config, VarBuilder::from_varmap(&vars, dtype, &Device::Cpu)).unwrap();
-    let stock = candle_nn::batch_norm(channels, config, VarBuilder::from_varmap(&twin, dtype, &Device::Cpu)).unwrap();
+    let ours = nn::batch_norm(channels, config, VarBuilder::from_varmap(&vars, dtype, device())).unwrap();
+    let stock = candle_nn::batch_norm(channels, config, VarBuilder::from_varmap(&twin, dtype, device())).unwrap();
     for (i, name) in ["weight", "bias", "running_mean", "running_var"].into_iter().enumerate() {
         let values = (tensor(&[channels], dtype, seed + i as u64).abs().unwrap() + 0.3).unwrap();
         for vars in [&vars, &twin] {
@@ -341,7 +344,7 @@ proptest! {
     fn cross_entropies(n in 1usize..20, classes in 1usize..12, smoothing in 0.0..1.0f64, scale in 0.1..30f64, seed in 0u64..1000) {
         let logits = [(tensor(&[n, classes], DType::F64, seed) * scale).unwrap()];
         let labels: Vec<u32> = (0..n).map(|i| ((i as u64 * 7 + seed) % classes as u64) as u32).collect();
-        let labels = Tensor::from_vec(labels, n, &Device::Cpu).unwrap();
+        let labels = Tensor::from_vec(labels, n, device()).unwrap();
         let log = |t: &[Tensor]| candle_nn::ops::log_softmax(&t[0], 1);
         let soft = candle_nn::ops::softmax(&tensor(&[n, classes], DType::F64, seed + 1), 1).unwrap();
         let pairs: [(Tensor, Tensor); 3] = [
@@ -396,8 +399,8 @@ proptest! {
         }
         for (f, (y, dx)) in [(nn::max_pool2d as Pooling, max), (nn::avg_pool2d as Pooling, mean)] {
             let (found, grads) = run(|t| f(&t[0], kernel, stride, padding), std::slice::from_ref(&x), seed + 1);
-            close(&found, &Tensor::from_vec(y, (2, 3, oh, ow), &Device::Cpu).unwrap(), 1e-14)?;
-            close(&grads[0], &Tensor::from_vec(dx, (2, 3, h, w), &Device::Cpu).unwrap(), 1e-14)?;
+            close(&found, &Tensor::from_vec(y, (2, 3, oh, ow), device()).unwrap(), 1e-14)?;
+            close(&grads[0], &Tensor::from_vec(dx, (2, 3, h, w), device()).unwrap(), 1e-14)?;
         }
         let (found, grads) = run(|t| nn::global_avg_pool2d(&t[0]), std::slice::from_ref(&x), seed + 1);
         let (stock, stock_grads) = run(|t| t[0].mean((2, 3)), &[x], seed + 1);
@@ -408,11 +411,11 @@ proptest! {
 
 #[test]
 fn not_a_number_stays_one() {
-    let x = Tensor::new(&[[[[f32::NAN, 1.], [-1., 2.]]]], &Device::Cpu).unwrap();
+    let x = Tensor::new(&[[[[f32::NAN, 1.], [-1., 2.]]]], device()).unwrap();
     assert!(values(&nn::relu(&x).unwrap())[0].is_nan());
     assert!(values(&nn::max_pool2d(&x, 2, 2, 0).unwrap())[0].is_nan());
-    let logits = Tensor::new(&[[f32::NAN, 1.]], &Device::Cpu).unwrap();
-    let label = Tensor::new(&[1u32], &Device::Cpu).unwrap();
+    let logits = Tensor::new(&[[f32::NAN, 1.]], device()).unwrap();
+    let label = Tensor::new(&[1u32], device()).unwrap();
     assert!(nn::cross_entropy(&logits, &label).unwrap().to_scalar::<f32>().unwrap().is_nan());
 }
 
@@ -429,7 +432,7 @@ fn half_precision_comes_back_as_it_went() {
         }
         let narrow = [tensor(&[5, 7], dtype, 1), tensor(&[4, 7], dtype, 2), tensor(&[4], dtype, 3)];
         let wide = narrow.clone().map(|t| t.to_dtype(DType::F32).unwrap());
-        let labels = Tensor::new(&[0u8, 1, 2, 3, 1], &Device::Cpu).unwrap();
+        let labels = Tensor::new(&[0u8, 1, 2, 3, 1], device()).unwrap();
         let f = |t: &[Tensor]| {
             nn::cross_entropy(&nn::relu(&nn::Linear::new(t[1].clone(), Some(t[2].clone())).forward(&t[0])?)?, &labels)
         };
@@ -459,7 +462,7 @@ fn views() {
         &|x| bn.forward_add_relu(x, x, false),
         &|x| nn::relu(x),
         &|x| nn::max_pool2d(x, 3, 1, 1),
-        &|x| nn::linear_no_bias(6, 2, VarBuilder::zeros(DType::F32, &Device::Cpu))?.forward(x),
+        &|x| nn::linear_no_bias(6, 2, VarBuilder::zeros(DType::F32, device()))?.forward(x),
     ];
     for layer in layers {
         assert_eq!(bits(&layer(&x).unwrap()), bits(&layer(&copy).unwrap()));
@@ -471,7 +474,7 @@ fn views() {
 fn checkpoints_go_both_ways() {
     let names = |build: &dyn Fn(VarBuilder<'_>) -> Result<()>| {
         let vars = VarMap::new();
-        build(VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu)).unwrap();
+        build(VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
         let mut names: Vec<(String, Vec<usize>)> =
             vars.data().lock().unwrap().iter().map(|(name, var)| (name.clone(), var.dims().to_vec())).collect();
         names.sort();

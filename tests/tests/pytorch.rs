@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var};
 use candle_nn::Optimizer;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::sam;
-use sam_tests::{Net, values};
+use sam_tests::{Net, device, values};
 
 #[sam(rho = 0.2)]
 fn loss(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
@@ -17,7 +17,7 @@ fn loss(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 fn wave(shape: &[usize]) -> Tensor {
     let n: usize = shape.iter().product();
     let wave = (0..n).map(|i| (i as f64 * 0.7 + shape.len() as f64).sin() * 0.5);
-    Tensor::from_vec(wave.collect::<Vec<_>>(), shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(wave.collect::<Vec<_>>(), shape, device()).unwrap()
 }
 
 /// Losses of torch 2.15:
@@ -47,7 +47,7 @@ fn equals_pytorch() {
     let shapes: [&[usize]; 4] = [&[8, 6], &[8], &[3, 8], &[3]];
     let net = Net { vars: shapes.map(|shape| Var::from_tensor(&wave(shape)).unwrap()) };
     let labels: Vec<u32> = (0..12).map(|i| i % 3).collect();
-    let (x, y) = (wave(&[12, 6]), Tensor::from_vec(labels, 12, &Device::Cpu).unwrap());
+    let (x, y) = (wave(&[12, 6]), Tensor::from_vec(labels, 12, device()).unwrap());
     let params = ParamsSgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
     let mut sgd = Sgd::new(net.vars.to_vec(), params).unwrap();
     let mut losses = Vec::new();

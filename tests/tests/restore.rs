@@ -5,10 +5,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{BatchNorm, ModuleT, VarBuilder, VarMap};
 use sam_runtime::{Pass, Sam, sam};
-use sam_tests::{Net, batch, bits, copy, tensor, values};
+use sam_tests::{Net, batch, bits, copy, device, is_for_the_cpu, tensor, values};
 
 /// How a pass is made to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +56,9 @@ fn of_a_plain_network() {
                 let outcome = catch_unwind(AssertUnwindSafe(|| loss(&net, &x, &y, ascent, descent)));
                 assert_eq!(net.bits(), before, "{ascent:?}, {descent:?}");
                 assert_eq!(Pass::current(), Pass::Plain);
-                let bad = BAD.contains(&ascent) || BAD.contains(&descent);
+                // Elsewhere than on the CPU nobody looks at a loss.
+                let bad = |end| BAD.contains(&end) && (end != End::Nan || device().is_cpu());
+                let bad = bad(ascent) || bad(descent);
                 assert_eq!(matches!(outcome, Ok(Ok(_))), !bad, "{ascent:?}, {descent:?}");
                 seen += 1;
             }
@@ -89,7 +91,7 @@ fn when_a_stage_is_dropped() {
 #[test]
 fn of_a_batch_normalisation() {
     let vars = VarMap::new();
-    let bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu)).unwrap();
+    let bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
     let (x, _) = batch(9, DType::F32, 3);
     let run = |bn: &BatchNorm, fail: bool| -> Result<Tensor> {
         let y = bn.forward_t(&x, true)?;
@@ -110,7 +112,7 @@ fn of_a_batch_normalisation() {
 
     // What one plain run makes of the statistics.
     let twin = VarMap::new();
-    let twin_bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&twin, DType::F32, &Device::Cpu)).unwrap();
+    let twin_bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&twin, DType::F32, device())).unwrap();
     run(&twin_bn, false).unwrap();
     assert_eq!(all(&twin), once);
     run(&twin_bn, false).unwrap();
@@ -144,8 +146,7 @@ fn of_tied_weights_and_views() {
     let g = values(loss(&w).unwrap().backward().unwrap().get(&w).unwrap());
     let length = g.iter().map(|g| g * g).sum::<f64>().sqrt();
     let e: Vec<f64> = g.iter().map(|g| 0.3 * g / length).collect();
-    let there =
-        Var::from_tensor(&(w.as_detached_tensor() + Tensor::from_vec(e, (6, 6), &Device::Cpu).unwrap()).unwrap());
+    let there = Var::from_tensor(&(w.as_detached_tensor() + Tensor::from_vec(e, (6, 6), device()).unwrap()).unwrap());
     let there = there.unwrap();
     let expected = values(loss(&there).unwrap().backward().unwrap().get(&there).unwrap());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-13));
@@ -165,6 +166,9 @@ fn of_tied_weights_and_views() {
 /// The buffers go back too: whoever held a reference to the weights' memory still sees the weights.
 #[test]
 fn by_exchange_not_by_copy() {
+    if is_for_the_cpu("the addresses are the host's") {
+        return;
+    }
     let (net, (x, y)) = (Net::new(DType::F32, 1), batch(9, DType::F32, 2));
     let address = |var: &Var| {
         let (storage, _) = var.storage_and_layout();

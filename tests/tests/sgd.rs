@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_tests::{copy, tensor, values};
+use sam_tests::{copy, device, tensor, values};
 
 fn loss(w: &Var) -> Result<Tensor> {
     let a = Tensor::new(&[0.5f64, 1.5, 3.0], w.device())?;
@@ -30,7 +30,7 @@ fn equals_pytorch() {
         (0.0, false, 0.0, [0.853_420_594_520_605_6, -1.764_257_051_982_558_9, -0.877_184_521_401_674_1]),
     ] {
         for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 2e-6), (DType::F16, 1e-2), (DType::BF16, 6e-2)] {
-            let w = Tensor::new(&[1f64, -2., 0.5], &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let w = Tensor::new(&[1f64, -2., 0.5], device()).unwrap().to_dtype(dtype).unwrap();
             let w = Var::from_tensor(&w).unwrap();
             let params = ParamsSgd { lr: 0.1, momentum, nesterov, weight_decay };
             let mut sgd = Sgd::new(vec![w.clone()], params).unwrap();
@@ -65,7 +65,7 @@ fn treats_every_element_alike() {
 
 #[test]
 fn leaves_variables_without_a_gradient_alone() {
-    let (w, idle) = (Var::new(&[1f32, -2., 0.5], &Device::Cpu).unwrap(), Var::new(&[3f32], &Device::Cpu).unwrap());
+    let (w, idle) = (Var::new(&[1f32, -2., 0.5], device()).unwrap(), Var::new(&[3f32], device()).unwrap());
     let mut sgd = Sgd::new(vec![idle.clone(), w.clone()], ParamsSgd::default()).unwrap();
     sgd.backward_step(&loss(&w).unwrap()).unwrap();
     assert_eq!(values(&idle), [3.]);
@@ -78,7 +78,7 @@ fn leaves_variables_without_a_gradient_alone() {
 
 fn two_layers(dtype: DType) -> (VarMap, Vec<Var>) {
     let map = VarMap::new();
-    let vb = VarBuilder::from_varmap(&map, dtype, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&map, dtype, device());
     let vars: Vec<Var> = ["a", "b"]
         .iter()
         .map(|name| Var::from_tensor(&vb.get_with_hints(3, name, candle_nn::Init::Const(0.5)).unwrap()).unwrap())
@@ -144,7 +144,7 @@ fn files_are_whole_or_refused() {
     assert!(error.contains("`a`") && error.contains("no variable"), "{error}");
     let error = sgd.save(&other, &path).unwrap_err().to_string();
     assert!(error.contains("no name"), "{error}");
-    let vb = VarBuilder::from_varmap(&other, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&other, DType::F32, device());
     vb.get_with_hints(4, "a", candle_nn::Init::Const(0.5)).unwrap();
     let mut sgd = Sgd::new(other.all_vars(), ParamsSgd::default()).unwrap();
     let error = sgd.load(&other, &path).unwrap_err().to_string();

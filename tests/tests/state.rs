@@ -4,13 +4,13 @@
 
 use std::cell::{Cell, RefCell};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_runtime::nn::{self, Dropout};
 use sam_runtime::{Pass, Sam, plain, sam};
-use sam_tests::{Net, batch, bits, values};
+use sam_tests::{Net, batch, bits, device, values};
 
 /// Adds noise, and tells what it drew.
 fn noisy(net: &Net, x: &Tensor, y: &Tensor, rng: &mut ChaCha8Rng, drawn: &RefCell<Vec<f64>>) -> Result<Tensor> {
@@ -70,7 +70,7 @@ fn replay_gives_both_passes_the_same_numbers() {
 fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
     let build = || {
         let vars = VarMap::new();
-        let bn = nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu)).unwrap();
+        let bn = nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
         (vars, bn)
     };
     let ((vars, bn), (_, twin)) = (build(), build());
@@ -88,7 +88,7 @@ fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
     assert_ne!(weight(&bn, &sharp), weight(&twin, &flat));
     // Stock layers of candle move twice without `vars`.
     let stock = VarMap::new();
-    let stock = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&stock, DType::F32, &Device::Cpu)).unwrap();
+    let stock = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&stock, DType::F32, device())).unwrap();
     sam.loss(|| -> Result<Tensor> { stock.forward_t(&x, true)?.sqr()?.sqr()?.mean_all() }).unwrap();
     assert_ne!(bits(stock.running_mean()), bits(bn.running_mean()));
 
@@ -143,7 +143,7 @@ fn dropout_draws_the_same_masks_in_both_passes() {
 #[test]
 fn dropout_is_a_mask_and_a_scale() {
     for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
-        let x = candle_core::Var::ones((50, 40), dtype, &Device::Cpu).unwrap();
+        let x = candle_core::Var::ones((50, 40), dtype, device()).unwrap();
         let dropout = Dropout::seeded(0.25, 9);
         let y = dropout.forward(&x, true).unwrap();
         let g = y.sum_all().unwrap().backward().unwrap();
@@ -155,5 +155,5 @@ fn dropout_is_a_mask_and_a_scale() {
         // A view has the mask of its own places.
         assert_eq!(Dropout::seeded(0.25, 9).forward(&x.t().unwrap(), true).unwrap().dims(), [40, 50]);
     }
-    assert!(Dropout::seeded(1.0, 0).forward(&Tensor::ones(3, DType::F32, &Device::Cpu).unwrap(), true).is_err());
+    assert!(Dropout::seeded(1.0, 0).forward(&Tensor::ones(3, DType::F32, device()).unwrap(), true).is_err());
 }

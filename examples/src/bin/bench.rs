@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use candle_core::{Device, Tensor};
+use anyhow::{Context as _, Result, bail};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer as _;
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sam_examples::compute::Compute;
 use sam_examples::kit::{Kit, Ours, Stock};
 use sam_examples::models::{Architecture, Model};
-use sam_runtime::Sam;
 use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::{Ascent, Sam};
 use serde_json::{Map, Value, json};
 
 #[global_allocator]
@@ -32,6 +33,9 @@ struct Options {
     /// Build the network from the layers of `candle_nn`
     #[arg(long)]
     stock: bool,
+
+    #[command(flatten)]
+    compute: Compute,
 
     /// Threads [default: all]
     #[arg(long)]
@@ -69,8 +73,13 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     };
     let batch =
         options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
-    let model = Model::<K>::new(architecture, shape, 10, 0)?;
-    let (x, y) = batch_of(batch, shape)?;
+    let place = options.compute.place()?;
+    if options.stock && place.dtype != DType::F32 {
+        bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
+    }
+    let model = Model::<K>::at(&place, architecture, shape, 10, 0)?;
+    let (x, y) = batch_of(batch, shape, &place.device)?;
+    let clock = |f: &mut dyn FnMut() -> candle_core::Result<()>| clock(&place.device, f);
     let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
     let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
     let sam = Sam::default();
@@ -81,20 +90,21 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let warm_up = 2;
     for round in 0..warm_up + options.iters {
         let mut took = Vec::new();
-        took.push(clock(|| model.cross_entropy(&x, &y)?.backward())?.0);
-        took.push(clock(|| sgd.backward_step(&model.cross_entropy(&x, &y)?))?.0);
-        took.push(clock(|| sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?.0);
+        took.push(clock(&mut || model.cross_entropy(&x, &y)?.backward().map(drop))?);
+        took.push(clock(&mut || sgd.backward_step(&model.cross_entropy(&x, &y)?))?);
+        took.push(clock(&mut || sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?);
         let grads = model.cross_entropy(&x, &y)?.backward()?;
-        took.push(clock(|| sgd.step(&grads))?.0);
+        took.push(clock(&mut || sgd.step(&grads))?);
         drop(grads);
-        let ascent = sam.ascend(&mut loss)?;
-        let (milliseconds, perturbed) = clock(|| ascent.perturb())?;
-        took.push(milliseconds);
-        let putting_back = || {
-            drop(perturbed);
+        let (mut ascent, mut perturbed) = (Some(sam.ascend(&mut loss)?), None);
+        took.push(clock(&mut || {
+            perturbed = ascent.take().map(Ascent::perturb).transpose()?;
             Ok(())
-        };
-        took.push(clock(putting_back)?.0);
+        })?);
+        took.push(clock(&mut || {
+            drop(perturbed.take());
+            Ok(())
+        })?);
         if round >= warm_up {
             for ((_, times), milliseconds) in times.iter_mut().zip(took) {
                 times.push(milliseconds);
@@ -108,33 +118,44 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let table = |pick: fn(&[f64]) -> f64| -> Map<String, Value> {
         times.iter().map(|(name, times)| ((*name).to_owned(), json!(rounded(pick(times))))).collect()
     };
+    // How soon the host is back while the device works: it waits for nothing if this is little.
+    place.device.synchronize()?;
+    let start = Instant::now();
+    sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?)?;
+    let enqueued = start.elapsed().as_secs_f64() * 1e3;
     let overhead = median("sam") / (2.0 * median("forward_backward") + median("optimizer"));
     Ok(json!({
         "layers": if options.stock { "candle_nn" } else { "sam_runtime" },
         "model": options.model.to_string(),
         "batch": batch,
         "threads": rayon::current_num_threads(),
-        "device": "cpu",
+        "device": format!("{:?}", place.device.location()),
+        "dtype": place.dtype.as_str(),
+        "tf32": options.compute.tf32,
         "params": model.parameters(),
         "median_ms": table(|times| times[times.len() / 2]),
         "min_ms": table(|times| times[0]),
         "sam_overhead": rounded(overhead),
+        "sam_enqueued_ms": rounded(enqueued),
         "peak_rss_mib": peak_memory(),
     }))
 }
 
-fn batch_of(n: usize, shape: [usize; 3]) -> Result<(Tensor, Tensor)> {
+fn batch_of(n: usize, shape: [usize; 3], device: &Device) -> Result<(Tensor, Tensor)> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let pixels: Vec<f32> = (0..n * shape.iter().product::<usize>()).map(|_| rng.random_range(-1.7..1.7)).collect();
     let labels: Vec<u32> = (0..n).map(|_| rng.random_range(0..10)).collect();
-    let x = Tensor::from_vec(pixels, (n, shape[0], shape[1], shape[2]), &Device::Cpu)?;
-    Ok((x, Tensor::from_vec(labels, n, &Device::Cpu)?))
+    let x = Tensor::from_vec(pixels, (n, shape[0], shape[1], shape[2]), device)?;
+    Ok((x, Tensor::from_vec(labels, n, device)?))
 }
 
-fn clock<T>(f: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<(f64, T)> {
+/// Milliseconds, until the device has done it.
+fn clock(device: &Device, f: &mut dyn FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
+    device.synchronize()?;
     let start = Instant::now();
-    let value = f()?;
-    Ok((start.elapsed().as_secs_f64() * 1e3, value))
+    f()?;
+    device.synchronize()?;
+    Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
 fn rounded(x: f64) -> f64 {

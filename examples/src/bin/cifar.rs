@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use sam_examples::augment::Augment;
+use sam_examples::compute::Compute;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
@@ -105,6 +106,9 @@ struct Options {
     /// Flip images, and shift them by up to four pixels
     #[arg(long)]
     augment: bool,
+
+    #[command(flatten)]
+    compute: Compute,
 
     /// Folder of the log, the table and the picture
     #[arg(long, value_name = "DIR", default_value = "runs/cifar")]
@@ -208,6 +212,7 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
     let rho = options.rho.unwrap_or(if embedded { 0.2 } else { Sam::RHO });
     Sam::new(rho).p(options.p).check()?;
     Ok(Plan {
+        place: options.compute.place()?,
         architecture: options.model.unwrap_or(if embedded { Architecture::Mlp(128) } else { Architecture::Cnn(16) }),
         epochs: options.epochs,
         batch: options.batch,

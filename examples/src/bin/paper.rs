@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use sam_examples::console::{Processor, Progress, Stop};
+use sam_examples::compute::Compute;
+use sam_examples::console::{Progress, Stop};
 use sam_examples::paper::{Found, Settings, write};
 use sam_examples::recipe::{Scale, selected, tables};
 
@@ -49,9 +50,8 @@ struct Work {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Where to train
-    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
-    device: Processor,
+    #[command(flatten)]
+    compute: Compute,
 
     /// Only these cells: the beginning of a name, `*` for any part
     #[arg(long, value_name = "CELL")]
@@ -119,7 +119,7 @@ fn settings(work: &Work) -> Result<Settings> {
     }
     Ok(Settings {
         data: work.data.clone(),
-        device: work.device.device()?,
+        place: work.compute.place()?,
         out: work.out.clone(),
         scale: work.scale,
         set: work.set.clone(),

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use sam_examples::console::{Processor, Progress, Stop};
+use sam_examples::compute::Compute;
+use sam_examples::console::{Progress, Stop};
 use sam_examples::recipe::{Changes, Scale, selected};
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Job};
@@ -27,9 +28,8 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Where to train
-    #[arg(long, value_enum, default_value_t = Processor::Cpu)]
-    device: Processor,
+    #[command(flatten)]
+    compute: Compute,
 
     /// Everything random comes from here
     #[arg(long, default_value_t = 0)]
@@ -71,16 +71,16 @@ fn main() -> ExitCode {
 }
 
 fn train(options: &Options) -> Result<ExitCode> {
-    let (stop, device) = (Stop::on_signals()?, options.device.device()?);
+    let (stop, place) = (Stop::on_signals()?, options.compute.place()?);
     let changes = Changes::parse("--set", &options.set.join("\n"))?.or(&changes(&options.recipe)?);
     let recipe = changes.recipe(&options.scale)?;
-    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &device)?;
+    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
     let out = &options.out;
     let job = Job {
         recipe: &recipe,
         seed: options.seed,
         data: &data,
-        device: &device,
+        place: &place,
         weights: options.data.as_deref(),
         folder: out,
         every: options.every,

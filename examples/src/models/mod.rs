@@ -11,7 +11,7 @@ mod wide;
 use std::sync::PoisonError;
 
 pub use architecture::{Architecture, NAMES, Skip};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 pub use init::Init;
 use sam_runtime::nn::Draws;
@@ -21,6 +21,7 @@ use self::resnet::{ImageNet, ResNet};
 use self::shake_shake::ShakeShake;
 use self::small::{Cnn, Mlp, MlpNorm};
 use self::wide::{MentorMix, WideResNet};
+use crate::compute::Place;
 use crate::kit::{Kit, Ours};
 
 /// A network of one kit's layers, and its variables.
@@ -30,6 +31,7 @@ pub struct Model<K: Kit = Ours> {
     vars: VarMap,
     draws: Draws,
     classes: usize,
+    dtype: DType,
 }
 
 /// A network without its last, linear layer.
@@ -44,23 +46,30 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If candle cannot make a variable.
     pub fn new(architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
-        Self::with_init(architecture, shape, classes, Init::Uniform, seed, &Device::Cpu)
+        Self::at(&Place::CPU, architecture, shape, classes, seed)
     }
 
-    /// As [`new`](Self::new), with the weights drawn in another way, and on a device. The same seed gives the same weights on
-    /// every device.
+    /// As [`new`](Self::new), anywhere. The weights are in f32, whatever it computes in.
+    ///
+    /// # Errors
+    /// If candle cannot make a variable.
+    pub fn at(place: &Place, architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
+        Self::with_init(place, architecture, shape, classes, Init::Uniform, seed)
+    }
+
+    /// As [`at`](Self::at), with the weights drawn in another way. The same seed gives the same weights on every device.
     ///
     /// # Errors
     /// If candle cannot make a variable.
     pub fn with_init(
+        place: &Place,
         architecture: Architecture,
         shape: [usize; 3],
         classes: usize,
         init: Init,
         seed: u64,
-        device: &Device,
     ) -> Result<Self> {
-        let model = Self::unset(architecture, shape, classes, seed, device)?;
+        let model = Self::unset(place, architecture, shape, classes, seed)?;
         let plain_blocks = match architecture {
             Architecture::WidePlain { depth, .. } => Some((depth - 4) / 2),
             _ => None,
@@ -69,15 +78,9 @@ impl<K: Kit + 'static> Model<K> {
         Ok(model)
     }
 
-    fn unset(
-        architecture: Architecture,
-        shape: [usize; 3],
-        classes: usize,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
+    fn unset(place: &Place, architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
         let vars = VarMap::new();
-        let vb = VarBuilder::from_varmap(&vars, DType::F32, device);
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
         let draws = Draws::seeded(seed);
         let (pixels, channels) = (shape.iter().product(), shape[0]);
         let (net, width): (Box<dyn Net>, usize) = match architecture {
@@ -111,7 +114,8 @@ impl<K: Kit + 'static> Model<K> {
                 (Box::new(ImageNet::<K>::new(channels, width, depth, &vb)?), ImageNet::<K>::features(width))
             }
         };
-        Ok(Self { net, head: K::linear(width, classes, vb.pp("head"))?, vars, draws, classes })
+        let head = K::linear(width, classes, vb.pp("head"))?;
+        Ok(Self { net, head, vars, draws, classes, dtype: place.dtype })
     }
 
     /// The network's variables.
@@ -152,15 +156,15 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If the images have another shape.
     pub fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.net.features(x, train)
+        self.net.features(&x.to_dtype(self.dtype)?, train)
     }
 
-    /// The logits (n, classes) of images (n, channels, height, width).
+    /// The logits (n, classes) of images (n, channels, height, width), in f32.
     ///
     /// # Errors
-    /// If the images have another shape.
+    /// If the images have another shape, or are elsewhere than the network.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.head.forward(&self.features(x, train)?)
+        self.head.forward(&self.features(x, train)?)?.to_dtype(DType::F32)
     }
 
     /// The mean cross-entropy of images and labels (n), in training.
@@ -204,6 +208,8 @@ fn pad_channels(x: &Tensor, before: usize, after: usize) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::kit::Stock;
 
@@ -242,12 +248,12 @@ mod tests {
             ("resnet101", [3, 224, 224], 1000, 44_549_160),
             ("resnet152", [3, 224, 224], 1000, 60_192_808),
         ] {
-            let model = Model::<Ours>::unset(named(name), shape, classes, 1, &Device::Cpu).unwrap();
+            let model = Model::<Ours>::unset(&Place::CPU, named(name), shape, classes, 1).unwrap();
             assert_eq!(model.parameters(), parameters, "{name}");
         }
         // Without its normalisations, whose scales and shifts are two numbers a channel.
         let norms: usize = 16 + 160 * 11 + 160 + 320 * 11 + 320 + 640 * 11 + 640;
-        let plain = Model::<Ours>::unset(named("wrn-40-10-plain"), [3, 32, 32], 10, 1, &Device::Cpu).unwrap();
+        let plain = Model::<Ours>::unset(&Place::CPU, named("wrn-40-10-plain"), [3, 32, 32], 10, 1).unwrap();
         assert_eq!(plain.parameters(), 55_583_194 - 2 * norms);
     }
 
@@ -271,7 +277,7 @@ mod tests {
             ("resnet50-w4", 32),
         ] {
             let init = if side == 32 { Init::ImageNet } else { Init::Authors };
-            let model = Model::<Ours>::with_init(named(name), [3, side, side], 10, init, 1, &Device::Cpu).unwrap();
+            let model = Model::<Ours>::with_init(&Place::CPU, named(name), [3, side, side], 10, init, 1).unwrap();
             let pixels: Vec<f32> = (0..6 * 3 * side * side).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
             let x = Tensor::from_vec(pixels, (6, 3, side, side), &Device::Cpu).unwrap();
             assert_eq!(model.forward(&x, false).unwrap().dims(), [6, 10], "{name}");
@@ -289,7 +295,7 @@ mod tests {
     #[test]
     fn fixup_blocks_begin_as_the_identity() {
         let model =
-            Model::<Ours>::with_init(named("wrn-16-1-plain"), [3, 8, 8], 10, Init::Authors, 1, &Device::Cpu).unwrap();
+            Model::<Ours>::with_init(&Place::CPU, named("wrn-16-1-plain"), [3, 8, 8], 10, Init::Authors, 1).unwrap();
         let vars = model.vars().data().lock().unwrap();
         let zero = vars.iter().filter(|(name, _)| name.ends_with("second.conv.weight"));
         assert_eq!(zero.clone().count(), 6);

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::compute::Place;
 use anyhow::{Context as _, Result, ensure};
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::Lock;
@@ -19,7 +19,7 @@ pub struct Settings {
     /// Where data sets lie.
     pub data: Option<PathBuf>,
     /// Where to train.
-    pub device: Device,
+    pub place: Place,
     /// Where everything goes.
     pub out: PathBuf,
     /// How much smaller runs are than the paper's.
@@ -147,12 +147,12 @@ impl Run {
         if let Some(outcome) = self.outcome()? {
             return Ok(Found::Done(outcome));
         }
-        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.device)?;
+        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.place.device)?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
             data: &data,
-            device: &settings.device,
+            place: &settings.place,
             weights: settings.data.as_deref(),
             folder: &self.folder,
             every: settings.every,

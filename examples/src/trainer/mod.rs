@@ -31,6 +31,7 @@ pub use self::data::Data;
 pub use self::events::Events;
 pub use self::schedule::{Shape, rate};
 use crate::batches::{Batch, Source};
+use crate::compute;
 use crate::loss::{Examples, Objective, trained};
 use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
 use crate::models::Model;
@@ -60,8 +61,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// What to train and test on, of this seed.
     pub data: &'a Data,
-    /// Where to train; the data is for it.
-    pub device: &'a Device,
+    /// Where to train; the data is there.
+    pub place: &'a compute::Place,
     /// Where weights to begin with lie.
     pub weights: Option<&'a Path>,
     /// Where log, events and checkpoint go.
@@ -501,7 +502,7 @@ fn back_through_file(
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
     let seed = job.seed ^ ((stage as u64) << 32);
-    let model = Model::with_init(recipe.model, data.train.shape(), data.classes, recipe.init, seed, job.device)?;
+    let model = Model::with_init(job.place, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
     if !recipe.start.is_empty() {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;

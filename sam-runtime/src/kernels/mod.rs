@@ -1,7 +1,11 @@
-//! SAM's arithmetic over all variables at once: fused on the CPU, plain candle operations elsewhere.
+//! SAM's arithmetic over all variables at once: fused on the CPU and on CUDA, plain candle operations elsewhere.
 
 pub(crate) mod conv;
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod device;
 pub(crate) mod float;
 mod generic;
 pub(crate) mod matmul;
@@ -63,6 +67,10 @@ impl Slope {
 /// On the CPU a gradient that is not finite is an error. Elsewhere nobody looks at it, which would wait for the
 /// device: ε̂ is then 0, and the gradient that the caller gets is the plain one.
 pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(slopes.iter().map(|slope| slope.var.as_tensor())) {
+        return cuda::perturbed(ball, slopes);
+    }
     if slopes.iter().any(|slope| !slope.var.device().is_cpu()) {
         return generic::perturbed(ball, slopes);
     }
@@ -96,6 +104,10 @@ pub(crate) fn number(beside: &Tensor, value: f64) -> Result<Tensor> {
 
 /// Σ a b over pairs of one shape and type, as a number on the device of the first. In f64 on the CPU.
 pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(pairs.iter().flat_map(|(a, b)| [*a, *b])) {
+        return cuda::dot(pairs);
+    }
     if pairs.iter().all(|(a, _)| a.device().is_cpu()) {
         Tensor::new(cpu::dot(pairs.iter().copied())?, &Device::Cpu)
     } else {
@@ -110,20 +122,70 @@ pub(crate) fn square<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Resul
 
 /// a ← α a + β b. The numbers are tensors, so that nobody waits for a device.
 pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
-    if a.device().is_cpu() {
-        cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
-    } else {
-        generic::mix(a, alpha, b, beta)
+    mix_all(&[(a, b)], alpha, beta)
+}
+
+/// [`mix`] for each pair of tensors.
+pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(pairs.iter().flat_map(|(a, b)| [*a, *b])) {
+        return cuda::mix(pairs, alpha, beta);
     }
+    pairs.iter().try_for_each(|(a, b)| {
+        if a.device().is_cpu() {
+            cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
+        } else {
+            generic::mix(a, alpha, b, beta)
+        }
+    })
+}
+
+/// A variable that is about to move: along its gradient, which is contiguous, and its velocity if it has one.
+#[derive(Debug)]
+pub(crate) struct Move<'a> {
+    pub(crate) var: &'a Var,
+    pub(crate) grad: Tensor,
+    pub(crate) velocity: Option<&'a Tensor>,
 }
 
 /// One step of stochastic gradient descent, see [`Sgd`](crate::optim::Sgd).
-pub(crate) fn sgd(params: ParamsSgd, var: &Var, grad: &Tensor, velocity: Option<&Tensor>) -> Result<()> {
-    if var.device().is_cpu() {
-        cpu::sgd(params, var, grad, velocity)
-    } else {
-        generic::sgd(params, var, grad, velocity)
+pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
+        return cuda::sgd(params, moves);
     }
+    moves.iter().try_for_each(|Move { var, grad, velocity }| {
+        if var.device().is_cpu() {
+            cpu::sgd(params, var, grad, *velocity)
+        } else {
+            generic::sgd(params, var, grad, *velocity)
+        }
+    })
+}
+
+/// How many gradients on a CUDA device were not finite, in steps of this thread so far. Such a step goes on without a
+/// perturbation: stopping would have to wait for the device, and so does this. 0 for other devices.
+///
+/// # Errors
+/// If the device fails.
+///
+/// ```
+/// # use candle_core::Device;
+/// assert_eq!(sam_runtime::not_finite_steps(&Device::Cpu)?, 0); // there such a gradient is an error
+/// # Ok::<_, candle_core::Error>(())
+/// ```
+pub fn not_finite_steps(device: &Device) -> Result<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::not_finite_steps(device);
+    }
+    let _ = device;
+    Ok(0)
+}
+
+/// Whether this crate's layers have kernels of their own there.
+pub(crate) fn is_known(device: &Device) -> bool {
+    device.is_cpu() || cfg!(feature = "cuda") && device.is_cuda()
 }
 
 fn on_cpu(gradient: &Gradient) -> bool {

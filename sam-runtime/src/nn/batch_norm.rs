@@ -3,14 +3,19 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
 use super::layer::{Layer, apply};
+use super::{ready, ready_for};
 use crate::Pass;
-use crate::kernels::float::{View, for_float, like, output, view};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{self, BatchNormed, Normalisation};
+use crate::kernels::float::{Float, View, for_float, like, output, view};
+use crate::kernels::is_known;
 use crate::kernels::norm::{self, Norm, Statistics};
-use crate::kernels::wide;
 use crate::weights::Displaced;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
@@ -18,7 +23,7 @@ use crate::weights::Displaced;
 /// The second pass still normalises by the statistics of its batch, as the authors' code does; without this layer it
 /// would also move the running ones a second time, towards those of the perturbed network.
 ///
-/// On the CPU it is one operation, and one with the shortcut and the ReLU that follow it in residual networks: see
+/// On the CPU and on CUDA it is one operation, and one with the shortcut and the ReLU that follow it in residual networks: see
 /// [`forward_relu`](Self::forward_relu) and [`forward_add_relu`](Self::forward_add_relu).
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
@@ -89,7 +94,7 @@ impl BatchNorm {
         if train && x.elem_count() <= channels {
             candle_core::bail!("expected more than one value for each channel to train on, found {:?}", x.dims())
         }
-        if x.device().is_cpu() {
+        if is_known(x.device()) {
             self.fused(x, shortcut, relu, train)
         } else {
             let mut y = if train { self.stock_train(x)? } else { self.layer.forward_t(x, false)? };
@@ -102,14 +107,7 @@ impl BatchNorm {
 
     fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
         let dtype = x.dtype();
-        let wide = wide(dtype);
-        let affine = if let Some((weight, bias)) = self.layer.weight_and_bias() {
-            Tensor::stack(&[weight, bias], 0)?.to_dtype(wide)?
-        } else {
-            let ones = Tensor::ones(self.layer.running_mean().shape(), wide, x.device())?;
-            Tensor::stack(&[&ones, &ones.zeros_like()?], 0)?
-        };
-        let x = x.to_dtype(wide)?.contiguous()?;
+        let x = ready(x)?;
         let norm = Norm {
             channels: x.dim(1)?,
             plane: x.dims()[2..].iter().product(),
@@ -117,14 +115,33 @@ impl BatchNorm {
             centred: self.remove_mean,
             relu,
         };
-        let statistics = Arc::new(OnceLock::new());
-        let fixed = if train { None } else { Some(self.running()?) };
-        let layer = Normalise { norm, fixed, statistics: Arc::clone(&statistics) };
-        let y = match shortcut {
-            None => apply(layer, &[&x, &affine])?,
-            Some(shortcut) => apply(layer, &[&x, &affine, &shortcut.to_dtype(wide)?.contiguous()?])?,
+        let mut args = vec![x.clone()];
+        if let Some((weight, bias)) = self.layer.weight_and_bias() {
+            args.extend([ready_for(&x, weight)?, ready_for(&x, bias)?]);
+        }
+        if let Some(shortcut) = shortcut {
+            args.push(ready_for(&x, &shortcut.to_dtype(dtype)?)?);
+        }
+        let affine = self.layer.weight_and_bias().is_some();
+        let (statistics, moves) = (Arc::new(OnceLock::new()), train && Pass::current() != Pass::Descent);
+        let fixed = if train || !x.device().is_cpu() { None } else { Some(self.running()?) };
+        #[cfg(feature = "cuda")]
+        let on_device = OnDevice {
+            running: [self.layer.running_mean().detach(), self.layer.running_var().detach()],
+            momentum: moves.then(|| self.layer.momentum()),
+            train,
+            statistics: OnceLock::new(),
         };
-        if let Some(statistics) = statistics.get().filter(|_| train && Pass::current() != Pass::Descent) {
+        let layer = Normalise {
+            norm,
+            affine,
+            fixed,
+            statistics: Arc::clone(&statistics),
+            #[cfg(feature = "cuda")]
+            on_device,
+        };
+        let y = apply(layer, &args.iter().collect::<Vec<_>>())?;
+        if let Some(statistics) = statistics.get().filter(|_| moves) {
             self.move_statistics(statistics, x.elem_count() / norm.channels)?;
         }
         y.to_dtype(dtype)
@@ -153,7 +170,7 @@ impl BatchNorm {
         moved(&running.var, &batch.var, unbiased, self.layer.running_var())
     }
 
-    /// For other devices than the CPU.
+    /// For other devices.
     fn stock_train(&self, x: &Tensor) -> Result<Tensor> {
         if Pass::current() != Pass::Descent {
             return self.layer.forward_train(x);
@@ -181,12 +198,49 @@ impl ModuleT for BatchNorm {
     }
 }
 
-/// Of x, γ above β, and a shortcut if there is one.
+/// Of x, γ and β if there are any, and a shortcut if there is one.
 struct Normalise {
     norm: Norm,
+    /// Whether there are γ and β.
+    affine: bool,
     /// None: those of the batch.
     fixed: Option<Statistics>,
     statistics: Arc<OnceLock<Statistics>>,
+    #[cfg(feature = "cuda")]
+    on_device: OnDevice,
+}
+
+/// The same for a CUDA device, where the statistics stay.
+#[cfg(feature = "cuda")]
+struct OnDevice {
+    /// Mean and variance.
+    running: [Tensor; 2],
+    /// How far they move, if they do.
+    momentum: Option<f64>,
+    train: bool,
+    /// Mean and 1/σ.
+    statistics: OnceLock<Tensor>,
+}
+
+impl Normalise {
+    fn weight_and_bias<'a>(&self, args: &'a [Tensor]) -> Option<[&'a Tensor; 2]> {
+        self.affine.then(|| [&args[1], &args[2]])
+    }
+
+    /// Where the shortcut is, if there is one.
+    fn shortcut(&self) -> usize {
+        if self.affine { 3 } else { 1 }
+    }
+
+    /// γ and then β.
+    fn affine<T: Float>(&self, args: &[Tensor]) -> Result<Vec<T>> {
+        if let Some(affine) = self.weight_and_bias(args) {
+            let [weight, bias] = affine.map(view);
+            return Ok([weight.elements::<T>()?, bias.elements()?].concat());
+        }
+        let ones = std::iter::repeat_n(T::narrow(1.0), self.norm.channels);
+        Ok(ones.chain(std::iter::repeat_n(T::default(), self.norm.channels)).collect())
+    }
 }
 
 impl Layer for Normalise {
@@ -195,11 +249,10 @@ impl Layer for Normalise {
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (x, affine, shortcut) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
+        let (x, shortcut) = (view(&args[0]), args.get(self.shortcut()).map(view));
         for_float!(args[0].dtype(), self.name(), |T| {
-            let shortcut = shortcut.as_ref().map(View::elements::<T>).transpose()?;
-            let fixed = self.fixed.as_ref();
-            let (y, statistics) = norm::forward(&self.norm, x.elements()?, shortcut, affine.elements()?, fixed);
+            let (shortcut, affine) = (shortcut.as_ref().map(View::elements::<T>).transpose()?, self.affine::<T>(args)?);
+            let (y, statistics) = norm::forward(&self.norm, x.elements()?, shortcut, &affine, self.fixed.as_ref());
             self.statistics.get_or_init(|| statistics);
             Ok(output(y, args[0].shape()))
         })
@@ -209,19 +262,56 @@ impl Layer for Normalise {
         let Some(statistics) = self.statistics.get() else {
             candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
         };
-        let (x, affine, y, dy_view) = (view(&args[0]), view(&args[1]), view(y), view(dy));
+        let (x, y, dy_view) = (view(&args[0]), view(y), view(dy));
         // Without a ReLU the shortcut's gradient is that of the sum.
-        let (fixed, shortcut) = (self.fixed.is_some(), wanted.get(2) == Some(&true));
+        let (fixed, shortcut) = (self.fixed.is_some(), wanted.get(self.shortcut()) == Some(&true));
         for_float!(args[0].dtype(), self.name(), |T| {
-            let (images, affine) = ([x.elements::<T>()?, y.elements()?, dy_view.elements()?], affine.elements()?);
-            let found = norm::backward(&self.norm, images, affine, statistics, fixed, shortcut && self.norm.relu);
-            let mut gradients = vec![Some(like(found.x, &args[0])?), Some(like(found.affine, &args[1])?)];
+            let (images, affine) = ([x.elements::<T>()?, y.elements()?, dy_view.elements()?], self.affine::<T>(args)?);
+            let mut found = norm::backward(&self.norm, images, &affine, statistics, fixed, shortcut && self.norm.relu);
+            let mut gradients = vec![Some(like(found.x, &args[0])?)];
+            if let Some([weight, bias]) = self.weight_and_bias(args) {
+                let of_bias = found.affine.split_off(self.norm.channels);
+                gradients.extend([Some(like(found.affine, weight)?), Some(like(of_bias, bias)?)]);
+            }
             if shortcut {
-                let residual = found.residual.map(|residual| like(residual, &args[2])).transpose()?;
+                let residual = found.residual.map(|residual| like(residual, &args[self.shortcut()])).transpose()?;
                 gradients.push(Some(residual.unwrap_or_else(|| dy.clone())));
             }
             gradients.resize(args.len(), None);
             Ok(gradients)
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        let OnDevice { running: [mean, var], momentum, train, statistics } = &self.on_device;
+        let running = [mean, var];
+        let from = match train {
+            true => BatchNormed::Batch(momentum.map(|momentum| (running, momentum))),
+            false => BatchNormed::Fixed(running),
+        };
+        let (y, found) = cuda::batch_norm(self.on(args), from)?;
+        statistics.get_or_init(|| found);
+        Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let Some(statistics) = self.on_device.statistics.get() else {
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+        };
+        let gradients = cuda::batch_norm_back(self.on(args), statistics, !self.on_device.train, y, dy)?;
+        let [x, weight, bias, residual] = gradients;
+        let affine = if self.affine { vec![weight, bias] } else { Vec::new() };
+        let residual = (args.len() > self.shortcut()).then_some(residual);
+        Ok([x].into_iter().chain(affine).chain(residual).collect())
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Normalise {
+    fn on<'a>(&'a self, args: &'a [Tensor]) -> Normalisation<'a> {
+        let [weight, bias] = self.weight_and_bias(args).map_or([None; 2], |affine| affine.map(Some));
+        Normalisation { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }
     }
 }

@@ -1,17 +1,24 @@
 //! Convolution of images.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::{ready, ready_for};
 use crate::kernels::conv::{self, Conv, Side};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{View, for_float, like, output, view};
+use crate::kernels::is_known;
 
 /// `candle_nn::Conv2d`, except that on the CPU it is several times as fast, and more so backward.
 ///
-/// Both run at the pace of a matrix product there. The gradient of an input that needs none, as images do, is not
-/// computed. bf16 and f16 are computed in f32. On other devices this is candle's own convolution.
+/// Both run at the pace of a matrix product there, and bf16 and f16 are computed in f32. On CUDA cuDNN computes all three
+/// (feature `cudnn`), in the fastest of its ways for each size, or else cuBLAS; TF32 is used where
+/// `candle_core::cuda::set_gemm_reduced_precision_f32` allows it. The gradient of an input that needs none, as images do,
+/// is not computed. On other devices this is candle's own convolution.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weight: Tensor,
@@ -103,16 +110,14 @@ impl From<candle_nn::Conv2d> for Conv2d {
 impl Module for Conv2d {
     /// From `(images, in_channels, height, width)` to `(images, out_channels, height, width)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !is_known(x.device()) {
             return self.stock().forward(x);
         }
         let layer = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
-        let (wide, weight) = (widened(x)?.contiguous()?, widened(&self.weight)?.contiguous()?);
+        let (wide, weight) = (ready(x)?, ready_for(x, &self.weight)?);
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
-            Some(bias) if bias.dims() == [layer.0.filters] => {
-                apply(layer, &[&wide, &weight, &widened(bias)?.contiguous()?])?
-            }
+            Some(bias) if bias.dims() == [layer.0.filters] => apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?,
             Some(bias) => {
                 candle_core::bail!("expected a bias of {} channels, found {:?}", layer.0.filters, bias.dims())
             }
@@ -187,5 +192,15 @@ impl Layer for Convolve {
             };
             args.iter().enumerate().map(gradient).collect()
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::conv(&self.0, args)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        cuda::conv_back(&self.0, args, wanted, dy)
     }
 }

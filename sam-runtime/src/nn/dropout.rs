@@ -2,12 +2,17 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use candle_nn::ModuleT;
 use rayon::prelude::*;
 
 use super::draws::{Draws, uniform};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
+use crate::kernels::is_known;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
 ///
@@ -61,7 +66,7 @@ impl Dropout {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
         let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
-        if x.device().is_cpu() { x.contiguous()?.apply_op1(mask) } else { x * mask.tensor(x)? }
+        if is_known(x.device()) { x.contiguous()?.apply_op1(mask) } else { x * mask.tensor(x)? }
     }
 }
 
@@ -79,9 +84,9 @@ impl ModuleT for Dropout {
 
 /// What an element is multiplied by, as a function of its place.
 #[derive(Clone, Copy)]
-struct Mask {
-    drop_p: f32,
-    seed: u64,
+pub(crate) struct Mask {
+    pub(crate) drop_p: f32,
+    pub(crate) seed: u64,
 }
 
 impl Mask {
@@ -93,7 +98,7 @@ impl Mask {
         1.0 / (1.0 - self.drop_p)
     }
 
-    /// For other devices than the CPU.
+    /// For devices without a kernel.
     fn tensor(self, like: &Tensor) -> Result<Tensor> {
         let factors: Vec<f32> =
             (0..like.elem_count()).map(|i| if self.keeps(i) { self.scale() } else { 0.0 }).collect();
@@ -125,6 +130,11 @@ impl CustomOp1 for Mask {
         }
         let y = masked!(F32 f32::from, F64 f64::from, BF16 half::bf16::from_f32, F16 half::f16::from_f32,);
         Ok((y, layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::dropout(x, layout, self.seed, [self.drop_p, self.scale()])
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

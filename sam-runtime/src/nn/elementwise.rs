@@ -1,11 +1,16 @@
 //! ReLU and sums: what is done to each element by itself.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::ready;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
+use crate::kernels::is_known;
 
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
@@ -28,7 +33,7 @@ const CHUNK: usize = 1 << 14;
 /// # }
 /// ```
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { apply(Relu, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype()) } else { x.relu() }
+    if is_known(x.device()) { apply(Relu, &[&ready(x)?])?.to_dtype(x.dtype()) } else { x.relu() }
 }
 
 struct Relu;
@@ -54,6 +59,16 @@ impl Layer for Relu {
             Ok(vec![Some(like(dx, y)?)])
         })
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::relu(&args[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, _: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(cuda::relu_back(y, dy)?)])
+    }
 }
 
 /// x + y, of one shape: a residual connection, whose gradient is handed on as it is.
@@ -76,8 +91,8 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
         candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
     }
-    if x.device().is_cpu() && y.device().is_cpu() {
-        apply(Add, &[&widened(x)?.contiguous()?, &widened(y)?.contiguous()?])?.to_dtype(x.dtype())
+    if is_known(x.device()) && x.device().same_device(y.device()) {
+        apply(Add, &[&ready(x)?, &ready(y)?])?.to_dtype(x.dtype())
     } else {
         x + y
     }
@@ -99,6 +114,16 @@ impl Layer for Add {
 
     fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(dy.clone()), Some(dy.clone())])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::add(&args[0], &args[1])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.backward(args, wanted, y, dy)
     }
 }
 

@@ -12,12 +12,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, TensorId,
+};
 
 use super::add;
 use crate::gradient::hand_over;
 
-/// One operation on contiguous tensors on the CPU, with its own backward pass.
+/// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
 pub(super) trait Layer: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
@@ -25,12 +28,49 @@ pub(super) trait Layer: Send + Sync + 'static {
 
     /// The gradients of those arguments that are wanted; None stands for zeros.
     fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
+
+    /// For those that are applied to tensors of a CUDA device.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, _: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
+
+    /// As [`backward`](Self::backward).
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
 }
 
-/// The output of a layer, as a part of the graph. At most three of the arguments may need gradients.
+/// What a layer returns: the elements of a tensor of this shape.
+type Output = (Storage, Shape);
+
+fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<Output> {
+    #[cfg(feature = "cuda")]
+    if args[0].device().is_cuda() {
+        return layer.cuda_forward(args).map(|(storage, shape)| (Storage::Cuda(storage), shape));
+    }
+    layer.forward(args).map(|(storage, shape)| (Storage::Cpu(storage), shape))
+}
+
+fn backward(
+    layer: &dyn Layer,
+    args: &[Tensor],
+    wanted: &[bool],
+    y: &Tensor,
+    dy: &Tensor,
+) -> Result<Vec<Option<Tensor>>> {
+    #[cfg(feature = "cuda")]
+    if y.device().is_cuda() {
+        return layer.cuda_backward(args, wanted, y, dy);
+    }
+    layer.backward(args, wanted, y, dy)
+}
+
+/// The output of a layer, as a part of the graph.
 pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     let values: Vec<Tensor> = args.iter().map(|arg| arg.detach()).collect();
-    let output = Mutex::new(Some(layer.forward(&values)?));
+    let output = Mutex::new(Some(forward(&layer, &values)?));
     let (mut edges, mut sources) = (Vec::new(), Vec::new());
     for arg in args {
         sources.push(match node_of(arg) {
@@ -48,21 +88,42 @@ pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     if edges.is_empty() {
         return values[0].apply_op1_no_bwd(&Reveal { output, joined: None });
     }
-    let node = Node { layer: Box::new(layer), values, sources, output: OnceLock::new(), gradients: Mutex::default() };
-    let node = Arc::new(node);
-    let op = Backward(Arc::clone(&node));
-    let tensor = match &edges[..] {
-        [a] => a.apply_op1(op)?,
-        [a, b] => a.apply_op2(b, op)?,
-        [a, b, c] => a.apply_op3(b, c, op)?,
-        _ => candle_core::bail!("expected at most three inputs that need gradients, found {}", edges.len()),
+    let node = Node {
+        layer: Box::new(layer),
+        values,
+        sources,
+        output: OnceLock::new(),
+        gradients: Mutex::default(),
+        waiting: Mutex::default(),
     };
+    let node = Arc::new(node);
+    let tensor = join(&node, &edges)?;
     let joined = Joined { id: Arc::default(), node: Arc::clone(&node) };
     let id = Arc::clone(&joined.id);
     let y = tensor.apply_op1(Reveal { output, joined: Some(joined) })?;
     node.output.get_or_init(|| y.detach());
     known().insert(*id.get_or_init(|| y.id()), (tensor, node));
     Ok(y)
+}
+
+/// A tensor that depends on all edges, however many: an operation of candle's has three inputs at most, so that further
+/// ones join what has come of those before.
+fn join(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
+    let mut joined: Option<Tensor> = None;
+    let mut begin = 0;
+    while begin < edges.len() {
+        let end = edges.len().min(begin + if joined.is_some() { 2 } else { 3 });
+        let op = Backward { node: Arc::clone(node), begin, chained: joined.is_some(), last: end == edges.len() };
+        let inputs: Vec<&Tensor> = joined.iter().chain(&edges[begin..end]).collect();
+        joined = Some(match inputs[..] {
+            [a] => a.apply_op1(op)?,
+            [a, b] => a.apply_op2(b, op)?,
+            [a, b, c] => a.apply_op3(b, c, op)?,
+            _ => candle_core::bail!("expected one to three inputs, found {}", inputs.len()),
+        });
+        begin = end;
+    }
+    joined.map_or_else(|| candle_core::bail!("expected an input that needs a gradient"), Ok)
 }
 
 /// A layer's part in the graph.
@@ -73,6 +134,8 @@ struct Node {
     output: OnceLock<Tensor>,
     /// The sum so far of the output's gradients, for each thread that is going backward.
     gradients: Mutex<HashMap<ThreadId, Tensor>>,
+    /// The gradients of edges whose operation has not come yet, which goes from the last edge to the first.
+    waiting: Mutex<HashMap<ThreadId, Vec<Option<Tensor>>>>,
 }
 
 /// Where an argument comes from, and its gradient goes.
@@ -106,21 +169,53 @@ impl Node {
         Ok(())
     }
 
-    /// Hands gradients on. Those that candle has to add up are returned, one for each edge.
-    fn backward(&self, edges: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+    /// The gradients of all edges.
+    fn backward(&self) -> Result<Vec<Option<Tensor>>> {
         let Some(y) = self.output.get() else {
             candle_core::bail!("expected a forward pass before the backward pass of {}", self.layer.name())
         };
         let sum = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread::current().id());
-        let wanted: Vec<bool> = self.sources.iter().map(|source| !matches!(source, Source::Constant)).collect();
+        let wanted: Vec<bool> = self.sources.iter().map(Source::needs_gradient).collect();
         let gradients = match sum {
-            Some(dy) => self.layer.backward(&self.values, &wanted, y, &dy.contiguous()?)?,
+            Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &dy.contiguous()?)?,
             None => vec![None; wanted.len()],
         };
-        let mut edges = edges.iter();
-        let mut returned = Vec::new();
-        for (source, gradient) in self.sources.iter().zip(gradients) {
-            let Some(edge) = (if let Source::Constant = source { None } else { edges.next() }) else { continue };
+        Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())
+    }
+}
+
+impl Source {
+    fn needs_gradient(&self) -> bool {
+        !matches!(self, Self::Constant)
+    }
+}
+
+/// From the nodes and variables that a layer depends on, or some of them, to its own node.
+struct Backward {
+    node: Arc<Node>,
+    /// The first of its edges.
+    begin: usize,
+    /// Whether its first input stands for the edges before.
+    chained: bool,
+    /// Whether there are no edges after.
+    last: bool,
+}
+
+impl Backward {
+    /// Hands gradients on. Those that candle has to add up are returned, one for each input.
+    fn hand_on(&self, inputs: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+        let thread = thread::current().id();
+        let waiting = || self.node.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gradients =
+            if self.last { self.node.backward()? } else { waiting().remove(&thread).unwrap_or_default() };
+        let mine = gradients.split_off(self.begin.min(gradients.len()));
+        if !gradients.is_empty() {
+            waiting().insert(thread, gradients);
+        }
+        let sources = self.node.sources.iter().filter(|source| source.needs_gradient()).skip(self.begin);
+        let (before, edges) = inputs.split_at(usize::from(self.chained));
+        let mut returned: Vec<_> = before.iter().map(|input| input.zeros_like().map(Some)).collect::<Result<_>>()?;
+        for ((source, edge), gradient) in sources.zip(edges).zip(mine) {
             returned.push(match (source, gradient) {
                 (Source::Layer(node), gradient) => {
                     gradient.map(|gradient| node.add(gradient)).transpose()?;
@@ -134,45 +229,54 @@ impl Node {
     }
 }
 
-/// From the nodes and variables that a layer depends on to its own node.
-struct Backward(Arc<Node>);
-
 fn mark() -> (CpuStorage, Shape) {
     (CpuStorage::F32(vec![0.0]), Shape::from(1))
 }
 
+fn cuda_mark(beside: &CudaStorage) -> Result<(CudaStorage, Shape)> {
+    Ok((beside.device().zeros_impl(&Shape::from(1), DType::F32)?, Shape::from(1)))
+}
+
 impl CustomOp1 for Backward {
     fn name(&self) -> &'static str {
-        self.0.layer.name()
+        self.node.layer.name()
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok(mark())
     }
 
+    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a)
+    }
+
     fn bwd(&self, a: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.0.backward(&[a])?.swap_remove(0))
+        Ok(self.hand_on(&[a])?.pop().flatten())
     }
 }
 
 impl CustomOp2 for Backward {
     fn name(&self) -> &'static str {
-        self.0.layer.name()
+        self.node.layer.name()
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok(mark())
     }
 
+    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a)
+    }
+
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, _: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.0.backward(&[a, b])?.into_iter();
+        let mut gradients = self.hand_on(&[a, b])?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten()))
     }
 }
 
 impl CustomOp3 for Backward {
     fn name(&self) -> &'static str {
-        self.0.layer.name()
+        self.node.layer.name()
     }
 
     fn cpu_fwd(
@@ -187,6 +291,18 @@ impl CustomOp3 for Backward {
         Ok(mark())
     }
 
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a)
+    }
+
     fn bwd(
         &self,
         a: &Tensor,
@@ -195,14 +311,14 @@ impl CustomOp3 for Backward {
         _: &Tensor,
         _: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.0.backward(&[a, b, c])?.into_iter();
+        let mut gradients = self.hand_on(&[a, b, c])?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
     }
 }
 
 /// From a layer's node to its output, which has been computed already.
 struct Reveal {
-    output: Mutex<Option<(CpuStorage, Shape)>>,
+    output: Mutex<Option<Output>>,
     joined: Option<Joined>,
 }
 
@@ -221,15 +337,28 @@ impl Drop for Joined {
     }
 }
 
+impl Reveal {
+    fn take(&self) -> Option<Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 impl CustomOp1 for Reveal {
     fn name(&self) -> &'static str {
         "reveal"
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        match self.output.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(output) => Ok(output),
-            None => candle_core::bail!("the output of a layer can be taken once"),
+        match self.take() {
+            Some((Storage::Cpu(storage), shape)) => Ok((storage, shape)),
+            _ => candle_core::bail!("the output of a layer can be taken once, on its own device"),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self.take() {
+            Some((Storage::Cuda(storage), shape)) => Ok((storage, shape)),
+            _ => candle_core::bail!("the output of a layer can be taken once, on its own device"),
         }
     }
 

@@ -1,16 +1,22 @@
 //! The linear layer.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Module, VarBuilder};
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::{ready, ready_for};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view, zeros};
+use crate::kernels::is_known;
 use crate::kernels::matmul::{Matrix, add_product};
 
 /// `candle_nn::Linear`, except that on the CPU the bias is a part of the product, and its gradient no sum over copies.
 ///
-/// bf16 and f16 are computed in f32. On other devices this is candle's own layer.
+/// bf16 and f16 are computed in f32 there. On CUDA the products are cuBLAS's, and the weight may be of another type than the
+/// input. On other devices this is candle's own layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -75,7 +81,7 @@ impl From<candle_nn::Linear> for Linear {
 impl Module for Linear {
     /// From `(.., in_dim)` to `(.., out_dim)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !is_known(x.device()) {
             return candle_nn::Linear::new(self.weight.clone(), self.bias.clone()).forward(x);
         }
         let (out_dim, in_dim) = self.weight.dims2()?;
@@ -86,11 +92,11 @@ impl Module for Linear {
         shape.pop();
         let layer = Product { rows: shape.iter().product(), in_dim, out_dim };
         shape.push(out_dim);
-        let (wide, weight) = (widened(x)?.contiguous()?, widened(&self.weight)?.contiguous()?);
+        let (wide, weight) = (ready(x)?, ready_for(x, &self.weight)?);
         let wide = if x.rank() == 2 { wide } else { wide.reshape((layer.rows, in_dim))? };
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
-            Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &widened(bias)?.contiguous()?])?,
+            Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?,
             Some(bias) => candle_core::bail!("expected a bias of {out_dim}, found {:?}", bias.dims()),
         };
         let y = y.to_dtype(x.dtype())?;
@@ -144,6 +150,16 @@ impl Layer for Product {
             };
             args.iter().enumerate().map(gradient).collect()
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::linear(&args[0], &args[1], args.get(2))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        cuda::linear_back(args, wanted, dy)
     }
 }
 

@@ -1,16 +1,21 @@
 //! Cross entropy in one operation: log-softmax, label smoothing and mean.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::ready;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
 
 /// The mean cross entropy of `logits` (n, classes) with the labels `target` (n), which are of an integer type.
 ///
 /// # Errors
-/// If the shapes do not fit, or a label is not one of the classes.
+/// If the shapes do not fit, or a label is not one of the classes. On CUDA nobody looks at the labels, which would wait for
+/// the device: the loss is then not a number.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -40,6 +45,11 @@ pub fn cross_entropy_smoothed(logits: &Tensor, target: &Tensor, smoothing: f64) 
     if target.dims() != [n] || !target.dtype().is_int() {
         candle_core::bail!("expected {n} integer labels, found {:?} of {:?}", target.dims(), target.dtype())
     }
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let target = target.to_dtype(DType::I64)?.contiguous()?;
+        return mean_cost(logits, Targets::OnDevice { target, smoothing });
+    }
     if !logits.device().is_cpu() {
         let log = candle_nn::ops::log_softmax(logits, 1)?;
         let hard = candle_nn::loss::nll(&log, target)?;
@@ -63,8 +73,13 @@ pub fn cross_entropy_soft(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     if target.dims() != logits.dims() {
         candle_core::bail!("expected probabilities of {:?}, found {:?}", logits.dims(), target.dims())
     }
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let target = target.detach().contiguous()?;
+        return mean_cost(logits, Targets::OnDevice { target, smoothing: 0.0 });
+    }
     if logits.device().is_cpu() {
-        let values = widened(target)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+        let values = target.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
         mean_cost(logits, Targets::Soft(values))
     } else {
         let product = (candle_nn::ops::log_softmax(logits, 1)? * target.detach())?;
@@ -76,12 +91,21 @@ fn mean_cost(logits: &Tensor, targets: Targets) -> Result<Tensor> {
     if logits.elem_count() == 0 {
         candle_core::bail!("expected at least one example and one class, found {:?}", logits.dims())
     }
-    apply(CrossEntropy(targets), &[&widened(logits)?.contiguous()?])?.to_dtype(logits.dtype())
+    apply(CrossEntropy(targets), &[&ready(logits)?])?.to_dtype(logits.dtype())
 }
 
 enum Targets {
-    Labels { labels: Vec<usize>, smoothing: f64 },
+    Labels {
+        labels: Vec<usize>,
+        smoothing: f64,
+    },
     Soft(Vec<f64>),
+    /// Labels in i64, or probabilities, where the logits are.
+    #[cfg(feature = "cuda")]
+    OnDevice {
+        target: Tensor,
+        smoothing: f64,
+    },
 }
 
 impl Targets {
@@ -93,11 +117,23 @@ impl Targets {
                 if class == labels[row] { 1.0 - smoothing + even } else { even }
             }
             Self::Soft(values) => values[row * classes + class],
+            #[cfg(feature = "cuda")]
+            Self::OnDevice { .. } => f64::NAN,
         }
     }
 }
 
 struct CrossEntropy(Targets);
+
+#[cfg(feature = "cuda")]
+impl CrossEntropy {
+    fn on_device(&self) -> Result<(&Tensor, f64)> {
+        match &self.0 {
+            Targets::OnDevice { target, smoothing } => Ok((target, *smoothing)),
+            _ => candle_core::bail!("expected a target on the device of the logits"),
+        }
+    }
+}
 
 /// log Σ exp, safe from overflow.
 fn log_sum_exp<T: Float>(row: &[T]) -> f64 {
@@ -147,5 +183,17 @@ impl Layer for CrossEntropy {
             });
             Ok(vec![Some(like(dx, &args[0])?)])
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        let (target, smoothing) = self.on_device()?;
+        cuda::cross_entropy(&args[0], target, smoothing)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (target, smoothing) = self.on_device()?;
+        Ok(vec![Some(cuda::cross_entropy_back(&args[0], target, smoothing, dy)?)])
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::ready;
 use crate::gradient::gradient;
 use crate::kernels::float::{Float, for_float, like, output, view};
 
@@ -32,7 +32,7 @@ const CHUNK: usize = 1 << 14;
 /// ```
 pub fn l2_penalty(w: &Tensor, lambda: f64) -> Result<Tensor> {
     if w.device().is_cpu() {
-        apply(Penalty(lambda), &[&widened(w)?.contiguous()?])?.to_dtype(w.dtype())
+        apply(Penalty(lambda), &[&ready(w)?])?.to_dtype(w.dtype())
     } else {
         w.sqr()?.sum_all()? * (0.5 * lambda)
     }

@@ -1,17 +1,22 @@
 //! Pooling of images, whose backward also works where windows overlap.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::widened;
+use super::ready;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view, zeros};
+use crate::kernels::is_known;
 
 /// The largest element of each window of `kernel` by `kernel`, every `stride` rows and columns of (n, channels, height,
 /// width), with `padding` places around that no window chooses. The first of equals has the gradient, as in PyTorch.
 ///
 /// # Errors
-/// If the sizes do not fit, if the padding is more than half a window, or if there is one elsewhere than on the CPU.
+/// If the sizes do not fit, if the padding is more than half a window, or if there is one elsewhere than on the CPU and CUDA.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
@@ -44,9 +49,9 @@ pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 {
         candle_core::bail!("expected images to take the mean of, found {:?}", x.dims())
     }
-    if x.device().is_cpu() {
+    if is_known(x.device()) {
         let mean = GlobalMean { plane: height * width };
-        apply(mean, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype())
+        apply(mean, &[&ready(x)?])?.to_dtype(x.dtype())
     } else {
         x.mean((2, 3))
     }
@@ -64,11 +69,13 @@ fn pool(x: &Tensor, op: Pool) -> Result<Tensor> {
     if x.elem_count() == 0 || height.min(width) + 2 * padding < kernel {
         candle_core::bail!("expected images of at least {kernel} with their padding, found {:?}", x.dims())
     }
-    if x.device().is_cpu() {
-        return apply(op, &[&widened(x)?.contiguous()?])?.to_dtype(x.dtype());
+    if is_known(x.device()) {
+        return apply(op, &[&ready(x)?])?.to_dtype(x.dtype());
     }
     match kind {
-        _ if padding > 0 => candle_core::bail!("expected no padding elsewhere than on the CPU, found {padding}"),
+        _ if padding > 0 => {
+            candle_core::bail!("expected no padding elsewhere than on the CPU and CUDA, found {padding}")
+        }
         Kind::Max => x.max_pool2d_with_stride(kernel, stride),
         Kind::Mean => x.avg_pool2d_with_stride(kernel, stride),
     }
@@ -111,6 +118,15 @@ impl Pool {
 
     fn share(self) -> f64 {
         1.0 / (self.kernel * self.kernel) as f64
+    }
+
+    #[cfg(feature = "cuda")]
+    fn sizes(self, x: &Tensor) -> Result<crate::kernels::device::nn::Pool> {
+        let (n, channels, height, width) = x.dims4()?;
+        let Self { kind, kernel, stride, padding } = self;
+        let (max, input) = (matches!(kind, Kind::Max), [height, width]);
+        let output = input.map(|side| self.output(side));
+        Ok(crate::kernels::device::nn::Pool { max, kernel, stride, padding, input, output, planes: n * channels })
     }
 }
 
@@ -160,6 +176,16 @@ impl Layer for Pool {
             Ok(vec![Some(like(dx, &args[0])?)])
         })
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::pool(&self.sizes(&args[0])?, &args[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(cuda::pool_back(&self.sizes(&args[0])?, &args[0], dy)?)])
+    }
 }
 
 struct GlobalMean {
@@ -189,5 +215,15 @@ impl Layer for GlobalMean {
             dx.par_chunks_mut(self.plane).zip(dy.elements::<T>()?).for_each(|(dx, dy)| dx.fill(*dy * share));
             Ok(vec![Some(like(dx, &args[0])?)])
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::mean(&args[0])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(cuda::mean_back(&args[0], dy)?)])
     }
 }

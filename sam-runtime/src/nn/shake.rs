@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::draws::{Draws, uniform};
 use super::layer::{Layer, apply};
-use super::widened;
+use super::ready;
 use crate::Pass;
 use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 
@@ -126,7 +126,7 @@ impl Mixture {
     fn of(self, args: &[&Tensor]) -> Result<Tensor> {
         let dtype = args[0].dtype();
         if args[0].device().is_cpu() {
-            let wide = args.iter().map(|arg| widened(arg)?.contiguous()).collect::<Result<Vec<_>>>()?;
+            let wide = args.iter().map(|arg| ready(arg)).collect::<Result<Vec<_>>>()?;
             return apply(self, &wide.iter().collect::<Vec<_>>())?.to_dtype(dtype);
         }
         // Σ b x has the gradient, and Σ (f - b) x, a constant, makes the value right.

@@ -8,8 +8,8 @@ use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
 use crate::checkpoint::{names_of, read, write};
-use crate::gradient::gradient;
-use crate::kernels;
+use crate::gradient::gradient_to_read;
+use crate::kernels::{self, Move};
 use crate::variants::Velocities;
 
 /// The constants of [`Sgd`].
@@ -42,7 +42,7 @@ impl Default for ParamsSgd {
 /// ```
 ///
 /// as in PyTorch's `SGD` without dampening. Variables without a gradient stay as they are. On the CPU one pass over the
-/// memory does it all: w, v and the gradient are read, w and v written. Halves have their velocity in f32.
+/// memory does it all: w, v and the gradient are read, w and v written; on CUDA so does one launch for all variables. Halves have their velocity in f32.
 ///
 /// ```
 /// use candle_core::{Device, Result, Var};
@@ -88,7 +88,7 @@ impl Optimizer for Sgd {
 
     /// Backward and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, come without a copy.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        let gradient: HashMap<_, _> = gradient(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        let gradient: HashMap<_, _> = gradient_to_read(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
         self.advance(|var| gradient.get(&var.id()))
     }
 
@@ -104,14 +104,16 @@ impl Optimizer for Sgd {
 impl Sgd {
     fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
         let mut new = false;
+        let mut moves = Vec::with_capacity(self.vars.len());
         for Moving { var, velocity } in &mut self.vars {
             let Some(grad) = grad(var) else { continue };
             if self.params.momentum != 0.0 && velocity.is_none() {
                 *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
                 new = true;
             }
-            kernels::sgd(self.params, var, &grad.detach().contiguous()?, velocity.as_ref())?;
+            moves.push(Move { var, grad: grad.detach().contiguous()?, velocity: velocity.as_ref() });
         }
+        kernels::sgd(self.params, &moves)?;
         if new {
             self.show_velocities();
         }

@@ -140,7 +140,7 @@ pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a Kept) -> Vec<(&'a Ten
 
 /// a ← α a + β b, for every pair.
 pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
-    pairs.iter().try_for_each(|(a, b)| kernels::mix(a, alpha, b, beta))
+    kernels::mix_all(pairs, alpha, beta)
 }
 
 /// a / b, and 0 where b is 0.

@@ -44,7 +44,7 @@ use super::float::{Float, zeros};
 const PARTS: usize = 16;
 
 /// One of the two dimensions of a convolution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Side {
     pub(crate) input: usize,
     pub(crate) kernel: usize,
@@ -55,7 +55,7 @@ pub(crate) struct Side {
 }
 
 /// The sizes of a convolution, none of them 0.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Conv {
     pub(crate) images: usize,
     pub(crate) channels: usize,

@@ -1,0 +1,102 @@
+//! Times SAM's own arithmetic (norm, perturbation, putting back) on so many parameters, and prints one JSON line: the bytes
+//! that have to move, four for each byte of a parameter, by the time, beside a copy.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Result as Candle, Tensor, Var};
+use clap::Parser;
+use sam_examples::compute::Compute;
+use sam_runtime::{Pass, Sam};
+use serde_json::{Value, json};
+
+/// Time SAM's own arithmetic.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Parameters in all
+    #[arg(default_value_t = 36_479_194)]
+    parameters: usize,
+
+    /// Variables that they are in
+    #[arg(long, default_value_t = 80)]
+    variables: usize,
+
+    /// Steps that are timed together; each holds a gradient, so that the device never waits for the host
+    #[arg(long, default_value_t = 8)]
+    steps: usize,
+
+    /// How often
+    #[arg(long, default_value_t = 5)]
+    iters: usize,
+
+    #[command(flatten)]
+    compute: Compute,
+}
+
+fn main() -> ExitCode {
+    match arithmetic(&Options::parse()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn arithmetic(options: &Options) -> Result<Value> {
+    let Options { parameters, variables, steps, iters, compute } = options;
+    if *variables == 0 || parameters < variables || *steps == 0 || *iters == 0 {
+        bail!("expected at least one variable, step and round, and a parameter for each variable");
+    }
+    let device = compute.place()?.device;
+    let sizes = (0..*variables).map(|i| parameters / variables + usize::from(i < parameters % variables));
+    let vars = sizes.map(|n| Var::ones(n, DType::F32, &device)).collect::<Candle<Vec<_>>>()?;
+    let twins = vars.iter().map(|var| Var::zeros(var.shape(), DType::F32, &device)).collect::<Candle<Vec<_>>>()?;
+    let mut loss = |_: Pass| -> Candle<Tensor> {
+        let mut sum = Tensor::zeros((), DType::F32, &device)?;
+        for var in &vars {
+            sum = (sum + var.sum_all()?)?;
+        }
+        Ok(sum)
+    };
+
+    let sam = Sam::default();
+    let (mut ours, mut copies) = (Vec::new(), Vec::new());
+    for _ in 0..=*iters {
+        let ascents = (0..*steps).map(|_| sam.ascend(&mut loss)).collect::<Candle<Vec<_>>>()?;
+        ours.push(seconds(&device, || ascents.into_iter().try_for_each(|ascent| ascent.perturb().map(drop)))?);
+        let copy = || vars.iter().zip(&twins).try_for_each(|(var, twin)| twin.set(var));
+        copies.push(seconds(&device, || (0..*steps).try_for_each(|_| copy()))?);
+    }
+    // The first round warms up.
+    let [ours, copies] = [ours, copies].map(|times| {
+        let mut times = times[1..].to_vec();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2] / *steps as f64
+    });
+    let gib = (4 * parameters) as f64 / f64::from(1 << 30);
+    let (moved, copied) = (4.0 * gib / ours, 2.0 * gib / copies);
+    Ok(json!({
+        "parameters": parameters,
+        "variables": variables,
+        "device": format!("{:?}", device.location()),
+        "ms": ours * 1e3,
+        "gib_per_second": moved,
+        "copy_gib_per_second": copied,
+        "of_copy": moved / copied,
+    }))
+}
+
+/// Until the device has done it.
+fn seconds(device: &Device, f: impl FnOnce() -> Candle<()>) -> Candle<f64> {
+    device.synchronize()?;
+    let start = Instant::now();
+    f()?;
+    device.synchronize()?;
+    Ok(start.elapsed().as_secs_f64())
+}

@@ -1,0 +1,415 @@
+//! The layers' arithmetic, as launches of the kernels of `nn.cu`. All tensors are contiguous; types are by their
+//! [code](super::code), and 0 is the address of what there is not.
+
+use candle_core::Result;
+
+use super::{Arg, Machine, Memory, word};
+
+/// Elements that one block takes where each is by itself.
+const STRETCH: usize = 1 << 12;
+
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// Blocks that a reduction should have, so that every part of a large GPU has some.
+const ENOUGH: usize = 1024;
+
+fn elementwise(
+    machine: &mut impl Machine,
+    kernel: &'static str,
+    dtype: u32,
+    addresses: &[u64],
+    n: usize,
+    more: &[Arg<'_>],
+) -> Result<()> {
+    let mut args = vec![Arg::U32(dtype)];
+    args.extend(addresses.iter().map(|address| Arg::U64(*address)));
+    args.push(Arg::U64(n as u64));
+    args.extend(more);
+    machine.launch(kernel, n.div_ceil(STRETCH), &args)
+}
+
+/// y = max(x, 0), of n elements.
+pub(crate) fn relu(machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
+    elementwise(machine, "nn_relu", dtype, &[x, y], n, &[])
+}
+
+/// dx = dy where y > 0, else 0.
+pub(crate) fn relu_back(machine: &mut impl Machine, dtype: u32, [y, dy, dx]: [u64; 3], n: usize) -> Result<()> {
+    elementwise(machine, "nn_relu_back", dtype, &[y, dy, dx], n, &[])
+}
+
+/// y = a + b
+pub(crate) fn add(machine: &mut impl Machine, dtype: u32, [a, b, y]: [u64; 3], n: usize) -> Result<()> {
+    elementwise(machine, "nn_add", dtype, &[a, b, y], n, &[])
+}
+
+/// The elements that the mask keeps, times `scale`; the others are 0.
+pub(crate) fn dropout(
+    machine: &mut impl Machine,
+    dtype: u32,
+    [x, y]: [u64; 2],
+    n: usize,
+    seed: u64,
+    [drop, scale]: [f32; 2],
+) -> Result<()> {
+    let mask = [Arg::U64(seed), Arg::F64(drop.into()), Arg::F64(scale.into())];
+    elementwise(machine, "nn_dropout", dtype, &[x, y], n, &mask)
+}
+
+/// Images of `plane` pixels in channels.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_field_names, reason = "the sizes of (images, channels, plane)")]
+pub(crate) struct Channels {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) plane: usize,
+}
+
+impl Channels {
+    /// Parts that each channel is taken in.
+    fn splits(self) -> usize {
+        ENOUGH.div_ceil(self.channels.max(1)).min(self.images).max(1)
+    }
+
+    fn blocks(self) -> usize {
+        self.channels * self.splits()
+    }
+
+    fn sizes(self) -> Result<[Arg<'static>; 4]> {
+        word(self.images * self.plane)?;
+        let sizes = [self.images, self.channels, self.plane, self.splits()];
+        Ok([word(sizes[0])?, word(sizes[1])?, word(sizes[2])?, word(sizes[3])?].map(Arg::U32))
+    }
+
+    fn count(self) -> f64 {
+        (self.images * self.plane) as f64
+    }
+
+    fn parts(self, machine: &mut impl Machine) -> Result<Arg<'static>> {
+        machine.memory(Memory::Parts, 2 * self.blocks()).map(Arg::U64)
+    }
+
+    /// Σ(x - origin) and Σ(x - origin)² of each part.
+    fn moments(self, machine: &mut impl Machine, dtype: u32, x: u64, centred: bool) -> Result<Arg<'static>> {
+        let [images, channels, plane, splits] = self.sizes()?;
+        let (parts, centred) = (self.parts(machine)?, Arg::U32(centred.into()));
+        let args = [Arg::U32(dtype), Arg::U64(x), images, channels, plane, splits, centred, parts];
+        machine.launch("nn_moments", self.blocks(), &args)?;
+        Ok(parts)
+    }
+
+    fn channel_blocks(self) -> usize {
+        self.channels.div_ceil(THREADS)
+    }
+}
+
+/// How to normalise, and with what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    pub(crate) sizes: Channels,
+    pub(crate) eps: f64,
+    /// Whether the mean is subtracted.
+    pub(crate) centred: bool,
+    pub(crate) relu: bool,
+    /// Of x and everything of its size.
+    pub(crate) dtype: u32,
+    /// Of γ and β.
+    pub(crate) affine_dtype: u32,
+    pub(crate) weight: u64,
+    pub(crate) bias: u64,
+    /// Mean and 1/σ of each channel, in f64: two for each.
+    pub(crate) statistics: u64,
+}
+
+/// The running statistics of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub(crate) dtype: u32,
+    pub(crate) mean: u64,
+    pub(crate) var: u64,
+}
+
+impl Norm {
+    fn affine(&self) -> [Arg<'static>; 3] {
+        [Arg::U32(self.affine_dtype), Arg::U64(self.weight), Arg::U64(self.bias)]
+    }
+
+    /// The statistics of the batch; running ones move by `momentum` towards them.
+    pub(crate) fn measure(&self, machine: &mut impl Machine, x: u64, running: Option<(Running, f64)>) -> Result<()> {
+        let parts = self.sizes.moments(machine, self.dtype, x, self.centred)?;
+        let [_, channels, plane, splits] = self.sizes.sizes()?;
+        let (running, momentum) = running.unwrap_or((Running { dtype: 0, mean: 0, var: 0 }, 0.0));
+        let args = [
+            Arg::U32(self.dtype),
+            Arg::U64(x),
+            channels,
+            plane,
+            splits,
+            Arg::U32(self.centred.into()),
+            Arg::F64(self.sizes.count()),
+            Arg::F64(self.eps),
+            parts,
+            Arg::U64(self.statistics),
+            Arg::F64(momentum),
+            Arg::U32(running.dtype),
+            Arg::U64(running.mean),
+            Arg::U64(running.var),
+        ];
+        machine.launch("nn_statistics", self.sizes.channel_blocks(), &args)
+    }
+
+    /// The running statistics, in place of those of the batch.
+    pub(crate) fn take(&self, machine: &mut impl Machine, running: Running) -> Result<()> {
+        let args = [
+            Arg::U32(running.dtype),
+            Arg::U64(running.mean),
+            Arg::U64(running.var),
+            Arg::U32(word(self.sizes.channels)?),
+            Arg::F64(self.eps),
+            Arg::U64(self.statistics),
+        ];
+        machine.launch("nn_running", self.sizes.channel_blocks(), &args)
+    }
+
+    /// y = relu(γ (x - mean) / σ + β + residual)
+    pub(crate) fn forward(&self, machine: &mut impl Machine, [x, residual, y]: [u64; 3]) -> Result<()> {
+        let mut args = vec![Arg::U32(self.dtype), Arg::U64(x), Arg::U64(residual)];
+        args.extend(self.affine());
+        args.extend(self.sizes.sizes()?);
+        args.extend([Arg::U32(self.relu.into()), Arg::U64(self.statistics), Arg::U64(y)]);
+        machine.launch("nn_normalise", self.sizes.blocks(), &args)
+    }
+
+    /// The gradients of x, the residual, γ and β from that of y. y is needed where there was a residual, `lines` is memory
+    /// for two f64 for each channel, and `fixed` says that the statistics were not those of the batch.
+    pub(crate) fn backward(
+        &self,
+        machine: &mut impl Machine,
+        [x, y, dy]: [u64; 3],
+        fixed: bool,
+        lines: u64,
+        [dx, d_residual, d_weight, d_bias]: [u64; 4],
+    ) -> Result<()> {
+        let mut common = vec![Arg::U32(self.dtype), Arg::U64(x), Arg::U64(y), Arg::U64(dy)];
+        common.extend(self.affine());
+        common.extend(self.sizes.sizes()?);
+        common.extend([Arg::U32(self.relu.into()), Arg::U64(self.statistics)]);
+
+        let parts = self.sizes.parts(machine)?;
+        machine.launch("nn_slopes", self.sizes.blocks(), &[&common[..], &[parts]].concat())?;
+
+        let [dtype, weight, _] = self.affine();
+        let [_, channels, _, splits] = self.sizes.sizes()?;
+        let args = [
+            dtype,
+            weight,
+            channels,
+            splits,
+            Arg::U32(self.centred.into()),
+            Arg::U32(fixed.into()),
+            Arg::F64(self.sizes.count()),
+            Arg::U64(self.statistics),
+            parts,
+            Arg::U64(lines),
+            Arg::U64(d_weight),
+            Arg::U64(d_bias),
+        ];
+        machine.launch("nn_lines", self.sizes.channel_blocks(), &args)?;
+
+        let outputs = [Arg::U64(lines), Arg::U64(dx), Arg::U64(d_residual)];
+        machine.launch("nn_normalise_back", self.sizes.blocks(), &[&common[..], &outputs].concat())
+    }
+}
+
+/// y ← y + bias, a number for each channel.
+pub(crate) fn bias(
+    machine: &mut impl Machine,
+    sizes: Channels,
+    [dtype, bias_dtype]: [u32; 2],
+    [y, bias]: [u64; 2],
+) -> Result<()> {
+    let mut args = vec![Arg::U32(dtype), Arg::U64(y), Arg::U32(bias_dtype), Arg::U64(bias)];
+    args.extend(sizes.sizes()?);
+    machine.launch("nn_bias", sizes.blocks(), &args)
+}
+
+/// The gradient of such a bias: Σ dy over each channel.
+pub(crate) fn bias_back(
+    machine: &mut impl Machine,
+    sizes: Channels,
+    [dtype, bias_dtype]: [u32; 2],
+    [dy, d_bias]: [u64; 2],
+) -> Result<()> {
+    let parts = sizes.moments(machine, dtype, dy, false)?;
+    let [_, channels, _, splits] = sizes.sizes()?;
+    let args = [parts, channels, splits, Arg::U32(bias_dtype), Arg::U64(d_bias)];
+    machine.launch("nn_bias_back", sizes.channel_blocks(), &args)
+}
+
+/// Windows over planes of `height` by `width`, which give `rows` by `columns`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pool {
+    /// Or the mean.
+    pub(crate) max: bool,
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) input: [usize; 2],
+    pub(crate) output: [usize; 2],
+    pub(crate) planes: usize,
+}
+
+impl Pool {
+    fn arg(&self) -> Result<Arg<'static>> {
+        let [height, width] = self.input;
+        let [rows, columns] = self.output;
+        let mut sizes = [0; 8];
+        let values = [usize::from(!self.max), self.kernel, self.stride, self.padding, height, width, rows, columns];
+        for (size, value) in sizes.iter_mut().zip(values) {
+            *size = word(value)?;
+        }
+        Ok(Arg::Pool(sizes))
+    }
+
+    pub(crate) fn forward(&self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
+        let n = self.planes * self.output[0] * self.output[1];
+        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(n as u64), Arg::U64(y)];
+        machine.launch("nn_pool", n.div_ceil(THREADS), &args)
+    }
+
+    pub(crate) fn backward(&self, machine: &mut impl Machine, dtype: u32, [x, dy, dx]: [u64; 3]) -> Result<()> {
+        let n = self.planes * self.input[0] * self.input[1];
+        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(dy), Arg::U64(n as u64), Arg::U64(dx)];
+        machine.launch("nn_pool_back", n.div_ceil(THREADS), &args)
+    }
+}
+
+/// The mean of each plane.
+pub(crate) fn mean(
+    machine: &mut impl Machine,
+    dtype: u32,
+    [planes, plane]: [usize; 2],
+    [x, y]: [u64; 2],
+) -> Result<()> {
+    let args = [Arg::U32(dtype), Arg::U64(x), Arg::U32(word(planes)?), Arg::U32(word(plane)?), Arg::U64(y)];
+    machine.launch("nn_mean", planes.div_ceil(8), &args)
+}
+
+pub(crate) fn mean_back(
+    machine: &mut impl Machine,
+    dtype: u32,
+    [planes, plane]: [usize; 2],
+    [dy, dx]: [u64; 2],
+) -> Result<()> {
+    let n = planes * plane;
+    let args = [Arg::U32(dtype), Arg::U64(dy), Arg::U32(word(plane)?), Arg::U64(n as u64), Arg::U64(dx)];
+    machine.launch("nn_mean_back", n.div_ceil(THREADS), &args)
+}
+
+/// A convolution as a product with a matrix of patches: rows (channel, kernel row, kernel column), columns (image, row,
+/// column).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patches {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) input: [usize; 2],
+    pub(crate) kernel: [usize; 2],
+    pub(crate) output: [usize; 2],
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+}
+
+impl Patches {
+    /// Rows and columns of the matrix.
+    pub(crate) fn matrix(&self) -> [usize; 2] {
+        let [product, pixels] = [self.kernel, self.output].map(|[height, width]| height * width);
+        [self.channels * product, self.images * pixels]
+    }
+
+    fn arg(&self) -> Result<Arg<'static>> {
+        let mut sizes = [0; 11];
+        let [height, width] = self.input;
+        let [kernel_height, kernel_width] = self.kernel;
+        let [rows, columns] = self.output;
+        let values = [
+            self.images,
+            self.channels,
+            height,
+            width,
+            kernel_height,
+            kernel_width,
+            rows,
+            columns,
+            self.stride,
+            self.padding,
+            self.dilation,
+        ];
+        for (size, value) in sizes.iter_mut().zip(values) {
+            *size = word(value)?;
+        }
+        Ok(Arg::Convolution(sizes))
+    }
+
+    pub(crate) fn take(&self, machine: &mut impl Machine, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
+        let [rows, columns] = self.matrix();
+        let n = rows * columns;
+        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(n as u64), Arg::U64(patches)];
+        machine.launch("nn_patches", n.div_ceil(THREADS), &args)
+    }
+
+    /// The gradient of the images from that of the patches.
+    pub(crate) fn put_back(&self, machine: &mut impl Machine, dtype: u32, [patches, dx]: [u64; 2]) -> Result<()> {
+        let n = self.images * self.channels * self.input[0] * self.input[1];
+        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(patches), Arg::U64(n as u64), Arg::U64(dx)];
+        machine.launch("nn_patches_back", n.div_ceil(THREADS), &args)
+    }
+}
+
+/// What the rows of logits should be: labels in i64, of which a share is spread evenly, or probabilities.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    Labels { address: u64, smoothing: f64 },
+    Probabilities { address: u64, dtype: u32 },
+}
+
+/// The mean cross entropy of logits (rows, classes).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CrossEntropy {
+    pub(crate) rows: usize,
+    pub(crate) classes: usize,
+    pub(crate) dtype: u32,
+    pub(crate) target: Target,
+}
+
+impl CrossEntropy {
+    fn args(&self, logits: u64) -> Result<[Arg<'static>; 7]> {
+        let (labels, dtype, probabilities, smoothing) = match self.target {
+            Target::Labels { address, smoothing } => (address, 0, 0, smoothing),
+            Target::Probabilities { address, dtype } => (0, dtype, address, 0.0),
+        };
+        Ok([
+            Arg::U32(self.dtype),
+            Arg::U64(logits),
+            Arg::U64(labels),
+            Arg::U32(dtype),
+            Arg::U64(probabilities),
+            Arg::F64(smoothing),
+            Arg::U32(word(self.classes)?),
+        ])
+    }
+
+    /// A label that is no class makes the loss NaN: looking would wait for the device.
+    pub(crate) fn forward(&self, machine: &mut impl Machine, [logits, loss]: [u64; 2]) -> Result<()> {
+        let costs = Arg::U64(machine.memory(Memory::Parts, self.rows)?);
+        machine.launch("nn_costs", self.rows, &[&self.args(logits)?[..], &[costs]].concat())?;
+        let args = [costs, Arg::U32(word(self.rows)?), Arg::U32(self.dtype), Arg::U64(loss)];
+        machine.launch("nn_mean_cost", 1, &args)
+    }
+
+    pub(crate) fn backward(&self, machine: &mut impl Machine, [logits, dy, dx]: [u64; 3]) -> Result<()> {
+        let more = [Arg::U32(word(self.rows)?), Arg::U64(dy), Arg::U64(dx)];
+        machine.launch("nn_costs_back", self.rows, &[&self.args(logits)?[..], &more].concat())
+    }
+}

@@ -1,0 +1,408 @@
+// SAM's arithmetic over all variables at once.
+//
+// A table tells where they are. It holds `count` entries as columns of 64 bit words, one for each field; block b takes the
+// CHUNK elements of the entry e with first[e] <= b < first[e + 1]. So one launch does all variables, of whatever types,
+// and which block adds up what is a matter of their sizes alone: sums have the same bits every time.
+//
+// Nothing comes back to the host: the norm, the scale that follows from it and the verdict on numbers that are not finite
+// stay in an Outcome, where the next kernel finds them.
+#include "device.cuh"
+
+// Elements that one block takes.
+constexpr u64 CHUNK = 1 << 14;
+
+// Words that one launch carries as its argument, which may have 4096 bytes.
+constexpr u32 PIECE = 480;
+
+struct Piece {
+  u64 words[PIECE];
+};
+
+// Writes a piece of the table: in the order of the stream, without memory of the host that would have to stay.
+extern "C" __global__ void sam_table(u64 *table, u32 begin, u32 count, Piece piece) {
+  for (u32 i = threadIdx.x; i < count; i += THREADS) table[begin + i] = piece.words[i];
+}
+
+// The columns: which block is the entry's first, its elements, its type and metric, and pointers.
+enum Field : u32 { FIRST, SIZE, KIND, POINTER };
+
+// What this block is to do.
+struct Task {
+  const u64 *table;
+  u32 count, entry;
+  u64 begin, end;
+
+  __device__ u64 word(u32 field) const { return table[u64(field) * count + entry]; }
+  __device__ u32 type() const { return u32(word(KIND)) & 0xff; }
+  __device__ u32 metric() const { return u32(word(KIND)) >> 8; }
+  template <typename T> __device__ T *pointer(u32 i) const { return reinterpret_cast<T *>(word(POINTER + i)); }
+};
+
+__device__ Task task(const u64 *table, u32 count) {
+  __shared__ u32 mine;
+  for (u32 i = threadIdx.x; i < count; i += THREADS) {
+    if (table[i] <= blockIdx.x && (i + 1 == count || blockIdx.x < table[i + 1])) mine = i;
+  }
+  __syncthreads();
+  Task task = {table, count, mine, 0, 0};
+  task.begin = (blockIdx.x - task.word(FIRST)) * CHUNK;
+  task.end = min(task.begin + CHUNK, task.word(SIZE));
+  return task;
+}
+
+// Calls `each` for all elements of a task: N at a time, what is left one by one.
+template <u32 N, typename Each> __device__ __forceinline__ void sweep(const Task &task, Each &each) {
+  const u64 whole = task.begin + (task.end - task.begin) / N * N;
+  for (u64 i = task.begin + threadIdx.x * N; i < whole; i += THREADS * N) each.template at<N>(i);
+  for (u64 i = whole + threadIdx.x; i < task.end; i += THREADS) each.template at<1>(i);
+}
+
+// T, by which the ball is scaled in each coordinate.
+enum Metric : u32 { ONE, WEIGHTS, GIVEN, NUMBER };
+
+template <typename T> struct Scaling {
+  u32 kind;
+  Wide<T> eta;
+  const Wide<T> *given;
+
+  // `fields`: pointers that the table has. The third is the metric's; η is there as the bits of a double.
+  __device__ Scaling(const Task &task, u32 pointers)
+      : kind(task.metric()), eta(0), given(pointers > 2 ? task.pointer<const Wide<T>>(2) : nullptr) {
+    if (kind == WEIGHTS) eta = Wide<T>(__longlong_as_double(task.word(POINTER + 2)));
+  }
+
+  __device__ bool vectors() const { return kind != GIVEN || aligned(given); }
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i, const T *w, Wide<T> (&scaling)[N]) const {
+    if (kind == WEIGHTS) {
+      const Pack<T, N> here = load<N>(w + i);
+      for (u32 k = 0; k < N; k++) scaling[k] = size_of(Number<T>::widen(here.at[k])) + eta;
+    } else {
+      for (u32 k = 0; k < N; k++) scaling[k] = kind == GIVEN ? given[i + k] : kind == NUMBER ? *given : Wide<T>(1);
+    }
+  }
+};
+
+// x to the e for x in [0, 1], the cheap way where there is one.
+enum Power : u32 { P_ONE, P_SAME, P_SQUARE, P_ROOT, P_LARGEST, P_REAL };
+
+template <typename W> __device__ __forceinline__ W power(u32 kind, W e, W x) {
+  switch (kind) {
+  case P_ONE: return W(1);
+  case P_SAME: return x;
+  case P_SQUARE: return x * x;
+  case P_ROOT: return root_of(x);
+  case P_LARGEST: return x >= W(1) ? W(1) : W(0);
+  default: return power_of(x, e);
+  }
+}
+
+struct Outcome {
+  // M = max|T g|
+  double max;
+  // What r^(q-1) is multiplied by, r = |T g| / M. 0: ε̂ = 0.
+  double scale;
+  // Whether Σ r^q has still to be taken.
+  u64 more;
+  // Steps so far whose gradient was not finite.
+  u64 not_finite;
+};
+
+// |s| / M. 1/M overflows for the smallest M.
+template <typename W> struct Ratio {
+  W max, over;
+  bool small;
+
+  __device__ explicit Ratio(double max) : max(W(max)), over(W(1 / max)), small(!(over <= W(1e37))) {}
+  __device__ __forceinline__ W of(W size) const { return size >= max ? W(1) : small ? size / max : size * over; }
+};
+
+template <typename T> struct Measure {
+  const T *g, *w;
+  Scaling<T> scaling;
+  double max = 0, squares = 0;
+
+  __device__ Measure(const Task &task, u32 pointers)
+      : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers) {}
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    Wide<T> along[N];
+    scaling.at(i, w, along);
+    const Pack<T, N> here = load<N>(g + i);
+    for (u32 k = 0; k < N; k++) {
+      const double slope = along[k] * Number<T>::widen(here.at[k]);
+      max = larger(max, fabs(slope));
+      squares = fma(slope, slope, squares);
+    }
+  }
+};
+
+// max|T g| and Σ(T g)² of each chunk. The squares of f32 neither overflow nor vanish in f64.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_measure(const u64 *table, u32 count, u32 pointers,
+                                                                  double *parts) {
+  const Task mine = task(table, count);
+  double max = 0, squares = 0;
+  WITH_TYPE(mine.type(), {
+    Measure<T> measure(mine, pointers);
+    if (aligned(measure.g) && aligned(measure.w) && measure.scaling.vectors()) sweep<LANES<T>>(mine, measure);
+    else sweep<1>(mine, measure);
+    max = measure.max;
+    squares = measure.squares;
+  });
+  max = over_block<Larger>(max);
+  squares = over_block<Add>(squares);
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = max;
+    parts[gridDim.x + blockIdx.x] = squares;
+  }
+}
+
+enum Norm : u32 { RAW, EUCLIDEAN, INFINITE, OTHER };
+
+// Equation 2's scale, from all chunks, by one block: or that Σ r^q is still needed for it.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_scale(const double *parts, u32 chunks, u32 norm, double rho,
+                                                                Outcome *outcome) {
+  const double max = over_memory<Larger>(parts, chunks);
+  const double squares = over_memory<Add>(parts + chunks, chunks);
+  if (threadIdx.x > 0) return;
+  outcome->max = max;
+  outcome->scale = 0;
+  outcome->more = 0;
+  if (!(max <= 1.7976931348623157e308)) {
+    outcome->max = 1;
+    outcome->not_finite += 1;
+  } else if (norm == RAW) {
+    outcome->max = 1;
+    outcome->scale = rho;
+  } else if (max > 0) {
+    const bool normal = squares >= 2.2250738585072014e-308 && squares <= 1.7976931348623157e308;
+    if (norm == INFINITE) outcome->scale = rho;
+    else if (norm == EUCLIDEAN && normal) outcome->scale = rho * (max / sqrt(squares));
+    else outcome->more = 1;
+  }
+}
+
+template <typename T> struct Terms {
+  const T *g, *w;
+  Scaling<T> scaling;
+  u32 kind;
+  Wide<T> exponent;
+  Ratio<Wide<T>> ratio;
+  double sum = 0;
+
+  __device__ Terms(const Task &task, u32 pointers, u32 kind, double exponent, double max)
+      : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers), kind(kind),
+        exponent(Wide<T>(exponent)), ratio(max) {}
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    Wide<T> along[N];
+    scaling.at(i, w, along);
+    const Pack<T, N> here = load<N>(g + i);
+    for (u32 k = 0; k < N; k++) {
+      sum += power(kind, exponent, ratio.of(size_of(along[k] * Number<T>::widen(here.at[k]))));
+    }
+  }
+};
+
+// Σ r^q of each chunk, where the measure has not settled it.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_terms(const u64 *table, u32 count, u32 pointers, u32 kind,
+                                                                double exponent, const Outcome *outcome,
+                                                                double *parts) {
+  if (!outcome->more) return;
+  const Task mine = task(table, count);
+  double sum = 0;
+  WITH_TYPE(mine.type(), {
+    Terms<T> terms(mine, pointers, kind, exponent, outcome->max);
+    sweep<1>(mine, terms);
+    sum = terms.sum;
+  });
+  sum = over_block<Add>(sum);
+  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// ρ / (Σ r^q)^(1/p)
+extern "C" __global__ void __launch_bounds__(THREADS) sam_scale_of_terms(const double *parts, u32 chunks, double root,
+                                                                         double rho, Outcome *outcome) {
+  if (!outcome->more) return;
+  const double sum = over_memory<Add>(parts, chunks);
+  if (threadIdx.x == 0) outcome->scale = rho / pow(sum, root);
+}
+
+// g ← w + T · step(T g), with the mask. Without a way to go, or where it is not known, w: 0 times a number that is not
+// finite is not 0.
+template <typename T, typename Step> struct Perturb {
+  typedef Wide<T> W;
+
+  T *g;
+  const T *w, *mask;
+  Scaling<T> scaling;
+  bool moves;
+  Step step;
+
+  __device__ Perturb(const Task &task, u32 pointers, bool moves, Step step)
+      : g(task.pointer<T>(1)), w(task.pointer<const T>(0)), mask(pointers > 3 ? task.pointer<const T>(3) : nullptr),
+        scaling(task, pointers), moves(moves), step(step) {}
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    Pack<T, N> there = load<N>(w + i);
+    if (moves) {
+      W along[N];
+      scaling.at(i, w, along);
+      const Pack<T, N> slope = load<N>(g + i);
+      for (u32 k = 0; k < N; k++) {
+        W move = along[k] * step.of(along[k] * Number<T>::widen(slope.at[k]));
+        if (mask) move *= Number<T>::widen(mask[i + k]);
+        there.at[k] = Number<T>::narrow(Number<T>::widen(there.at[k]) + move);
+      }
+    }
+    store<N>(g + i, there);
+  }
+};
+
+// p = 2, and a ball without a norm: one multiplication, by ρ / ‖g‖, unless that leaves the type's range.
+template <typename W> struct Straight {
+  W factor, scale, max;
+  bool whole;
+
+  __device__ explicit Straight(const Outcome &outcome)
+      : factor(W(outcome.scale / outcome.max)), scale(W(outcome.scale)), max(W(outcome.max)),
+        whole(factor > W(1e-37) && factor < W(1e37)) {}
+  __device__ __forceinline__ W of(W slope) const { return whole ? factor * slope : scale * (slope / max); }
+};
+
+// Any p.
+template <typename W> struct Bent {
+  u32 kind;
+  W exponent, scale;
+  Ratio<W> ratio;
+
+  __device__ Bent(u32 kind, double exponent, const Outcome &outcome)
+      : kind(kind), exponent(W(exponent)), scale(W(outcome.scale)), ratio(outcome.max) {}
+  __device__ __forceinline__ W of(W slope) const {
+    if (slope == 0) return W(0);
+    const W size = scale * power(kind, exponent, ratio.of(size_of(slope)));
+    return slope < 0 ? -size : size;
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) sam_climb(const u64 *table, u32 count, u32 pointers,
+                                                                const Outcome *outcome) {
+  const Task mine = task(table, count);
+  WITH_TYPE(mine.type(), {
+    Perturb<T, Straight<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, Straight<Wide<T>>(*outcome));
+    if (aligned(perturb.g) && aligned(perturb.w) && perturb.scaling.vectors()) sweep<LANES<T>>(mine, perturb);
+    else sweep<1>(mine, perturb);
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) sam_climb_bent(const u64 *table, u32 count, u32 pointers,
+                                                                     u32 kind, double exponent,
+                                                                     const Outcome *outcome) {
+  const Task mine = task(table, count);
+  WITH_TYPE(mine.type(), {
+    const Bent<Wide<T>> bent(kind, exponent, *outcome);
+    Perturb<T, Bent<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, bent);
+    sweep<1>(mine, perturb);
+  });
+}
+
+template <typename T> struct Descend {
+  typedef Wide<T> W;
+
+  T *w;
+  const T *g;
+  W *v;
+  W rate, momentum, decay;
+  bool nesterov;
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    Pack<T, N> here = load<N>(w + i);
+    const Pack<T, N> slope = load<N>(g + i);
+    for (u32 k = 0; k < N; k++) {
+      const W weight = Number<T>::widen(here.at[k]);
+      const W along = mul_add(decay, weight, Number<T>::widen(slope.at[k]));
+      W step = along;
+      if (v) {
+        const W velocity = mul_add(momentum, v[i + k], along);
+        v[i + k] = velocity;
+        step = nesterov ? mul_add(momentum, velocity, along) : velocity;
+      }
+      here.at[k] = Number<T>::narrow(mul_add(-rate, step, weight));
+    }
+    store<N>(w + i, here);
+  }
+};
+
+// A step of stochastic gradient descent: pointers to w, g and, if there is one, the velocity.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_sgd(const u64 *table, u32 count, double rate, double momentum,
+                                                              double decay, u32 nesterov) {
+  const Task mine = task(table, count);
+  WITH_TYPE(mine.type(), {
+    typedef Wide<T> W;
+    Descend<T> descend = {mine.pointer<T>(0), mine.pointer<const T>(1), mine.pointer<W>(2), W(rate),
+                          W(momentum),        W(decay),                 nesterov != 0};
+    if (aligned(descend.w) && aligned(descend.g)) sweep<LANES<T>>(mine, descend);
+    else sweep<1>(mine, descend);
+  });
+}
+
+template <typename T> struct Dot {
+  const T *a, *b;
+  double sum = 0;
+
+  __device__ explicit Dot(const Task &task) : a(task.pointer<const T>(0)), b(task.pointer<const T>(1)) {}
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    const Pack<T, N> left = load<N>(a + i), right = load<N>(b + i);
+    for (u32 k = 0; k < N; k++) sum = fma(double(Number<T>::widen(left.at[k])), double(Number<T>::widen(right.at[k])), sum);
+  }
+};
+
+// Σ a b of each chunk.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_dot(const u64 *table, u32 count, double *parts) {
+  const Task mine = task(table, count);
+  double sum = 0;
+  WITH_TYPE(mine.type(), {
+    Dot<T> dot(mine);
+    if (aligned(dot.a) && aligned(dot.b)) sweep<LANES<T>>(mine, dot);
+    else sweep<1>(mine, dot);
+    sum = dot.sum;
+  });
+  sum = over_block<Add>(sum);
+  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// The sum over all chunks, by one block.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, float *total) {
+  const double sum = over_memory<Add>(parts, chunks);
+  if (threadIdx.x == 0) *total = float(sum);
+}
+
+template <typename T> struct Mix {
+  typedef Wide<T> W;
+
+  T *a;
+  const T *b;
+  W alpha, beta;
+
+  template <u32 N> __device__ __forceinline__ void at(u64 i) {
+    Pack<T, N> left = load<N>(a + i);
+    const Pack<T, N> right = load<N>(b + i);
+    for (u32 k = 0; k < N; k++) {
+      left.at[k] = Number<T>::narrow(mul_add(alpha, Number<T>::widen(left.at[k]), beta * Number<T>::widen(right.at[k])));
+    }
+    store<N>(a + i, left);
+  }
+};
+
+// a ← α a + β b
+extern "C" __global__ void __launch_bounds__(THREADS) sam_mix(const u64 *table, u32 count, const float *alpha,
+                                                              const float *beta) {
+  const Task mine = task(table, count);
+  WITH_TYPE(mine.type(), {
+    typedef Wide<T> W;
+    Mix<T> mix = {mine.pointer<T>(0), mine.pointer<const T>(1), W(*alpha), W(*beta)};
+    if (aligned(mix.a) && aligned(mix.b)) sweep<LANES<T>>(mine, mix);
+    else sweep<1>(mine, mix);
+  });
+}

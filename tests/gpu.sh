@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Everything that takes a GPU, in one call: the kernels load and agree with the CPU, then the figures, beside PyTorch.
+#
+#   tests/gpu.sh build          where there is a CUDA compiler: leaves all that is needed in target/gpu
+#   tests/gpu.sh emulated       where there is neither: the same code on a driver that is none
+#   tests/gpu.sh run [DIR]      where there is a GPU (and python3 with torch, for the comparison): a log of everything in
+#                               DIR/gpu.log (default target/gpu), and a short table last
+#
+# With CIFAR=FOLDER (the binary CIFAR-10) wrn-16-4 is trained too.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bundle=target/gpu
+
+build() {
+    local torch=../shared/peers/torch_step.py json
+    rm -rf "$bundle"
+    mkdir -p "$bundle"
+    json=$(mktemp)
+    cargo build --locked --release -p sam-examples --bins --features cudnn --message-format json >"$json"
+    cargo test --locked --release -p sam-runtime -p sam-tests --lib --tests --features sam-runtime/cudnn --no-run \
+        --message-format json >>"$json"
+    python3 - "$json" <<'PY' | while read -r name file; do strip -o "$bundle/$name" "$file" && gzip -9 "$bundle/$name"; done
+import json, sys
+tests = {"sam_runtime", "closed_forms", "compose", "cuda", "gradient", "graph", "large", "layers", "pytorch", "restore",
+         "sgd", "state", "value", "variants"}
+for line in open(sys.argv[1]):
+    message = json.loads(line)
+    if not message.get("executable"):
+        continue
+    name, test = message["target"]["name"], message["profile"]["test"]
+    if (test and name in tests) or (not test and name in {"arithmetic", "bench", "cifar"}):
+        print(("test-" if test else "") + name, message["executable"])
+PY
+    rm "$json"
+    if [ -e "$torch" ]; then cp "$torch" "$bundle"; fi
+    ls -l "$bundle"
+}
+
+# The CUDA side without a GPU: the tests on a driver that is none (driver/driver.cpp). Some minutes to build.
+emulated() {
+    local kernels=sam-runtime/src/kernels/device dir
+    mkdir -p target/emulated
+    dir=$(cd target/emulated && pwd)
+    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\(THREADS\) +)?[a-z_]+' |
+        awk '{ printf "{\"%s\", Call<%s>::count, Call<%s>::with},\n", $NF, $NF, $NF }' >"$dir/entries.inc"
+    "${CXX:-c++}" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$kernels/emulate.h" \
+        -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/driver/driver.cpp
+    for name in cublas.so.13 cublasLt.so.13 curand.so.10 cudnn.so.9; do ln -sf libcuda.so.1 "$dir/lib$name"; done
+    export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
+    eval "$(../shared/tools/cuda-env.sh)"
+    export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir" SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
+    for convolutions in patches cudnn; do
+        if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
+        # Left out: what compares with convolutions of candle's, and what starts other processes.
+        cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
+            -p sam-tests --features sam-runtime/cudnn --test cuda --test graph --test layers --test sgd --test gradient \
+            --test state --test restore --test closed_forms -- --skip of_candle --skip under_rust_backtrace \
+            --test-threads 1
+    done
+}
+
+# NVIDIA's libraries, where pip, the driver and a toolkit put them.
+libraries() {
+    python3 -c 'import glob, os, sys
+print(":".join(sorted({os.path.dirname(f) for p in sys.path for f in glob.glob(p + "/nvidia/*/lib/lib*.so*")})))'
+}
+
+measure() {
+    local work model batch flags failed=0
+    work=$(mktemp -d)
+    for file in "$bundle"/*.gz; do
+        gzip -dc "$file" >"$work/$(basename "$file" .gz)"
+        chmod +x "$work/$(basename "$file" .gz)"
+    done
+    CUDA_LIB_DIRS="$(libraries):/usr/local/nvidia/lib64:/usr/local/cuda/lib64"
+    export CUDA_LIB_DIRS LD_LIBRARY_PATH="$CUDA_LIB_DIRS${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    nvidia-smi || true
+
+    for test in "$work"/test-*; do
+        echo "== $(basename "$test")"
+        (cd tests && SAM_TEST_DEVICE=cuda timeout 120 "$test" --skip compile --test-threads 4) || failed=$((failed + 1))
+    done
+    echo "RESULT {\"tests_failed\": $failed}"
+
+    note() { # name, command..: its last line, which is JSON
+        local name=$1 line
+        shift
+        echo "== $name: $*"
+        line=$(timeout 150 "$@" | tail -1) || line=null
+        echo "RESULT {\"name\": \"$name\", \"line\": ${line:-null}}"
+    }
+    for parameters in 36479194 1000000000; do
+        note "arithmetic $parameters" "$work/arithmetic" "$parameters" --device cuda
+    done
+    while read -r model batch; do
+        for flags in --tf32 --bf16; do
+            note "ours $model $flags" "$work/bench" "$model" --batch "$batch" --device cuda "$flags" --iters 20
+            for compile in "" --compile; do
+                # shellcheck disable=SC2086 # an empty flag is none
+                note "torch $model $flags $compile" python3 "$bundle/torch_step.py" "$model" --batch "$batch" \
+                    --device cuda --channels-last "$flags" --iters 20 $compile
+            done
+        done
+    done <<<"wrn-28-10 256
+resnet18 512"
+    if [ -n "${CIFAR:-}" ]; then
+        note "torch wrn-16-4 --bf16 " python3 "$bundle/torch_step.py" wrn-16-4 --batch 128 --device cuda \
+            --channels-last --bf16 --iters 20
+        "$work/cifar" --data "$CIFAR" --model wrn-16-4 --only sam --seeds 1 --epochs 30 --augment --quiet \
+            --device cuda --bf16 --out "$work/run" || true
+        cat "$work"/run/log.jsonl | sed 's/^/EPOCH /' || true
+    fi
+}
+
+table() {
+    python3 - "$1" <<'PY'
+import json, statistics, sys
+results, epochs, failed = {}, [], None
+for line in open(sys.argv[1]):
+    if line.startswith("RESULT "):
+        result = json.loads(line[7:])
+        if "tests_failed" in result:
+            failed = result["tests_failed"]
+        else:
+            results[result["name"].strip()] = result["line"]
+    elif line.startswith("EPOCH "):
+        epochs.append(json.loads(line[6:]))
+
+
+def step(name):
+    line = results.get(name)
+    return line["median_ms"]["sam"] if line else None
+
+
+def ratio(a, b):
+    return f"{a / b:.3f}" if a and b else "-"
+
+
+print("\ntest binaries that failed:", failed)
+print("SAM step in ms: ours, PyTorch eager, compiled; ours / each; SAM / (2 passes + optimizer)")
+for model in ["wrn-28-10", "resnet18"]:
+    for flags in ["--tf32", "--bf16"]:
+        names = [f"ours {model} {flags}", f"torch {model} {flags}", f"torch {model} {flags} --compile"]
+        ours, eager, compiled = map(step, names)
+        line = results.get(names[0])
+        print(model, flags, ours, eager, compiled, ratio(ours, eager), ratio(ours, compiled),
+              line["sam_overhead"] if line else "-",
+              f"host is back after {line['sam_enqueued_ms']} ms" if line else "")
+for name in results:
+    if name.startswith("arithmetic") and results[name]:
+        print(name, "of a copy's pace:", round(results[name]["of_copy"], 3))
+if epochs:
+    torch = step("torch wrn-16-4 --bf16")
+    seconds = statistics.median(epoch["seconds"] for epoch in epochs)
+    print("wrn-16-4:", seconds, "s an epoch; 390 of PyTorch's steps:", torch and torch * 0.39, "s; last test error",
+          epochs[-1]["test_error"])
+PY
+}
+
+case ${1:-} in
+build) build ;;
+emulated) emulated ;;
+run)
+    log=${2:-$bundle}/gpu.log
+    mkdir -p "$(dirname "$log")"
+    measure >"$log" 2>&1 || echo "the log ends early" >>"$log"
+    table "$log" | tee -a "$log"
+    ;;
+*)
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac

@@ -1,0 +1,127 @@
+//! What is particular about CUDA. The other files run there too, with `SAM_TEST_DEVICE=cuda`.
+
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder, VarMap};
+use sam_runtime::{Sam, nn, not_finite_steps};
+use sam_tests::{bits, copy, device, tensor, values};
+
+/// The CUDA device that tests are to run on, if they are.
+fn cuda() -> Option<&'static Device> {
+    let cuda = Some(device()).filter(|device| device.is_cuda());
+    if cuda.is_none() {
+        eprintln!("skipped: SAM_TEST_DEVICE names no CUDA device that is there");
+    }
+    cuda
+}
+
+/// A layer of each kind.
+struct Net {
+    vars: VarMap,
+    conv: nn::Conv2d,
+    norm: nn::BatchNorm,
+    strided: nn::Conv2d,
+    head: nn::Linear,
+}
+
+impl Net {
+    fn new(dtype: DType, device: &Device) -> Self {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, dtype, device);
+        let config = Conv2dConfig { padding: 1, ..Default::default() };
+        let net = Self {
+            conv: nn::conv2d_no_bias(3, 8, 3, config, vb.pp("conv")).unwrap(),
+            norm: nn::batch_norm(8, 1e-5, vb.pp("norm")).unwrap(),
+            strided: nn::conv2d(8, 16, 3, Conv2dConfig { stride: 2, ..config }, vb.pp("strided")).unwrap(),
+            head: nn::linear(16, 5, vb.pp("head")).unwrap(),
+            vars,
+        };
+        for (i, (_, var)) in net.named().iter().filter(|(name, _)| !name.contains("running")).enumerate() {
+            var.set(&tensor(var.dims(), dtype, i as u64).to_device(device).unwrap()).unwrap();
+        }
+        net
+    }
+
+    fn named(&self) -> Vec<(String, Var)> {
+        let vars = self.vars.data().lock().unwrap();
+        let mut named: Vec<_> = vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+        named.sort_by(|(a, _), (b, _)| a.cmp(b));
+        named
+    }
+
+    fn loss(&self, x: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let y = self.norm.forward_relu(&self.conv.forward(x)?, true)?;
+        let y = nn::add(&self.norm.forward_add_relu(&y, &y, true)?, &self.norm.forward_t(&y, true)?)?;
+        let y = nn::max_pool2d(&self.strided.forward(&y)?, 3, 2, 1)?;
+        let logits = self.head.forward(&nn::relu(&nn::global_avg_pool2d(&y)?)?)?;
+        nn::cross_entropy_smoothed(&logits.to_dtype(self.norm.running_mean().dtype())?, labels, 0.1)
+    }
+
+    /// The loss of a SAM step, the gradients and the running statistics.
+    fn step(&self, x: &Tensor, labels: &Tensor) -> Vec<Tensor> {
+        let loss = Sam::new(0.1).loss(|| self.loss(x, labels)).unwrap();
+        let grads = loss.backward().unwrap();
+        let of = |(_, var): &(String, Var)| grads.get(var).map_or_else(|| var.as_detached_tensor(), Tensor::detach);
+        std::iter::once(loss.detach()).chain(self.named().iter().map(of)).collect()
+    }
+}
+
+#[test]
+fn a_step_of_every_layer_agrees_with_the_cpu_in_f64() {
+    let Some(cuda) = cuda() else { return };
+    let x = tensor(&[12, 3, 14, 14], DType::F64, 9).to_device(&Device::Cpu).unwrap();
+    let labels = Tensor::from_vec((0..12u32).map(|i| i % 5).collect::<Vec<_>>(), 12, &Device::Cpu).unwrap();
+    let expected = Net::new(DType::F64, &Device::Cpu).step(&x, &labels);
+    let there = labels.to_device(cuda).unwrap();
+    // What the network computes in, and the type of its weights.
+    for (inner, outer, tolerance) in
+        [(DType::F64, DType::F64, 1e-9), (DType::F32, DType::F32, 1e-3), (DType::BF16, DType::F32, 0.2)]
+    {
+        let net = Net::new(outer, cuda);
+        let x = x.to_device(cuda).unwrap().to_dtype(inner).unwrap();
+        let found = net.step(&x, &there);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((found.dtype(), found.dims()), (outer, expected.dims()));
+            let (a, b) = (values(found), values(expected));
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let off = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+            let size = norm(&mut b.iter().copied());
+            assert!(off <= tolerance * (size + 1e-3), "{inner:?}, {:?}: {off} of {size}", found.dims());
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_every_time() {
+    let Some(cuda) = cuda() else { return };
+    let x = tensor(&[12, 3, 14, 14], DType::F32, 9).to_device(cuda).unwrap();
+    let labels = Tensor::zeros(12, DType::U32, cuda).unwrap();
+    let step = || Net::new(DType::F32, cuda).step(&x, &labels).iter().map(bits).collect::<Vec<_>>();
+    assert_eq!(step(), step());
+}
+
+#[test]
+fn dropout_draws_the_masks_of_the_cpu() {
+    let Some(cuda) = cuda() else { return };
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+        let x = tensor(&[1000], dtype, 1).to_device(&Device::Cpu).unwrap();
+        let [here, there] = [&Device::Cpu, cuda].map(|device| {
+            let (dropout, x) = (nn::Dropout::seeded(0.3, 7), x.to_device(device).unwrap());
+            (0..3).map(|_| bits(&dropout.forward(&x, true).unwrap())).collect::<Vec<_>>()
+        });
+        assert_eq!(here, there, "{dtype:?}");
+    }
+}
+
+/// Nobody looks at the numbers: the gradient is the plain one, the weights stay, and the device keeps count.
+#[test]
+fn a_gradient_that_is_not_finite_is_counted() {
+    let Some(cuda) = cuda() else { return };
+    let (w, zero) = (copy(&tensor(&[4], DType::F32, 1)), Var::zeros(3, DType::F32, cuda).unwrap());
+    let (before, count) = (bits(&w), not_finite_steps(cuda).unwrap());
+    let loss = || -> Result<Tensor> { w.sqr()?.sum_all()? + zero.sqrt()?.sum_all()? };
+    let grads = Sam::new(0.1).loss(loss).unwrap().backward().unwrap();
+    assert_eq!(values(grads.get(&w).unwrap()), values(&(w.as_detached_tensor() * 2.0).unwrap()));
+    assert_eq!((bits(&w), not_finite_steps(cuda).unwrap()), (before, count + 1));
+}
