@@ -1,7 +1,7 @@
 //! The gradient of a loss, and the loss whose gradient is a given one.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
@@ -16,10 +16,11 @@ use crate::{Error, Pass};
 /// loss's own operations and not that in which a map hands out its variables; tied ones once.
 pub(crate) type Gradient = Vec<(Var, Tensor)>;
 
-/// ∇L, as buffers of its own: whoever holds it holds no activation.
+/// ∇L, as buffers of its own: whoever holds it holds no activation, and may write over them.
 pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
     let (mut grads, mut direct) = Direct::during(|| loss.backward())?;
     let mut gradient = Vec::new();
+    let mut seen = HashSet::new();
     for node in loss.sorted_nodes() {
         if !node.is_variable() {
             continue;
@@ -29,7 +30,9 @@ pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
             (Some(grad), None) | (None, Some(grad)) => grad,
             (Some(a), Some(b)) => (a + b)?,
         };
-        gradient.push((Var::from_tensor(node)?, grad.detach().contiguous()?));
+        // A sum hands one gradient to both of its parts.
+        let grad = if seen.insert(grad.id()) { grad.detach().contiguous()? } else { grad.detach().copy()? };
+        gradient.push((Var::from_tensor(node)?, grad));
     }
     Ok(gradient)
 }
@@ -81,6 +84,11 @@ impl Drop for Direct {
     fn drop(&mut self) {
         DIRECT.set(self.outer.take());
     }
+}
+
+/// Whether there is somebody to take gradients.
+fn is_taken() -> bool {
+    DIRECT.with_borrow(Option::is_some)
 }
 
 /// Takes the gradient of a variable. What is not taken comes back, and is candle's to add up.
@@ -192,7 +200,10 @@ impl CustomOp2 for Surrogate {
     }
 
     fn bwd(&self, _: &Tensor, var: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(outer.clone()), hand_over(var, scaled(&self.grad, outer)?)?))
+        let grad = scaled(&self.grad, outer)?;
+        // Whoever takes it may write over it, and this loss may be gone through again.
+        let grad = if grad.id() == self.grad.id() && is_taken() { grad.copy()? } else { grad };
+        Ok((Some(outer.clone()), hand_over(var, grad)?))
     }
 }
 

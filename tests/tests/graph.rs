@@ -113,3 +113,46 @@ fn a_deep_network_is_freed() {
     let grads = x.sum_all().unwrap().backward().unwrap();
     assert_eq!(grads.get_ids().count(), 4);
 }
+
+/// A sum hands one and the same gradient to both of its parts, and SAM writes its perturbation over gradients.
+#[test]
+fn two_variables_that_are_added() {
+    let run = |ours: bool| {
+        let (v, w) = (var(&[7], 1), var(&[7], 2));
+        let loss = Sam::new(0.3).loss(|| -> Result<Tensor> {
+            let sum = if ours { nn::add(&v, &w)? } else { (v.as_tensor() + w.as_tensor())? };
+            (sum.sqr()?.sum_all()? + w.exp()?.sum_all()?)?.sqrt()
+        });
+        let grads = loss.unwrap().backward().unwrap();
+        [&v, &w].map(|var| grads.get(var).unwrap().clone())
+    };
+    for (a, b) in run(true).iter().zip(&run(false)) {
+        close(a, b);
+    }
+    let alone = |ours: bool| {
+        let (v, w) = (var(&[7], 1), var(&[7], 2));
+        let sum = || if ours { nn::add(&v, &w) } else { v.as_tensor() + w.as_tensor() };
+        let loss = Sam::new(0.3).loss(|| sum()?.sqr()?.sum_all()).unwrap();
+        let grads = loss.backward().unwrap();
+        [&v, &w].map(|var| grads.get(var).unwrap().clone())
+    };
+    for (a, b) in alone(true).iter().zip(&alone(false)) {
+        close(a, b);
+    }
+}
+
+/// The loss of one step as a part of another's: its gradient is not written over.
+#[test]
+fn a_loss_with_the_loss_of_another_step_in_it() {
+    let w = var(&[7], 1);
+    let inner = Sam::new(0.2).loss(|| w.sqr()?.sum_all()).unwrap();
+    let given = inner.backward().unwrap().get(&w).unwrap().copy().unwrap();
+    let outer = || Sam::new(0.3).loss(|| &inner + w.exp()?.sum_all()?).unwrap();
+    let first = outer().backward().unwrap().get(&w).unwrap().clone();
+    close(inner.backward().unwrap().get(&w).unwrap(), &given);
+    close(outer().backward().unwrap().get(&w).unwrap(), &first);
+    let g = (&given + w.exp().unwrap()).unwrap();
+    let norm = g.sqr().unwrap().sum_all().unwrap().sqrt().unwrap();
+    let there = (w.as_tensor() + (&g * 0.3).unwrap().broadcast_div(&norm).unwrap()).unwrap();
+    close(&first, &(&given + there.exp().unwrap()).unwrap());
+}
