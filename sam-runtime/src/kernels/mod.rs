@@ -4,7 +4,7 @@ pub(crate) mod conv;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
-#[cfg(any(all(test, target_os = "linux"), feature = "cuda"))]
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod device;
 pub(crate) mod float;
 mod generic;

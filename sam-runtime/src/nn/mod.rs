@@ -29,7 +29,7 @@ pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
 pub use draws::Draws;
 pub use dropout::Dropout;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu};
 pub use linear::{Linear, linear, linear_no_bias};

@@ -3,7 +3,7 @@
 //! A [`Machine`] runs them: a CUDA device, or in the tests the machine's own processor, which a C++ compiler has compiled
 //! the same sources for. Memory is named by addresses here, and everything in this folder is plain arithmetic.
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod emulated;
 pub(crate) mod nn;
 pub(crate) mod sam;
