@@ -1,6 +1,8 @@
 //! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
 //! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
 
+#![cfg(target_os = "linux")]
+
 mod nn;
 mod sam;
 
