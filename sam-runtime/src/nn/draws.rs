@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Pass;
 use crate::pass::{Run, Step};
-use crate::variants::mix;
+use crate::variants::hash;
 
 /// Where the random layers of a network get their numbers from: each call takes the next place of one stream, and the
 /// second pass of a sharpness-aware step takes the places of the first again, as the authors' code does.
@@ -90,7 +90,7 @@ impl Draws {
         (places.step, places.run) = (step, run);
         places.next += 1;
         places.end = places.end.max(places.next);
-        mix(self.seed ^ mix(places.next))
+        hash(self.seed ^ hash(places.next))
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
@@ -100,5 +100,5 @@ impl Draws {
 
 /// A number in [0, 1) with the 24 bits that an f32 has there.
 pub(super) fn uniform(seed: u64, place: u64) -> f32 {
-    (mix(seed.wrapping_add(place)) >> 40) as f32 / (1u32 << 24) as f32
+    (hash(seed.wrapping_add(place)) >> 40) as f32 / (1u32 << 24) as f32
 }

@@ -79,7 +79,7 @@ pub use radius::Radius;
 pub use when::When;
 
 pub(crate) use combination::{mix_all, mixed, paired, ratio, second_order_direction};
-pub(crate) use noise::mix;
+pub(crate) use noise::hash;
 pub(crate) use state::{Kept, State};
 
 use candle_core::Var;
