@@ -22,7 +22,7 @@ use crate::kernels::is_known;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::Dropout;
+/// use sam_runtime::nn::{Draws, Dropout};
 ///
 /// # fn main() -> Result<()> {
 /// let x = Tensor::ones(1000, DType::F32, &Device::Cpu)?;
@@ -31,6 +31,13 @@ use crate::kernels::is_known;
 /// assert_eq!(y, b.forward(&x, true)?.to_vec1::<f32>()?);
 /// assert_ne!(y, a.forward(&x, true)?.to_vec1::<f32>()?);
 /// assert!(y.iter().all(|&y| y == 0. || y == 2.));
+///
+/// let draws = Draws::seeded(7);
+/// let c = Dropout::of(0.5, draws.clone());
+/// draws.seek(1); // after the first call
+/// assert_ne!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
+/// draws.seek(0);
+/// assert_eq!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
 /// # Ok(())
 /// # }
 /// ```
@@ -51,7 +58,13 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        Self { drop_p, draws: Draws::seeded(seed) }
+        Self::of(drop_p, Draws::seeded(seed))
+    }
+
+    /// With the numbers of this stream, which a run that is taken up again can [seek](Draws::seek) in.
+    #[must_use]
+    pub fn of(drop_p: f32, draws: Draws) -> Self {
+        Self { drop_p, draws }
     }
 
     /// Drops elements where `train`, hands `x` on where not.
