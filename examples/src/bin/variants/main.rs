@@ -135,7 +135,8 @@ fn compare(options: &Options) -> Result<()> {
     let title = format!("{}, {} images, 40 % wrong labels, {seeds}", set.name, set.train.len());
     let table = table(&entries, &runs);
     let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
-                the same seed. \"Best epoch\" is chosen on the test images: what early stopping could give at most.";
+                the same seed. \"Best epoch\" is chosen on the test images: what early stopping could give at most. The radii were \
+                chosen on them too, with another seed.";
     write_whole(&options.out.join("table.md"), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;
     picture::draw(&entries, &runs, &title, &options.out.join("variants.png"))?;
     println!("{title}\n\n{table}\n{note}");

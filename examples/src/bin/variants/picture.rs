@@ -43,7 +43,7 @@ fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {
         .light_line_style(TRANSPARENT)
         .bold_line_style(INK.mix(0.12))
         .axis_style(INK.mix(0.5))
-        .x_desc("test error after the last epoch, %")
+        .x_desc("test error after the last epoch, %; in brackets the passes of a step")
         .label_style(("sans-serif", 32).into_font().color(&INK))
         .draw()?;
     let sam = lines.iter().find(|(name, ..)| *name == "SAM").map_or(low, |(_, mean, _)| mean.mean);
@@ -59,7 +59,5 @@ fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {
         let (x, y) = chart.backend_coord(&(low, y));
         area.draw_text(&format!("{name} ({passes:.1})"), &text, (x - 24, y))?;
     }
-    let (x, y) = chart.backend_coord(&(low, step));
-    area.draw_text("variant (passes a step)", &text, (x - 24, y - 20))?;
     Ok(())
 }
