@@ -33,7 +33,7 @@ cutout = 8
 auto-augment = "code-95"
 "#;
 
-/// Small, and of two trainings.
+/// Small, of two trainings, each with an average.
 const SMALL: &str = r#"
 model = "mlp-w64"
 images = 1000.0
@@ -43,6 +43,7 @@ epochs = 5.0
 method = "bootstrap"
 rho = 0.05
 noise = 0.4
+ema = 0.9
 "#;
 
 struct Training {
@@ -206,6 +207,8 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_is_kept() {
 fn a_checkpoint_that_is_damaged_or_another_trainings_is_refused_and_kept() {
     let training = Training::new(SMALL);
     training.finished("out", &["--every", "5"]);
+    // Once more, from the end of the last training.
+    training.finished("out", &["--every", "5", "--resume"]);
     let whole = fs::read(training.checkpoint("out")).unwrap();
     let refused = |arguments: &[&str]| {
         let before = fs::read(training.checkpoint("out")).unwrap();

@@ -217,7 +217,8 @@ impl<'a> Training<'a> {
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
         back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
-        if let Some(average) = &mut self.average {
+        // Before a stage's first step there is none yet: `stage` makes it.
+        if let Some(average) = self.average.as_mut().filter(|_| self.place.step > 0) {
             average.restore(checkpoint.take("average/"))?;
         }
         Ok(())
