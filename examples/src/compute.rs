@@ -1,5 +1,7 @@
 //! Where a network is trained, and what it computes in.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
@@ -37,11 +39,33 @@ pub struct Place {
     pub device: Device,
     /// What the network computes in.
     pub dtype: DType,
+    /// Whether products of f32 may round to TF32.
+    pub tf32: bool,
 }
 
 impl Place {
     /// f32 on the CPU.
-    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, tf32: false };
+
+    /// Whether it is f32 on the CPU.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.to_string().is_empty()
+    }
+}
+
+/// What is other than f32 on the CPU: `cuda-bf16`. Results of two places are not the same bits, and not mixed.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = match self.device {
+            Device::Cpu => None,
+            Device::Cuda(_) => Some("cuda"),
+            Device::Metal(_) => Some("metal"),
+        };
+        let dtype = (self.dtype != DType::F32).then(|| self.dtype.as_str());
+        let tf32 = (self.tf32 && device == Some("cuda")).then_some("tf32");
+        f.write_str(&[device, dtype, tf32].into_iter().flatten().collect::<Vec<_>>().join("-"))
+    }
 }
 
 impl Compute {
@@ -56,6 +80,19 @@ impl Compute {
             Kind::Cuda => Device::new_cuda(0).context("cannot train on `cuda`: build with --features cudnn")?,
             Kind::Metal => Device::new_metal(0).context("cannot train on `metal`: build with --features metal")?,
         };
-        Ok(Place { device, dtype: if self.bf16 { DType::BF16 } else { DType::F32 } })
+        Ok(Place { device, dtype: if self.bf16 { DType::BF16 } else { DType::F32 }, tf32: self.tf32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_where_it_is_another() {
+        assert!(Place::CPU.is_default());
+        assert_eq!(Place { dtype: DType::BF16, ..Place::CPU }.to_string(), "bf16");
+        // There are no TF32 units on the CPU.
+        assert!(Place { tf32: true, ..Place::CPU }.is_default());
     }
 }

@@ -219,7 +219,7 @@ fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Draw
     Ok(())
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all, also if the machine stops.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -229,7 +229,11 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         // Made like any other file, where tempfile's own would be for nobody else to read.
         let mut file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
         file.write_all(bytes)?;
+        file.as_file().sync_all()?;
         file.persist(path)?;
+        // The name is on the disk when its folder is.
+        #[cfg(unix)]
+        File::open(folder)?.sync_all()?;
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))

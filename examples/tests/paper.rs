@@ -119,10 +119,59 @@ fn processes_share_a_table() {
     let run = full.join("small/plain/sam/seed-0");
     assert_eq!(files(&run), ["events.out.tfevents", "log.jsonl", "result.json"]);
 
-    // Another recipe does not pass for this one.
+    // Another recipe does not pass for this one, nor does half a file; the rest of the table is there.
     fs::write(file, TABLE.replace("rho = 0.1", "rho = 0.2")).unwrap();
-    let error = refused(&[&["report"][..], &arguments].concat());
-    assert!(error.contains("another recipe") && error.contains("`rho` 0.2, found 0.1"), "{error}");
+    fs::write(full.join("small/plain/sgd/seed-0/result.json"), "{ \"cell\":").unwrap();
+    for command in [&["report"][..], &[]] {
+        let output = paper(&[command, &arguments].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let (report, error) = (text(&output.stdout), text(&output.stderr));
+        assert!(error.contains("another recipe") && error.contains("`rho` 0.2, found 0.1"), "{error}");
+        assert!(error.contains("result.json is damaged"), "{error}");
+        let row = |cell| report.lines().find(|line| line.contains(cell)).unwrap().to_owned();
+        assert!(row("plain/sam").contains("| another recipe "), "{report}");
+        assert!(row("plain/sgd").contains(", damaged ") && row("plain/sgd").contains("| 1 |"), "{report}");
+        assert!(row("bootstrap/sgd").contains("| 2 |"), "{report}");
+    }
+}
+
+/// A run whose loss is not finite is a result: the others go on, and it is not tried again.
+#[test]
+fn runs_that_diverge_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("small.toml");
+    fs::write(&file, TABLE.replace("bootstrap = { method = \"bootstrap\" }", "hot = { lr = 1e30 }")).unwrap();
+    let out = folder.path().join("out");
+    let arguments = [file.to_str().unwrap(), "--seeds", "1", "--quiet", "--out", out.to_str().unwrap()];
+    let report = printed(&paper(&arguments).output().unwrap());
+    assert_eq!(finished(&report).len(), 2, "{report}");
+    assert_eq!(report.lines().filter(|line| line.contains("seed 0: step") && line.contains("diverged")).count(), 2);
+    for cell in ["hot/sam", "hot/sgd"] {
+        let row = report.lines().find(|line| line.starts_with(&format!("| {cell}"))).unwrap();
+        assert!(row.contains("| diverged"), "{row}");
+        let result = fs::read_to_string(out.join("full/small").join(cell).join("seed-0/result.json")).unwrap();
+        assert!(result.contains("\"diverged\": \"step "), "{result}");
+    }
+    let again = printed(&paper(&arguments).output().unwrap());
+    assert!(!again.contains("seed 0:"), "{again}");
+    assert!(again.contains("| diverged"), "{again}");
+}
+
+/// Numbers of another type are another result.
+#[test]
+fn places_lie_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("small.toml");
+    fs::write(&file, TABLE).unwrap();
+    let out = folder.path().join("out");
+    let arguments = [file.to_str().unwrap(), "--only", "plain/sgd", "--seeds", "1", "--quiet", "--out"];
+    let arguments = [&arguments[..], &[out.to_str().unwrap()]].concat();
+    printed(&paper(&arguments).output().unwrap());
+    let report = printed(&paper(&[&arguments[..], &["--bf16"]].concat()).output().unwrap());
+    assert!(report.contains("training images, bf16.") && !report.contains("Scaled"), "{report}");
+    assert!(out.join("full,bf16/small/plain/sgd/seed-0/result.json").exists());
+    let result = fs::read_to_string(out.join("full/small/plain/sgd/seed-0/result.json")).unwrap();
+    assert!(!result.contains("place"), "{result}");
 }
 
 #[test]

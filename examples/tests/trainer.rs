@@ -33,7 +33,7 @@ cutout = 8
 auto-augment = "code-95"
 "#;
 
-/// Small, and of two trainings.
+/// Small, of two trainings, each with an average.
 const SMALL: &str = r#"
 model = "mlp-w64"
 images = 1000.0
@@ -43,6 +43,7 @@ epochs = 5.0
 method = "bootstrap"
 rho = 0.05
 noise = 0.4
+ema = 0.9
 "#;
 
 struct Training {
@@ -73,11 +74,11 @@ impl Training {
         assert!(output.status.success(), "{}", error(&output));
     }
 
-    /// Stops it with SIGTERM once it has logged something.
-    fn stopped(&self, out: &str, arguments: &[&str]) {
+    /// Stops it with SIGTERM once it has logged something with these words.
+    fn stopped(&self, out: &str, arguments: &[&str], words: &str) {
         let mut child = self.command(out, arguments).spawn().unwrap();
         let log = self.path(out).join("log.jsonl");
-        while fs::metadata(&log).map_or(0, |metadata| metadata.len()) < 200 {
+        while !fs::read_to_string(&log).is_ok_and(|text| text.contains(words)) {
             assert!(child.try_wait().unwrap().is_none(), "it ended before it was stopped");
             thread::sleep(Duration::from_millis(5));
         }
@@ -119,7 +120,7 @@ fn steps(checkpoint: &Path) -> u64 {
 fn a_training_that_was_stopped_goes_on_with_the_same_bits() {
     let training = Training::new(EVERYTHING);
     training.finished("whole", &["--every", "5"]);
-    training.stopped("parts", &["--every", "1000"]);
+    training.stopped("parts", &["--every", "1000"], "\"step\":3,");
     let before = steps(&training.checkpoint("parts"));
     assert!(before > 0);
     training.finished("parts", &["--every", "1000", "--resume"]);
@@ -131,6 +132,28 @@ fn a_training_that_was_stopped_goes_on_with_the_same_bits() {
     let lines: Vec<Value> = whole.1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.iter().filter(|line| line["test error"].is_f64()).count() >= 4, "{}", whole.1);
     assert!(lines.iter().any(|line| line["loss"].as_f64().is_some_and(|loss| loss > 0.0)));
+}
+
+/// A training with a stage that goes on with the model of the one before, and its random branches.
+#[test]
+fn a_stage_that_begins_with_an_old_model_goes_on_with_the_same_bits() {
+    let training = Training::new(&EVERYTHING.replace("mixup", "o2u"));
+    training.finished("whole", &["--every", "5"]);
+    training.stopped("parts", &["--every", "1000"], "\"stage\":1");
+    training.finished("parts", &["--every", "1000", "--resume"]);
+    assert!(training.essence("parts") == training.essence("whole"));
+}
+
+/// Steps that a log tells of, in a method whose trainings have so many.
+fn logged(log: &Path, steps: u64) -> u64 {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    // The last line may be half written.
+    let whole = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+    whole.map_or(0, |line| {
+        let number = |key: &str| line[key].as_u64().unwrap();
+        // A loss is that of a step, a test error comes after one.
+        number("stage") * steps + number("step") + u64::from(line["loss"].is_f64())
+    })
 }
 
 /// Killed 50 times, at random moments: the checkpoint is always whole and never an older one, and in the end everything
@@ -160,8 +183,12 @@ fn kill_9_loses_no_file_and_at_most_the_steps_since_the_last_checkpoint() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
+        let (log, saved) =
+            (training.path("killed/log.jsonl"), if checkpoint.exists() { steps(&checkpoint) } else { 0 });
+        let done = logged(&log, 2000);
+        assert!(done <= saved + 10, "{done} steps were done, {saved} are saved");
         if checkpoint.exists() {
-            let done = steps(&checkpoint);
+            let done = saved;
             assert!(done >= last, "{done} steps after {last}");
             progressed += u32::from(done > last);
             last = done;
@@ -206,6 +233,8 @@ fn a_full_disk_is_an_error_and_the_old_checkpoint_is_kept() {
 fn a_checkpoint_that_is_damaged_or_another_trainings_is_refused_and_kept() {
     let training = Training::new(SMALL);
     training.finished("out", &["--every", "5"]);
+    // Once more, from the end of the last training.
+    training.finished("out", &["--every", "5", "--resume"]);
     let whole = fs::read(training.checkpoint("out")).unwrap();
     let refused = |arguments: &[&str]| {
         let before = fs::read(training.checkpoint("out")).unwrap();

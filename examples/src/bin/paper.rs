@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use sam_examples::compute::Compute;
 use sam_examples::console::{Progress, Stop};
-use sam_examples::paper::{Found, Settings, write};
+use sam_examples::paper::{Ended, Found, Settings, write};
 use sam_examples::recipe::{Scale, selected, tables};
 
 /// The system's allocator gives every large buffer back and takes it anew.
@@ -131,10 +131,16 @@ fn settings(work: &Work) -> Result<Settings> {
 
 fn report(work: &Work) -> Result<ExitCode> {
     let settings = settings(work)?;
+    let mut failed = false;
     for table in &work.tables {
-        println!("{}", write(&selected(table, &work.only)?, &settings)?);
+        let written = write(&selected(table, &work.only)?, &settings)?;
+        println!("{}", written.text);
+        for error in &written.unusable {
+            eprintln!("error: {error}");
+            failed = true;
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if failed { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }
 
 fn run(work: &Work) -> Result<ExitCode> {
@@ -157,13 +163,14 @@ fn run(work: &Work) -> Result<ExitCode> {
             progress.finish();
             match found {
                 Ok(Found::Done(_)) => (),
-                Ok(Found::Finished(outcome)) => {
+                Ok(Found::Finished(Ended::Diverged { diverged })) => println!("{name}: {diverged}"),
+                Ok(Found::Finished(Ended::Trained(outcome))) => {
                     let number = table.measure.of(outcome.test_error);
                     println!("{name}: {} {number:.2}, {:.0} s", table.measure.name(), outcome.seconds);
                 }
                 Ok(Found::Taken) => others += 1,
                 Ok(Found::Stopped) => {
-                    println!("{name}: saved; the same command goes on\n\n{}", write(table, &settings)?);
+                    println!("{name}: saved; the same command goes on\n\n{}", write(table, &settings)?.text);
                     return Ok(ExitCode::from(130));
                 }
                 Err(error) => {
@@ -175,7 +182,7 @@ fn run(work: &Work) -> Result<ExitCode> {
                 return Ok(ExitCode::from(130));
             }
         }
-        println!("\n{}", write(table, &settings)?);
+        println!("\n{}", write(table, &settings)?.text);
     }
     if others > 0 {
         println!("{others} runs are other processes': `paper report` shows them when they are done");

@@ -26,9 +26,11 @@ const MENTOR_NET_SHARE: f64 = 0.75;
 /// The share of a training in which all examples are trusted.
 const BURN_IN: f64 = 0.1;
 
-/// From this share of the training on, truncated GCE leaves examples out, and looks again after each further such step.
-const GCE_START: f64 = 1.0 / 3.0;
-const GCE_EVERY: f64 = 1.0 / 12.0;
+/// Whether truncated GCE looks which examples it leaves out: after a third of the epochs, and after each further twelfth.
+fn gce_looks(epoch: usize, epochs: usize) -> bool {
+    let since = epoch.checked_sub(epochs.div_ceil(3));
+    since.is_some_and(|since| since.is_multiple_of((epochs / 12).max(1)))
+}
 
 /// The share of the training after which M-DYR-H corrects labels.
 const CORRECTION_START: f64 = 0.35;
@@ -43,7 +45,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Looks at the model at the beginning of an epoch, `progress` into the training.
+    /// Looks at the model at the beginning of an epoch, from 0.
     ///
     /// # Errors
     /// Those of the model.
@@ -53,11 +55,10 @@ impl Memory {
         model: &Model,
         source: &Source,
         record: bool,
-        progress: f64,
-        epoch: f64,
+        epoch: usize,
+        epochs: usize,
     ) -> Result<()> {
         let images = source.labels().len();
-        let refresh = |every: f64| progress >= GCE_START && (progress / every).fract() < epoch / every;
         if record {
             // Each epoch's losses, less their mean.
             let found = losses(model, source)?;
@@ -66,13 +67,13 @@ impl Memory {
             for (place, loss) in source.places().iter().zip(found) {
                 self.each[*place as usize] += loss - mean;
             }
-        } else if method == Method::Gce && refresh(GCE_EVERY) {
+        } else if method == Method::Gce && gce_looks(epoch, epochs) {
             self.each = vec![1.0; images];
             for (place, loss) in source.places().iter().zip(losses(model, source)?) {
                 let counts = f64::from(-loss).exp() > GCE_K;
                 self.each[*place as usize] = if counts { 1.0 } else { 0.0 };
             }
-        } else if method == Method::MDyrH && progress > 0.0 {
+        } else if method == Method::MDyrH && epoch > 0 {
             let Mixture { components, low, high } = Mixture::fit(&losses(model, source)?);
             self.few = components.iter().flat_map(|beta| [beta.a, beta.b, beta.weight]).chain([low, high]).collect();
         }
@@ -314,17 +315,31 @@ mod tests {
 
     #[test]
     fn mixup_mixes_images_as_labels() {
-        let share: f32 = examples("method = \"mixup\"\nalpha = 8.0", &mut Memory::default(), 0.0)
-            .iter()
-            .flatten()
-            .copied()
-            .find(|x| *x > 0.0 && *x < 1.0)
-            .unwrap();
+        let target = examples("method = \"mixup\"\nalpha = 8.0", &mut Memory::default(), 0.0);
+        // One share for the batch: of a row's own label, the rest of its partner's.
+        let own: Vec<f32> =
+            target.iter().zip([0, 1, 2, 0, 1, 2, 0, 1]).map(|(row, label): (_, usize)| row[label]).collect();
+        let share = own.iter().copied().find(|x| *x < 1.0).unwrap();
+        assert!(share > 0.0 && own.iter().all(|x| (x - share).abs() < 1e-6 || (x - 1.0).abs() < 1e-6), "{target:?}");
+        for row in &target {
+            let rest = row.iter().sum::<f32>() - row.iter().copied().fold(0.0, f32::max);
+            let is_share = [0.0, share.min(1.0 - share)].iter().any(|expected| (rest - expected).abs() < 1e-6);
+            assert!(is_share, "{share}: {target:?}");
+        }
         let mixture = mixed(&batch().x, &one_hot(&batch().y, 3, 0.0).unwrap(), &[1; 8], &[0.25; 8]).unwrap();
         let (before, after) = (batch().x.flatten_all().unwrap(), mixture.x.flatten_all().unwrap());
         let (before, after) = (before.to_vec1::<f32>().unwrap(), after.to_vec1::<f32>().unwrap());
         assert!((after[40] - (0.25 * before[40] + 0.75 * before[24])).abs() < 1e-6);
-        assert!((0.0..1.0).contains(&share));
+        let expected = [[0.25, 0.75, 0.0], [0.0, 1.0, 0.0], [0.0, 0.75, 0.25]];
+        assert_eq!(mixture.target.to_vec2::<f32>().unwrap()[..3], expected);
+    }
+
+    #[test]
+    fn gce_looks_after_whole_epochs() {
+        let looks = |epochs| (0..epochs).filter(|epoch| gce_looks(*epoch, epochs)).collect::<Vec<_>>();
+        assert_eq!(looks(120), [40, 50, 60, 70, 80, 90, 100, 110]);
+        assert_eq!(looks(200), [67, 83, 99, 115, 131, 147, 163, 179, 195]);
+        assert_eq!(looks(5), [2, 3, 4]);
     }
 
     #[test]

@@ -71,11 +71,12 @@ pub struct Split {
 }
 
 impl Split {
-    /// Whether an image is in this half.
+    /// Whether an image is in this half, in a training of this seed.
     #[must_use]
-    pub fn has(self, place: u32) -> bool {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.round.into());
-        rng.set_stream(place.into());
+    pub fn has(self, seed: u64, place: u32) -> bool {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // Beside the streams of orders, below 2³², and those of steps and images, from 2⁶² on.
+        rng.set_stream((1 << 61) | (u64::from(self.round) << 32) | u64::from(place));
         rng.random_bool(0.5) == self.second
     }
 }
@@ -311,11 +312,12 @@ mod tests {
     fn halves_are_halves() {
         let half = Split { round: 2, second: false };
         let other = Split { second: true, ..half };
-        let count = (0..10_000).filter(|place| half.has(*place)).count();
+        let count = (0..10_000).filter(|place| half.has(0, *place)).count();
         assert!((4800..5200).contains(&count), "{count}");
-        assert!((0..1000).all(|place| half.has(place) != other.has(place)));
+        assert!((0..1000).all(|place| half.has(0, place) != other.has(0, place)));
         let again = Split { round: 3, ..half };
-        assert!((0..1000).any(|place| half.has(place) != again.has(place)));
+        assert!((0..1000).any(|place| half.has(0, place) != again.has(0, place)));
+        assert!((0..1000).any(|place| half.has(0, place) != half.has(1, place)));
     }
 
     #[test]

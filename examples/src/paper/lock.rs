@@ -52,7 +52,7 @@ impl Lock {
             let (path, holder, lost) = (path.clone(), holder.clone(), Arc::clone(&lost));
             thread::spawn(move || {
                 while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(stale / SIGNS) {
-                    if !is_of(&path, &holder) {
+                    if is_lost(&path, &holder).unwrap_or(false) {
                         lost.store(true, Ordering::Relaxed);
                         break;
                     }
@@ -82,12 +82,37 @@ impl Lock {
     /// The same, by a look at the file.
     ///
     /// # Errors
-    /// If it is not.
+    /// If it is not, or the file cannot be read now.
     pub fn check_file(&self) -> Result<()> {
-        if !is_of(&self.path, &self.holder) {
+        if is_lost(&self.path, &self.holder).with_context(|| format!("cannot read {}", self.path.display()))? {
             self.lost.store(true, Ordering::Relaxed);
         }
         self.check()
+    }
+
+    /// Removes what processes that were killed have left half written in the folder. What is not older than a holder's
+    /// last sign of life may be another's who looks at the lock now, and stays.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, or a file not be removed.
+    pub fn sweep(&self) -> Result<()> {
+        const LEFT: [&str; 4] = [".checkpoint", ".clock", ".lock-", ".tmp"];
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let sweep = || -> std::io::Result<()> {
+            // Our own file is from now, by the clock of the machine that has the files.
+            let now = fs::metadata(&self.path)?.modified()?;
+            for entry in fs::read_dir(folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let is_left = LEFT.iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+                let age = || now.duration_since(entry.metadata()?.modified()?).map_err(std::io::Error::other);
+                if is_left && age().is_ok_and(|age| age > self.stale / 2) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        sweep().with_context(|| format!("cannot tidy up {}", folder.display()))
     }
 }
 
@@ -105,9 +130,14 @@ impl Drop for Lock {
     }
 }
 
-/// Whether the file has this holder's name.
-fn is_of(path: &Path, holder: &str) -> bool {
-    fs::read_to_string(path).is_ok_and(|found| found == holder)
+/// Whether the file is gone or has another holder's name. Where it cannot be read (a network's file system comes and
+/// goes) nobody knows.
+fn is_lost(path: &Path, holder: &str) -> std::io::Result<bool> {
+    match fs::read(path) {
+        Ok(found) => Ok(found != holder.as_bytes()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// A name that nobody else has.
@@ -143,14 +173,19 @@ fn steal(path: &Path, holder: &str) -> std::io::Result<bool> {
     let aside = path.with_file_name(format!(".lock-{}", holder.trim().replace(' ', "-")));
     match fs::rename(path, &aside) {
         Ok(()) => {
-            let moved = fs::read_to_string(&aside)?;
+            let moved = match fs::read_to_string(&aside) {
+                // Yet another has taken the lock since, and tidied up.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+                moved => moved?,
+            };
             if moved != before {
                 // Somebody else was faster, and this is a new one: it goes back, unless there is yet another.
                 let _ = fs::hard_link(&aside, path);
-                fs::remove_file(&aside)?;
+                let _ = fs::remove_file(&aside);
                 return Ok(false);
             }
-            fs::remove_file(&aside)?;
+            // What stays is tidied up by the next holder.
+            let _ = fs::remove_file(&aside);
         }
         Err(error) if error.kind() == ErrorKind::NotFound => (),
         Err(error) => return Err(error),
@@ -187,6 +222,38 @@ mod tests {
         drop(old);
         new.check_file().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_that_cannot_be_read_now_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path(), LONG).unwrap().unwrap();
+        let (path, aside) = (dir.path().join("lock"), dir.path().join("aside"));
+        // A folder in its place: a read fails, and the file is not gone.
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = lock.check_file().unwrap_err().to_string();
+        assert!(error.contains("cannot read"), "{error}");
+        lock.check().unwrap();
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        lock.check_file().unwrap();
+    }
+
+    #[test]
+    fn what_the_dead_have_left_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path(), LONG).unwrap().unwrap();
+        for (name, is_old) in [(".checkpointAb", true), (".lock-1-2-3", true), (".clockC", false), ("log.jsonl", true)]
+        {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - if is_old { LONG } else { Duration::ZERO }).unwrap();
+        }
+        lock.sweep().unwrap();
+        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".clockC", "lock", "log.jsonl"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Settings;
+use super::{Ended, Settings, Unusable};
 use crate::recipe::{Cell, Published, Table};
 use crate::report::{Area, Drawn, INK, align, png, write_whole};
 
@@ -25,32 +25,48 @@ pub struct Row {
     pub mean: Option<f64>,
     /// Half of the mean's 95 % interval, by Student's distribution; none for fewer than two seeds.
     pub interval: Option<f64>,
+    /// Why seeds have no number though they have a result: `diverged`, `damaged`, ..
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub without: BTreeSet<&'static str>,
     /// What was trained on.
     pub data: BTreeSet<String>,
     /// Seconds of all runs.
     pub seconds: f64,
 }
 
-/// The rows of a table, of the runs that are done.
-///
-/// # Errors
-/// If a result cannot be read.
-pub fn rows(table: &Table, settings: &Settings) -> Result<Vec<Row>> {
-    table.cells.iter().map(|cell| row(table, cell, settings)).collect()
+/// A table that has been written.
+#[derive(Debug)]
+pub struct Written {
+    /// In Markdown.
+    pub text: String,
+    /// Results that could not be used.
+    pub unusable: Vec<Unusable>,
 }
 
-fn row(table: &Table, cell: &Cell, settings: &Settings) -> Result<Row> {
+/// The row of a cell, of the runs that are done.
+fn row(table: &Table, cell: &Cell, settings: &Settings, unusable: &mut Vec<Unusable>) -> Result<Row> {
     let short = cell.name.strip_prefix(&format!("{}/", table.name)).unwrap_or(&cell.name).to_owned();
-    let (mut ours, mut data, mut seconds) = (Vec::new(), BTreeSet::new(), 0.0);
+    let (mut ours, mut data, mut seconds, mut without) = (Vec::new(), BTreeSet::new(), 0.0, BTreeSet::new());
     for seed in 0..settings.seeds {
-        if let Some(outcome) = settings.run(cell, seed)?.outcome()? {
-            ours.push(table.measure.of(outcome.test_error));
-            data.insert(format!("{}, {} training images", outcome.data, outcome.train_images));
-            seconds += outcome.seconds;
+        match settings.run(cell, seed)?.ended() {
+            Ok(None) => (),
+            Ok(Some(Ended::Trained(outcome))) => {
+                ours.push(table.measure.of(outcome.test_error));
+                let place = if outcome.place.is_empty() { String::new() } else { format!(", {}", outcome.place) };
+                data.insert(format!("{}, {} training images{place}", outcome.data, outcome.train_images));
+                seconds += outcome.seconds;
+            }
+            Ok(Some(Ended::Diverged { .. })) => {
+                without.insert("diverged");
+            }
+            Err(error) => {
+                without.insert(error.word());
+                unusable.push(error);
+            }
         }
     }
     let (mean, interval) = (mean(&ours), interval(&ours));
-    Ok(Row { cell: short, paper: cell.paper, ours, mean, interval, data, seconds })
+    Ok(Row { cell: short, paper: cell.paper, ours, mean, interval, without, data, seconds })
 }
 
 fn mean(numbers: &[f64]) -> Option<f64> {
@@ -84,7 +100,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         let _ = writeln!(
             text,
             "**Scaled: {}. These are not the paper's experiments; its numbers stand beside for their shape only.**\n",
-            settings.tag()
+            settings.scaled()
         );
     }
     for data in rows.iter().flat_map(|row| &row.data).collect::<BTreeSet<_>>() {
@@ -94,7 +110,9 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     let body = rows.iter().map(|row| {
         let paper = row.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
         let count = if row.ours.is_empty() { String::new() } else { row.ours.len().to_string() };
-        vec![row.cell.clone(), paper, number(row.mean, row.interval), count]
+        let ours = row.mean.map(|mean| number(Some(mean), row.interval));
+        let ours: Vec<_> = ours.into_iter().chain(row.without.iter().map(|&word| word.to_owned())).collect();
+        vec![row.cell.clone(), paper, ours.join(", "), count]
     });
     let all: Vec<_> = [head.to_vec()].into_iter().chain(body).collect();
     text += &align(&all);
@@ -102,18 +120,22 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         text,
         "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
     );
+    if rows.iter().any(|row| row.without.contains("diverged")) {
+        text += "\n`diverged`: a loss or gradient was not finite in a run, which the mean is without.\n";
+    }
     if !table.note.is_empty() {
         let _ = writeln!(text, "\n{}", table.note);
     }
     text
 }
 
-/// Writes the table as Markdown, JSON and PNG, and gives the Markdown.
+/// Writes the table as Markdown, JSON and PNG. A result that cannot be used has a word in its cell.
 ///
 /// # Errors
-/// If a file cannot be written, or a result not be read.
-pub fn write(table: &Table, settings: &Settings) -> Result<String> {
-    let rows = rows(table, settings)?;
+/// If a file cannot be written.
+pub fn write(table: &Table, settings: &Settings) -> Result<Written> {
+    let mut unusable = Vec::new();
+    let rows = table.cells.iter().map(|cell| row(table, cell, settings, &mut unusable)).collect::<Result<Vec<_>>>()?;
     let text = markdown(table, settings, &rows);
     let folder = settings.out.join(settings.tag());
     std::fs::create_dir_all(&folder)?;
@@ -130,11 +152,11 @@ pub fn write(table: &Table, settings: &Settings) -> Result<String> {
     write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
     let shown: Vec<&Row> = rows.iter().filter(|row| row.mean.is_some() || row.paper.is_some()).collect();
     if !shown.is_empty() {
-        let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.tag()) };
+        let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.scaled()) };
         let size = (1200, 170 + 30 * shown.len() as u32);
         png(&path("png"), size, |area| draw(area, &shown, &table.title, [table.measure.name(), &scaled]))?;
     }
-    Ok(text)
+    Ok(Written { text, unusable })
 }
 
 /// A line for each cell: the paper's number as a ring, ours as a dot with its interval.

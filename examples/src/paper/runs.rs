@@ -1,17 +1,18 @@
 //! Single runs: where they lie, whether they are done, and how one is done.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::compute::Place;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Lock;
 use crate::recipe::{Cell, Changes, Recipe, Scale};
 use crate::report::write_whole;
-use crate::trainer::{Data, Job, Next, Outcome, Status, difference};
+use crate::trainer::{Data, Diverged, Job, Next, Outcome, Status, difference};
 
 /// What all runs of a table have in common.
 #[derive(Clone, Debug)]
@@ -35,9 +36,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Scale and further settings in one word, or `full`: the folder of such runs.
+    /// Scale and further settings in one word, or `full`.
     #[must_use]
-    pub fn tag(&self) -> String {
+    pub fn scaled(&self) -> String {
         let mut parts = vec![self.scale.to_string()];
         if !self.set.is_empty() {
             parts.retain(|part| part != "full");
@@ -47,10 +48,17 @@ impl Settings {
         parts.join(",")
     }
 
+    /// The same with the place, if it is not the CPU in f32: the folder of such runs.
+    #[must_use]
+    pub fn tag(&self) -> String {
+        let place = if self.place.is_default() { String::new() } else { format!(",{}", self.place) };
+        self.scaled() + &place
+    }
+
     /// Whether runs are those of the paper, and not smaller or other ones.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.tag() == "full"
+        self.scaled() == "full"
     }
 
     fn folder(&self, cell: &Cell, seed: u64) -> PathBuf {
@@ -88,17 +96,71 @@ pub struct Run {
     pub folder: PathBuf,
 }
 
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Ended {
+    /// With a model.
+    Trained(Outcome),
+    /// With a loss or a gradient that is not finite. It is not tried again: it would do the same.
+    Diverged {
+        /// Where and how.
+        diverged: String,
+    },
+}
+
 /// What came of the wish to do a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// It had been done before.
-    Done(Outcome),
+    Done(Ended),
     /// It was done now.
-    Finished(Outcome),
+    Finished(Ended),
     /// Somebody else is doing it.
     Taken,
     /// It was told to stop, and everything is saved.
     Stopped,
+}
+
+/// Why a file with a result is none of this run.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// It is of a run with the same name that was told something else.
+    #[error("{} is of another recipe: remove it, or choose another folder; {difference}", path.display())]
+    AnotherRecipe {
+        /// The file.
+        path: PathBuf,
+        /// Where the recipes differ first.
+        difference: String,
+    },
+    /// It is no result.
+    #[error("{} is damaged: remove it; {error}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: serde_json::Error,
+    },
+    /// It cannot be read.
+    #[error("cannot read {}; {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl Unusable {
+    /// What a table says in the place of a number.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::AnotherRecipe { .. } => "another recipe",
+            Self::Damaged { .. } => "damaged",
+            Self::Unreadable { .. } => "unreadable",
+        }
+    }
 }
 
 /// The file that says that a run is done.
@@ -107,46 +169,49 @@ struct Done<R> {
     cell: String,
     seed: u64,
     recipe: R,
-    outcome: Outcome,
+    outcome: Ended,
 }
 
 impl Run {
-    /// What it came to, if it is done.
+    /// How it ended, if it did.
     ///
     /// # Errors
     /// If the file cannot be read, or is that of another recipe.
-    pub fn outcome(&self) -> Result<Option<Outcome>> {
+    pub fn ended(&self) -> Result<Option<Ended>, Unusable> {
         let path = self.folder.join("result.json");
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Unusable::Unreadable { path, error }),
+            Ok(text) => text,
         };
-        let done: Done<serde_json::Value> =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged: remove it", path.display()))?;
-        // Through text, as the other one.
-        let recipe: serde_json::Value = serde_json::from_str(&serde_json::to_string(&self.recipe)?)?;
-        ensure!(
-            done.recipe == recipe,
-            "{} is of another recipe: remove it, or choose another folder; {}",
-            path.display(),
-            difference(&done.recipe.to_string(), &recipe.to_string())
-        );
+        // Both through text: it rounds no number, but knows no infinity.
+        let recipe = serde_json::to_vec(&self.recipe).and_then(|recipe| serde_json::from_slice(&recipe));
+        let both = recipe.and_then(|recipe| Ok((recipe, serde_json::from_slice(&text)?)));
+        let (recipe, done): (serde_json::Value, Done<serde_json::Value>) = match both {
+            Ok(both) => both,
+            Err(error) => return Err(Unusable::Damaged { path, error }),
+        };
+        if done.recipe != recipe {
+            let difference = difference(&done.recipe.to_string(), &recipe.to_string());
+            return Err(Unusable::AnotherRecipe { path, difference });
+        }
         Ok(Some(done.outcome))
     }
 
     /// Does it, unless it is done or somebody else's.
     ///
     /// # Errors
-    /// If the data is not there, or the training fails.
+    /// If the data is not there, or the training fails otherwise than by diverging.
     pub fn do_it(&self, settings: &Settings, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Found> {
-        if let Some(outcome) = self.outcome()? {
-            return Ok(Found::Done(outcome));
+        if let Some(ended) = self.ended()? {
+            return Ok(Found::Done(ended));
         }
         let Some(lock) = Lock::take(&self.folder, settings.stale)? else { return Ok(Found::Taken) };
         // It may have been done while the lock was taken.
-        if let Some(outcome) = self.outcome()? {
-            return Ok(Found::Done(outcome));
+        if let Some(ended) = self.ended()? {
+            return Ok(Found::Done(ended));
         }
+        lock.sweep()?;
         let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.place.device)?;
         let job = Job {
             recipe: &self.recipe,
@@ -161,17 +226,20 @@ impl Run {
         let outcome = job.run(|status| {
             lock.check()?;
             tell(status)
-        })?;
-        let Some(outcome) = outcome else { return Ok(Found::Stopped) };
+        });
+        let ended = match outcome {
+            Ok(Some(outcome)) => Ended::Trained(outcome),
+            Ok(None) => return Ok(Found::Stopped),
+            Err(error) => Ended::Diverged { diverged: error.downcast::<Diverged>()?.to_string() },
+        };
         lock.check_file()?;
-        self.write(&outcome)?;
+        self.write(&ended)?;
         remove(&job.checkpoint())?;
-        Ok(Found::Finished(outcome))
+        Ok(Found::Finished(ended))
     }
 
-    fn write(&self, outcome: &Outcome) -> Result<()> {
-        let (cell, recipe, outcome) = (self.cell.clone(), &self.recipe, outcome.clone());
-        let done = Done { cell, seed: self.seed, recipe, outcome };
+    fn write(&self, ended: &Ended) -> Result<()> {
+        let done = Done { cell: self.cell.clone(), seed: self.seed, recipe: &self.recipe, outcome: ended.clone() };
         let text = serde_json::to_string_pretty(&done)? + "\n";
         write_whole(&self.folder.join("result.json"), text.as_bytes())
     }
@@ -180,7 +248,7 @@ impl Run {
 /// Removes a file, if it is there.
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),

@@ -1,8 +1,9 @@
 //! The keys of a recipe, once: what a file may change, and what comes out.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, ensure};
 use sam_runtime::Sam;
 use sam_runtime::variants::Combination;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -124,7 +125,8 @@ keys! {
     p: f64 = 2.0,
     /// ASAM's η; -1 for a ball that is not scaled.
     adaptive: f64 = -1.0,
-    /// Examples of a shard, each with its own perturbation; 0 for the whole batch.
+    /// Examples of a shard, each with its own perturbation, and normalised by itself, also where `rho` is 0; 0 for the
+    /// whole batch.
     m: usize = 0,
     /// Steps of ascent within the ball.
     inner_steps: usize = 1,
@@ -266,6 +268,27 @@ impl Recipe {
         Ok(sam)
     }
 
+    /// The parts of a batch of so many images whose gradients are averaged: `accumulate` equal ones, and for plain
+    /// gradients each of these in shards of `m`. SAM splits into shards by itself, but not where `rho` is 0: without
+    /// this batch normalisation would see `m` images with SAM and the whole batch without.
+    ///
+    /// # Errors
+    /// If there are not as many equal parts.
+    pub fn parts(&self, rows: usize) -> Result<Vec<Range<usize>>> {
+        let count = self.accumulate;
+        ensure!(
+            count > 0 && rows.is_multiple_of(count),
+            "a batch of {rows} images cannot be cut into {count} equal parts: change `accumulate`"
+        );
+        let part = rows / count;
+        let shard = if self.rho == 0.0 && self.m > 0 { self.m } else { part.max(1) };
+        let shards = |start: usize| {
+            let end = start + part;
+            (start..end).step_by(shard).map(move |at| at..end.min(at + shard))
+        };
+        Ok((0..count).flat_map(|i| shards(i * part)).collect())
+    }
+
     /// What is done to training images.
     #[must_use]
     pub fn augment(&self) -> Augment {
@@ -312,5 +335,28 @@ mod tests {
         let changed = Changes::parse("cell", "rho = 0.1").unwrap().or(&base);
         let recipe = changed.recipe(&Scale::default()).unwrap();
         assert_eq!((recipe.rho, recipe.epochs, recipe.p, recipe.batch), (0.1, 10.0, f64::INFINITY, 256));
+    }
+
+    /// SGD and SAM normalise over as many images.
+    #[test]
+    fn plain_gradients_are_taken_in_shards_too() {
+        let parts = |text: &str, rows| {
+            Changes::parse("test", text)
+                .unwrap()
+                .recipe(&Scale::default())
+                .unwrap()
+                .parts(rows)
+                .unwrap()
+                .into_iter()
+                .map(|part| (part.start, part.end))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(parts("rho = 0.05\nm = 4", 10), [(0, 10)]);
+        assert_eq!(parts("m = 4", 10), [(0, 4), (4, 8), (8, 10)]);
+        assert_eq!(parts("rho = 0.05\naccumulate = 2\nm = 4", 12), [(0, 6), (6, 12)]);
+        assert_eq!(parts("accumulate = 2\nm = 4", 12), [(0, 4), (4, 6), (6, 10), (10, 12)]);
+        assert_eq!(parts("", 12), [(0, 12)]);
+        let recipe = Changes::parse("test", "accumulate = 2").unwrap().recipe(&Scale::default()).unwrap();
+        assert!(recipe.parts(3).unwrap_err().to_string().contains("2 equal parts"));
     }
 }

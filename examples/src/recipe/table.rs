@@ -31,15 +31,6 @@ impl Measure {
         }
     }
 
-    /// Whether a first number is better than a second.
-    #[must_use]
-    pub fn is_better(self, a: f64, b: f64) -> bool {
-        match self {
-            Self::Error => a < b,
-            Self::Accuracy => a > b,
-        }
-    }
-
     /// In words.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -353,5 +344,62 @@ set = { rho = 0.2 }
         names.dedup();
         assert_eq!(names.len(), count);
         assert!(count > 200, "{count}");
+    }
+
+    /// Table 6 of the paper: epochs with SAM, lr, weight decay, ρ for CIFAR-10 and for CIFAR-100.
+    const TABLE_6: &str = "
+        wrn-28-10            | 200  | 0.1  | 5e-4 | 0.05 | 0.1
+        wrn-28-10-1800       | 1800 | 0.05 | 1e-3 | 0.05 | 0.1
+        shake-shake          | 1800 | 0.02 | 1e-3 | 0.02 | 0.05
+        pyramidnet           | 1800 | 0.05 | 5e-4 | 0.05 | 0.2
+        pyramidnet-shakedrop | 1800 | 0.02 | 5e-4 | 0.05 | -
+        pyramidnet-shakedrop | 1800 | 0.05 | 5e-4 | -    | 0.05";
+
+    /// Table 7, the half of Fashion-MNIST: epochs, lr, weight decay, ρ.
+    const TABLE_7: &str = "
+        wrn-28-10   | 200  | 0.1 | 5e-4 | 0.05
+        shake-shake | 1800 | 0.1 | 5e-4 | 0.02";
+
+    /// A line's name and numbers, NaN for none.
+    fn lines(table: &'static str) -> impl Iterator<Item = (&'static str, Vec<f64>)> {
+        table.trim().lines().map(|line| {
+            let mut words = line.split('|').map(str::trim);
+            (words.next().unwrap(), words.map(|word| word.parse().unwrap_or(f64::NAN)).collect())
+        })
+    }
+
+    #[track_caller]
+    fn has(cell: &str, expected: [f64; 4]) {
+        let table = selected(cell.split('/').next().unwrap(), &[cell.to_owned()]).unwrap();
+        let recipe = table.cells[0].changes.recipe(&Scale::default()).unwrap();
+        let found = [recipe.epochs * recipe.stretch, recipe.lr, recipe.weight_decay, recipe.rho];
+        assert_eq!(found, expected, "{cell}");
+        assert_eq!((recipe.batch, recipe.m, recipe.momentum), (256, 32, 0.9), "{cell}");
+    }
+
+    #[test]
+    fn cells_have_the_papers_constants() {
+        let mut seen = 0;
+        for (model, numbers) in lines(TABLE_6) {
+            let [epochs, lr, decay, rho_10, rho_100] = numbers[..] else { panic!("{model} has {numbers:?}") };
+            for (set, rho) in [("cifar10", rho_10), ("cifar100", rho_100)].into_iter().filter(|(_, rho)| !rho.is_nan())
+            {
+                for augmentation in ["basic", "cutout", "aa"] {
+                    let cell = format!("table1/{model}/{augmentation}/{set}");
+                    has(&format!("{cell}/sam"), [epochs, lr, decay, rho]);
+                    has(&format!("{cell}/sgd"), [epochs, lr, decay, 0.0]);
+                    has(&format!("{cell}/sgd-2x"), [2.0 * epochs, lr, decay, 0.0]);
+                    seen += 3;
+                }
+            }
+        }
+        assert_eq!(seen, selected("table1", &[]).unwrap().cells.len());
+        for (model, numbers) in lines(TABLE_7) {
+            let [epochs, lr, decay, rho] = numbers[..] else { panic!("{model} has {numbers:?}") };
+            for augmentation in ["basic", "aa"] {
+                has(&format!("table5/{model}/{augmentation}/sam"), [epochs, lr, decay, rho]);
+                has(&format!("table5/{model}/{augmentation}/sgd"), [epochs, lr, decay, 0.0]);
+            }
+        }
     }
 }

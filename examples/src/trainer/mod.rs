@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer as _;
@@ -116,6 +116,25 @@ pub struct Outcome {
     pub test_images: usize,
     /// What was trained on.
     pub data: String,
+    /// Where, and in which numbers; empty for f32 on the CPU.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub place: String,
+}
+
+/// A training that came to numbers that are not finite. It would come to them again: it is deterministic.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("step {step} diverged: {what}; try a lower learning rate, or `clip`")]
+pub struct Diverged {
+    /// The step of the stage.
+    pub step: usize,
+    /// What was not finite.
+    pub what: String,
+}
+
+/// Whether a step was refused because a loss or a gradient is not finite. candle hands an error of others on as its text.
+fn is_not_finite(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["no gradient was taken", "is not finite in variable"].iter().any(|words| text.contains(words))
 }
 
 impl Job<'_> {
@@ -130,6 +149,9 @@ impl Job<'_> {
         let mut words = serde_json::to_value(self.recipe)?;
         words["seed"] = json!(self.seed);
         words["training images"] = json!(self.data.train.len());
+        if !self.place.is_default() {
+            words["place"] = json!(self.place.to_string());
+        }
         Ok(words.to_string())
     }
 
@@ -137,7 +159,8 @@ impl Job<'_> {
     /// stop.
     ///
     /// # Errors
-    /// If a file cannot be read or written, if a checkpoint is of another training, or a loss is not finite.
+    /// If a file cannot be read or written, if a checkpoint is of another training, or a loss is not finite
+    /// ([`Diverged`]).
     pub fn run(&self, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
         let stages = self.recipe.method.stages();
         let mut training = Training::begin(self)?;
@@ -175,7 +198,7 @@ impl<'a> Training<'a> {
             .as_ref()
             .map_or_else(|| Place { recipe: words, ..Place::default() }, |checkpoint| checkpoint.place.clone());
         let train = &job.data.train;
-        let model = fresh_model(job, place.stage)?;
+        let model = fresh_model(job, last_fresh(&recipe.method.stages(), place.stage))?;
         let mut training = Self {
             job,
             sam: recipe.sam()?.seed(job.seed),
@@ -217,7 +240,8 @@ impl<'a> Training<'a> {
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
         back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
-        if let Some(average) = &mut self.average {
+        // Before a stage's first step there is none yet: `stage` makes it.
+        if let Some(average) = self.average.as_mut().filter(|_| self.place.step > 0) {
             average.restore(checkpoint.take("average/"))?;
         }
         Ok(())
@@ -266,9 +290,8 @@ impl<'a> Training<'a> {
             let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
             if done == 0 {
                 self.place.loss = Bits::default();
-                let progress = self.place.step as f64 / steps as f64;
-                let length = per_epoch as f64 / steps as f64;
-                self.plan.memory.look(recipe.method, &self.model, &source, stage.record, progress, length)?;
+                let epochs = steps.div_ceil(per_epoch);
+                self.plan.memory.look(recipe.method, &self.model, &source, stage.record, epoch, epochs)?;
             }
             let batches = source.shuffled(batch, recipe.augment(), seed, epoch).after(done).in_background();
             for batch in batches {
@@ -312,7 +335,8 @@ impl<'a> Training<'a> {
             Images::SelectedAndHalf(half) => {
                 let selected: HashSet<_> = self.plan.selected.iter().collect();
                 let places = source.places().iter().copied();
-                let places = places.filter(|place| half.has(*place) || selected.contains(place)).collect();
+                let places =
+                    places.filter(|place| half.has(self.job.seed, *place) || selected.contains(place)).collect();
                 source.part(places)
             }
         };
@@ -330,10 +354,12 @@ impl<'a> Training<'a> {
         self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
         let mut rng = step_rng(self.job.seed, self.place.stage, step);
         let examples = self.plan.memory.examples(recipe, &self.model, batch, progress, &mut rng)?;
-        self.loss = self.descend(&examples)?;
-        if !self.loss.is_finite() {
-            bail!("the loss of step {step} is {}: try a lower learning rate, or `clip`", self.loss)
-        }
+        self.loss = match self.descend(&examples) {
+            Ok(loss) if loss.is_finite() => loss,
+            Ok(loss) => return Err(Diverged { step, what: format!("the loss is {loss}") }.into()),
+            Err(error) if is_not_finite(&error) => return Err(Diverged { step, what: error.to_string() }.into()),
+            Err(error) => return Err(error),
+        };
         if let Some(average) = &mut self.average {
             average.add(&self.model)?;
         }
@@ -357,21 +383,21 @@ impl<'a> Training<'a> {
             m: if recipe.m == 0 { usize::MAX } else { recipe.m },
         };
         let value = |loss: &Tensor| Ok::<_, anyhow::Error>(f64::from(loss.to_scalar::<f32>()?));
-        if recipe.clip == 0.0 && recipe.accumulate == 1 {
+        let rows = examples.x.dim(0)?;
+        let parts = recipe.parts(rows)?;
+        if recipe.clip == 0.0 && parts.len() == 1 {
             let (loss, alone) = recipe.method.loss(&objective, examples, &self.sam)?;
             self.sgd.backward_step(&loss)?;
             return value(&alone);
         }
-        let parts = recipe.accumulate;
-        let rows = examples.x.dim(0)?;
-        ensure!(rows.is_multiple_of(parts), "a batch of {rows} images cannot be cut into {parts} equal parts");
         let vars = trained(&self.model);
         let (mut sum, mut total): (f64, Option<GradStore>) = (0.0, None);
-        for part in 0..parts {
-            let part = sam_runtime::Split::narrow(examples, part * rows / parts, rows / parts)?;
+        for part in parts {
+            let share = part.len() as f64 / rows as f64;
+            let part = sam_runtime::Split::narrow(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
-            sum += value(&alone)? / parts as f64;
-            let mut gradient = nn::backward(&if parts == 1 { loss } else { (loss / parts as f64)? })?;
+            sum += value(&alone)? * share;
+            let mut gradient = nn::backward(&if share == 1.0 { loss } else { (loss * share)? })?;
             if let Some(total) = &total {
                 for (_, var) in &vars {
                     if let (Some(a), Some(b)) = (total.get(var), gradient.get(var)) {
@@ -382,7 +408,7 @@ impl<'a> Training<'a> {
             }
             total = Some(gradient);
         }
-        let Some(mut gradient) = total else { bail!("`accumulate` is 0: expected at least 1") };
+        let mut gradient = total.context("there are no images in the batch")?;
         if recipe.clip > 0.0 {
             clip(&mut gradient, &vars, recipe.clip)?;
         }
@@ -433,7 +459,7 @@ impl<'a> Training<'a> {
             }
             Then::SelectFrom(half) => {
                 let all = self.job.data.train.places().iter().copied();
-                let other = source.part(all.filter(|place| half.has(*place)).collect());
+                let other = source.part(all.filter(|place| half.has(self.job.seed, *place)).collect());
                 let predicted = predictions(&self.model, &other)?.into_iter().zip(other.places());
                 let right = predicted.filter(|(label, place)| self.plan.labels[**place as usize] == *label);
                 let mut selected: BTreeSet<u32> = self.plan.selected.iter().copied().collect();
@@ -472,6 +498,7 @@ impl<'a> Training<'a> {
             train_images: self.job.data.train.len(),
             test_images: self.job.data.test.len(),
             data: self.job.data.name.clone(),
+            place: self.job.place.to_string(),
         })
     }
 }
@@ -498,10 +525,16 @@ fn back_through_file(
     Ok(load(file.path())?)
 }
 
+/// The stage whose new model a stage goes on with: its seed is also that of the random layers.
+fn last_fresh(stages: &[Stage], stage: usize) -> usize {
+    stages.iter().take(stage + 1).rposition(|stage| stage.fresh).unwrap_or(0)
+}
+
 /// A network with new weights, or those that the recipe begins with.
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
-    let seed = job.seed ^ ((stage as u64) << 32);
+    // Other numbers than those of the label noise, which begins with the seed itself.
+    let seed = job.seed ^ ((stage as u64) << 32) ^ (1 << 63);
     let model = Model::with_init(job.place, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
     if !recipe.start.is_empty() {
         let folder =
@@ -558,4 +591,28 @@ fn clip(gradient: &mut GradStore, vars: &[(String, Var)], most: f64) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sam_runtime::{Error, Pass};
+
+    use super::*;
+    use crate::method::Method;
+
+    #[test]
+    fn what_is_not_finite_is_told_from_other_errors() {
+        let wrapped = |error: Error| anyhow::Error::from(candle_core::Error::from(error));
+        assert!(is_not_finite(&wrapped(Error::NonFiniteLoss { pass: Pass::Ascent, value: f64::NAN })));
+        let (shape, dtype) = ((2, 3).into(), DType::F32);
+        let gradient = Error::NonFiniteGradient { pass: Pass::Descent, index: 1, count: 2, shape, dtype };
+        assert!(is_not_finite(&wrapped(gradient)));
+        assert!(!is_not_finite(&wrapped(Error::Rho(f64::NAN))));
+    }
+
+    #[test]
+    fn a_stage_goes_on_with_the_model_of_the_last_fresh_one() {
+        let of = |stage| last_fresh(&Method::O2u.stages(), stage);
+        assert_eq!([of(0), of(1), of(2), of(3)], [0, 0, 2, 2]);
+    }
 }
