@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,15 @@ use crate::trainer::{Next, Status};
 
 /// Where nobody looks at a bar, a line is written this often.
 const PAUSE: Duration = Duration::from_mins(1);
+
+/// How a program ends: an error is said, with what led to it, and is code 2.
+#[must_use]
+pub fn exit(outcome: Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
 
 /// Whether the process has been told to stop: by the signals of Ctrl-C and `kill`. A second one stops it at once.
 #[derive(Clone, Debug)]

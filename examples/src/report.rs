@@ -290,9 +290,16 @@ impl Log {
     pub fn add(&mut self, line: &impl serde::Serialize) -> Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
+        self.append(text.as_bytes())
+    }
+
+    /// Adds bytes, or ends as before.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let mut write = || -> std::io::Result<()> {
             let end = self.file.stream_position()?;
-            self.file.write_all(text.as_bytes()).or_else(|error| self.file.set_len(end).and(Err(error)))
+            self.file.write_all(bytes).or_else(|error| {
+                self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end))).and(Err(error))
+            })
         };
         write().with_context(|| format!("cannot write {}", self.path.display()))
     }

@@ -13,6 +13,7 @@ use crate::augment::Augment;
 use crate::batches::Source;
 use crate::compute::Place;
 use crate::data::{Dataset, Noise, add_noise};
+use crate::method::cosine;
 use crate::models::{Architecture, Model};
 use crate::tutorial::{Ball, epoch, error_rate, sam_loss, sgd_loss};
 
@@ -101,7 +102,7 @@ pub fn run(
     for done in 0..plan.epochs {
         let start = Instant::now();
         let progress = |step| (done * steps + step) as f64 / (plan.epochs * steps) as f64;
-        let rate = |step| plan.sgd.lr * 0.5 * (1.0 + (std::f64::consts::PI * progress(step)).cos());
+        let rate = |step| plan.sgd.lr * cosine(progress(step));
         let batches = train.shuffled(plan.batch, plan.augment, seed, done);
         let loss = match method {
             Method::Sgd => epoch(&model, &mut sgd, batches, rate, |model, x, y| sgd_loss(model, x, y, plan.ball))?,

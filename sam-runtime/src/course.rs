@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor, TensorId, Var};
 
 use crate::examples::{Portion, Rows, Rule};
 use crate::gradient::{Gradient, Mean, check_loss, gradient};
@@ -238,8 +238,7 @@ impl<'a> Course<'a> {
     /// Those listed variables that the loss does not depend on.
     fn state_of(&self, loss: &Tensor) -> Vec<Var> {
         let Some(vars) = &self.sam.vars else { return Vec::new() };
-        let mut seen: HashSet<_> = loss.sorted_nodes().into_iter().map(Tensor::id).collect();
-        vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()
+        others(vars, loss.sorted_nodes().into_iter().map(Tensor::id))
     }
 
     // --------------------------------------------------------------------------------------- after the first
@@ -252,8 +251,7 @@ impl<'a> Course<'a> {
         if perturbed.is_empty() {
             Err(Error::NothingToPerturb)?;
         }
-        let mut seen: HashSet<_> = all.iter().map(|(var, _)| var.id()).collect();
-        Ok((perturbed, vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()))
+        Ok((perturbed, others(vars, all.iter().map(|(var, _)| var.id()))))
     }
 
     /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
@@ -438,6 +436,12 @@ impl<'a> Course<'a> {
         self.sam.remember(self.state.after(&self.sam.state())?, self.last);
         Ok(())
     }
+}
+
+/// Those of `vars` that are none of these, each once.
+fn others(vars: &[Var], known: impl Iterator<Item = TensorId>) -> Vec<Var> {
+    let mut seen: HashSet<_> = known.collect();
+    vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()
 }
 
 /// Draws values that are farther from home than ρ back onto the ball.

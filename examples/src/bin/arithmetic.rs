@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Result as Candle, Tensor, Var};
 use clap::Parser;
 use sam_examples::compute::Compute;
+use sam_examples::console::exit;
 use sam_runtime::{Pass, Sam};
 use serde_json::{Value, json};
 
@@ -36,16 +37,10 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match arithmetic(&Options::parse()) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(arithmetic(&Options::parse()).map(|line| {
+        println!("{line}");
+        ExitCode::SUCCESS
+    }))
 }
 
 fn arithmetic(options: &Options) -> Result<Value> {

@@ -10,6 +10,7 @@ use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_examples::compute::Compute;
+use sam_examples::console::exit;
 use sam_examples::kit::{Kit, Ours, Stock};
 use sam_examples::models::{Architecture, Model};
 use sam_runtime::optim::{ParamsSgd, Sgd};
@@ -49,16 +50,10 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
-    match outcome {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(outcome.map(|line| {
+        println!("{line}");
+        ExitCode::SUCCESS
+    }))
 }
 
 fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {

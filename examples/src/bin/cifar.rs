@@ -12,6 +12,7 @@ use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use sam_examples::augment::Augment;
 use sam_examples::compute::Compute;
+use sam_examples::console::exit;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
@@ -120,13 +121,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match compare(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(compare(&Options::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn compare(options: &Options) -> Result<()> {

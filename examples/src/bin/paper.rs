@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, Stop};
+use sam_examples::console::{Progress, Stop, exit};
 use sam_examples::paper::{Ended, Found, Settings, write};
 use sam_examples::recipe::{Scale, selected, tables};
 
@@ -93,13 +93,7 @@ fn main() -> ExitCode {
         Some(Command::Report(work)) => report(work),
         None => run(&options.run),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(outcome)
 }
 
 fn list(table: Option<&str>) -> Result<ExitCode> {

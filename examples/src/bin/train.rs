@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, Stop};
+use sam_examples::console::{Progress, Stop, exit};
 use sam_examples::recipe::{Changes, Scale, selected};
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Job};
@@ -61,13 +61,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match train(&Options::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(train(&Options::parse()))
 }
 
 fn train(options: &Options) -> Result<ExitCode> {

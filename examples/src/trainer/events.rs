@@ -1,18 +1,15 @@
 //! TensorBoard's event files: records of protocol buffers, each with its length and checksums.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+
+use crate::report::Log;
 
 /// A file that scalars are added to.
 #[derive(Debug)]
-pub struct Events {
-    file: File,
-    path: PathBuf,
-}
+pub struct Events(Log);
 
 impl Events {
     /// Goes on with a file after its first bytes, or begins one.
@@ -20,14 +17,7 @@ impl Events {
     /// # Errors
     /// If it cannot be written.
     pub fn open(path: &Path, after: u64) -> Result<Self> {
-        let open = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-            file.set_len(after)?;
-            file.seek(SeekFrom::End(0))?;
-            Ok(file)
-        };
-        let file = open().with_context(|| format!("cannot write {}", path.display()))?;
-        let mut events = Self { file, path: path.to_owned() };
+        let mut events = Self(Log::open(path, after)?);
         if after == 0 {
             events.write(&event(None, &field(3, &Value::Bytes(b"brain.Event:2"))))?;
         }
@@ -51,20 +41,13 @@ impl Events {
     /// # Errors
     /// If the disk fails.
     pub fn sync(&mut self) -> Result<u64> {
-        let sync = self.file.sync_data().and_then(|()| self.file.stream_position());
-        sync.with_context(|| format!("cannot write {}", self.path.display()))
+        self.0.sync()
     }
 
     fn write(&mut self, message: &[u8]) -> Result<()> {
         let length = (message.len() as u64).to_le_bytes();
         let record = [&length[..], &masked_crc(&length), message, &masked_crc(message)].concat();
-        let mut write = || {
-            let end = self.file.stream_position()?;
-            self.file.write_all(&record).or_else(|error| {
-                self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end))).and(Err(error))
-            })
-        };
-        write().with_context(|| format!("cannot write {}", self.path.display()))
+        self.0.append(&record)
     }
 }
 

@@ -15,7 +15,9 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sam_examples::augment::Augment;
 use sam_examples::batches::Source;
+use sam_examples::console::exit;
 use sam_examples::data::{self, Dataset, Noise, add_noise};
+use sam_examples::method::cosine;
 use sam_examples::models::{Architecture, Model};
 use sam_examples::report::{Log, Mean, align, write_whole};
 use sam_examples::tutorial::error_rate;
@@ -92,13 +94,7 @@ impl Run {
 }
 
 fn main() -> ExitCode {
-    match compare(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    exit(compare(&Options::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn compare(options: &Options) -> Result<()> {
@@ -168,7 +164,7 @@ fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Res
         for (step, batch) in train.shuffled(BATCH, Augment::NONE, seed, epoch).enumerate() {
             let (x, y): (Tensor, Tensor) = batch?;
             let done = (epoch * steps + step) as f64 / (steps * options.epochs) as f64;
-            let rate = params.lr * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+            let rate = params.lr * cosine(done);
             sgd.set_learning_rate(rate);
             sam.set_learning_rate(rate);
             sgd.backward_step(&(entry.loss)(&sam, &model, &x, &y)?)?;
