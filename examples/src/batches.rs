@@ -26,6 +26,8 @@ pub struct Source {
     /// Those images that are handed out.
     places: Arc<Vec<u32>>,
     shape: [usize; 3],
+    /// The side that images are brought to at last, on the device.
+    side: Option<usize>,
     scale: Arc<MeanStd>,
     device: Device,
 }
@@ -62,13 +64,14 @@ impl Source {
     fn new(images: Images, labels: Vec<u32>, shape: [usize; 3], scale: MeanStd) -> Self {
         let places = (0..labels.len() as u32).collect();
         let (labels, places, scale) = (Arc::new(labels), Arc::new(places), Arc::new(scale));
-        Self { images, labels, places, shape, scale, device: Device::Cpu }
+        Self { images, labels, places, shape, side: None, scale, device: Device::Cpu }
     }
 
     /// Channels, height and width of an image.
     #[must_use]
     pub fn shape(&self) -> [usize; 3] {
-        self.shape
+        let [c, h, w] = self.shape;
+        self.side.map_or([c, h, w], |side| [c, side, side])
     }
 
     /// The labels of all images of the half, also of those that are not handed out.
@@ -98,6 +101,12 @@ impl Source {
     #[must_use]
     pub fn on(&self, device: &Device) -> Self {
         Self { device: device.clone(), ..self.clone() }
+    }
+
+    /// The same, whose images are brought to so many pixels a side after all else, bilinearly.
+    #[must_use]
+    pub fn sized(&self, side: usize) -> Self {
+        Self { side: Some(side), ..self.clone() }
     }
 
     /// How many images there are.
@@ -146,7 +155,10 @@ impl Source {
         let work = pixels.par_chunks_mut(c * h * w).zip(places);
         work.try_for_each(|(out, &place)| self.image(out, place, training, &fill))?;
         let labels: Vec<u32> = places.iter().map(|&place| self.labels[place as usize]).collect();
-        let x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
+        let mut x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
+        if let Some(side) = self.side {
+            x = x.upsample_bilinear2d(side, side, false)?;
+        }
         Ok(Batch { x, y: Tensor::from_vec(labels, places.len(), &self.device)?, places: places.to_vec() })
     }
 
@@ -298,6 +310,24 @@ impl Iterator for Background {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By the values at which the pixels' centres are.
+    #[test]
+    fn images_are_brought_to_another_size() {
+        let set = Arc::new(crate::data::embedded().unwrap());
+        let [train, _] = Source::both(&set);
+        let large = train.sized(56);
+        assert_eq!(large.shape(), [1, 56, 56]);
+        let first = |source: &Source| source.in_order(2).next_batch().unwrap().unwrap().x;
+        let (small, large) = (first(&train), first(&large));
+        assert_eq!(large.dims(), [2, 1, 56, 56]);
+        let [small, large] = [small, large].map(|x| x.get(1).unwrap().get(0).unwrap().to_vec2::<f32>().unwrap());
+        for (y, x) in [(0, 0), (5, 9), (13, 20), (26, 26)] {
+            let near = 0.75 * small[y][x] + 0.25 * small[y][x + 1];
+            let far = 0.75 * small[y + 1][x] + 0.25 * small[y + 1][x + 1];
+            assert!((large[2 * y + 1][2 * x + 1] - (0.75 * near + 0.25 * far)).abs() < 1e-5);
+        }
+    }
     use crate::augment::Policy;
 
     fn set() -> Arc<Dataset> {

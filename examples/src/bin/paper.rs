@@ -159,7 +159,7 @@ fn run(work: &Work) -> Result<ExitCode> {
                 Ok(Found::Done(_)) => (),
                 Ok(Found::Finished(Ended::Diverged { diverged })) => println!("{name}: {diverged}"),
                 Ok(Found::Finished(Ended::Trained(outcome))) => {
-                    let number = table.measure.of(outcome.test_error);
+                    let number = table.measure.of(&outcome).unwrap_or(f64::NAN);
                     println!("{name}: {} {number:.2}, {:.0} s", table.measure.name(), outcome.seconds);
                 }
                 Ok(Found::Taken) => others += 1,

@@ -9,7 +9,7 @@ use sam_examples::compute::Compute;
 use sam_examples::console::{Progress, Stop, exit};
 use sam_examples::recipe::{Changes, Scale, selected};
 use sam_examples::report::write_whole;
-use sam_examples::trainer::{Data, Job};
+use sam_examples::trainer::{Data, Held, Job};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -80,10 +80,11 @@ fn train(options: &Options) -> Result<ExitCode> {
         every: options.every,
         keep_weights: true,
     };
+    let _held = Held::take(out)?;
     match (job.checkpoint().exists(), options.resume) {
         (true, false) => bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display()),
         (false, true) => bail!("there is no checkpoint in {} to go on from", out.display()),
-        _ => std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?,
+        _ => (),
     }
     let mut progress = Progress::new(&options.recipe, options.quiet);
     let outcome = job.run(|status| {

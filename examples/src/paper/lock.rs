@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::trainer::left_behind;
+
 /// Signs of life until one is held for dead.
 const SIGNS: u32 = 8;
 
@@ -96,17 +98,13 @@ impl Lock {
     /// # Errors
     /// If the folder cannot be read, or a file not be removed.
     pub fn sweep(&self) -> Result<()> {
-        const LEFT: [&str; 4] = [".checkpoint", ".clock", ".lock-", ".tmp"];
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let sweep = || -> std::io::Result<()> {
             // Our own file is from now, by the clock of the machine that has the files.
             let now = fs::metadata(&self.path)?.modified()?;
-            for entry in fs::read_dir(folder)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let is_left = LEFT.iter().any(|prefix| name.to_string_lossy().starts_with(prefix));
+            for entry in left_behind(folder)? {
                 let age = || now.duration_since(entry.metadata()?.modified()?).map_err(std::io::Error::other);
-                if is_left && age().is_ok_and(|age| age > self.stale / 2) {
+                if age().is_ok_and(|age| age > self.stale / 2) {
                     fs::remove_file(entry.path())?;
                 }
             }

@@ -9,22 +9,21 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Ended, Settings, Unusable};
-use crate::recipe::{Cell, Published, Table};
+use crate::recipe::{Cell, Measure, Published, Table};
 use crate::report::{Area, Drawn, INK, align, png, write_whole};
+use crate::trainer::Outcome;
 
 /// A cell with its numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// The cell's name, without the table's.
     pub cell: String,
-    /// The paper's number.
-    pub paper: Option<Published>,
-    /// Ours, one for each seed that has been run.
-    pub ours: Vec<f64>,
-    /// Their mean.
-    pub mean: Option<f64>,
-    /// Half of the mean's 95 % interval, by Student's distribution; none for fewer than two seeds.
-    pub interval: Option<f64>,
+    /// Of the table's measure.
+    #[serde(flatten)]
+    pub numbers: Numbers,
+    /// Of what stands beside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Numbers>,
     /// Why seeds have no number though they have a result: `diverged`, `damaged`, ..
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub without: BTreeSet<&'static str>,
@@ -32,6 +31,33 @@ pub struct Row {
     pub data: BTreeSet<String>,
     /// Seconds of all runs.
     pub seconds: f64,
+}
+
+/// The paper's number and ours.
+#[derive(Clone, Debug, Serialize)]
+pub struct Numbers {
+    /// The paper's.
+    pub paper: Option<Published>,
+    /// Ours, one for each seed that has been run.
+    pub ours: Vec<f64>,
+    /// Their mean.
+    pub mean: Option<f64>,
+    /// Half of the mean's 95 % interval, by Student's distribution; none for fewer than two seeds.
+    pub interval: Option<f64>,
+}
+
+impl Numbers {
+    fn of(measure: Measure, paper: Option<Published>, outcomes: &[Outcome]) -> Self {
+        let ours: Vec<f64> = outcomes.iter().filter_map(|outcome| measure.of(outcome)).collect();
+        let (mean, interval) = (mean(&ours), interval(&ours));
+        Self { paper, ours, mean, interval }
+    }
+
+    /// The paper's number and ours, in words.
+    fn words(&self) -> [String; 2] {
+        let paper = self.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
+        [paper, number(self.mean, self.interval)]
+    }
 }
 
 /// A table that has been written.
@@ -46,15 +72,15 @@ pub struct Written {
 /// The row of a cell, of the runs that are done.
 fn row(table: &Table, cell: &Cell, settings: &Settings, unusable: &mut Vec<Unusable>) -> Result<Row> {
     let short = cell.name.strip_prefix(&format!("{}/", table.name)).unwrap_or(&cell.name).to_owned();
-    let (mut ours, mut data, mut seconds, mut without) = (Vec::new(), BTreeSet::new(), 0.0, BTreeSet::new());
+    let (mut outcomes, mut data, mut seconds, mut without) = (Vec::new(), BTreeSet::new(), 0.0, BTreeSet::new());
     for seed in 0..settings.seeds {
         match settings.run(cell, seed)?.ended() {
             Ok(None) => (),
             Ok(Some(Ended::Trained(outcome))) => {
-                ours.push(table.measure.of(outcome.test_error));
                 let place = if outcome.place.is_empty() { String::new() } else { format!(", {}", outcome.place) };
                 data.insert(format!("{}, {} training images{place}", outcome.data, outcome.train_images));
                 seconds += outcome.seconds;
+                outcomes.push(outcome);
             }
             Ok(Some(Ended::Diverged { .. })) => {
                 without.insert("diverged");
@@ -65,8 +91,9 @@ fn row(table: &Table, cell: &Cell, settings: &Settings, unusable: &mut Vec<Unusa
             }
         }
     }
-    let (mean, interval) = (mean(&ours), interval(&ours));
-    Ok(Row { cell: short, paper: cell.paper, ours, mean, interval, without, data, seconds })
+    let numbers = Numbers::of(table.measure, cell.paper, &outcomes);
+    let beside = table.beside.map(|measure| Numbers::of(measure, cell.paper_beside, &outcomes));
+    Ok(Row { cell: short, numbers, beside, without, data, seconds })
 }
 
 fn mean(numbers: &[f64]) -> Option<f64> {
@@ -106,15 +133,30 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     for data in rows.iter().flat_map(|row| &row.data).collect::<BTreeSet<_>>() {
         let _ = writeln!(text, "Trained on: {data}.\n");
     }
-    let head = ["cell".to_owned(), format!("paper, {measure}"), format!("ours, {measure}"), "n".to_owned()];
+    let mut head = vec!["cell".to_owned(), format!("paper, {measure}"), format!("ours, {measure}")];
+    if let Some(beside) = table.beside {
+        head.extend([format!("paper, {}", beside.name()), format!("ours, {}", beside.name())]);
+    }
+    head.push("n".to_owned());
     let body = rows.iter().map(|row| {
-        let paper = row.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
-        let count = if row.ours.is_empty() { String::new() } else { row.ours.len().to_string() };
-        let ours = row.mean.map(|mean| number(Some(mean), row.interval));
+        let [paper, ours] = row.numbers.words();
+        let count = row.numbers.ours.len();
+        let ours: Vec<_> = Some(ours).filter(|ours| !ours.is_empty()).into_iter().collect();
         let ours: Vec<_> = ours.into_iter().chain(row.without.iter().map(|&word| word.to_owned())).collect();
-        vec![row.cell.clone(), paper, ours.join(", "), count]
+        let mut cells = vec![row.cell.clone(), paper, ours.join(", ")];
+        cells.extend(row.beside.iter().flat_map(Numbers::words));
+        cells.push(if count == 0 { String::new() } else { count.to_string() });
+        cells
     });
-    let all: Vec<_> = [head.to_vec()].into_iter().chain(body).collect();
+    let mut all: Vec<_> = [head].into_iter().chain(body).collect();
+    // Where the paper has no numbers there is no column for them.
+    for i in (1..all[0].len()).rev() {
+        if all[0][i].starts_with("paper") && all[1..].iter().all(|row| row[i].is_empty()) {
+            for row in &mut all {
+                row.remove(i);
+            }
+        }
+    }
     text += &align(&all);
     let _ = writeln!(
         text,
@@ -145,12 +187,14 @@ pub fn write(table: &Table, settings: &Settings) -> Result<Written> {
         "table": table.name,
         "title": table.title,
         "measure": table.measure.name(),
+        "beside": table.beside.map(Measure::name),
         "scale": settings.tag(),
         "rows": rows,
         "note": table.note,
     });
     write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    let shown: Vec<&Row> = rows.iter().filter(|row| row.mean.is_some() || row.paper.is_some()).collect();
+    let shown: Vec<&Row> =
+        rows.iter().filter(|row| row.numbers.mean.or(row.numbers.paper.map(|paper| paper.mean)).is_some()).collect();
     if !shown.is_empty() {
         let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.scaled()) };
         let size = (1200, 170 + 30 * shown.len() as u32);
@@ -168,8 +212,9 @@ fn draw(area: &Area<'_>, rows: &[&Row], title: &str, [measure, scaled]: [&str; 2
             let interval = interval.unwrap_or(0.0);
             [mean - interval, mean + interval]
         };
-        let paper = row.paper.map(|paper| reach(paper.mean, paper.interval));
-        paper.into_iter().chain(row.mean.map(|mean| reach(mean, row.interval))).flatten()
+        let Numbers { paper, mean, interval, .. } = &row.numbers;
+        let paper = paper.map(|paper| reach(paper.mean, paper.interval));
+        paper.into_iter().chain(mean.map(|mean| reach(mean, *interval))).flatten()
     });
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
     let room = 0.05 * (high - low).max(1.0);
@@ -205,11 +250,11 @@ fn draw(area: &Area<'_>, rows: &[&Row], title: &str, [measure, scaled]: [&str; 2
         .draw()?;
     for (i, row) in rows.iter().enumerate() {
         let y = i as f64;
-        if let Some(paper) = row.paper {
+        if let Some(paper) = row.numbers.paper {
             chart.draw_series([Circle::new((paper.mean, y), 12, THEIRS.stroke_width(5))])?;
         }
-        if let Some(mean) = row.mean {
-            let reach = row.interval.unwrap_or(0.0);
+        if let Some(mean) = row.numbers.mean {
+            let reach = row.numbers.interval.unwrap_or(0.0);
             chart.draw_series(LineSeries::new([(mean - reach, y), (mean + reach, y)], OURS.stroke_width(5)))?;
             chart.draw_series([Circle::new((mean, y), 10, OURS.filled())])?;
         }

@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Error, Result, ensure};
+use candle_core::Var;
 use sam_runtime::Sam;
-use sam_runtime::variants::Combination;
+use sam_runtime::variants::{Combination, Direction};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Scale;
@@ -55,7 +56,7 @@ macro_rules! keys {
 keys! {
     /// The data set: a folder of this name under the data folder, or `embedded`.
     data: String = "embedded".to_owned(),
-    /// Pixels of a side that pictures of a folder are brought to; 0 for sets of a fixed size.
+    /// Pixels of a side that images are brought to, those of sets of one size after their augmentation; 0 for none.
     image_size: u32 = 0,
     /// Whether pictures are decoded when they are needed, for sets that do not fit into memory.
     lazy: bool = false,
@@ -75,7 +76,9 @@ keys! {
     frozen_norm: bool = false,
     /// Passes over the training images.
     epochs: f64 = 1.0,
-    /// What `epochs` is multiplied by: 2 for a method at half the cost of a step.
+    /// Steps, in place of `epochs`; 0 for none.
+    steps: usize = 0,
+    /// What `epochs` or `steps` is multiplied by: 2 for a method at half the cost of a step.
     stretch: f64 = 1.0,
     /// Images of a step.
     batch: usize = 256,
@@ -128,10 +131,22 @@ keys! {
     /// Examples of a shard, each with its own perturbation, and normalised by itself, also where `rho` is 0; 0 for the
     /// whole batch.
     m: usize = 0,
+    /// Which way w is perturbed.
+    direction: Heading = Heading::Gradient,
     /// Steps of ascent within the ball.
     inner_steps: usize = 1,
     /// Whether the term of the perturbation's own gradient is kept.
     second_order: bool = false,
+}
+
+/// Which way w is perturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heading {
+    /// Along the gradient.
+    Gradient,
+    /// Any way, as far.
+    Random,
 }
 
 /// AutoAugment's list, or `none`.
@@ -237,7 +252,7 @@ impl Changes {
             lazy !recipe.lazy || recipe.image_size > 0, "`false` without `image-size`";
             lazy !recipe.lazy || (recipe.cutout == 0 && recipe.auto_augment.0.is_none()), "`false` with other augmentation than `basic`";
         }
-        recipe.sam().map(|_| ()).map_err(|error| {
+        recipe.sam(&[]).map(|_| ()).map_err(|error| {
             let said = self.inner_steps.as_ref().filter(|steps| steps.value != 1).map(|steps| steps.wrong(&error));
             said.or_else(|| self.second_order.as_ref().map(|order| order.wrong(&error))).unwrap_or(error)
         })
@@ -249,14 +264,17 @@ fn kebab(key: &str) -> String {
 }
 
 impl Recipe {
-    /// The configured method: everything that the attribute is told.
+    /// The configured method for these variables: everything that the attribute is told.
     ///
     /// # Errors
     /// If settings are out of range or do not go together.
-    pub fn sam(&self) -> Result<Sam> {
+    pub fn sam(&self, trained: &[Var]) -> Result<Sam> {
         let mut sam = Sam::new(self.rho).p(self.p);
         if self.adaptive >= 0.0 {
             sam = sam.adaptive(self.adaptive);
+        }
+        if self.direction == Heading::Random {
+            sam = sam.direction(Direction::Random).vars(trained.iter().cloned());
         }
         if self.inner_steps != 1 {
             sam = sam.ascents(self.inner_steps, 1.0);
@@ -287,6 +305,15 @@ impl Recipe {
             (start..end).step_by(shard).map(move |at| at..end.min(at + shard))
         };
         Ok((0..count).flat_map(|i| shards(i * part)).collect())
+    }
+
+    /// How many times a batch of so many images is normalised: once a shard, of SAM or of the parts.
+    ///
+    /// # Errors
+    /// As [`parts`](Self::parts).
+    pub fn shards(&self, rows: usize) -> Result<usize> {
+        let shard = if self.m == 0 { usize::MAX } else { self.m };
+        Ok(self.parts(rows)?.iter().map(|part| part.len().div_ceil(shard)).sum())
     }
 
     /// What is done to training images.

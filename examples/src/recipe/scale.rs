@@ -6,8 +6,9 @@ use std::str::FromStr;
 use anyhow::{Error, bail};
 
 use super::Recipe;
+use crate::numbers::count;
 
-/// Shares of a run: of its epochs, of its training images, of the network's width. Read from one number for all three,
+/// Shares of a run: of its epochs or steps, of its training images, of the network's width. Read from one number for all three,
 /// or `epochs=0.1,images=0.2,width=0.25`.
 ///
 /// ```
@@ -39,6 +40,9 @@ impl Default for Scale {
 impl Scale {
     pub(super) fn of(&self, mut recipe: Recipe) -> Recipe {
         recipe.epochs *= self.epochs;
+        if recipe.steps > 0 {
+            recipe.steps = count(recipe.steps as f64 * self.epochs).max(1);
+        }
         recipe.images *= self.images;
         if self.width != 1.0 {
             recipe.model = recipe.model.narrowed(self.width);

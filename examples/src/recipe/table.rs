@@ -10,8 +10,9 @@ use toml::Spanned;
 
 use super::fields::Changes;
 use super::place::{Blame, File};
+use crate::trainer::Outcome;
 
-/// What the numbers of a table are.
+/// What numbers of a table are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
@@ -19,15 +20,22 @@ pub enum Measure {
     Error,
     /// The share of test images that it gets right, in %.
     Accuracy,
+    /// The share of test images whose label is not among its five likeliest, in %.
+    #[serde(rename = "top-5-error")]
+    Top5Error,
+    /// L(w + ε̂) - L(w) in the last epoch of training, on the examples that share a perturbation.
+    Sharpness,
 }
 
 impl Measure {
-    /// The number of a table for an error between 0 and 1.
+    /// The number of a table for what a training came to, if it has it.
     #[must_use]
-    pub fn of(self, error: f64) -> f64 {
+    pub fn of(self, outcome: &Outcome) -> Option<f64> {
         match self {
-            Self::Error => 100.0 * error,
-            Self::Accuracy => 100.0 * (1.0 - error),
+            Self::Error => Some(100.0 * outcome.test_error),
+            Self::Accuracy => Some(100.0 * (1.0 - outcome.test_error)),
+            Self::Top5Error => outcome.top_5_error.map(|error| 100.0 * error),
+            Self::Sharpness => outcome.sharpness,
         }
     }
 
@@ -37,6 +45,8 @@ impl Measure {
         match self {
             Self::Error => "error in %",
             Self::Accuracy => "accuracy in %",
+            Self::Top5Error => "top-5 error in %",
+            Self::Sharpness => "L(w + ε̂) - L(w)",
         }
     }
 }
@@ -52,6 +62,8 @@ pub struct Table {
     pub note: String,
     /// What its numbers are.
     pub measure: Measure,
+    /// What stands beside them, if anything.
+    pub beside: Option<Measure>,
     /// Its cells, in order.
     pub cells: Vec<Cell>,
 }
@@ -65,6 +77,8 @@ pub struct Cell {
     pub changes: Changes,
     /// The paper's number, if it has one.
     pub paper: Option<Published>,
+    /// The paper's number of what stands beside.
+    pub paper_beside: Option<Published>,
 }
 
 /// A number of the paper, in %, and its 95 % interval if one is given.
@@ -77,12 +91,13 @@ pub struct Published {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Document {
     title: String,
     #[serde(default)]
     note: String,
     measure: Measure,
+    beside: Option<Measure>,
     #[serde(default)]
     from: Vec<Blame<String>>,
     #[serde(default)]
@@ -94,6 +109,8 @@ struct Document {
     skip: Vec<Blame<String>>,
     #[serde(default)]
     paper: IndexMap<Spanned<String>, Vec<f64>>,
+    #[serde(default)]
+    paper_beside: IndexMap<Spanned<String>, Vec<f64>>,
 }
 
 #[derive(Deserialize)]
@@ -160,24 +177,40 @@ impl Table {
             title: document.title,
             note: document.note,
             measure: document.measure,
+            beside: document.beside,
             cells: cells
                 .into_iter()
-                .map(|(path, changes)| Cell { name: format!("{stem}{path}"), changes, paper: None })
+                .map(|(path, changes)| Cell { name: format!("{stem}{path}"), changes, paper: None, paper_beside: None })
                 .collect(),
         };
         for (path, numbers) in document.paper {
-            let name = format!("{stem}/{}", path.get_ref());
-            let wrong = |what: &str| file.wrong(Some(&path.span()), format!("`{}` {what}", path.get_ref()));
-            let Some(cell) = table.cells.iter_mut().find(|cell| cell.name == name) else {
-                return Err(wrong("is no cell of this table"));
-            };
-            cell.paper = Some(match numbers[..] {
-                [mean] => Published { mean, interval: None },
-                [mean, interval] => Published { mean, interval: Some(interval) },
-                _ => return Err(wrong("has other than one or two numbers: expected [number, interval]")),
-            });
+            let (cell, published) = table.published(&file, &path, &numbers)?;
+            cell.paper = Some(published);
+        }
+        for (path, numbers) in document.paper_beside {
+            let (cell, published) = table.published(&file, &path, &numbers)?;
+            cell.paper_beside = Some(published);
         }
         Ok(table)
+    }
+
+    fn published(
+        &mut self,
+        file: &Arc<File>,
+        path: &Spanned<String>,
+        numbers: &[f64],
+    ) -> Result<(&mut Cell, Published)> {
+        let name = format!("{}/{}", self.name, path.get_ref());
+        let wrong = |what: &str| file.wrong(Some(&path.span()), format!("`{}` {what}", path.get_ref()));
+        let Some(cell) = self.cells.iter_mut().find(|cell| cell.name == name) else {
+            return Err(wrong("is no cell of this table"));
+        };
+        let published = match *numbers {
+            [mean] => Published { mean, interval: None },
+            [mean, interval] => Published { mean, interval: Some(interval) },
+            _ => return Err(wrong("has other than one or two numbers: expected [number, interval]")),
+        };
+        Ok((cell, published))
     }
 
     /// The cells whose names begin with this, segment by segment, or match it with `*` for a segment.

@@ -36,6 +36,10 @@ pub struct Place {
     pub loss: Bits,
     /// The mean loss of the last epoch of the training before.
     pub last_loss: Bits,
+    /// The sum of L(w + ε̂) - L(w) of this epoch's steps, if they had both.
+    pub sharpness: Option<Bits>,
+    /// Its mean over the last epoch of the training before.
+    pub last_sharpness: Option<Bits>,
     /// Bytes of the log.
     pub log: u64,
     /// Bytes of the events.

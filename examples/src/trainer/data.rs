@@ -74,14 +74,25 @@ impl Data {
             let pictures = Pictures::list(&folder, recipe.image_size)?;
             return Ok((recipe.data.clone(), pictures.classes.len(), Source::files(&pictures)));
         }
-        let set = data::load(&folder, (recipe.image_size > 0).then_some(recipe.image_size))?;
+        let size = (recipe.image_size > 0).then_some(recipe.image_size);
+        // Sets of one size are kept as they are, and augmented so.
+        let known = NAMES.iter().any(|(name, _)| *name == recipe.data);
+        let set = data::load(&folder, size.filter(|_| !known))?;
         if let Some((_, expected)) = NAMES.iter().find(|(name, expected)| *name == recipe.data && set.name != *expected)
         {
             bail!("{} holds {}: expected {expected}", folder.display(), set.name)
         }
         let name =
             if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
-        Ok((name, set.classes.len(), Source::both(&Arc::new(set))))
+        let (classes, halves) = (set.classes.len(), Source::both(&Arc::new(set)));
+        Ok((
+            name,
+            classes,
+            match size {
+                Some(side) if known => halves.map(|half| half.sized(side as usize)),
+                _ => halves,
+            },
+        ))
     }
 
     fn folder(name: &str, folder: Option<&Path>) -> Result<PathBuf> {

@@ -7,7 +7,9 @@ mod average;
 mod checkpoint;
 mod data;
 mod events;
+mod folder;
 mod schedule;
+mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -24,12 +26,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::average::Average;
+use self::checkpoint::Plan;
 pub(crate) use self::checkpoint::difference;
-use self::checkpoint::{Bits, Plan};
 pub use self::checkpoint::{Checkpoint, Place};
 pub use self::data::Data;
 pub use self::events::Events;
+pub use self::folder::Held;
+pub(crate) use self::folder::left_behind;
 pub use self::schedule::{Shape, rate};
+use self::statistics::Statistics;
 use crate::batches::{Batch, Source};
 use crate::compute;
 use crate::loss::{Examples, Objective, trained};
@@ -102,6 +107,13 @@ pub enum Next {
 pub struct Outcome {
     /// The share of the test images that the last model gets wrong.
     pub test_error: f64,
+    /// The share of those whose label is not among the five that the last model holds for likeliest; none where there are
+    /// not more classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_5_error: Option<f64>,
+    /// L(w + ε̂) - L(w) on a shard, the mean of one in each step of the last epoch; none where a step has not both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharpness: Option<f64>,
     /// The mean loss of the last epoch, at w, without the weight decay.
     pub loss: f64,
     /// Steps of all stages.
@@ -134,7 +146,9 @@ pub struct Diverged {
 /// Whether a step was refused because a loss or a gradient is not finite. candle hands an error of others on as its text.
 fn is_not_finite(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}");
-    ["no gradient was taken", "is not finite in variable"].iter().any(|words| text.contains(words))
+    ["no gradient was taken", "is not finite in variable", "the squared norm of the gradient is"]
+        .iter()
+        .any(|words| text.contains(words))
 }
 
 impl Job<'_> {
@@ -183,6 +197,7 @@ struct Training<'a> {
     sgd: Sgd,
     average: Option<Average>,
     loss: f64,
+    sharpness: Option<f64>,
     log: Log,
     events: Events,
     began: Instant,
@@ -201,7 +216,7 @@ impl<'a> Training<'a> {
         let model = fresh_model(job, last_fresh(&recipe.method.stages(), place.stage))?;
         let mut training = Self {
             job,
-            sam: recipe.sam()?.seed(job.seed),
+            sam: method(job, &model, place.stage)?,
             plan: Plan {
                 labels: train.labels().to_vec(),
                 kept: train.places().to_vec(),
@@ -212,6 +227,7 @@ impl<'a> Training<'a> {
             average: Average::of(recipe.ema, &model)?,
             model,
             loss: 0.0,
+            sharpness: None,
             log: Log::open(&job.folder.join("log.jsonl"), place.log)?,
             events: Events::open(&job.folder.join("events.out.tfevents"), place.events)?,
             place,
@@ -275,11 +291,13 @@ impl<'a> Training<'a> {
         let source = self.source(stage.images)?;
         let batch = recipe.batch.min(source.len());
         let per_epoch = source.steps(batch);
-        let steps = count(recipe.epochs * recipe.stretch * stage.epochs * per_epoch as f64).max(1);
+        let whole = if recipe.steps > 0 { recipe.steps as f64 } else { recipe.epochs * per_epoch as f64 };
+        let steps = count(whole * recipe.stretch * stage.epochs).max(1);
         let seed = self.job.seed ^ ((self.place.stage as u64) << 32);
         if self.place.step == 0 {
             if stage.fresh && self.place.stage > 0 {
                 self.model = fresh_model(self.job, self.place.stage)?;
+                self.sam = method(self.job, &self.model, self.place.stage)?;
             }
             self.sgd = optimizer(recipe, &self.model)?;
             self.average = Average::of(recipe.ema, &self.model)?;
@@ -289,7 +307,7 @@ impl<'a> Training<'a> {
         while self.place.step < steps {
             let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
             if done == 0 {
-                self.place.loss = Bits::default();
+                (self.place.loss, self.place.sharpness) = Default::default();
                 let epochs = steps.div_ceil(per_epoch);
                 self.plan.memory.look(recipe.method, &self.model, &source, stage.record, epoch, epochs)?;
             }
@@ -363,12 +381,22 @@ impl<'a> Training<'a> {
         if let Some(average) = &mut self.average {
             average.add(&self.model)?;
         }
+        self.sharpness = rise(&self.sam)?;
         self.place.loss = (f64::from(self.place.loss) + self.loss).into();
+        if let Some(rise) = self.sharpness {
+            self.place.sharpness = Some((self.place.sharpness.map_or(0.0, f64::from) + rise).into());
+        }
         self.place.step += 1;
         self.place.steps += 1;
         if step.is_multiple_of((per_epoch / LINES).max(1)) {
-            self.log.add(&json!({ "stage": self.place.stage, "step": step, "loss": self.loss, "rate": rate }))?;
-            self.events.add(self.place.steps, &[("training/loss", self.loss), ("training/rate", rate)])?;
+            let mut line = json!({ "stage": self.place.stage, "step": step, "loss": self.loss, "rate": rate });
+            let mut event = vec![("training/loss", self.loss), ("training/rate", rate)];
+            if let Some(sharpness) = self.sharpness {
+                line["sharpness"] = json!(sharpness);
+                event.push(("training/sharpness", sharpness));
+            }
+            self.log.add(&line)?;
+            self.events.add(self.place.steps, &event)?;
         }
         Ok(())
     }
@@ -385,9 +413,11 @@ impl<'a> Training<'a> {
         let value = |loss: &Tensor| Ok::<_, anyhow::Error>(f64::from(loss.to_scalar::<f32>()?));
         let rows = examples.x.dim(0)?;
         let parts = recipe.parts(rows)?;
+        let statistics = Statistics::before(&self.model, recipe.shards(rows)?)?;
         if recipe.clip == 0.0 && parts.len() == 1 {
             let (loss, alone) = recipe.method.loss(&objective, examples, &self.sam)?;
             self.sgd.backward_step(&loss)?;
+            statistics.map_or(Ok(()), Statistics::settle)?;
             return value(&alone);
         }
         let vars = trained(&self.model);
@@ -413,6 +443,7 @@ impl<'a> Training<'a> {
             clip(&mut gradient, &vars, recipe.clip)?;
         }
         self.sgd.step(&gradient)?;
+        statistics.map_or(Ok(()), Statistics::settle)?;
         Ok(sum)
     }
 
@@ -437,11 +468,27 @@ impl<'a> Training<'a> {
         }
     }
 
+    fn top_5_error(&self) -> Result<Option<f64>> {
+        if self.job.data.classes <= 5 {
+            return Ok(None);
+        }
+        let mut wrong = 0;
+        for batch in self.job.data.test.in_order(TEST_BATCH) {
+            let (x, y) = batch?;
+            let logits = self.model.forward(&x, false)?;
+            let likelier = logits.broadcast_gt(&logits.gather(&y.unsqueeze(1)?, 1)?)?;
+            let places = likelier.to_dtype(DType::U32)?.sum(1)?;
+            wrong += places.ge(5u32)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
+        }
+        Ok(Some(f64::from(wrong) / self.job.data.test.len() as f64))
+    }
+
     /// What follows a training.
     fn finish(&mut self, stage: &Stage, source: &Source) -> Result<()> {
         let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
         let counted = (self.place.step - 1) % per_epoch + 1;
         self.place.last_loss = (f64::from(self.place.loss) / counted as f64).into();
+        self.place.last_sharpness = self.place.sharpness.map(|sum| (f64::from(sum) / counted as f64).into());
         if let Some(average) = self.average.take() {
             average.put_into(&self.model)?;
         }
@@ -491,6 +538,8 @@ impl<'a> Training<'a> {
                 Some(error) => error.into(),
                 None => self.test_error()?,
             },
+            top_5_error: self.top_5_error()?,
+            sharpness: self.place.last_sharpness.map(f64::from),
             loss: self.place.last_loss.into(),
             steps: self.place.steps,
             seconds: self.place.seconds + self.began.elapsed().as_secs_f64(),
@@ -501,6 +550,12 @@ impl<'a> Training<'a> {
             place: self.job.place.to_string(),
         })
     }
+}
+
+/// L(w + ε̂) - L(w) of the last step, if it had both.
+fn rise(sam: &Sam) -> Result<Option<f64>> {
+    let Some(last) = sam.last() else { return Ok(None) };
+    Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
 }
 
 /// What `save` writes to a file, for a checkpoint that has it all in one.
@@ -570,8 +625,18 @@ fn optimizer(recipe: &Recipe, model: &Model) -> Result<Sgd> {
         nesterov: recipe.nesterov,
         weight_decay: if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay },
     };
-    // In the order of their names: that of the map changes from process to process.
-    Ok(Sgd::new(trained(model).into_iter().map(|(_, var)| var).collect(), params)?)
+    Ok(Sgd::new(vars(model), params)?)
+}
+
+/// SAM as the recipe says, for a model of a stage.
+fn method(job: &Job<'_>, model: &Model, stage: usize) -> Result<Sam> {
+    let fresh = last_fresh(&job.recipe.method.stages(), stage) as u64;
+    Ok(job.recipe.sam(&vars(model))?.seed(job.seed ^ (fresh << 32)))
+}
+
+/// What is trained, in the order of the names: that of the map changes from process to process.
+fn vars(model: &Model) -> Vec<Var> {
+    trained(model).into_iter().map(|(_, var)| var).collect()
 }
 
 /// Scales a gradient whose norm is too large.
@@ -607,6 +672,7 @@ mod tests {
         let (shape, dtype) = ((2, 3).into(), DType::F32);
         let gradient = Error::NonFiniteGradient { pass: Pass::Descent, index: 1, count: 2, shape, dtype };
         assert!(is_not_finite(&wrapped(gradient)));
+        assert!(is_not_finite(&wrapped(Error::NonFiniteNorm(f64::INFINITY))));
         assert!(!is_not_finite(&wrapped(Error::Rho(f64::NAN))));
     }
 
