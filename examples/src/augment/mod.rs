@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use self::operation::Hole;
-use self::policies::{CODE, PAPER, Step};
+use self::policies::{CODE, PAPER, SVHN, Step};
 
 /// Pixels that a picture is padded with before it is cropped.
 const PADDING: usize = 4;
@@ -32,6 +32,8 @@ pub enum Policy {
     Paper25,
     /// The 95 sub-policies of the code of SAM's authors.
     Code95,
+    /// The 25 sub-policies of its publication for SVHN.
+    Svhn25,
 }
 
 impl Augment {
@@ -47,6 +49,7 @@ impl Policy {
         match self {
             Self::Paper25 => &PAPER,
             Self::Code95 => &CODE,
+            Self::Svhn25 => &SVHN,
         }
     }
 
@@ -172,7 +175,7 @@ mod tests {
             let steps = policies.iter().flatten();
             steps.fold((0, 0), |(tenths, levels), step| (tenths + step.1, levels + u32::from(step.2)))
         };
-        assert_eq!((sums(&PAPER), sums(&CODE)), ((265, 267), (902, 890)));
+        assert_eq!((sums(&PAPER), sums(&CODE), sums(&SVHN)), ((265, 267), (902, 890), (329, 143)));
         assert!(CODE.iter().flatten().chain(PAPER.iter().flatten()).all(|step| step.1 <= 10 && step.2 <= 10));
         assert_eq!(PAPER[0], [(operation::Operation::Invert, 1, 7), (operation::Operation::Contrast, 2, 6)]);
         assert_eq!(CODE[94], [(operation::Operation::Equalize, 6, 9), (operation::Operation::Equalize, 4, 4)]);
@@ -188,7 +191,8 @@ mod tests {
             policy.apply(&mut picture, &mut ChaCha8Rng::seed_from_u64(seed));
             pixels
         };
-        for (policy, channels) in [(Policy::Paper25, 3), (Policy::Paper25, 1), (Policy::Code95, 3)] {
+        for (policy, channels) in [(Policy::Paper25, 3), (Policy::Paper25, 1), (Policy::Code95, 3), (Policy::Svhn25, 3)]
+        {
             let pictures: Vec<_> = (0..400).map(|seed| run(policy, channels, seed)).collect();
             assert_eq!(run(policy, channels, 7), pictures[7]);
             let changed = pictures.iter().filter(|picture| **picture != pictures[0]).count();

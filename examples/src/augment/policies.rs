@@ -1,4 +1,4 @@
-//! AutoAugment's policies for CIFAR (Cubuk et al. 2019).
+//! AutoAugment's policies for CIFAR and SVHN (Cubuk et al. 2019).
 
 use super::operation::Operation::{
     self, AutoContrast, Brightness, Color, Contrast, Cutout, Equalize, Invert, Posterize, Rotate, Sharpness, ShearX,
@@ -134,4 +134,33 @@ pub(super) const CODE: [[Step; 2]; 95] = [
     [(AutoContrast, 6, 1), (AutoContrast, 7, 8)],
     [(Equalize, 2, 0), (AutoContrast, 1, 2)],
     [(Equalize, 6, 9), (Equalize, 4, 4)],
+];
+
+/// The 25 sub-policies of the publication for SVHN; an operation without a level has 0.
+pub(super) const SVHN: [[Step; 2]; 25] = [
+    [(ShearX, 9, 4), (Invert, 2, 0)],
+    [(ShearY, 9, 8), (Invert, 7, 0)],
+    [(Equalize, 6, 0), (Solarize, 6, 6)],
+    [(Invert, 9, 0), (Equalize, 6, 0)],
+    [(Equalize, 6, 0), (Rotate, 9, 3)],
+    [(ShearX, 9, 4), (AutoContrast, 8, 0)],
+    [(ShearY, 9, 8), (Invert, 4, 0)],
+    [(ShearY, 9, 5), (Solarize, 2, 6)],
+    [(Invert, 9, 0), (AutoContrast, 8, 0)],
+    [(Equalize, 6, 0), (Rotate, 9, 3)],
+    [(ShearX, 9, 4), (Solarize, 3, 3)],
+    [(ShearY, 8, 8), (Invert, 7, 0)],
+    [(Equalize, 9, 0), (TranslateY, 6, 6)],
+    [(Invert, 9, 0), (Equalize, 6, 0)],
+    [(Contrast, 3, 3), (Rotate, 8, 4)],
+    [(Invert, 8, 0), (TranslateY, 0, 2)],
+    [(ShearY, 7, 6), (Solarize, 4, 8)],
+    [(Invert, 6, 0), (Rotate, 8, 4)],
+    [(ShearY, 3, 7), (TranslateX, 9, 3)],
+    [(ShearX, 1, 6), (Invert, 6, 0)],
+    [(Solarize, 7, 2), (TranslateY, 6, 7)],
+    [(ShearY, 8, 4), (Invert, 8, 0)],
+    [(ShearX, 7, 9), (TranslateY, 8, 3)],
+    [(ShearY, 8, 5), (AutoContrast, 7, 0)],
+    [(ShearX, 7, 2), (Invert, 1, 0)],
 ];

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Ended, Settings, Unusable};
 use crate::recipe::{Cell, Measure, Published, Table};
-use crate::report::{Area, Drawn, INK, align, png, write_whole};
+use crate::report::{Area, Drawn, INK, Mean, align, png, write_whole};
 use crate::trainer::Outcome;
 
 /// A cell with its numbers.
@@ -49,14 +49,15 @@ pub struct Numbers {
 impl Numbers {
     fn of(measure: Measure, paper: Option<Published>, outcomes: &[Outcome]) -> Self {
         let ours: Vec<f64> = outcomes.iter().filter_map(|outcome| measure.of(outcome)).collect();
-        let (mean, interval) = (mean(&ours), interval(&ours));
-        Self { paper, ours, mean, interval }
+        let mean = (!ours.is_empty()).then(|| Mean::of(&ours));
+        let interval = mean.and_then(|mean| mean.error).map(|error| error * student(ours.len() - 1));
+        Self { paper, mean: mean.map(|mean| mean.mean), interval, ours }
     }
 
     /// The paper's number and ours, in words.
-    fn words(&self) -> [String; 2] {
-        let paper = self.paper.map_or_else(String::new, |paper| number(Some(paper.mean), paper.interval));
-        [paper, number(self.mean, self.interval)]
+    fn words(&self, measure: Measure) -> [String; 2] {
+        let paper = self.paper.map_or_else(String::new, |paper| number(measure, Some(paper.mean), paper.interval));
+        [paper, number(measure, self.mean, self.interval)]
     }
 }
 
@@ -96,24 +97,17 @@ fn row(table: &Table, cell: &Cell, settings: &Settings, unusable: &mut Vec<Unusa
     Ok(Row { cell: short, numbers, beside, without, data, seconds })
 }
 
-fn mean(numbers: &[f64]) -> Option<f64> {
-    (!numbers.is_empty()).then(|| numbers.iter().sum::<f64>() / numbers.len() as f64)
-}
-
-fn interval(numbers: &[f64]) -> Option<f64> {
-    /// 97.5 % of Student's distribution, by degrees of freedom from 1.
+/// 97.5 % of Student's distribution, by degrees of freedom from 1.
+fn student(freedom: usize) -> f64 {
     const STUDENT: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
-    let mean = mean(numbers)?;
-    let freedom = numbers.len().checked_sub(1).filter(|freedom| *freedom > 0)?;
-    let variance = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / freedom as f64;
-    let student = STUDENT.get(freedom - 1).copied().unwrap_or(1.96 + 2.4 / freedom as f64);
-    Some(student * (variance / numbers.len() as f64).sqrt())
+    STUDENT.get(freedom - 1).copied().unwrap_or(1.96 + 2.4 / freedom as f64)
 }
 
-fn number(mean: Option<f64>, interval: Option<f64>) -> String {
+fn number(measure: Measure, mean: Option<f64>, interval: Option<f64>) -> String {
+    let digits = if measure == Measure::Sharpness { 3 } else { 2 };
     match (mean, interval) {
-        (Some(mean), Some(interval)) => format!("{mean:.2} ± {interval:.2}"),
-        (Some(mean), None) => format!("{mean:.2}"),
+        (Some(mean), Some(interval)) => format!("{mean:.digits$} ± {interval:.digits$}"),
+        (Some(mean), None) => format!("{mean:.digits$}"),
         _ => String::new(),
     }
 }
@@ -139,12 +133,12 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     }
     head.push("n".to_owned());
     let body = rows.iter().map(|row| {
-        let [paper, ours] = row.numbers.words();
+        let [paper, ours] = row.numbers.words(table.measure);
         let count = row.numbers.ours.len();
         let ours: Vec<_> = Some(ours).filter(|ours| !ours.is_empty()).into_iter().collect();
         let ours: Vec<_> = ours.into_iter().chain(row.without.iter().map(|&word| word.to_owned())).collect();
         let mut cells = vec![row.cell.clone(), paper, ours.join(", ")];
-        cells.extend(row.beside.iter().flat_map(Numbers::words));
+        cells.extend(row.beside.iter().zip(table.beside).flat_map(|(beside, measure)| beside.words(measure)));
         cells.push(if count == 0 { String::new() } else { count.to_string() });
         cells
     });
@@ -266,13 +260,34 @@ fn draw(area: &Area<'_>, rows: &[&Row], title: &str, [measure, scaled]: [&str; 2
 mod tests {
     use super::*;
 
+    fn outcome() -> Outcome {
+        Outcome {
+            test_error: 0.0,
+            top_5_error: None,
+            sharpness: None,
+            loss: 0.0,
+            steps: 1,
+            seconds: 1.0,
+            parameters: 1,
+            train_images: 1,
+            test_images: 1,
+            data: String::new(),
+            place: String::new(),
+        }
+    }
+
     #[test]
     fn intervals_are_students() {
-        assert_eq!(interval(&[1.0]), None);
-        let five = interval(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
-        assert!((five - 2.776 * (2.5f64 / 5.0).sqrt()).abs() < 1e-9);
-        assert_eq!(mean(&[]), None);
-        assert_eq!(number(Some(2.345), Some(0.1)), "2.35 ± 0.10");
-        assert_eq!(number(None, None), "");
+        let of = |errors: &[f64]| {
+            let outcomes: Vec<_> = errors.iter().map(|&test_error| Outcome { test_error, ..outcome() }).collect();
+            Numbers::of(Measure::Error, None, &outcomes)
+        };
+        assert_eq!(of(&[0.5]).words(Measure::Error)[1], "50.00");
+        assert_eq!(of(&[0.5]).interval, None);
+        let five = of(&[0.01, 0.02, 0.03, 0.04, 0.05]);
+        assert!((five.interval.unwrap() - 2.776 * (2.5f64 / 5.0).sqrt()).abs() < 1e-9);
+        assert_eq!(five.words(Measure::Error)[1], "3.00 ± 1.96");
+        assert_eq!(of(&[]).words(Measure::Error), ["", ""]);
+        assert_eq!(number(Measure::Sharpness, Some(0.0123), None), "0.012");
     }
 }

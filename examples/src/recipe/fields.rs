@@ -160,7 +160,10 @@ impl<'de> Deserialize<'de> for Auto {
             "none" => Ok(Self(None)),
             "paper-25" => Ok(Self(Some(Policy::Paper25))),
             "code-95" => Ok(Self(Some(Policy::Code95))),
-            _ => Err(serde::de::Error::custom(format!("`{name}`: expected `none`, `paper-25` or `code-95`"))),
+            "svhn-25" => Ok(Self(Some(Policy::Svhn25))),
+            _ => {
+                Err(serde::de::Error::custom(format!("`{name}`: expected `none`, `paper-25`, `code-95` or `svhn-25`")))
+            }
         }
     }
 }
@@ -171,6 +174,7 @@ impl Serialize for Auto {
             None => "none",
             Some(Policy::Paper25) => "paper-25",
             Some(Policy::Code95) => "code-95",
+            Some(Policy::Svhn25) => "svhn-25",
         })
     }
 }

@@ -51,6 +51,9 @@ const TEST_BATCH: usize = 500;
 /// How often a training is tested, at most.
 const TESTS: usize = 20;
 
+/// The least images that are trained on for each that is tested on.
+const TRAINED_PER_TESTED: usize = 4;
+
 /// How often an epoch writes to the log.
 const LINES: usize = 10;
 
@@ -449,7 +452,9 @@ impl<'a> Training<'a> {
 
     /// Tests, if it is time, and logs.
     fn end_epoch(&mut self, epoch: usize, epochs: usize, last: bool) -> Result<()> {
-        if !last && !(epoch + 1).is_multiple_of(epochs.div_ceil(TESTS)) {
+        let data = self.job.data;
+        let affordable = epochs * data.train.len() / (TRAINED_PER_TESTED * data.test.len());
+        if !last && !(epoch + 1).is_multiple_of(epochs.div_ceil(affordable.clamp(1, TESTS))) {
             return Ok(());
         }
         let error = self.test_error()?;
@@ -476,9 +481,7 @@ impl<'a> Training<'a> {
         for batch in self.job.data.test.in_order(TEST_BATCH) {
             let (x, y) = batch?;
             let logits = self.model.forward(&x, false)?;
-            let likelier = logits.broadcast_gt(&logits.gather(&y.unsqueeze(1)?, 1)?)?;
-            let places = likelier.to_dtype(DType::U32)?.sum(1)?;
-            wrong += places.ge(5u32)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
+            wrong += not_in_top_5(&logits, &y)?;
         }
         Ok(Some(f64::from(wrong) / self.job.data.test.len() as f64))
     }
@@ -550,6 +553,12 @@ impl<'a> Training<'a> {
             place: self.job.place.to_string(),
         })
     }
+}
+
+/// How many rows of logits (n, classes) have five that are higher than that of the label (n).
+fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
+    let higher = logits.broadcast_gt(&logits.gather(&y.unsqueeze(1)?, 1)?)?.to_dtype(DType::U32)?.sum(1)?;
+    Ok(higher.ge(5u32)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?)
 }
 
 /// L(w + ε̂) - L(w) of the last step, if it had both.
@@ -674,6 +683,13 @@ mod tests {
         assert!(is_not_finite(&wrapped(gradient)));
         assert!(is_not_finite(&wrapped(Error::NonFiniteNorm(f64::INFINITY))));
         assert!(!is_not_finite(&wrapped(Error::Rho(f64::NAN))));
+    }
+
+    #[test]
+    fn the_fifth_place_is_among_the_five() {
+        let logits = Tensor::new(&[[0f32, 5.0, 1.0, 4.0, 2.0, 3.0, -1.0]; 7], &Device::Cpu).unwrap();
+        let labels = Tensor::arange(0u32, 7, &Device::Cpu).unwrap();
+        assert_eq!(not_in_top_5(&logits, &labels).unwrap(), 2);
     }
 
     #[test]
