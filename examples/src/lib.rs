@@ -11,6 +11,7 @@
 //! batches    images as tensors, from a thread    models     networks, from a kit of layers
 //! loss       loss functions, with the attribute  method     what is trained on wrong labels
 //! trainer    the loop: log, checkpoint, resume   paper      tables of runs beside the paper's numbers
+//! spectrum   the Hessian of what was trained
 //! ```
 
 pub mod augment;
@@ -27,5 +28,6 @@ pub mod paper;
 pub mod recipe;
 pub mod report;
 pub mod run;
+pub mod spectrum;
 pub mod trainer;
 pub mod tutorial;

@@ -320,7 +320,10 @@ fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
     let message = refused(&[]);
     assert!(message.contains("say with --data where it lies"), "{message}");
     let message = refused(&["--data", data, "--set", "model = \"cnn-w3\""]);
-    assert!(message.contains("weights.safetensors has shape") && message.contains("cnn-w3"), "{message}");
+    assert!(
+        message.contains("cannot use") && message.contains("weights.safetensors") && message.contains("has shape"),
+        "{message}"
+    );
     let message = refused(&["--data", data, "--set", "start = \"other.safetensors\""]);
     assert!(message.contains("other.safetensors"), "{message}");
 }
@@ -344,4 +347,37 @@ fn pictures_are_trained_on_from_their_files() {
     training.finished("out", &["--data", training.folder.path().to_str().unwrap()]);
     let result: Value = serde_json::from_slice(&fs::read(training.path("out/result.json")).unwrap()).unwrap();
     assert_eq!((&result["test_error"], &result["train_images"]), (&0.0.into(), &12.into()));
+}
+
+/// Of a network that was just trained, by its recipe and seed; the picture and the table are there.
+#[test]
+fn a_trained_network_has_a_spectrum() {
+    let training = Training::new(SMALL);
+    training.finished("out", &["--seed", "3"]);
+    let look = |weights: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spectrum"));
+        command
+            .arg(training.path("recipe.toml"))
+            .arg(weights)
+            .args(["--quiet", "--seed", "3", "--order", "12", "--out"]);
+        command.arg(training.path("spectrum")).output().unwrap()
+    };
+    let weights = training.path("out/weights.safetensors");
+    let output = look(&format!("sam={}", weights.display()));
+    assert!(output.status.success(), "{}", error(&output));
+    let table = fs::read_to_string(training.path("spectrum/spectrum.md")).unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), table);
+    assert!(table.contains("mlp-w64, 800 images") && table.contains("| sam "), "{table}");
+    let all: Value = serde_json::from_slice(&fs::read(training.path("spectrum/spectrum.json")).unwrap()).unwrap();
+    let values: Vec<f64> = serde_json::from_value(all[0]["values"].clone()).unwrap();
+    assert!(values.len() == 12 && values[0] > 0.0 && values.is_sorted_by(|a, b| a >= b), "{values:?}");
+    assert!(training.path("spectrum/spectrum.png").exists());
+
+    let refused = |weights: &str| {
+        let output = look(weights);
+        assert_eq!(output.status.code(), Some(2));
+        error(&output)
+    };
+    assert!(refused("weights.safetensors").contains("expected NAME=FILE"));
+    assert!(refused("a=missing.safetensors").contains("missing.safetensors"));
 }

@@ -1,13 +1,13 @@
 //! Trains one network by a recipe: a cell of the paper's tables, or a file of one's own.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use sam_examples::compute::Compute;
 use sam_examples::console::{Progress, Stop, exit};
-use sam_examples::recipe::{Changes, Scale, selected};
+use sam_examples::recipe::{Scale, named};
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Held, Job};
 
@@ -66,8 +66,7 @@ fn main() -> ExitCode {
 
 fn train(options: &Options) -> Result<ExitCode> {
     let (stop, place) = (Stop::on_signals()?, options.compute.place()?);
-    let changes = Changes::parse("--set", &options.set.join("\n"))?.or(&changes(&options.recipe)?);
-    let recipe = changes.recipe(&options.scale)?;
+    let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
     let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
     let out = &options.out;
     let job = Job {
@@ -110,19 +109,4 @@ fn train(options: &Options) -> Result<ExitCode> {
         }
     );
     Ok(ExitCode::SUCCESS)
-}
-
-fn changes(recipe: &str) -> Result<Changes> {
-    if Path::new(recipe).extension().is_some_and(|extension| extension == "toml") {
-        let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {recipe}"))?;
-        return Changes::parse(recipe, &text);
-    }
-    let table = recipe.split('/').next().unwrap_or(recipe);
-    let table = selected(table, &[recipe.to_owned()])?;
-    match &table.cells[..] {
-        [cell] => Ok(cell.changes.clone()),
-        cells => {
-            bail!("`{recipe}` names {} cells: expected the whole name of one, such as {}", cells.len(), cells[0].name)
-        }
-    }
 }

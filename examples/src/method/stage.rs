@@ -2,8 +2,9 @@
 
 use std::f64::consts::PI;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Tensor};
+use nalgebra::{DMatrix, DVector};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -198,37 +199,42 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
     let (mut features, mut labels) = (Vec::new(), Vec::new());
     for batch in source.in_order(BATCH) {
         let (x, y) = batch?;
-        features.extend(model.features(&x, false)?.to_dtype(DType::F64)?.to_vec2::<f64>()?);
+        let seen = model.features(&x, false)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        features.extend(seen.into_iter().map(DVector::from_vec));
         labels.extend(y.to_vec1::<u32>()?);
     }
     let mut members: Vec<Vec<usize>> = vec![Vec::new(); classes];
     labels.iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
     let all = members.clone();
-    let width = features.first().map_or(0, Vec::len);
+    let width = features.first().map_or(0, DVector::len);
 
-    let (mut means, mut factor) = (Vec::new(), Vec::new());
-    for round in 0..3 {
-        means = members.iter().map(|class| mean(&features, class, width)).collect();
-        factor = cholesky(&covariance(&features, &members, &means, width), width)?;
-        if round < 2 {
-            // The half of each class that is nearest to its mean.
-            for ((class, all), mean) in members.iter_mut().zip(&all).zip(&means) {
-                let distance = |i: usize| {
-                    let off: Vec<f64> = features[i].iter().zip(mean).map(|(x, mean)| x - mean).collect();
-                    solve_lower(&factor, &off, width).iter().map(|x| x * x).sum::<f64>()
-                };
-                let mut order: Vec<(f64, usize)> = all.iter().map(|i| (distance(*i), *i)).collect();
-                order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-                *class = order[..all.len().div_ceil(2)].iter().map(|(_, i)| *i).collect();
-            }
+    let mut round = 0;
+    let (means, covariance) = loop {
+        let means: Vec<_> = members.iter().map(|class| mean(&features, class, width)).collect();
+        let covariance = covariance(&features, &members, &means, width)
+            .cholesky()
+            .context("the covariance of the features is singular: expected finite features that differ")?;
+        round += 1;
+        if round == 3 {
+            break (means, covariance);
         }
-    }
+        // The half of each class that is nearest to its mean, in the covariance's own metric.
+        for ((class, all), mean) in members.iter_mut().zip(&all).zip(&means) {
+            let distance = |i: usize| {
+                let off = &features[i] - mean;
+                off.dot(&covariance.solve(&off))
+            };
+            let mut order: Vec<(f64, usize)> = all.iter().map(|i| (distance(*i), *i)).collect();
+            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            *class = order[..all.len().div_ceil(2)].iter().map(|(_, i)| *i).collect();
+        }
+    };
     let (mut weight, mut bias) = (Vec::new(), Vec::new());
     for (mean, all) in means.iter().zip(&all) {
-        let direction = solve_upper(&factor, &solve_lower(&factor, mean, width), width);
+        let direction = covariance.solve(mean);
         let prior = (all.len().max(1) as f64 / labels.len().max(1) as f64).ln();
-        bias.push((prior - 0.5 * direction.iter().zip(mean).map(|(a, b)| a * b).sum::<f64>()) as f32);
-        weight.extend(direction.into_iter().map(|x| x as f32));
+        bias.push((prior - 0.5 * direction.dot(mean)) as f32);
+        weight.extend(direction.iter().map(|x| *x as f32));
     }
     let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (Some(head), Some(shift)) = (vars.get("head.weight"), vars.get("head.bias")) else {
@@ -239,74 +245,32 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
     Ok(())
 }
 
-fn mean(features: &[Vec<f64>], members: &[usize], width: usize) -> Vec<f64> {
-    let mut mean = vec![0.0; width];
-    for i in members {
-        mean.iter_mut().zip(&features[*i]).for_each(|(mean, x)| *mean += x / members.len() as f64);
-    }
-    mean
+fn mean(features: &[DVector<f64>], members: &[usize], width: usize) -> DVector<f64> {
+    let sum = members.iter().fold(DVector::zeros(width), |sum, i| sum + &features[*i]);
+    sum / members.len().max(1) as f64
 }
 
 /// Of all classes together, each around its own mean; with a little of the identity, that no direction has none.
-fn covariance(features: &[Vec<f64>], members: &[Vec<usize>], means: &[Vec<f64>], width: usize) -> Vec<f64> {
+fn covariance(features: &[DVector<f64>], members: &[Vec<usize>], means: &[DVector<f64>], width: usize) -> DMatrix<f64> {
     let count = members.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-    let mut sum = vec![0.0; width * width];
+    let mut sum = DMatrix::zeros(width, width);
     for (class, mean) in members.iter().zip(means) {
         for i in class {
-            let off: Vec<f64> = features[*i].iter().zip(mean).map(|(x, mean)| (x - mean) / count.sqrt()).collect();
-            for (row, a) in sum.chunks_exact_mut(width.max(1)).zip(&off) {
-                row.iter_mut().zip(&off).for_each(|(sum, b)| *sum += a * b);
-            }
+            let off = &features[*i] - mean;
+            sum.ger(1.0 / count, &off, &off, 1.0);
         }
     }
-    let trace: f64 = (0..width).map(|i| sum[i * width + i]).sum();
-    let ridge = (1e-4 * trace / width.max(1) as f64).max(1e-12);
-    (0..width).for_each(|i| sum[i * width + i] += ridge);
-    sum
-}
-
-/// The lower triangle L of A = L Lᵀ.
-fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
-    let mut l = vec![0.0; n * n];
-    for i in 0..n {
-        for j in 0..=i {
-            let product: f64 = (0..j).map(|k| l[i * n + k] * l[j * n + k]).sum();
-            let rest = a[i * n + j] - product;
-            if i != j {
-                l[i * n + j] = rest / l[j * n + j];
-            } else if rest > 0.0 {
-                l[i * n + i] = rest.sqrt();
-            } else {
-                bail!("the covariance of the features is singular: expected finite features that differ")
-            }
-        }
-    }
-    Ok(l)
-}
-
-/// x of L x = b.
-fn solve_lower(l: &[f64], b: &[f64], n: usize) -> Vec<f64> {
-    let mut x = vec![0.0; n];
-    for i in 0..n {
-        let known: f64 = (0..i).map(|k| l[i * n + k] * x[k]).sum();
-        x[i] = (b[i] - known) / l[i * n + i];
-    }
-    x
-}
-
-/// x of Lᵀ x = b.
-fn solve_upper(l: &[f64], b: &[f64], n: usize) -> Vec<f64> {
-    let mut x = vec![0.0; n];
-    for i in (0..n).rev() {
-        let known: f64 = (i + 1..n).map(|k| l[k * n + i] * x[k]).sum();
-        x[i] = (b[i] - known) / l[i * n + i];
-    }
-    x
+    let ridge = (1e-4 * sum.trace() / width.max(1) as f64).max(1e-12);
+    sum + DMatrix::from_diagonal_element(width, width, ridge)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::data;
+    use crate::models::Architecture;
 
     #[test]
     fn halves_are_halves() {
@@ -334,15 +298,18 @@ mod tests {
         assert_eq!(Rate::Recipe.factor(0.3), None);
     }
 
+    /// The features of a network that has learnt nothing tell classes apart, its last layer does not.
     #[test]
-    fn triangles_solve_their_equations() {
-        let a = [4.0, 2.0, 0.4, 2.0, 5.0, 1.0, 0.4, 1.0, 3.0];
-        let l = cholesky(&a, 3).unwrap();
-        let x = solve_upper(&l, &solve_lower(&l, &[1.0, -2.0, 0.5], 3), 3);
-        for (i, b) in [1.0, -2.0, 0.5].iter().enumerate() {
-            let product: f64 = (0..3).map(|k| a[i * 3 + k] * x[k]).sum();
-            assert!((product - b).abs() < 1e-12);
-        }
-        assert!(cholesky(&[1.0, 2.0, 2.0, 1.0], 2).is_err());
+    fn a_discriminant_tells_classes_apart() {
+        let [source, _] = Source::both(&Arc::new(data::embedded().unwrap()));
+        let source = source.part((0..1000).collect());
+        let model = Model::new(Architecture::Mlp(32), source.shape(), 10, 1).unwrap();
+        let right = || {
+            let guesses = predictions(&model, &source).unwrap();
+            guesses.iter().zip(source.labels()).filter(|(guess, label)| guess == label).count()
+        };
+        assert!(right() < 300);
+        discriminate(&model, &source, 10).unwrap();
+        assert!(right() > 600, "{}", right());
     }
 }

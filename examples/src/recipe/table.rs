@@ -265,7 +265,7 @@ pub fn tables() -> Result<Vec<Table>> {
     }
     let texts = recipes!(
         "table1" "table2" "table3" "table4" "table4-literature" "table5" "table8" "rho-grid" "p-norm" "inner-steps"
-        "second-order" "m-sharpness"
+        "second-order" "m-sharpness" "figure3"
     );
     let tables = texts.iter().map(|(name, text)| Table::parse(&format!("recipes/{name}.toml"), text));
     tables.collect()
@@ -298,6 +298,26 @@ pub fn selected(table: &str, only: &[String]) -> Result<Table> {
         found.cells.retain(|cell| wanted.contains(&cell.name));
     }
     Ok(found)
+}
+
+/// What is said by a cell's name, or by a TOML file of keys, and over it by `set`, `key = value`.
+///
+/// # Errors
+/// If there is no such cell, or more than one, or the file or `set` is not as it should be.
+pub fn named(recipe: &str, set: &[String]) -> Result<Changes> {
+    let set = Changes::parse("--set", &set.join("\n"))?;
+    if Path::new(recipe).extension().is_some_and(|extension| extension == "toml") {
+        let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {recipe}"))?;
+        return Ok(set.or(&Changes::parse(recipe, &text)?));
+    }
+    let table = recipe.split('/').next().unwrap_or(recipe);
+    let table = selected(table, &[recipe.to_owned()])?;
+    match &table.cells[..] {
+        [cell] => Ok(set.or(&cell.changes)),
+        cells => {
+            bail!("`{recipe}` names {} cells: expected the whole name of one, such as {}", cells.len(), cells[0].name)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -245,17 +245,7 @@ impl<'a> Training<'a> {
     /// Takes everything from a checkpoint.
     fn take(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
         self.plan = Plan::from_tensors(checkpoint.take("plan/"))?;
-        let mut weights = checkpoint.take("weight/");
-        for (name, var) in self.all_vars() {
-            let weight = weights.remove(&name).with_context(|| format!("it has no weight `{name}`"))?;
-            ensure!(
-                weight.dims() == var.dims(),
-                "its weight `{name}` has shape {:?}: expected {:?}",
-                weight.dims(),
-                var.dims()
-            );
-            var.set(&weight.to_device(var.device())?)?;
-        }
+        put(&checkpoint.take("weight/"), &self.model, |_| true)?;
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
         back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
@@ -594,6 +584,31 @@ fn last_fresh(stages: &[Stage], stage: usize) -> usize {
     stages.iter().take(stage + 1).rposition(|stage| stage.fresh).unwrap_or(0)
 }
 
+/// Puts the weights of a safetensors file into the variables of a model whose names are `wanted`.
+///
+/// # Errors
+/// If it cannot be read, or has not all of them, or one in another shape.
+pub fn load_weights(path: &Path, model: &Model, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let weights = candle_core::safetensors::load(path, &Device::Cpu);
+    let weights = weights.with_context(|| format!("cannot read {}", path.display()))?;
+    put(&weights.into_iter().collect(), model, wanted).with_context(|| format!("cannot use {}", path.display()))
+}
+
+fn put(weights: &BTreeMap<String, Tensor>, model: &Model, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (name, var) in vars.iter().filter(|(name, _)| wanted(name)) {
+        let weight = weights.get(name).with_context(|| format!("it has no weight `{name}`"))?;
+        ensure!(
+            weight.dims() == var.dims(),
+            "its weight `{name}` has shape {:?}: expected {:?}",
+            weight.dims(),
+            var.dims()
+        );
+        var.set(&weight.to_dtype(var.dtype())?.to_device(var.device())?)?;
+    }
+    Ok(())
+}
+
 /// A network with new weights, or those that the recipe begins with.
 fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
@@ -603,23 +618,7 @@ fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
     if !recipe.start.is_empty() {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
-        let path = folder.join(&recipe.start);
-        let weights = candle_core::safetensors::load(&path, &Device::Cpu)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (name, var) in vars.iter().filter(|(name, _)| !(recipe.new_head && name.starts_with("head."))) {
-            let weight = weights.get(name).with_context(|| format!("{} has no weight `{name}`", path.display()))?;
-            ensure!(
-                weight.dims() == var.dims(),
-                "the weight `{name}` of {} has shape {:?}: expected {:?} of {}",
-                path.display(),
-                weight.dims(),
-                var.dims(),
-                recipe.model
-            );
-            var.set(&weight.to_dtype(var.dtype())?.to_device(var.device())?)?;
-        }
-        drop(vars);
+        load_weights(&folder.join(&recipe.start), &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
         if recipe.new_head {
             model.reset_head(seed)?;
         }

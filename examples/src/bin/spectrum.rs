@@ -1,0 +1,165 @@
+//! The Hessian's largest eigenvalues of trained networks, and a picture of the whole spectrum (section 4.2, Figure 3).
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use indicatif::ProgressBar;
+use plotters::prelude::*;
+use sam_examples::compute::Compute;
+use sam_examples::console::exit;
+use sam_examples::models::Model;
+use sam_examples::recipe::{Scale, named};
+use sam_examples::report::{Area, Drawn, INK, align, png, write_whole};
+use sam_examples::spectrum::{Spectrum, of_loss};
+use sam_examples::trainer::{Data, load_weights};
+use serde_json::json;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Show how sharp the minima are that `train` has found.
+///
+/// Recipe, scale, settings and seed are those that the networks were trained with: they say which network it is and what
+/// the training images and their labels are.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// A cell, such as table4/40/sgd, or a TOML file of recipe keys
+    recipe: String,
+
+    /// Weights to look at, each with a name: sgd=runs/sgd/weights.safetensors
+    #[arg(required = true, value_name = "NAME=FILE")]
+    weights: Vec<String>,
+
+    /// Folder of the data sets
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    #[command(flatten)]
+    compute: Compute,
+
+    /// As in training
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// As in training
+    #[arg(long, default_value = "1")]
+    scale: Scale,
+
+    /// As in training
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Training images that the loss is taken of, the first ones; 0 for all
+    #[arg(long, default_value_t = 0)]
+    images: usize,
+
+    /// Products with the Hessian
+    #[arg(long, default_value_t = 90)]
+    order: usize,
+
+    /// Folder of the table and the picture
+    #[arg(long, value_name = "DIR", default_value = "runs/spectrum")]
+    out: PathBuf,
+
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    exit(look(&Options::parse()).map(|()| ExitCode::SUCCESS))
+}
+
+fn look(options: &Options) -> Result<()> {
+    let place = options.compute.place()?;
+    let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
+    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
+    let places = data.train.places();
+    let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
+    let source = data.train.part(places[..count].to_vec());
+    let (mut found, mut rows) = (Vec::new(), Vec::new());
+    rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
+    for named in &options.weights {
+        let Some((name, path)) = named.split_once('=') else {
+            bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
+        };
+        let model: Model = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
+        load_weights(Path::new(path), &model, |_| true)?;
+        let bar = if options.quiet { ProgressBar::hidden() } else { ProgressBar::new(options.order as u64) };
+        let spectrum = of_loss(&model, &source, options.order, options.seed, || bar.inc(1))?;
+        bar.finish_and_clear();
+        let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));
+        rows.push(vec![
+            name.to_owned(),
+            value(0),
+            format!("{:.1}", spectrum.ratio()),
+            value(4),
+            value(spectrum.values.len() - 1),
+        ]);
+        found.push((name.to_owned(), spectrum));
+    }
+    let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
+    let table = format!("# {title}\n\n{}", align(&rows));
+    print!("{table}");
+    std::fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
+    write_whole(&options.out.join("spectrum.md"), table.as_bytes())?;
+    let all: Vec<_> = found
+        .iter()
+        .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values, "weights": spectrum.weights }))
+        .collect();
+    write_whole(&options.out.join("spectrum.json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
+    png(&options.out.join("spectrum.png"), (1200, 750), |area| draw(area, &found, &title))
+}
+
+/// The densities, on a logarithmic scale: few eigenvalues are large.
+fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str) -> Drawn {
+    const COLORS: [RGBColor; 4] =
+        [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
+    const LEAST: f64 = 1e-6;
+    let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values.iter().copied());
+    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
+    let width = 0.005 * (high - low).max(1e-9);
+    let (low, high) = (low - 8.0 * width, high + 8.0 * width);
+    let points = 1200;
+    let at = |i: i32| low + (high - low) * f64::from(i) / f64::from(points);
+    let top = found
+        .iter()
+        .flat_map(|(_, spectrum)| (0..=points).map(move |i| spectrum.density(at(i), width)))
+        .fold(LEAST, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 40).into_font().color(&INK))
+        .margin(48)
+        .x_label_area_size(112)
+        .y_label_area_size(160)
+        .build_cartesian_2d(low..high, (LEAST..2.0 * top).log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.5))
+        .x_desc("eigenvalue")
+        .y_desc("density")
+        .y_label_formatter(&|y| format!("{y:.0e}"))
+        .label_style(("sans-serif", 36).into_font().color(&INK))
+        .draw()?;
+    for ((name, spectrum), color) in found.iter().zip(COLORS.iter().cycle()) {
+        let line = (0..=points).map(|i| (at(i), spectrum.density(at(i), width).max(LEAST)));
+        chart
+            .draw_series(LineSeries::new(line, color.stroke_width(5)))?
+            .label(format!("{name}: λ₁ = {:.1}, λ₁ / λ₅ = {:.1}", spectrum.largest(), spectrum.ratio()))
+            .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .margin(24)
+        .legend_area_size(80)
+        .background_style(WHITE.mix(0.85))
+        .border_style(INK.mix(0.2))
+        .label_font(("sans-serif", 36).into_font().color(&INK))
+        .draw()?;
+    Ok(())
+}
