@@ -6,7 +6,8 @@
 #   tests/gpu.sh run [DIR]      where there is a GPU (and python3 with torch, for the comparison): a log of everything in
 #                               DIR/gpu.log (default target/gpu), and a short table last
 #
-# With CIFAR=FOLDER (the binary CIFAR-10) wrn-16-4 is trained too.
+# With CIFAR=FOLDER (the binary CIFAR-10) wrn-16-4 is trained too. After SECONDS_LEFT (default 540) nothing more is begun, so
+# that the table is there in any case.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=target/gpu
@@ -70,13 +71,13 @@ print(":".join(sorted({os.path.dirname(f) for p in sys.path for f in glob.glob(p
 }
 
 measure() {
-    local work model batch flags failed=0
+    local work model batch flags compile failed=0 end=$((SECONDS + ${SECONDS_LEFT:-540}))
     work=$(mktemp -d)
     python3 -c 'import sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$work"
     CUDA_LIB_DIRS="$(libraries):/usr/local/nvidia/lib64:/usr/local/cuda/lib64"
     export CUDA_LIB_DIRS LD_LIBRARY_PATH="$CUDA_LIB_DIRS${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-    nvidia-smi || true
+    nvidia-smi || { echo "no GPU here"; return 1; }
 
     for test in "$work"/test-*; do
         echo "== $(basename "$test")"
@@ -85,32 +86,36 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
     echo "RESULT {\"tests_failed\": $failed}"
 
     note() { # name, command..: its last line, which is JSON
-        local name=$1 line
+        local name=$1 line left=$((end - SECONDS))
         shift
         echo "== $name: $*"
-        line=$(timeout 150 "$@" | tail -1) || line=null
+        if [ $left -le 0 ]; then echo "no time left"; fi
+        line=$(timeout $((left > 150 ? 150 : left > 0 ? left : 1)) "$@" </dev/null | tail -1) || line=null
         echo "RESULT {\"name\": \"$name\", \"line\": ${line:-null}}"
     }
     for parameters in 36479194 1000000000; do
         note "arithmetic $parameters" "$work/arithmetic" "$parameters" --device cuda
     done
-    while read -r model batch; do
-        for flags in --tf32 --bf16; do
-            note "ours $model $flags" "$work/bench" "$model" --batch "$batch" --device cuda "$flags" --iters 20
-            for compile in "" --compile; do
+    # What takes longest, compiling, last.
+    for compile in "" --compile; do
+        while read -r model batch; do
+            for flags in --tf32 --bf16; do
+                if [ -z "$compile" ]; then
+                    note "ours $model $flags" "$work/bench" "$model" --batch "$batch" --device cuda "$flags" --iters 20
+                fi
                 # shellcheck disable=SC2086 # an empty flag is none
                 note "torch $model $flags $compile" python3 "$bundle/torch_step.py" "$model" --batch "$batch" \
                     --device cuda --channels-last "$flags" --iters 20 $compile
             done
-        done
-    done <<<"wrn-28-10 256
+        done <<<"wrn-28-10 256
 resnet18 512"
+    done
     if [ -n "${CIFAR:-}" ]; then
         note "torch wrn-16-4 --bf16 " python3 "$bundle/torch_step.py" wrn-16-4 --batch 128 --device cuda \
             --channels-last --bf16 --iters 20
         "$work/cifar" --data "$CIFAR" --model wrn-16-4 --only sam --seeds 1 --epochs 30 --augment --quiet \
             --device cuda --bf16 --out "$work/run" || true
-        cat "$work"/run/log.jsonl | sed 's/^/EPOCH /' || true
+        sed 's/^/EPOCH /' "$work/run/log.jsonl" || true
     fi
 }
 
@@ -138,16 +143,21 @@ def ratio(a, b):
     return f"{a / b:.3f}" if a and b else "-"
 
 
-print("\ntest binaries that failed:", failed)
-print("SAM step in ms: ours, PyTorch eager, compiled; ours / each; SAM / (2 passes + optimizer)")
+def show(number):
+    return f"{number:.2f}" if number else "-"
+
+
+print("\ntest binaries that failed:", "not run" if failed is None else failed)
+print("SAM step in ms; overhead: SAM / (2 passes + optimizer); back: when the host is\n")
+row = "{:10} {:7} {:>8} {:>8} {:>9} {:>11} {:>14} {:>9} {:>8}".format
+print(row("network", "numbers", "ours", "PyTorch", "compiled", "ours/eager", "ours/compiled", "overhead", "back"))
 for model in ["wrn-28-10", "resnet18"]:
     for flags in ["--tf32", "--bf16"]:
         names = [f"ours {model} {flags}", f"torch {model} {flags}", f"torch {model} {flags} --compile"]
         ours, eager, compiled = map(step, names)
         line = results.get(names[0])
-        print(model, flags, ours, eager, compiled, ratio(ours, eager), ratio(ours, compiled),
-              line["sam_overhead"] if line else "-",
-              f"host is back after {line['sam_enqueued_ms']} ms" if line else "")
+        print(row(model, flags[2:], show(ours), show(eager), show(compiled), ratio(ours, eager),
+                  ratio(ours, compiled), show(line and line["sam_overhead"]), show(line and line["sam_enqueued_ms"])))
 for name in results:
     if name.startswith("arithmetic") and results[name]:
         print(name, "of a copy's pace:", round(results[name]["of_copy"], 3))
@@ -165,7 +175,7 @@ emulated) emulated ;;
 run)
     log=${2:-$bundle}/gpu.log
     mkdir -p "$(dirname "$log")"
-    measure >"$log" 2>&1 || echo "the log ends early" >>"$log"
+    measure >"$log" 2>&1 || tail -1 "$log"
     table "$log" | tee -a "$log"
     ;;
 *)

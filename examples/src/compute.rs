@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 
@@ -77,8 +77,14 @@ impl Compute {
         candle_core::cuda::set_gemm_reduced_precision_f32(self.tf32);
         let device = match self.device {
             Kind::Cpu => Device::Cpu,
-            Kind::Cuda => Device::new_cuda(0).context("cannot train on `cuda`: build with --features cudnn")?,
-            Kind::Metal => Device::new_metal(0).context("cannot train on `metal`: build with --features metal")?,
+            Kind::Cuda if !cfg!(feature = "cuda") => bail!("this was built without CUDA: build with --features cudnn"),
+            Kind::Metal if !cfg!(feature = "metal") => {
+                bail!("this was built without Metal: build with --features metal")
+            }
+            Kind::Cuda => {
+                Device::new_cuda(0).context("cannot use the first CUDA device: is there one, and its driver?")?
+            }
+            Kind::Metal => Device::new_metal(0).context("cannot use the first Metal device: is there one?")?,
         };
         Ok(Place { device, dtype: if self.bf16 { DType::BF16 } else { DType::F32 }, tf32: self.tf32 })
     }
