@@ -7,6 +7,7 @@
 //! ```
 
 mod lock;
+mod picture;
 mod report;
 mod runs;
 

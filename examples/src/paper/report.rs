@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use plotters::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
+use super::picture::picture;
 use super::{Ended, Settings, Unusable};
 use crate::recipe::{Cell, Measure, Published, Table};
-use crate::report::{Area, Drawn, INK, Mean, align, png, write_whole};
+use crate::report::{Mean, align, write_whole};
 use crate::trainer::Outcome;
 
 /// A cell with its numbers.
@@ -187,73 +187,9 @@ pub fn write(table: &Table, settings: &Settings) -> Result<Written> {
         "note": table.note,
     });
     write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    let shown: Vec<&Row> =
-        rows.iter().filter(|row| row.numbers.mean.or(row.numbers.paper.map(|paper| paper.mean)).is_some()).collect();
-    if !shown.is_empty() {
-        let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.scaled()) };
-        let size = (1200, 170 + 30 * shown.len() as u32);
-        png(&path("png"), size, |area| draw(area, &shown, &table.title, [table.measure.name(), &scaled]))?;
-    }
+    let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.scaled()) };
+    picture(&path("png"), table, &rows, &scaled)?;
     Ok(Written { text, unusable })
-}
-
-/// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
-fn draw(area: &Area<'_>, rows: &[&Row], title: &str, [measure, scaled]: [&str; 2]) -> Drawn {
-    const THEIRS: RGBColor = RGBColor(213, 94, 0);
-    const OURS: RGBColor = RGBColor(0, 114, 178);
-    let values = rows.iter().flat_map(|row| {
-        let reach = |mean: f64, interval: Option<f64>| {
-            let interval = interval.unwrap_or(0.0);
-            [mean - interval, mean + interval]
-        };
-        let Numbers { paper, mean, interval, .. } = &row.numbers;
-        let paper = paper.map(|paper| reach(paper.mean, paper.interval));
-        paper.into_iter().chain(mean.map(|mean| reach(mean, *interval))).flatten()
-    });
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
-    let room = 0.05 * (high - low).max(1.0);
-    let last = rows.len() as f64 - 0.5;
-    let longest = rows.iter().map(|row| row.cell.chars().count()).max().unwrap_or(0);
-    let font = ("sans-serif", 30).into_font().color(&INK);
-    area.draw(&Text::new(scaled.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 60), font))?;
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 44).into_font().color(&INK))
-        .margin(32)
-        .margin_bottom(72)
-        .x_label_area_size(100)
-        .y_label_area_size(60 + 17 * longest as u32)
-        .build_cartesian_2d(low - room..high + room, last..-0.5)?;
-    let name = |y: &f64| {
-        let at = y.round();
-        let is_row = (y - at).abs() < 1e-6 && at >= 0.0;
-        if is_row {
-            rows.get(crate::numbers::count(at)).map_or_else(String::new, |row| row.cell.clone())
-        } else {
-            String::new()
-        }
-    };
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
-        .x_desc(format!("{measure}; ring: paper, dot: ours"))
-        .y_labels(rows.len() + 2)
-        .y_label_formatter(&name)
-        .label_style(("sans-serif", 30).into_font().color(&INK))
-        .draw()?;
-    for (i, row) in rows.iter().enumerate() {
-        let y = i as f64;
-        if let Some(paper) = row.numbers.paper {
-            chart.draw_series([Circle::new((paper.mean, y), 12, THEIRS.stroke_width(5))])?;
-        }
-        if let Some(mean) = row.numbers.mean {
-            let reach = row.numbers.interval.unwrap_or(0.0);
-            chart.draw_series(LineSeries::new([(mean - reach, y), (mean + reach, y)], OURS.stroke_width(5)))?;
-            chart.draw_series([Circle::new((mean, y), 10, OURS.filled())])?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

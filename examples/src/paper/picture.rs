@@ -1,0 +1,203 @@
+//! The picture of a table: curves over the radius, where its cells differ in that at last, otherwise a line for each cell.
+
+use std::path::Path;
+
+use anyhow::Result;
+use plotters::prelude::*;
+
+use super::{Numbers, Row};
+use crate::numbers::count;
+use crate::recipe::{Measure, Table};
+use crate::report::{Area, Drawn, INK, PAPER, png};
+
+/// Colours that everybody can tell apart (Okabe and Ito).
+const COLORS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(110, 110, 110),
+];
+
+/// Draws the cells that have a number, the paper's or ours.
+pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], scaled: &str) -> Result<()> {
+    let shown: Vec<&Row> =
+        rows.iter().filter(|row| row.numbers.mean.is_some() || row.numbers.paper.is_some()).collect();
+    if shown.is_empty() {
+        return Ok(());
+    }
+    let (measure, range) = (table.measure.name(), range(&shown, table.measure));
+    let curves = Curves::of(&shown);
+    let height = if curves.is_some() { 800 } else { 170 + 30 * shown.len() as u32 };
+    png(path, (1200, height), |area| {
+        let font = ("sans-serif", 30).into_font().color(&INK);
+        area.draw(&Text::new(scaled.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 60), font))?;
+        match &curves {
+            Some(curves) => curves.draw(area, range, &table.title, measure),
+            None => dots(area, &shown, range, &table.title, measure),
+        }
+    })
+}
+
+/// From the lowest number to the highest, intervals and some room included.
+fn range(rows: &[&Row], measure: Measure) -> (f64, f64) {
+    let values = rows.iter().flat_map(|row| {
+        let reach = |mean: f64, interval: Option<f64>| {
+            let interval = interval.unwrap_or(0.0);
+            [mean - interval, mean + interval]
+        };
+        let Numbers { paper, mean, interval, .. } = &row.numbers;
+        let paper = paper.map(|paper| reach(paper.mean, paper.interval));
+        paper.into_iter().chain(mean.map(|mean| reach(mean, *interval))).flatten()
+    });
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
+    let room = 0.05 * (high - low).max(1.0);
+    // Shares of images are from 0 to 100 %, however wide an interval is.
+    if measure == Measure::Sharpness {
+        (low - room, high + room)
+    } else {
+        ((low - room).max(-2.0), (high + room).min(102.0))
+    }
+}
+
+/// What a cell's name says before the radius, and its numbers by the place of the radius.
+struct Curves<'a> {
+    radii: Vec<&'a str>,
+    curves: Vec<(&'a str, Vec<(usize, &'a Numbers)>)>,
+}
+
+impl<'a> Curves<'a> {
+    /// None if there is a cell whose name does not end with a radius.
+    fn of(rows: &[&'a Row]) -> Option<Self> {
+        let (mut radii, mut curves): (Vec<&str>, Vec<(&str, Vec<_>)>) = (Vec::new(), Vec::new());
+        for row in rows {
+            let (name, radius) = row.cell.rsplit_once('/').unwrap_or(("", &row.cell));
+            let radius = radius.strip_prefix("rho-")?;
+            let place = radii.iter().position(|known| *known == radius).unwrap_or_else(|| {
+                radii.push(radius);
+                radii.len() - 1
+            });
+            let curve = curves.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
+                curves.push((name, Vec::new()));
+                curves.len() - 1
+            });
+            curves[curve].1.push((place, &row.numbers));
+        }
+        Some(Self { radii, curves })
+    }
+
+    /// Ours with their intervals; the paper's dashed.
+    fn draw(&self, area: &Area<'_>, (low, high): (f64, f64), title: &str, measure: &str) -> Drawn {
+        let last = self.radii.len() as f64 - 0.6;
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 44).into_font().color(&INK))
+            .margin(48)
+            .margin_bottom(84)
+            .x_label_area_size(112)
+            .y_label_area_size(144)
+            .build_cartesian_2d(-0.4..last, low..high)?;
+        let radius = |x: &f64| {
+            let is_one = (x - x.round()).abs() < 1e-6 && *x > -0.1;
+            let radius = is_one.then(|| self.radii.get(count(*x))).flatten();
+            radius.map_or_else(String::new, |radius| (*radius).to_owned())
+        };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.5))
+            .x_desc("ρ")
+            .y_desc(measure)
+            .x_labels(self.radii.len() + 2)
+            .x_label_formatter(&radius)
+            .label_style(("sans-serif", 36).into_font().color(&INK))
+            .draw()?;
+        for ((name, numbers), color) in self.curves.iter().zip(COLORS.iter().cycle()) {
+            let paper: Vec<_> = numbers
+                .iter()
+                .filter_map(|(place, numbers)| numbers.paper.map(|paper| (*place as f64, paper.mean)))
+                .collect();
+            if !paper.is_empty() {
+                let style = color.mix(0.6).stroke_width(4);
+                chart.draw_series(DashedLineSeries::new(paper, 14, 10, style))?;
+            }
+            let ours: Vec<_> = numbers
+                .iter()
+                .filter_map(|(place, numbers)| Some((*place as f64, numbers.mean?, numbers.interval.unwrap_or(0.0))))
+                .collect();
+            let style = color.stroke_width(6);
+            for &(x, y, interval) in &ours {
+                let ends = [y - interval, y + interval].map(|end| (x, end.clamp(low, high)));
+                chart.draw_series(LineSeries::new(ends, color.stroke_width(3)))?;
+                chart.draw_series([Circle::new((x, y), 9, color.filled())])?;
+            }
+            chart
+                .draw_series(LineSeries::new(ours.iter().map(|&(x, y, _)| (x, y)), style))?
+                .label(*name)
+                .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], style));
+        }
+        if self.curves.iter().flat_map(|(_, numbers)| numbers).any(|(_, numbers)| numbers.paper.is_some()) {
+            let style = INK.mix(0.6).stroke_width(4);
+            let dash = move |from: i32, to: i32| PathElement::new([(from, 0), (to, 0)], style);
+            chart
+                .draw_series(LineSeries::new(std::iter::empty(), style))?
+                .label("the paper")
+                .legend(move |at| EmptyElement::at(at) + dash(0, 12) + dash(22, 34) + dash(44, 56));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .margin(24)
+            .legend_area_size(80)
+            .background_style(PAPER.mix(0.85))
+            .border_style(INK.mix(0.2))
+            .label_font(("sans-serif", 36).into_font().color(&INK))
+            .draw()?;
+        Ok(())
+    }
+}
+
+/// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
+fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, measure: &str) -> Drawn {
+    let [ours, theirs] = [COLORS[0], COLORS[1]];
+    let last = rows.len() as f64 - 0.5;
+    let longest = rows.iter().map(|row| row.cell.chars().count()).max().unwrap_or(0);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 44).into_font().color(&INK))
+        .margin(32)
+        .margin_bottom(72)
+        .x_label_area_size(100)
+        .y_label_area_size(60 + 17 * longest as u32)
+        .build_cartesian_2d(low..high, last..-0.5)?;
+    let name = |y: &f64| {
+        let at = y.round();
+        let is_row = (y - at).abs() < 1e-6 && at >= 0.0;
+        if is_row { rows.get(count(at)).map_or_else(String::new, |row| row.cell.clone()) } else { String::new() }
+    };
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.5))
+        .x_desc(format!("{measure}; ring: paper, dot: ours"))
+        .y_labels(rows.len() + 2)
+        .y_label_formatter(&name)
+        .label_style(("sans-serif", 30).into_font().color(&INK))
+        .draw()?;
+    for (i, row) in rows.iter().enumerate() {
+        let y = i as f64;
+        if let Some(paper) = row.numbers.paper {
+            chart.draw_series([Circle::new((paper.mean, y), 12, theirs.stroke_width(5))])?;
+        }
+        if let Some(mean) = row.numbers.mean {
+            let reach = row.numbers.interval.unwrap_or(0.0);
+            let ends = [mean - reach, mean + reach].map(|end| (end.clamp(low, high), y));
+            chart.draw_series(LineSeries::new(ends, ours.stroke_width(5)))?;
+            chart.draw_series([Circle::new((mean, y), 10, ours.filled())])?;
+        }
+    }
+    Ok(())
+}
