@@ -73,7 +73,8 @@ impl Progress {
     /// Of a training of this name; silent if wanted.
     #[must_use]
     pub fn new(name: &str, quiet: bool) -> Self {
-        let bar = if quiet { Some(ProgressBar::hidden()) } else { std::io::stderr().is_terminal().then(|| bar(name)) };
+        let bar =
+            if quiet { Some(ProgressBar::hidden()) } else { std::io::stderr().is_terminal().then(|| bar(0, name)) };
         let now = Instant::now();
         Self { name: name.to_owned(), bar, stage: usize::MAX, since: (now, 0), said: now }
     }
@@ -117,9 +118,11 @@ impl Progress {
     }
 }
 
-fn bar(name: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
-    match ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} left {eta}  {msg}") {
+/// A bar of so many steps, with a name before it.
+#[must_use]
+pub fn bar(length: u64, name: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length).with_prefix(name.to_owned());
+    match ProgressStyle::with_template("{prefix:12} {bar:40} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

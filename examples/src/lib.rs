@@ -3,7 +3,7 @@
 //! Start with [`tutorial`]: a training loop, and the one line that turns it into a SAM loop; [`run`] repeats it for every
 //! seed and method, [`report`] tells what came of it. That is the binary `cifar`.
 //!
-//! The paper's experiments are the binaries `paper` and `train`:
+//! The paper's experiments are the binaries `paper` and `train`; `spectrum` looks at what was trained:
 //!
 //! ```text
 //! recipe     what to do: TOML files in recipes/, a base and what each cell changes

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Parser;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
 use sam_examples::compute::Compute;
-use sam_examples::console::exit;
+use sam_examples::console::{bar, exit};
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::report::{self, Log};
@@ -229,13 +229,4 @@ fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {
         if plan.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * plan.noise.0) } else { String::new() };
     let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
     format!("{}, {} images{noise}, {model}, SAM ρ = {}, {seeds}", set.name, set.train.len(), plan.ball.rho)
-}
-
-fn bar(length: u64, name: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:12} {bar:40} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {msg}");
-    let bar = ProgressBar::new(length).with_prefix(name.to_owned());
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

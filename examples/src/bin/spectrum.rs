@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
 use plotters::prelude::*;
 use sam_examples::compute::Compute;
-use sam_examples::console::exit;
+use sam_examples::console::{bar, exit};
 use sam_examples::models::Model;
 use sam_examples::recipe::{Scale, named};
 use sam_examples::report::{Area, Drawn, INK, align, png, write_whole};
@@ -88,7 +88,10 @@ fn look(options: &Options) -> Result<()> {
         };
         let model: Model = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(Path::new(path), &model, |_| true)?;
-        let bar = if options.quiet { ProgressBar::hidden() } else { ProgressBar::new(options.order as u64) };
+        let bar = bar(options.order as u64, name);
+        if options.quiet {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
         let spectrum = of_loss(&model, &source, options.order, options.seed, || bar.inc(1))?;
         bar.finish_and_clear();
         let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));

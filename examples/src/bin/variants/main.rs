@@ -12,10 +12,10 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use candle_nn::Optimizer;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressDrawTarget;
 use sam_examples::augment::Augment;
 use sam_examples::batches::Source;
-use sam_examples::console::exit;
+use sam_examples::console::{bar, exit};
 use sam_examples::data::{self, Dataset, Noise, add_noise};
 use sam_examples::method::cosine;
 use sam_examples::models::{Architecture, Model};
@@ -115,7 +115,10 @@ fn compare(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut file = Log::create(&options.out.join("log.jsonl"))?;
     let mut runs: Vec<Run> = Vec::new();
-    let bar = bar(entries.len() as u64 * options.seeds, options.quiet)?;
+    let bar = bar(entries.len() as u64 * options.seeds, "all");
+    if options.quiet {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
     for seed in options.seed..options.seed + options.seeds {
         for entry in &entries {
             bar.set_message(format!("{} seed {seed}", entry.name));
@@ -199,10 +202,4 @@ fn table(entries: &[Entry], runs: &[Run]) -> String {
         ]);
     }
     align(&rows)
-}
-
-fn bar(length: u64, quiet: bool) -> Result<ProgressBar> {
-    let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:40} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {msg}")?;
-    Ok(ProgressBar::with_draw_target(Some(length), target).with_style(style))
 }
