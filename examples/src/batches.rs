@@ -159,7 +159,8 @@ impl Source {
         if let Some(side) = self.side {
             x = x.upsample_bilinear2d(side, side, false)?;
         }
-        Ok(Batch { x, y: Tensor::from_vec(labels, places.len(), &self.device)?, places: places.to_vec() })
+        let y = Tensor::from_slice(&labels, labels.len(), &self.device)?;
+        Ok(Batch { x, y, labels, places: places.to_vec() })
     }
 
     /// One image, in the order of the authors' code: AutoAugment, flip and crop, normalisation, Cutout.
@@ -237,6 +238,8 @@ pub struct Batch {
     pub x: Tensor,
     /// Labels.
     pub y: Tensor,
+    /// The same labels, for the host.
+    pub labels: Vec<u32>,
     /// Which images they are.
     pub places: Vec<u32>,
 }
@@ -298,6 +301,13 @@ impl Iterator for Batches {
 /// Batches from another thread.
 #[derive(Debug)]
 pub struct Background(Receiver<Result<Batch>>);
+
+impl Background {
+    /// Images and labels alone.
+    pub fn pairs(self) -> impl Iterator<Item = Result<(Tensor, Tensor)>> {
+        self.map(|batch| batch.map(|batch| (batch.x, batch.y)))
+    }
+}
 
 impl Iterator for Background {
     type Item = Result<Batch>;

@@ -153,11 +153,21 @@ pub fn png(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn)
 pub const INK: RGBColor = RGBColor(51, 51, 51);
 /// The colour behind everything.
 pub const PAPER: RGBColor = RGBColor(255, 255, 255);
+/// Colours that everybody can tell apart (Okabe and Ito); the first is SAM's, the second SGD's.
+pub const COLORS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(110, 110, 110),
+];
 
 fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
     let color = |method| match method {
-        Method::Sgd => RGBColor(213, 94, 0),
-        Method::Sam => RGBColor(0, 114, 178),
+        Method::Sam => COLORS[0],
+        Method::Sgd => COLORS[1],
     };
     let epochs = log.iter().map(|epoch| epoch.epoch).max().unwrap_or(1);
     let highest = log.iter().flat_map(|epoch| [epoch.test_error, epoch.train_error]).fold(0.0, f64::max);

@@ -57,7 +57,7 @@ pub fn epoch<O: Optimizer>(
 ///
 /// # Errors
 /// Those of the model.
-pub fn error_rate(model: &Model, batches: Batches) -> Result<f64> {
+pub fn error_rate(model: &Model, batches: impl Iterator<Item = Result<(Tensor, Tensor)>>) -> Result<f64> {
     let (mut wrong, mut count) = (0, 0);
     for batch in batches {
         let (x, y) = batch?;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, Stop, exit};
-use sam_examples::paper::{Ended, Found, Settings, write};
-use sam_examples::recipe::{Scale, selected, tables};
+use sam_examples::console::{Progress, Stop, exit, print};
+use sam_examples::paper::{Ended, Found, Settings, number, write};
+use sam_examples::recipe::{Scale, table, tables};
 
 /// The system's allocator gives every large buffer back and takes it anew.
 #[global_allocator]
@@ -96,14 +96,13 @@ fn main() -> ExitCode {
     exit(outcome)
 }
 
-fn list(table: Option<&str>) -> Result<ExitCode> {
-    let tables = match table {
-        Some(table) => vec![selected(table, &[])?],
+fn list(name: Option<&str>) -> Result<ExitCode> {
+    let tables = match name {
+        Some(name) => vec![table(name)?],
         None => tables()?,
     };
-    for cell in tables.iter().flat_map(|table| &table.cells) {
-        println!("{}", cell.name);
-    }
+    let names: String = tables.iter().flat_map(|table| &table.cells).map(|cell| cell.name.clone() + "\n").collect();
+    print(&names)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -126,9 +125,9 @@ fn settings(work: &Work) -> Result<Settings> {
 fn report(work: &Work) -> Result<ExitCode> {
     let settings = settings(work)?;
     let mut failed = false;
-    for table in &work.tables {
-        let written = write(&selected(table, &work.only)?, &settings)?;
-        println!("{}", written.text);
+    for name in &work.tables {
+        let written = write(&table(name)?, &work.only, &settings)?;
+        print(&(written.text + "\n"))?;
         for error in &written.unusable {
             eprintln!("error: {error}");
             failed = true;
@@ -140,12 +139,19 @@ fn report(work: &Work) -> Result<ExitCode> {
 fn run(work: &Work) -> Result<ExitCode> {
     let (settings, stop) = (settings(work)?, Stop::on_signals()?);
     // What is wrong with a recipe is said before anything runs.
-    let chosen = work.tables.iter().map(|table| selected(table, &work.only)).collect::<Result<Vec<_>>>()?;
-    for cell in chosen.iter().flat_map(|table| &table.cells) {
+    let chosen = work
+        .tables
+        .iter()
+        .map(|name| {
+            let whole = table(name)?;
+            Ok((whole.only(&work.only)?, whole))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for cell in chosen.iter().flat_map(|(table, _)| &table.cells) {
         settings.run(cell, 0)?;
     }
     let (mut failed, mut others) = (0, 0);
-    for table in &chosen {
+    for (table, whole) in &chosen {
         for (seed, cell) in (0..settings.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell))) {
             let run = settings.run(cell, seed)?;
             let name = format!("{} seed {seed}", cell.name);
@@ -159,12 +165,14 @@ fn run(work: &Work) -> Result<ExitCode> {
                 Ok(Found::Done(_)) => (),
                 Ok(Found::Finished(Ended::Diverged { diverged })) => println!("{name}: {diverged}"),
                 Ok(Found::Finished(Ended::Trained(outcome))) => {
-                    let number = table.measure.of(&outcome).unwrap_or(f64::NAN);
-                    println!("{name}: {} {number:.2}, {:.0} s", table.measure.name(), outcome.seconds);
+                    let number = number(table.measure, table.measure.of(&outcome), None);
+                    let (measure, seconds) = (table.measure.name(), outcome.seconds);
+                    println!("{name}: {measure} {number}, {seconds:.0} s{}", outcome.told());
                 }
                 Ok(Found::Taken) => others += 1,
                 Ok(Found::Stopped) => {
-                    println!("{name}: saved; the same command goes on\n\n{}", write(table, &settings)?.text);
+                    let text = write(whole, &work.only, &settings)?.text;
+                    println!("{name}: saved; the same command goes on\n\n{text}");
                     return Ok(ExitCode::from(130));
                 }
                 Err(error) => {
@@ -176,7 +184,7 @@ fn run(work: &Work) -> Result<ExitCode> {
                 return Ok(ExitCode::from(130));
             }
         }
-        println!("\n{}", write(table, &settings)?.text);
+        println!("\n{}", write(whole, &work.only, &settings)?.text);
     }
     if others > 0 {
         println!("{others} runs are other processes': `paper report` shows them when they are done");

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use candle_core::DType;
 use clap::Parser;
 use indicatif::ProgressDrawTarget;
 use plotters::prelude::*;
@@ -11,7 +12,7 @@ use sam_examples::compute::Compute;
 use sam_examples::console::{bar, exit};
 use sam_examples::models::Model;
 use sam_examples::recipe::{Scale, named};
-use sam_examples::report::{Area, Drawn, INK, align, png, write_whole};
+use sam_examples::report::{Area, COLORS, Drawn, INK, align, png, write_whole};
 use sam_examples::spectrum::{Spectrum, of_loss};
 use sam_examples::trainer::{Data, load_weights};
 use serde_json::json;
@@ -56,7 +57,7 @@ struct Options {
     #[arg(long, default_value_t = 0)]
     images: usize,
 
-    /// Products with the Hessian
+    /// Products with the Hessian; each takes 8 bytes of memory for each weight
     #[arg(long, default_value_t = 90)]
     order: usize,
 
@@ -75,6 +76,9 @@ fn main() -> ExitCode {
 
 fn look(options: &Options) -> Result<()> {
     let place = options.compute.place()?;
+    if place.dtype != DType::F32 || place.tf32 {
+        bail!("differences of gradients drown in rounding: leave out --bf16 and --tf32")
+    }
     let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
     let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
     let places = data.train.places();
@@ -105,7 +109,9 @@ fn look(options: &Options) -> Result<()> {
         found.push((name.to_owned(), spectrum));
     }
     let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
-    let table = format!("# {title}\n\n{}", align(&rows));
+    let scaled = options.scale.with(&options.set);
+    let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
+    let table = format!("# {title}\n\n{note}{}", align(&rows));
     print!("{table}");
     std::fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
     write_whole(&options.out.join("spectrum.md"), table.as_bytes())?;
@@ -114,13 +120,11 @@ fn look(options: &Options) -> Result<()> {
         .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values, "weights": spectrum.weights }))
         .collect();
     write_whole(&options.out.join("spectrum.json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    png(&options.out.join("spectrum.png"), (1200, 750), |area| draw(area, &found, &title))
+    png(&options.out.join("spectrum.png"), (1200, 750), |area| draw(area, &found, &title, note.trim()))
 }
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.
-fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str) -> Drawn {
-    const COLORS: [RGBColor; 4] =
-        [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
+fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) -> Drawn {
     const LEAST: f64 = 1e-6;
     let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values.iter().copied());
     let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
@@ -132,9 +136,12 @@ fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str) -> Drawn {
         .iter()
         .flat_map(|(_, spectrum)| (0..=points).map(move |i| spectrum.density(at(i), width)))
         .fold(LEAST, f64::max);
+    let font = ("sans-serif", 30).into_font().color(&INK);
+    area.draw(&Text::new(note.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 52), font))?;
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 40).into_font().color(&INK))
         .margin(48)
+        .margin_bottom(72)
         .x_label_area_size(112)
         .y_label_area_size(160)
         .build_cartesian_2d(low..high, (LEAST..2.0 * top).log_scale())?;

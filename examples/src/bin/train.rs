@@ -78,12 +78,14 @@ fn train(options: &Options) -> Result<ExitCode> {
         folder: out,
         every: options.every,
         keep_weights: true,
+        scaled: options.scale.with(&options.set),
     };
+    if options.resume && !job.checkpoint().exists() {
+        bail!("there is no checkpoint in {} to go on from", out.display())
+    }
     let _held = Held::take(out)?;
-    match (job.checkpoint().exists(), options.resume) {
-        (true, false) => bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display()),
-        (false, true) => bail!("there is no checkpoint in {} to go on from", out.display()),
-        _ => (),
+    if job.checkpoint().exists() && !options.resume {
+        bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display())
     }
     let mut progress = Progress::new(&options.recipe, options.quiet);
     let outcome = job.run(|status| {
@@ -97,16 +99,12 @@ fn train(options: &Options) -> Result<ExitCode> {
     };
     write_whole(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
     println!(
-        "{}: test error {:.2} %, {} steps, {:.0} s, {}",
+        "{}: test error {:.2} %, {} steps, {:.0} s{}",
         outcome.data,
         100.0 * outcome.test_error,
         outcome.steps,
         outcome.seconds,
-        if options.scale == Scale::default() && options.set.is_empty() {
-            "as the recipe says".to_owned()
-        } else {
-            format!("not as the recipe says: {} {}", options.scale, options.set.join(" "))
-        }
+        outcome.told()
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -99,7 +99,7 @@ impl Memory {
         rng: &mut ChaCha8Rng,
     ) -> Result<Examples> {
         let classes = model.classes();
-        let labels = one_hot(&batch.y, classes, recipe.smoothing)?;
+        let labels = one_hot(&batch.labels, classes, recipe.smoothing, batch.x.device())?;
         match recipe.method {
             Method::Plain | Method::Bootstrap | Method::O2u | Method::Incv | Method::Rog => {
                 Ok(Examples { x: batch.x.clone(), target: labels })
@@ -129,7 +129,7 @@ impl Memory {
                         let found = each_loss(&logits, &batch.y)?;
                         let wrong: Vec<f32> = found.iter().map(|loss| mixture.wrong((*loss).into()) as f32).collect();
                         let right = wrong.iter().map(|wrong| 1.0 - wrong).collect();
-                        let guesses = one_hot(&logits.argmax(1)?, classes, 0.0)?;
+                        let guesses = one_hot(&logits.argmax(1)?.to_vec1()?, classes, 0.0, batch.x.device())?;
                         (weighted(&labels, right)? + weighted(&guesses, wrong)?)?
                     }
                 };
@@ -265,14 +265,13 @@ fn weighted(target: &Tensor, weights: Vec<f32>) -> Result<Tensor> {
 }
 
 /// Labels (n) as probabilities (n, classes), a share of them spread over all classes.
-fn one_hot(y: &Tensor, classes: usize, smoothing: f64) -> Result<Tensor> {
-    let labels = y.to_vec1::<u32>()?;
+fn one_hot(labels: &[u32], classes: usize, smoothing: f64, device: &Device) -> Result<Tensor> {
     let even = (smoothing / classes as f64) as f32;
     let mut target = vec![even; labels.len() * classes];
-    for (row, label) in target.chunks_exact_mut(classes).zip(&labels) {
+    for (row, label) in target.chunks_exact_mut(classes).zip(labels) {
         row[*label as usize] += 1.0 - smoothing as f32;
     }
-    Ok(Tensor::from_vec(target, (labels.len(), classes), &Device::Cpu)?.to_device(y.device())?)
+    Ok(Tensor::from_vec(target, (labels.len(), classes), device)?)
 }
 
 #[cfg(test)]
@@ -290,6 +289,7 @@ mod tests {
         Batch {
             x: Tensor::from_vec(pixels, (8, 1, 4, 4), &Device::Cpu).unwrap(),
             y: Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1], &Device::Cpu).unwrap(),
+            labels: vec![0, 1, 2, 0, 1, 2, 0, 1],
             places: (0..8).collect(),
         }
     }
@@ -326,7 +326,8 @@ mod tests {
             let is_share = [0.0, share.min(1.0 - share)].iter().any(|expected| (rest - expected).abs() < 1e-6);
             assert!(is_share, "{share}: {target:?}");
         }
-        let mixture = mixed(&batch().x, &one_hot(&batch().y, 3, 0.0).unwrap(), &[1; 8], &[0.25; 8]).unwrap();
+        let mixture =
+            mixed(&batch().x, &one_hot(&batch().labels, 3, 0.0, &Device::Cpu).unwrap(), &[1; 8], &[0.25; 8]).unwrap();
         let (before, after) = (batch().x.flatten_all().unwrap(), mixture.x.flatten_all().unwrap());
         let (before, after) = (before.to_vec1::<f32>().unwrap(), after.to_vec1::<f32>().unwrap());
         assert!((after[40] - (0.25 * before[40] + 0.75 * before[24])).abs() < 1e-6);

@@ -39,20 +39,6 @@ pub(super) fn initialise(vars: &VarMap, init: Init, plain_blocks: Option<usize>,
     Ok(())
 }
 
-/// The head alone, for a network that begins from another one's weights.
-pub(super) fn initialise_head(vars: &VarMap, seed: u64) -> Result<()> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    for (name, var) in vars.iter() {
-        match name.as_str() {
-            "head.weight" => set(var, weights(name, var, Init::Authors, None, &mut rng)?)?,
-            "head.bias" => var.set(&var.zeros_like()?)?,
-            _ => (),
-        }
-    }
-    Ok(())
-}
-
 fn set(var: &Var, values: Vec<f32>) -> Result<()> {
     var.set(&Tensor::from_vec(values, var.shape(), var.device())?)
 }

@@ -136,14 +136,6 @@ impl<K: Kit + 'static> Model<K> {
         &self.draws
     }
 
-    /// Draws the last layer's weights anew.
-    ///
-    /// # Errors
-    /// If candle cannot set a variable.
-    pub fn reset_head(&self, seed: u64) -> Result<()> {
-        init::initialise_head(&self.vars, seed)
-    }
-
     /// How many numbers are trained.
     #[must_use]
     pub fn parameters(&self) -> usize {

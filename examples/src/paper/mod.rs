@@ -12,5 +12,5 @@ mod report;
 mod runs;
 
 pub use lock::Lock;
-pub use report::{Numbers, Row, Written, write};
+pub use report::{Numbers, Row, Written, number, write};
 pub use runs::{Ended, Found, Run, Settings, Unusable};

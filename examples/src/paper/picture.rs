@@ -1,5 +1,6 @@
 //! The picture of a table: curves over the radius, where its cells differ in that at last, otherwise a line for each cell.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use anyhow::Result;
@@ -8,21 +9,10 @@ use plotters::prelude::*;
 use super::{Numbers, Row};
 use crate::numbers::count;
 use crate::recipe::{Measure, Table};
-use crate::report::{Area, Drawn, INK, PAPER, png};
-
-/// Colours that everybody can tell apart (Okabe and Ito).
-const COLORS: [RGBColor; 7] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(110, 110, 110),
-];
+use crate::report::{Area, COLORS, Drawn, INK, PAPER, png};
 
 /// Draws the cells that have a number, the paper's or ours.
-pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], scaled: &str) -> Result<()> {
+pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], foot: &[String]) -> Result<()> {
     let shown: Vec<&Row> =
         rows.iter().filter(|row| row.numbers.mean.is_some() || row.numbers.paper.is_some()).collect();
     if shown.is_empty() {
@@ -30,10 +20,14 @@ pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], scaled: &str) ->
     }
     let (measure, range) = (table.measure.name(), range(&shown, table.measure));
     let curves = Curves::of(&shown);
-    let height = if curves.is_some() { 800 } else { 170 + 30 * shown.len() as u32 };
+    let height = if curves.is_some() { 800 } else { 190 + 30 * shown.len() as u32 };
     png(path, (1200, height), |area| {
-        let font = ("sans-serif", 30).into_font().color(&INK);
-        area.draw(&Text::new(scaled.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 60), font))?;
+        let mut line = area.dim_in_pixel().1.cast_signed() - 52;
+        for text in foot.iter().rev().filter(|text| !text.is_empty()) {
+            let font = ("sans-serif", 30).into_font().color(&INK);
+            area.draw(&Text::new(text.clone(), (40, line), font))?;
+            line -= 40;
+        }
         match &curves {
             Some(curves) => curves.draw(area, range, &table.title, measure),
             None => dots(area, &shown, range, &table.title, measure),
@@ -71,19 +65,24 @@ struct Curves<'a> {
 impl<'a> Curves<'a> {
     /// None if there is a cell whose name does not end with a radius.
     fn of(rows: &[&'a Row]) -> Option<Self> {
-        let (mut radii, mut curves): (Vec<&str>, Vec<(&str, Vec<_>)>) = (Vec::new(), Vec::new());
+        let value = |radius: &str| radius.parse::<f64>().ok();
+        let radius = |row: &&'a Row| row.cell.rsplit('/').next()?.strip_prefix("rho-").filter(|it| value(it).is_some());
+        let mut radii = rows.iter().map(radius).collect::<Option<Vec<_>>>()?;
+        radii.sort_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(Ordering::Equal));
+        radii.dedup();
+        let mut curves: Vec<(&str, Vec<_>)> = Vec::new();
         for row in rows {
             let (name, radius) = row.cell.rsplit_once('/').unwrap_or(("", &row.cell));
             let radius = radius.strip_prefix("rho-")?;
-            let place = radii.iter().position(|known| *known == radius).unwrap_or_else(|| {
-                radii.push(radius);
-                radii.len() - 1
-            });
+            let place = radii.iter().position(|known| *known == radius)?;
             let curve = curves.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
                 curves.push((name, Vec::new()));
                 curves.len() - 1
             });
             curves[curve].1.push((place, &row.numbers));
+        }
+        for (_, numbers) in &mut curves {
+            numbers.sort_by_key(|(place, _)| *place);
         }
         Some(Self { radii, curves })
     }
@@ -94,7 +93,7 @@ impl<'a> Curves<'a> {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 44).into_font().color(&INK))
             .margin(48)
-            .margin_bottom(84)
+            .margin_bottom(108)
             .x_label_area_size(112)
             .y_label_area_size(144)
             .build_cartesian_2d(-0.4..last, low..high)?;
@@ -168,7 +167,7 @@ fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, me
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 44).into_font().color(&INK))
         .margin(32)
-        .margin_bottom(72)
+        .margin_bottom(104)
         .x_label_area_size(100)
         .y_label_area_size(60 + 17 * longest as u32)
         .build_cartesian_2d(low..high, last..-0.5)?;
@@ -200,4 +199,29 @@ fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, me
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(cell: &str) -> Row {
+        let numbers = Numbers { paper: None, ours: vec![1.0], mean: Some(1.0), interval: None };
+        let (without, data) = Default::default();
+        Row { cell: cell.to_owned(), numbers, beside: None, without, data, seconds: 1.0 }
+    }
+
+    #[test]
+    fn radii_stand_in_order() {
+        let rows = ["40/rho-0.1", "40/rho-0", "80/rho-1e-6", "80/rho-0.1"].map(row);
+        let curves = Curves::of(&rows.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(curves.radii, ["0", "1e-6", "0.1"]);
+        let places: Vec<_> = curves
+            .curves
+            .iter()
+            .map(|(name, numbers)| (*name, numbers.iter().map(|(place, _)| *place).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(places, [("40", vec![0, 2]), ("80", vec![1, 2])]);
+        assert!(Curves::of(&[&row("40/rho-0.1"), &row("40/sgd")]).is_none());
+    }
 }

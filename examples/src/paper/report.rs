@@ -103,7 +103,9 @@ fn student(freedom: usize) -> f64 {
     STUDENT.get(freedom - 1).copied().unwrap_or(1.96 + 2.4 / freedom as f64)
 }
 
-fn number(measure: Measure, mean: Option<f64>, interval: Option<f64>) -> String {
+/// A number of a table, in words: with its interval, or empty if there is none.
+#[must_use]
+pub fn number(measure: Measure, mean: Option<f64>, interval: Option<f64>) -> String {
     let digits = if measure == Measure::Sharpness { 3 } else { 2 };
     match (mean, interval) {
         (Some(mean), Some(interval)) => format!("{mean:.digits$} ± {interval:.digits$}"),
@@ -117,7 +119,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     let measure = table.measure.name();
     let mut text = format!("# {}\n\n", table.title);
     // Writing to a string does not fail.
-    if !settings.is_full() {
+    if !settings.scaled().is_empty() {
         let _ = writeln!(
             text,
             "**Scaled: {}. These are not the paper's experiments; its numbers stand beside for their shape only.**\n",
@@ -165,13 +167,20 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     text
 }
 
-/// Writes the table as Markdown, JSON and PNG. A result that cannot be used has a word in its cell.
+/// Writes the table as Markdown, JSON and PNG: the cells that `only` names, or all, and whatever else has been run. A result
+/// that cannot be used has a word in its cell.
 ///
 /// # Errors
-/// If a file cannot be written.
-pub fn write(table: &Table, settings: &Settings) -> Result<Written> {
-    let mut unusable = Vec::new();
-    let rows = table.cells.iter().map(|cell| row(table, cell, settings, &mut unusable)).collect::<Result<Vec<_>>>()?;
+/// If a file cannot be written, or a pattern fits no cell.
+pub fn write(table: &Table, only: &[String], settings: &Settings) -> Result<Written> {
+    let (mut unusable, mut rows) = (Vec::new(), Vec::new());
+    let wanted = table.only(only)?.cells;
+    for cell in &table.cells {
+        let row = row(table, cell, settings, &mut unusable)?;
+        if !row.numbers.ours.is_empty() || !row.without.is_empty() || wanted.iter().any(|it| it.name == cell.name) {
+            rows.push(row);
+        }
+    }
     let text = markdown(table, settings, &rows);
     let folder = settings.out.join(settings.tag());
     std::fs::create_dir_all(&folder)?;
@@ -187,8 +196,11 @@ pub fn write(table: &Table, settings: &Settings) -> Result<Written> {
         "note": table.note,
     });
     write_whole(&path("json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    let scaled = if settings.is_full() { String::new() } else { format!("Scaled: {}", settings.scaled()) };
-    picture(&path("png"), table, &rows, &scaled)?;
+    let on = rows.iter().flat_map(|row| &row.data).collect::<BTreeSet<_>>().into_iter().cloned().collect::<Vec<_>>();
+    let on = if on.is_empty() { String::new() } else { format!("Trained on: {}", on.join("; ")) };
+    let scaled = settings.scaled();
+    let scaled = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}") };
+    picture(&path("png"), table, &rows, &[on, scaled])?;
     Ok(Written { text, unusable })
 }
 
@@ -209,6 +221,7 @@ mod tests {
             test_images: 1,
             data: String::new(),
             place: String::new(),
+            scaled: String::new(),
         }
     }
 

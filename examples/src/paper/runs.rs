@@ -36,29 +36,18 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Scale and further settings in one word, or `full`.
+    /// How runs are smaller or other ones than the paper's; empty if they are not.
     #[must_use]
     pub fn scaled(&self) -> String {
-        let mut parts = vec![self.scale.to_string()];
-        if !self.set.is_empty() {
-            parts.retain(|part| part != "full");
-        }
-        let word = |set: &String| set.chars().filter(|c| !c.is_whitespace() && !"\"'/\\".contains(*c)).collect();
-        parts.extend(self.set.iter().map(word));
-        parts.join(",")
+        self.scale.with(&self.set)
     }
 
-    /// The same with the place, if it is not the CPU in f32: the folder of such runs.
+    /// The folder of such runs: how they are scaled, or `full`, and the place, if it is not the CPU in f32.
     #[must_use]
     pub fn tag(&self) -> String {
+        let scaled = Some(self.scaled()).filter(|scaled| !scaled.is_empty()).unwrap_or_else(|| "full".to_owned());
         let place = if self.place.is_default() { String::new() } else { format!(",{}", self.place) };
-        self.scaled() + &place
-    }
-
-    /// Whether runs are those of the paper, and not smaller or other ones.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.scaled() == "full"
+        scaled + &place
     }
 
     fn folder(&self, cell: &Cell, seed: u64) -> PathBuf {
@@ -184,18 +173,15 @@ impl Run {
             Err(error) => return Err(Unusable::Unreadable { path, error }),
             Ok(text) => text,
         };
-        // Both through text: it rounds no number, but knows no infinity.
-        let recipe = serde_json::to_vec(&self.recipe).and_then(|recipe| serde_json::from_slice(&recipe));
-        let both = recipe.and_then(|recipe| Ok((recipe, serde_json::from_slice(&text)?)));
-        let (recipe, done): (serde_json::Value, Done<serde_json::Value>) = match both {
+        let both = serde_json::to_string(&self.recipe).and_then(|recipe| Ok((recipe, serde_json::from_slice(&text)?)));
+        let (recipe, done): (String, Done<serde_json::Value>) = match both {
             Ok(both) => both,
             Err(error) => return Err(Unusable::Damaged { path, error }),
         };
-        if done.recipe != recipe {
-            let difference = difference(&done.recipe.to_string(), &recipe.to_string());
-            return Err(Unusable::AnotherRecipe { path, difference });
+        match difference(&done.recipe.to_string(), &recipe) {
+            Some(difference) => Err(Unusable::AnotherRecipe { path, difference }),
+            None => Ok(Some(done.outcome)),
         }
-        Ok(Some(done.outcome))
     }
 
     /// Does it, unless it is done or somebody else's.
@@ -222,6 +208,7 @@ impl Run {
             folder: &self.folder,
             every: settings.every,
             keep_weights: false,
+            scaled: settings.scaled(),
         };
         let outcome = job.run(|status| {
             lock.check()?;

@@ -17,6 +17,9 @@ use crate::method::Method;
 use crate::models::{Architecture, Init};
 use crate::trainer::Shape;
 
+/// Pixels of a side, at most.
+const MAX_SIDE: u32 = 1024;
+
 /// Writes the two structures from one list of keys.
 macro_rules! keys {
     ($($(#[doc = $doc:literal])* $key:ident: $type:ty = $default:expr,)*) => {
@@ -35,9 +38,15 @@ macro_rules! keys {
         }
 
         impl Changes {
-            /// These, and where they say nothing those.
+            /// These, and where they say nothing those. Epochs and steps say the same thing: how long.
             #[must_use]
             pub fn or(&self, others: &Self) -> Self {
+                let mut others = others.clone();
+                match (&self.epochs, &self.steps) {
+                    (Some(_), None) => others.steps = None,
+                    (None, Some(_)) => others.epochs = None,
+                    _ => (),
+                }
                 Self { $($key: self.$key.clone().or_else(|| others.$key.clone()),)* }
             }
 
@@ -228,6 +237,7 @@ impl Changes {
         }
         expect! {
             epochs positive(recipe.epochs), "more than 0";
+            steps recipe.steps == 0 || self.epochs.is_none(), "0, or no `epochs` beside it";
             stretch positive(recipe.stretch), "more than 0";
             images positive(recipe.images), "more than 0";
             batch recipe.batch > 0, "at least 1";
@@ -237,6 +247,7 @@ impl Changes {
             momentum (0.0..1.0).contains(&recipe.momentum), "0 to less than 1";
             weight_decay at_least_0(recipe.weight_decay), "at least 0";
             clip at_least_0(recipe.clip), "at least 0";
+            drop_factor share(recipe.drop_factor), "0 to 1";
             drops recipe.drops.iter().all(|at| share(*at)), "shares of the run";
             drops recipe.drops.is_empty() || recipe.schedule == Shape::Steps, "none without `schedule = \"steps\"`";
             warm_up at_least_0(recipe.warm_up), "at least 0 epochs";
@@ -253,12 +264,15 @@ impl Changes {
             m recipe.m <= recipe.batch / recipe.accumulate.max(1), "at most the images of a part of the batch";
             start !recipe.frozen_norm || !recipe.start.is_empty(), "a file, with `frozen-norm`";
             new_head !recipe.new_head || !recipe.start.is_empty(), "`false` without `start`";
+            image_size recipe.image_size <= MAX_SIDE, "at most 1024";
+            lazy !recipe.lazy || recipe.data != "embedded", "`false` for the set that is compiled in";
             lazy !recipe.lazy || recipe.image_size > 0, "`false` without `image-size`";
             lazy !recipe.lazy || (recipe.cutout == 0 && recipe.auto_augment.0.is_none()), "`false` with other augmentation than `basic`";
         }
         recipe.sam(&[]).map(|_| ()).map_err(|error| {
-            let said = self.inner_steps.as_ref().filter(|steps| steps.value != 1).map(|steps| steps.wrong(&error));
-            said.or_else(|| self.second_order.as_ref().map(|order| order.wrong(&error))).unwrap_or(error)
+            let order = self.second_order.as_ref().filter(|order| order.value).map(|order| order.wrong(&error));
+            let steps = self.inner_steps.as_ref().filter(|steps| steps.value != 1).map(|steps| steps.wrong(&error));
+            order.or(steps).unwrap_or(error)
         })
     }
 }
@@ -351,6 +365,11 @@ mod tests {
             ("rho = 0.1\np = 0.5", 2, "0.5"),
             ("frozen-norm = true\nstart = \"\"", 2, "with `frozen-norm`"),
             ("m = 300", 1, "at most the images"),
+            ("epochs = 3.0\nsteps = 10", 2, "no `epochs` beside it"),
+            ("drop-factor = nan", 1, "0 to 1"),
+            ("image-size = 4000000000", 1, "at most 1024"),
+            ("image-size = 32\nlazy = true", 2, "compiled in"),
+            ("rho = 0.1\ninner-steps = 3\nsecond-order = true", 3, "second"),
             ("rho = 0.1\ninner-steps = 0", 2, "at least 1"),
             ("auto-augment = \"best\"", 1, "paper-25"),
             ("rho = [", 1, ""),
@@ -366,6 +385,18 @@ mod tests {
         let changed = Changes::parse("cell", "rho = 0.1").unwrap().or(&base);
         let recipe = changed.recipe(&Scale::default()).unwrap();
         assert_eq!((recipe.rho, recipe.epochs, recipe.p, recipe.batch), (0.1, 10.0, f64::INFINITY, 256));
+    }
+
+    #[test]
+    fn the_last_word_says_how_long() {
+        let of = |above: &str, below: &str| {
+            let changes = Changes::parse("a", above).unwrap().or(&Changes::parse("b", below).unwrap());
+            let recipe = changes.recipe(&"epochs=0.5".parse().unwrap()).unwrap();
+            (recipe.epochs, recipe.steps)
+        };
+        assert_eq!(of("epochs = 4.0", "steps = 100"), (2.0, 0));
+        assert_eq!(of("steps = 100", "epochs = 4.0"), (0.5, 50));
+        assert_eq!(of("lr = 0.1", "steps = 1"), (0.5, 1));
     }
 
     /// SGD and SAM normalise over as many images.

@@ -8,4 +8,4 @@ mod table;
 pub use fields::{Changes, Recipe};
 pub use place::{Blame, line_of};
 pub use scale::Scale;
-pub use table::{Cell, Measure, Published, Table, named, selected, tables};
+pub use table::{Cell, Measure, Published, Table, named, table, tables};

@@ -38,6 +38,14 @@ impl Default for Scale {
 }
 
 impl Scale {
+    /// How a recipe is changed by this and by further settings, `key = value`, in words: empty if it is not.
+    #[must_use]
+    pub fn with(&self, set: &[String]) -> String {
+        let scale = Some(self.to_string()).filter(|_| *self != Self::default());
+        let word = |set: &String| set.chars().filter(|c| !c.is_whitespace() && !"\"'/\\".contains(*c)).collect();
+        scale.into_iter().chain(set.iter().map(word)).collect::<Vec<String>>().join(",")
+    }
+
     pub(super) fn of(&self, mut recipe: Recipe) -> Recipe {
         recipe.epochs *= self.epochs;
         if recipe.steps > 0 {

@@ -213,6 +213,27 @@ impl Table {
         Ok((cell, published))
     }
 
+    /// The same with those of its cells alone that fit one of these patterns; with all, if there are none.
+    ///
+    /// # Errors
+    /// If a pattern fits no cell.
+    pub fn only(&self, patterns: &[String]) -> Result<Self> {
+        let mut found = self.clone();
+        if patterns.is_empty() {
+            return Ok(found);
+        }
+        let mut wanted = Vec::new();
+        for pattern in patterns {
+            let cells = self.cells_like(pattern);
+            if cells.is_empty() {
+                bail!("`{pattern}` is no cell of {}: `paper list {}` names them", self.name, self.name)
+            }
+            wanted.extend(cells.into_iter().map(|cell| &cell.name));
+        }
+        found.cells.retain(|cell| wanted.contains(&&cell.name));
+        Ok(found)
+    }
+
     /// The cells whose names begin with this, segment by segment, or match it with `*` for a segment.
     #[must_use]
     pub fn cells_like(&self, pattern: &str) -> Vec<&Cell> {
@@ -271,33 +292,20 @@ pub fn tables() -> Result<Vec<Table>> {
     tables.collect()
 }
 
-/// The tables, or the one in a file of the user's own, and those of its cells that fit all of `only`.
+/// The table of this name, or that in a file of the user's own.
 ///
 /// # Errors
-/// If there is no such table or cell.
-pub fn selected(table: &str, only: &[String]) -> Result<Table> {
-    let mut found = if Path::new(table).extension().is_some_and(|extension| extension == "toml") {
-        Table::parse(table, &std::fs::read_to_string(table).with_context(|| format!("cannot read {table}"))?)?
-    } else {
-        let tables = tables()?;
-        let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
-        match tables.into_iter().find(|known| known.name == table) {
-            Some(found) => found,
-            None => bail!("`{table}` is no table: expected one of {}, or a file of your own", names.join(", ")),
-        }
-    };
-    if !only.is_empty() {
-        let mut wanted = Vec::new();
-        for pattern in only {
-            let cells = found.cells_like(pattern);
-            if cells.is_empty() {
-                bail!("`{pattern}` is no cell of {table}: `paper list {table}` names them")
-            }
-            wanted.extend(cells.into_iter().map(|cell| cell.name.clone()));
-        }
-        found.cells.retain(|cell| wanted.contains(&cell.name));
+/// If there is none.
+pub fn table(name: &str) -> Result<Table> {
+    if Path::new(name).extension().is_some_and(|extension| extension == "toml") {
+        return Table::parse(name, &std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?);
     }
-    Ok(found)
+    let tables = tables()?;
+    let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
+    match tables.into_iter().find(|known| known.name == name) {
+        Some(found) => Ok(found),
+        None => bail!("`{name}` is no table: expected one of {}, or a file of your own", names.join(", ")),
+    }
 }
 
 /// What is said by a cell's name, or by a TOML file of keys, and over it by `set`, `key = value`.
@@ -310,9 +318,8 @@ pub fn named(recipe: &str, set: &[String]) -> Result<Changes> {
         let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {recipe}"))?;
         return Ok(set.or(&Changes::parse(recipe, &text)?));
     }
-    let table = recipe.split('/').next().unwrap_or(recipe);
-    let table = selected(table, &[recipe.to_owned()])?;
-    match &table.cells[..] {
+    let found = table(recipe.split('/').next().unwrap_or(recipe))?.only(&[recipe.to_owned()])?;
+    match &found.cells[..] {
         [cell] => Ok(set.or(&cell.changes)),
         cells => {
             bail!("`{recipe}` names {} cells: expected the whole name of one, such as {}", cells.len(), cells[0].name)
@@ -425,7 +432,7 @@ set = { rho = 0.2 }
 
     #[track_caller]
     fn has(cell: &str, expected: [f64; 4]) {
-        let table = selected(cell.split('/').next().unwrap(), &[cell.to_owned()]).unwrap();
+        let table = table(cell.split('/').next().unwrap()).unwrap().only(&[cell.to_owned()]).unwrap();
         let recipe = table.cells[0].changes.recipe(&Scale::default()).unwrap();
         let found = [recipe.epochs * recipe.stretch, recipe.lr, recipe.weight_decay, recipe.rho];
         assert_eq!(found, expected, "{cell}");
@@ -448,7 +455,7 @@ set = { rho = 0.2 }
                 }
             }
         }
-        assert_eq!(seen, selected("table1", &[]).unwrap().cells.len());
+        assert_eq!(seen, table("table1").unwrap().cells.len());
         for (cells, numbers) in lines(TABLE_7) {
             let [epochs, lr, decay, rho] = numbers[..] else { panic!("{cells} has {numbers:?}") };
             for augmentation in ["basic", "aa"] {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::method::Memory;
+use crate::recipe::{Changes, Scale};
 
 /// Tensors by name, and where the training is.
 #[derive(Clone, Debug)]
@@ -101,12 +101,12 @@ impl Checkpoint {
         let place = header.metadata().as_ref().and_then(|metadata| metadata.get(PLACE));
         let place = place.with_context(|| format!("{} is no checkpoint of this trainer", path.display()))?;
         let place: Place = serde_json::from_str(place).with_context(damaged)?;
-        ensure!(
-            place.recipe == recipe,
-            "{} is a checkpoint of another training: remove it, or choose another folder; {}",
-            path.display(),
-            difference(&place.recipe, recipe)
-        );
+        if let Some(difference) = difference(&place.recipe, recipe) {
+            bail!(
+                "{} is a checkpoint of another training: remove it, or choose another folder; {difference}",
+                path.display()
+            )
+        }
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).with_context(damaged)?;
         Ok(Self { tensors: tensors.into_iter().collect(), place })
     }
@@ -166,19 +166,21 @@ impl Plan {
     }
 }
 
-/// Where two JSON objects differ first.
-pub(crate) fn difference(found: &str, expected: &str) -> String {
+/// Where a recipe that was found, as JSON, differs first from the one that is expected. Keys that it has not are as a recipe has
+/// them that says nothing of them: it is from before they were there.
+pub(crate) fn difference(found: &str, expected: &str) -> Option<String> {
     type Object = BTreeMap<String, serde_json::Value>;
-    fn object<T: DeserializeOwned + Default>(text: &str) -> T {
+    fn object(text: &str) -> Object {
         serde_json::from_str(text).unwrap_or_default()
     }
-    let (found, expected): (Object, Object) = (object(found), object(expected));
-    let key = expected.keys().chain(found.keys()).find(|key| found.get(*key) != expected.get(*key));
+    let silent =
+        Changes::default().recipe(&Scale::default()).ok().and_then(|recipe| serde_json::to_string(&recipe).ok());
+    let silent = silent.map(|silent| object(&silent)).unwrap_or_default();
+    let whole = |text: &str| Object::from_iter(silent.clone().into_iter().chain(object(text)));
+    let (found, expected) = (whole(found), whole(expected));
+    let key = expected.keys().chain(found.keys()).find(|key| found.get(*key) != expected.get(*key))?;
     let show = |value: Option<&serde_json::Value>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
-    key.map_or_else(
-        || "its recipe cannot be read".to_owned(),
-        |key| format!("expected `{key}` {}, found {}", show(expected.get(key)), show(found.get(key))),
-    )
+    Some(format!("expected `{key}` {}, found {}", show(expected.get(key)), show(found.get(key))))
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use crate::batches::Source;
 use crate::data::{self, Dataset, Pictures, add_noise};
@@ -67,12 +70,13 @@ impl Data {
     fn halves(recipe: &Recipe, folder: Option<&Path>) -> Result<(String, usize, [Source; 2])> {
         if recipe.data == "embedded" {
             let set = data::embedded()?;
-            return Ok((set.name.clone(), set.classes.len(), Source::both(&Arc::new(set))));
+            let (name, classes) = (set.name.clone(), set.classes.len());
+            return Ok((name, classes, sized(Source::both(&Arc::new(set)), recipe.image_size)));
         }
         let folder = Self::folder(&recipe.data, folder)?;
         if recipe.lazy {
             let pictures = Pictures::list(&folder, recipe.image_size)?;
-            return Ok((recipe.data.clone(), pictures.classes.len(), Source::files(&pictures)));
+            return Ok((recipe.data.clone(), pictures.classes.len(), mixed(Source::files(&pictures))));
         }
         let size = (recipe.image_size > 0).then_some(recipe.image_size);
         // Sets of one size are kept as they are, and augmented so.
@@ -85,14 +89,7 @@ impl Data {
         let name =
             if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
         let (classes, halves) = (set.classes.len(), Source::both(&Arc::new(set)));
-        Ok((
-            name,
-            classes,
-            match size {
-                Some(side) if known => halves.map(|half| half.sized(side as usize)),
-                _ => halves,
-            },
-        ))
+        Ok((name, classes, if known { sized(halves, recipe.image_size) } else { mixed(halves) }))
     }
 
     fn folder(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
@@ -101,6 +98,18 @@ impl Data {
         let inner = folder.join(name);
         Ok(if inner.is_dir() { inner } else { folder.to_owned() })
     }
+}
+
+/// Brought to a size, if one is said.
+fn sized(halves: [Source; 2], side: u32) -> [Source; 2] {
+    if side == 0 { halves } else { halves.map(|half| half.sized(side as usize)) }
+}
+
+/// Pictures lie class by class: the first of them in a random order, the same every time, are some of each.
+fn mixed([train, test]: [Source; 2]) -> [Source; 2] {
+    let mut places = train.places().to_vec();
+    places.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    [train.part(places), test]
 }
 
 /// Whether a set that has the name of a well-known one has other images.
@@ -139,5 +148,29 @@ mod tests {
         assert!(error.contains("`batch` is 256") && error.contains("100 training images"), "{error}");
         let error = load("data = \"cifar10\"").unwrap_err().to_string();
         assert!(error.contains("--data"), "{error}");
+    }
+
+    #[test]
+    fn some_pictures_are_of_all_classes() {
+        let folder = tempfile::tempdir().unwrap();
+        for (half, class) in ["train", "test"].iter().flat_map(|half| (0..4).map(move |class| (half, class))) {
+            let folder = folder.path().join("pictures").join(half).join(class.to_string());
+            std::fs::create_dir_all(&folder).unwrap();
+            for i in 0..16 {
+                image::GrayImage::new(4, 4).save(folder.join(format!("{i:02}.png"))).unwrap();
+            }
+        }
+        for lazy in ["lazy = true\nimage-size = 4\n", ""] {
+            let text = format!("data = \"pictures\"\nbatch = 8\nimages = 0.5\nvalidation = 0.25\n{lazy}");
+            let recipe = Changes::parse("test", &text).unwrap().recipe(&Scale::default()).unwrap();
+            let data = Data::load(&recipe, Some(folder.path()), 0, &Device::Cpu).unwrap();
+            assert_eq!((data.train.len(), data.test.len()), (24, 8));
+            for source in [&data.train, &data.test] {
+                let mut classes: Vec<_> = source.places().iter().map(|i| source.labels()[*i as usize]).collect();
+                classes.sort_unstable();
+                classes.dedup();
+                assert!(classes.len() >= 3, "{classes:?}");
+            }
+        }
     }
 }

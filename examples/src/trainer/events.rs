@@ -36,6 +36,24 @@ impl Events {
         self.write(&event(Some(step), &field(5, &Value::Bytes(&values.collect::<Vec<_>>()))))
     }
 
+    /// Adds a text before the first step.
+    ///
+    /// # Errors
+    /// If it cannot be written; the file then ends as before.
+    pub fn say(&mut self, tag: &str, text: &str) -> Result<()> {
+        const STRING: u64 = 7;
+        let plugin = field(1, &Value::Bytes(&field(1, &Value::Bytes(b"text"))));
+        let tensor =
+            [field(1, &Value::Whole(STRING)), field(2, &Value::Bytes(&[])), field(8, &Value::Bytes(text.as_bytes()))];
+        let value = [
+            field(1, &Value::Bytes(tag.as_bytes())),
+            field(8, &Value::Bytes(&tensor.concat())),
+            field(9, &Value::Bytes(&plugin)),
+        ];
+        let value = field(1, &Value::Bytes(&value.concat()));
+        self.write(&event(Some(0), &field(5, &Value::Bytes(&value))))
+    }
+
     /// Waits until everything is on the disk, and tells how long the file is.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::fs::{self, DirEntry, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// Beginnings of names of what a process that is killed leaves half written.
 const LEFT: [&str; 4] = [".checkpoint", ".clock", ".lock-", ".tmp"];
@@ -27,6 +27,7 @@ impl Held {
     /// If another process has it, or it cannot be written to.
     pub fn take(folder: &Path) -> Result<Self> {
         let cannot = || format!("cannot train in {}", folder.display());
+        ensure!(!folder.join("lock").exists(), "{} is a run of `paper`: choose another folder", folder.display());
         fs::create_dir_all(folder).with_context(cannot)?;
         let path = folder.join("train.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).with_context(cannot)?;
@@ -62,5 +63,7 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["checkpoint.safetensors", "train.lock"]);
+        fs::write(folder.join("lock"), "").unwrap();
+        assert!(Held::take(&folder).unwrap_err().to_string().contains("a run of `paper`"));
     }
 }

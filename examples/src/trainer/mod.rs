@@ -79,6 +79,8 @@ pub struct Job<'a> {
     pub every: usize,
     /// Whether the last weights are written beside, for another recipe to begin with.
     pub keep_weights: bool,
+    /// How the recipe is smaller than one that has a name, or another one; empty if it is not.
+    pub scaled: String,
 }
 
 /// How far a training is.
@@ -114,10 +116,10 @@ pub struct Outcome {
     /// not more classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_5_error: Option<f64>,
-    /// L(w + ε̂) - L(w) on a shard, the mean of one in each step of the last epoch; none where a step has not both.
+    /// L(w + ε̂) - L(w) with the weight decay, on the last shard of a step, the mean over the last epoch; none where a step has not both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharpness: Option<f64>,
-    /// The mean loss of the last epoch, at w, without the weight decay.
+    /// The mean loss of the last epoch, without the weight decay: at w, or where a step has no pass there, at w + ε.
     pub loss: f64,
     /// Steps of all stages.
     pub steps: usize,
@@ -134,6 +136,17 @@ pub struct Outcome {
     /// Where, and in which numbers; empty for f32 on the CPU.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub place: String,
+    /// How the recipe was smaller than the one of its name, or another one; empty if it was not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scaled: String,
+}
+
+impl Outcome {
+    /// For the end of a line: how it was scaled, or nothing.
+    #[must_use]
+    pub fn told(&self) -> String {
+        if self.scaled.is_empty() { String::new() } else { format!(", scaled: {}", self.scaled) }
+    }
 }
 
 /// A training that came to numbers that are not finite. It would come to them again: it is deterministic.
@@ -236,6 +249,11 @@ impl<'a> Training<'a> {
             place,
             began: Instant::now(),
         };
+        if training.place.log == 0 {
+            let line = json!({ "recipe": recipe, "seed": job.seed, "data": job.data.name, "scaled": job.scaled });
+            training.log.add(&line)?;
+            training.events.say("recipe", &line.to_string())?;
+        }
         if let Some(checkpoint) = checkpoint {
             training.take(checkpoint).with_context(|| format!("cannot go on from {}", path.display()))?;
         }
@@ -403,6 +421,7 @@ impl<'a> Training<'a> {
             frozen: recipe.frozen_norm,
             m: if recipe.m == 0 { usize::MAX } else { recipe.m },
         };
+        // Read once, when all is under way: it waits for the device.
         let value = |loss: &Tensor| Ok::<_, anyhow::Error>(f64::from(loss.to_scalar::<f32>()?));
         let rows = examples.x.dim(0)?;
         let parts = recipe.parts(rows)?;
@@ -414,12 +433,13 @@ impl<'a> Training<'a> {
             return value(&alone);
         }
         let vars = trained(&self.model);
-        let (mut sum, mut total): (f64, Option<GradStore>) = (0.0, None);
+        let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
         for part in parts {
             let share = part.len() as f64 / rows as f64;
             let part = sam_runtime::Split::narrow(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
-            sum += value(&alone)? * share;
+            let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
+            sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);
             let mut gradient = nn::backward(&if share == 1.0 { loss } else { (loss * share)? })?;
             if let Some(total) = &total {
                 for (_, var) in &vars {
@@ -437,7 +457,7 @@ impl<'a> Training<'a> {
         }
         self.sgd.step(&gradient)?;
         statistics.map_or(Ok(()), Statistics::settle)?;
-        Ok(sum)
+        value(&sum.context("there are no images in the batch")?)
     }
 
     /// Tests, if it is time, and logs.
@@ -456,7 +476,7 @@ impl<'a> Training<'a> {
     }
 
     fn test_error(&self) -> Result<f64> {
-        let test = || Ok(error_rate(&self.model, self.job.data.test.in_order(TEST_BATCH))?);
+        let test = || Ok(error_rate(&self.model, self.job.data.test.in_order(TEST_BATCH).in_background().pairs())?);
         match &self.average {
             Some(average) => average.during(&self.model, test),
             None => test(),
@@ -468,7 +488,7 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         let mut wrong = 0;
-        for batch in self.job.data.test.in_order(TEST_BATCH) {
+        for batch in self.job.data.test.in_order(TEST_BATCH).in_background().pairs() {
             let (x, y) = batch?;
             let logits = self.model.forward(&x, false)?;
             wrong += not_in_top_5(&logits, &y)?;
@@ -541,14 +561,17 @@ impl<'a> Training<'a> {
             test_images: self.job.data.test.len(),
             data: self.job.data.name.clone(),
             place: self.job.place.to_string(),
+            scaled: self.job.scaled.clone(),
         })
     }
 }
 
-/// How many rows of logits (n, classes) have five that are higher than that of the label (n).
+/// How many rows of logits (n, classes) have five others that are not lower than that of the label (n). Nothing is lower
+/// than what is not a number.
 fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
-    let higher = logits.broadcast_gt(&logits.gather(&y.unsqueeze(1)?, 1)?)?.to_dtype(DType::U32)?.sum(1)?;
-    Ok(higher.ge(5u32)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?)
+    let lower = logits.broadcast_lt(&logits.gather(&y.unsqueeze(1)?, 1)?)?.to_dtype(DType::U32)?.sum(1)?;
+    let most = logits.dim(1)?.saturating_sub(5) as u32;
+    Ok(lower.lt(most)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?)
 }
 
 /// L(w + ε̂) - L(w) of the last step, if it had both.
@@ -619,9 +642,6 @@ fn fresh_model(job: &Job<'_>, stage: usize) -> Result<Model> {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
         load_weights(&folder.join(&recipe.start), &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
-        if recipe.new_head {
-            model.reset_head(seed)?;
-        }
     }
     Ok(model)
 }
@@ -689,6 +709,7 @@ mod tests {
         let logits = Tensor::new(&[[0f32, 5.0, 1.0, 4.0, 2.0, 3.0, -1.0]; 7], &Device::Cpu).unwrap();
         let labels = Tensor::arange(0u32, 7, &Device::Cpu).unwrap();
         assert_eq!(not_in_top_5(&logits, &labels).unwrap(), 2);
+        assert_eq!(not_in_top_5(&logits.affine(f64::NAN, 0.0).unwrap(), &labels).unwrap(), 7);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Each of the authors' devices moves its own towards its shard, and their mean is what is tested: one move a step. In one
 //! process the shards follow each other, each moves them, and n moves by the rate r come to one by 1 - (1 - r)ⁿ. So
-//! after a step of shards they are put back along the way, as far as one move by r would have gone.
+//! after a step of shards they are put back along the way, as far as one move by r would have gone. What is left of the order: a
+//! shard counts 1 - r times as much as the one after it.
 
 use anyhow::Result;
 use candle_core::{Tensor, Var};

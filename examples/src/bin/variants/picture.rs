@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use sam_examples::report::{Area, Drawn, INK, Mean, SIZE, png};
+use sam_examples::report::{Area, COLORS, Drawn, INK, Mean, SIZE, png};
 
 use crate::Run;
 use crate::list::Entry;
@@ -24,7 +24,7 @@ pub(crate) fn draw(entries: &[Entry], runs: &[Run], title: &str, path: &Path) ->
 }
 
 fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {
-    const SAM: RGBColor = RGBColor(0, 114, 178);
+    const SAM: RGBColor = COLORS[0];
     const OTHER: RGBColor = RGBColor(90, 90, 90);
     let ends = |sign: f64| lines.iter().map(move |(_, mean, _)| mean.mean + sign * mean.error.unwrap_or(0.0));
     let (low, high) = (ends(-1.0).fold(f64::MAX, f64::min).floor(), ends(1.0).fold(0.0, f64::max).ceil());

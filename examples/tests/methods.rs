@@ -1,0 +1,107 @@
+//! Every method of the paper's Table 4 with SAM on top, in small: trained, stopped on the way, and taken up again.
+
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use std::fs;
+use std::path::Path;
+
+use sam_examples::compute::Place;
+use sam_examples::recipe::{Changes, Scale};
+use sam_examples::trainer::{Data, Job, Next, Outcome};
+
+const METHODS: [&str; 11] = [
+    "plain",
+    "mixup",
+    "bootstrap",
+    "bootstrap-mixup",
+    "gce",
+    "mentornet",
+    "mentormix",
+    "m-dyr-h",
+    "o2u",
+    "incv",
+    "rog",
+];
+
+/// Trains to the end, or to this many steps.
+fn train(recipe: &str, folder: &Path, until: usize) -> Option<Outcome> {
+    let recipe = Changes::parse("test", recipe).unwrap().recipe(&Scale::default()).unwrap();
+    let data = Data::load(&recipe, None, 1, &Place::CPU.device).unwrap();
+    let job = Job {
+        recipe: &recipe,
+        seed: 1,
+        data: &data,
+        place: &Place::CPU,
+        weights: None,
+        folder,
+        every: 0,
+        keep_weights: true,
+        scaled: String::new(),
+    };
+    let mut steps = 0;
+    let outcome = job.run(|_| {
+        steps += 1;
+        Ok(if steps == until { Next::Stop } else { Next::GoOn })
+    });
+    outcome.unwrap().map(|outcome| Outcome { seconds: 0.0, ..outcome })
+}
+
+fn recipe(method: &str, more: &str) -> String {
+    format!(
+        "method = \"{method}\"\nmodel = \"mlp-norm-w16\"\nimages = 400.0\nvalidation = 0.2\nbatch = 40\nepochs = 6.0\n\
+         noise = 0.4\nalpha = 4.0\nlr = 0.05\n{more}"
+    )
+}
+
+#[test]
+fn all_run_with_sam_and_go_on_with_the_same_bits() {
+    for method in METHODS {
+        let recipe = recipe(method, "rho = 0.05\nm = 10\nclip = 5.0\n");
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let whole = train(&recipe, &path("whole"), usize::MAX).unwrap();
+        assert!(whole.sharpness.is_some_and(f64::is_finite) && whole.loss.is_finite(), "{method}: {whole:?}");
+        // GCE leaves out whatever the model is not sure of, which is everything after so few steps.
+        assert!(whole.test_error < 0.8 || method == "gce", "{method}: {whole:?}");
+        // In each of its parts, and between them.
+        let times = 5;
+        for _ in 0..times {
+            assert_eq!(train(&recipe, &path("parts"), whole.steps / times), None, "{method}");
+        }
+        let parts = train(&recipe, &path("parts"), usize::MAX).unwrap();
+        assert_eq!(parts, whole, "{method}");
+        let bytes = |name: &str| fs::read(path(name).join("weights.safetensors")).unwrap();
+        assert!(bytes("parts") == bytes("whole"), "{method}");
+    }
+}
+
+/// Steps in place of epochs, as many as are said for each training.
+#[test]
+fn a_run_of_steps_is_as_long_as_it_says() {
+    for (more, steps) in [("", 48), ("steps = 11\n", 11), ("steps = 11\nstretch = 2.0\n", 22)] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = recipe("plain", more).replace("epochs = 6.0\n", if more.is_empty() { "epochs = 6.0\n" } else { "" });
+        let outcome = train(&text, folder.path(), usize::MAX).unwrap();
+        assert_eq!((outcome.steps, outcome.sharpness), (steps, None));
+        assert!(outcome.top_5_error.unwrap() < outcome.test_error);
+    }
+}
+
+/// SGD and SAM of a radius that does nothing leave the same statistics behind, in shards or not.
+#[test]
+fn statistics_are_alike_with_and_without_sam() {
+    let folder = tempfile::tempdir().unwrap();
+    let statistics = |name: &str, more: &str| {
+        let folder = folder.path().join(name);
+        train(&recipe("plain", more), &folder, usize::MAX).unwrap();
+        let weights =
+            candle_core::safetensors::load(folder.join("weights.safetensors"), &candle_core::Device::Cpu).unwrap();
+        let (name, mean) = weights.into_iter().find(|(name, _)| name.ends_with("running_mean")).unwrap();
+        assert_eq!(mean.dims(), [16], "{name}");
+        mean.to_vec1::<f32>().unwrap()
+    };
+    let (sgd, sam) = (statistics("sgd", "m = 10\n"), statistics("sam", "m = 10\nrho = 1e-7\n"));
+    for (sgd, sam) in sgd.iter().zip(&sam) {
+        assert!((sgd - sam).abs() < 1e-3 * (1.0 + sgd.abs()), "{sgd} {sam}");
+    }
+}
