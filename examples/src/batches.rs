@@ -271,6 +271,9 @@ impl Batches {
         // It ends with the batches, or when nobody takes them any more.
         thread::spawn(move || {
             while let Some(batch) = self.next_batch() {
+                // A thread has a stream of its own on CUDA: what it has begun must be done before another one looks.
+                let ready = self.source.device.synchronize();
+                let batch = batch.and_then(|batch| ready.map(|()| batch));
                 if sender.send(batch).is_err() {
                     break;
                 }

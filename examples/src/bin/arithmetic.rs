@@ -51,7 +51,8 @@ fn arithmetic(options: &Options) -> Result<Value> {
     let device = compute.place()?.device;
     let sizes = (0..*variables).map(|i| parameters / variables + usize::from(i < parameters % variables));
     let vars = sizes.map(|n| Var::ones(n, DType::F32, &device)).collect::<Candle<Vec<_>>>()?;
-    let twins = vars.iter().map(|var| Var::zeros(var.shape(), DType::F32, &device)).collect::<Candle<Vec<_>>>()?;
+    // Of all parameters at once: many small copies would measure how fast they are asked for.
+    let (from, to) = (Tensor::ones(*parameters, DType::F32, &device)?, Var::zeros(*parameters, DType::F32, &device)?);
     let mut loss = |_: Pass| -> Candle<Tensor> {
         let mut sum = Tensor::zeros((), DType::F32, &device)?;
         for var in &vars {
@@ -65,8 +66,7 @@ fn arithmetic(options: &Options) -> Result<Value> {
     for _ in 0..=*iters {
         let ascents = (0..*steps).map(|_| sam.ascend(&mut loss)).collect::<Candle<Vec<_>>>()?;
         ours.push(seconds(&device, || ascents.into_iter().try_for_each(|ascent| ascent.perturb().map(drop)))?);
-        let copy = || vars.iter().zip(&twins).try_for_each(|(var, twin)| twin.set(var));
-        copies.push(seconds(&device, || (0..*steps).try_for_each(|_| copy()))?);
+        copies.push(seconds(&device, || (0..*steps).try_for_each(|_| to.set(&from)))?);
     }
     // The first round warms up.
     let [ours, copies] = [ours, copies].map(|times| {

@@ -176,7 +176,7 @@ pub(crate) fn difference(found: &str, expected: &str) -> Option<String> {
     let silent =
         Changes::default().recipe(&Scale::default()).ok().and_then(|recipe| serde_json::to_string(&recipe).ok());
     let silent = silent.map(|silent| object(&silent)).unwrap_or_default();
-    let whole = |text: &str| Object::from_iter(silent.clone().into_iter().chain(object(text)));
+    let whole = |text: &str| -> Object { silent.clone().into_iter().chain(object(text)).collect() };
     let (found, expected) = (whole(found), whole(expected));
     let key = expected.keys().chain(found.keys()).find(|key| found.get(*key) != expected.get(*key))?;
     let show = |value: Option<&serde_json::Value>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
