@@ -4,6 +4,7 @@ use candle_core::{D, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 use sam_runtime::{Sam, Split, nn, sam};
 
+use crate::kit::Kit;
 use crate::models::{Model, is_statistic};
 
 /// Some images (n, channels, height, width) and what is wanted of them (n, classes): probabilities, times the weight of
@@ -103,7 +104,7 @@ impl Objective<'_> {
 
 /// The variables that are trained, in the order of their names.
 #[must_use]
-pub fn trained(model: &Model) -> Vec<(String, Var)> {
+pub fn trained<K: Kit + 'static>(model: &Model<K>) -> Vec<(String, Var)> {
     let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut trained: Vec<_> = vars.iter().filter(|(name, _)| !is_statistic(name)).collect();
     trained.sort_by_key(|(name, _)| name.as_str());

@@ -1,7 +1,7 @@
 //! The Hessian's largest eigenvalues of trained networks, and a picture of the whole spectrum (section 4.2, Figure 3).
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::DType;
@@ -10,10 +10,11 @@ use indicatif::ProgressDrawTarget;
 use plotters::prelude::*;
 use sam_examples::compute::Compute;
 use sam_examples::console::{bar, exit};
+use sam_examples::kit::Stock;
 use sam_examples::models::Model;
 use sam_examples::recipe::{Scale, named};
 use sam_examples::report::{Area, COLORS, Drawn, INK, align, png, write_whole};
-use sam_examples::spectrum::{Spectrum, of_loss};
+use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, of_loss};
 use sam_examples::trainer::{Data, load_weights};
 use serde_json::json;
 
@@ -71,13 +72,25 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(look(&Options::parse()).map(|()| ExitCode::SUCCESS))
+    let options = Options::parse();
+    if std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1") {
+        return exit(look(&options).map(|()| ExitCode::SUCCESS));
+    }
+    exit(with_graph())
+}
+
+/// This program once more, in an environment that candle looks at when it starts.
+fn with_graph() -> Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let status = Command::new(program).args(std::env::args_os().skip(1)).env(KEEP_GRAPH, "1").status();
+    let code = status.context("cannot start this program once more")?.code();
+    Ok(code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn look(options: &Options) -> Result<()> {
     let place = options.compute.place()?;
     if place.dtype != DType::F32 || place.tf32 {
-        bail!("differences of gradients drown in rounding: leave out --bf16 and --tf32")
+        bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
     }
     let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
     let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
@@ -90,7 +103,7 @@ fn look(options: &Options) -> Result<()> {
         let Some((name, path)) = named.split_once('=') else {
             bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
         };
-        let model: Model = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
+        let model: Model<Stock> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(Path::new(path), &model, |_| true)?;
         let bar = bar(options.order as u64, name);
         if options.quiet {

@@ -18,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::Optimizer as _;
+use candle_nn::{Optimizer as _, VarMap};
 use sam_runtime::Sam;
 use sam_runtime::nn::{self, l2_penalty};
 use sam_runtime::optim::{ParamsSgd, Sgd};
@@ -37,6 +37,7 @@ pub use self::schedule::{Shape, rate};
 use self::statistics::Statistics;
 use crate::batches::{Batch, Source};
 use crate::compute;
+use crate::kit::Kit;
 use crate::loss::{Examples, Objective, trained};
 use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
 use crate::models::Model;
@@ -263,7 +264,7 @@ impl<'a> Training<'a> {
     /// Takes everything from a checkpoint.
     fn take(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
         self.plan = Plan::from_tensors(checkpoint.take("plan/"))?;
-        put(&checkpoint.take("weight/"), &self.model, |_| true)?;
+        put(&checkpoint.take("weight/"), self.model.vars(), |_| true)?;
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
         back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
@@ -611,14 +612,14 @@ fn last_fresh(stages: &[Stage], stage: usize) -> usize {
 ///
 /// # Errors
 /// If it cannot be read, or has not all of them, or one in another shape.
-pub fn load_weights(path: &Path, model: &Model, wanted: impl Fn(&str) -> bool) -> Result<()> {
+pub fn load_weights<K: Kit + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let weights = candle_core::safetensors::load(path, &Device::Cpu);
     let weights = weights.with_context(|| format!("cannot read {}", path.display()))?;
-    put(&weights.into_iter().collect(), model, wanted).with_context(|| format!("cannot use {}", path.display()))
+    put(&weights.into_iter().collect(), model.vars(), wanted).with_context(|| format!("cannot use {}", path.display()))
 }
 
-fn put(weights: &BTreeMap<String, Tensor>, model: &Model, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for (name, var) in vars.iter().filter(|(name, _)| wanted(name)) {
         let weight = weights.get(name).with_context(|| format!("it has no weight `{name}`"))?;
         ensure!(
