@@ -25,6 +25,15 @@ const METHODS: [&str; 11] = [
 
 /// Trains to the end, or to this many steps.
 fn train(recipe: &str, folder: &Path, until: usize) -> Option<Outcome> {
+    run(recipe, folder, 0, |steps| Ok(if steps == until { Next::Stop } else { Next::GoOn })).unwrap()
+}
+
+fn run(
+    recipe: &str,
+    folder: &Path,
+    every: usize,
+    tell: impl Fn(usize) -> anyhow::Result<Next>,
+) -> anyhow::Result<Option<Outcome>> {
     let recipe = Changes::parse("test", recipe).unwrap().recipe(&Scale::default()).unwrap();
     let data = Data::load(&recipe, None, 1, &Place::CPU.device).unwrap();
     let job = Job {
@@ -34,16 +43,16 @@ fn train(recipe: &str, folder: &Path, until: usize) -> Option<Outcome> {
         place: &Place::CPU,
         weights: None,
         folder,
-        every: 0,
+        every,
         keep_weights: true,
         scaled: String::new(),
     };
     let mut steps = 0;
     let outcome = job.run(|_| {
         steps += 1;
-        Ok(if steps == until { Next::Stop } else { Next::GoOn })
+        tell(steps)
     });
-    outcome.unwrap().map(|outcome| Outcome { seconds: 0.0, ..outcome })
+    outcome.map(|outcome| outcome.map(|outcome| Outcome { seconds: 0.0, ..outcome }))
 }
 
 fn recipe(method: &str, more: &str) -> String {
@@ -73,6 +82,22 @@ fn all_run_with_sam_and_go_on_with_the_same_bits() {
         let bytes = |name: &str| fs::read(path(name).join("weights.safetensors")).unwrap();
         assert!(bytes("parts") == bytes("whole"), "{method}");
     }
+}
+
+/// The checkpoint between two trainings, which none of the steps before or after it writes.
+#[test]
+fn the_end_of_a_training_is_a_place_to_go_on_from() {
+    let recipe = recipe("bootstrap", "rho = 0.05\nm = 10\n");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let whole = train(&recipe, &path("whole"), usize::MAX).unwrap();
+    // It is written where checkpoints are asked for; then the next training is stopped before its first of them.
+    let stopped = path("stopped");
+    run(&recipe, &stopped, 1000, |steps| {
+        if steps == whole.steps / 2 + 1 { Err(anyhow::anyhow!("a crash")) } else { Ok(Next::GoOn) }
+    })
+    .unwrap_err();
+    assert_eq!(train(&recipe, &stopped, usize::MAX).unwrap(), whole);
 }
 
 /// Steps in place of epochs, as many as are said for each training.

@@ -194,7 +194,7 @@ fn kill_9_loses_no_file_and_at_most_the_steps_since_the_last_checkpoint() {
         thread::sleep(Duration::from_millis(rng.random_range(20..500)));
         if let Some(status) = child.try_wait().unwrap() {
             // It was done before it could be killed: again from the beginning.
-            assert!(status.success());
+            assert!(status.success(), "{}", error(&child.wait_with_output().unwrap()));
             assert!(training.essence("killed") == training.essence("whole"));
             fs::remove_dir_all(training.path("killed")).unwrap();
             last = 0;

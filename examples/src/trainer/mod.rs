@@ -267,7 +267,11 @@ impl<'a> Training<'a> {
         put(&checkpoint.take("weight/"), self.model.vars(), |_| true)?;
         let (folder, vars) = (self.job.folder, self.model.vars());
         back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
-        back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
+        // A stage that begins anew has nothing from the one before, whose end this is.
+        let stages = self.job.recipe.method.stages();
+        if self.place.step > 0 || !stages.get(self.place.stage).is_some_and(|stage| stage.fresh) {
+            back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
+        }
         // Before a stage's first step there is none yet: `stage` makes it.
         if let Some(average) = self.average.as_mut().filter(|_| self.place.step > 0) {
             average.restore(checkpoint.take("average/"))?;
