@@ -176,8 +176,13 @@ pub fn write(table: &Table, only: &[String], settings: &Settings) -> Result<Writ
     let (mut unusable, mut rows) = (Vec::new(), Vec::new());
     let wanted = table.only(only)?.cells;
     for cell in &table.cells {
+        let is_wanted = wanted.iter().any(|it| it.name == cell.name);
+        // Of the others some may be no runs at all with what all are told.
+        if !is_wanted && settings.recipe(cell).is_err() {
+            continue;
+        }
         let row = row(table, cell, settings, &mut unusable)?;
-        if !row.numbers.ours.is_empty() || !row.without.is_empty() || wanted.iter().any(|it| it.name == cell.name) {
+        if is_wanted || !row.numbers.ours.is_empty() || !row.without.is_empty() {
             rows.push(row);
         }
     }

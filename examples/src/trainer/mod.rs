@@ -1,7 +1,8 @@
 //! A trainer that one can leave alone: it logs, saves everything every so often and when it is told to stop, and goes on
 //! with the same bits.
 //!
-//! Nothing here is about SAM: the loop asks a method for a loss, and that has the attribute.
+//! The step is the same for SGD and for SAM: the loop asks a method for a loss, and that has the attribute. Of SAM it only saves the
+//! state, and logs by how much the loss rises.
 
 mod average;
 mod checkpoint;
