@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use anyhow::{Context as _, Result};
 use image::RgbImage;
-use plotters::coord::Shift;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -217,9 +217,20 @@ fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Draw
             .label(format!("{}, training (noisy labels)", method.name()))
             .legend(move |at| EmptyElement::at(at) + dash(0, 12, dashed) + dash(22, 34, dashed) + dash(44, 56, dashed));
     }
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
+}
+
+/// Puts the names of what a chart shows into one of its corners.
+///
+/// # Errors
+/// If it cannot be drawn.
+pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, BitMapBackend<'b>, C>,
+    corner: SeriesLabelPosition,
+) -> Drawn {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(corner)
         .margin(24)
         .legend_area_size(80)
         .background_style(PAPER.mix(0.85))

@@ -12,8 +12,8 @@ use sam_examples::compute::Compute;
 use sam_examples::console::{bar, exit};
 use sam_examples::kit::Stock;
 use sam_examples::models::Model;
-use sam_examples::recipe::{Scale, named};
-use sam_examples::report::{Area, COLORS, Drawn, INK, align, png, write_whole};
+use sam_examples::recipe::Told;
+use sam_examples::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
 use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, of_loss};
 use sam_examples::trainer::{Data, load_weights};
 use serde_json::json;
@@ -28,31 +28,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// A cell, such as table4/40/sgd, or a TOML file of recipe keys
-    recipe: String,
+    #[command(flatten)]
+    told: Told,
 
     /// Weights to look at, each with a name: sgd=runs/sgd/weights.safetensors
     #[arg(required = true, value_name = "NAME=FILE")]
     weights: Vec<String>,
 
-    /// Folder of the data sets
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-
     #[command(flatten)]
     compute: Compute,
-
-    /// As in training
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-
-    /// As in training
-    #[arg(long, default_value = "1")]
-    scale: Scale,
-
-    /// As in training
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
 
     /// Training images that the loss is taken of, the first ones; 0 for all
     #[arg(long, default_value_t = 0)]
@@ -92,8 +76,8 @@ fn look(options: &Options) -> Result<()> {
     if place.dtype != DType::F32 || place.tf32 {
         bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
     }
-    let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
-    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
+    let recipe = options.told.recipe()?;
+    let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
     let places = data.train.places();
     let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
     let source = data.train.part(places[..count].to_vec());
@@ -109,7 +93,7 @@ fn look(options: &Options) -> Result<()> {
         if options.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let spectrum = of_loss(&model, &source, options.order, options.seed, || bar.inc(1))?;
+        let spectrum = of_loss(&model, &source, options.order, options.told.seed, || bar.inc(1))?;
         bar.finish_and_clear();
         let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));
         rows.push(vec![
@@ -122,7 +106,7 @@ fn look(options: &Options) -> Result<()> {
         found.push((name.to_owned(), spectrum));
     }
     let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
-    let scaled = options.scale.with(&options.set);
+    let scaled = options.told.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
     let table = format!("# {title}\n\n{note}{}", align(&rows));
     print!("{table}");
@@ -175,14 +159,5 @@ fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) 
             .label(format!("{name}: λ₁ = {:.1}, λ₁ / λ₅ = {:.1}", spectrum.largest(), spectrum.ratio()))
             .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .margin(24)
-        .legend_area_size(80)
-        .background_style(WHITE.mix(0.85))
-        .border_style(INK.mix(0.2))
-        .label_font(("sans-serif", 36).into_font().color(&INK))
-        .draw()?;
-    Ok(())
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use sam_examples::compute::Compute;
 use sam_examples::console::{Progress, Stop, exit};
-use sam_examples::recipe::{Scale, named};
+use sam_examples::recipe::Told;
 use sam_examples::report::write_whole;
 use sam_examples::trainer::{Data, Held, Job};
 
@@ -16,32 +16,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Train one network, and leave it alone.
 ///
-/// Log (log.jsonl), TensorBoard events, checkpoint and in the end weights.safetensors and result.json go to a folder. Told to stop (Ctrl-C, kill), it saves everything
-/// first; `--resume` goes on with the same bits.
+/// Log (log.jsonl), TensorBoard events, checkpoint and in the end weights.safetensors and result.json go to a folder. Told to
+/// stop (Ctrl-C, kill), it saves everything first; `--resume` goes on with the same bits.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// A cell, such as table1/wrn-28-10/basic/cifar10/sam, or a TOML file of recipe keys
-    recipe: String,
-
-    /// Folder of the data sets
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    told: Told,
 
     #[command(flatten)]
     compute: Compute,
-
-    /// Everything random comes from here
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-
-    /// A smaller run: a share of epochs, images and width, or `epochs=0.1,images=0.2,width=0.5`
-    #[arg(long, default_value = "1")]
-    scale: Scale,
-
-    /// Change the recipe, `key = value` in TOML
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
 
     /// Folder of everything that is written
     #[arg(long, value_name = "DIR", default_value = "runs/train")]
@@ -66,19 +50,19 @@ fn main() -> ExitCode {
 
 fn train(options: &Options) -> Result<ExitCode> {
     let (stop, place) = (Stop::on_signals()?, options.compute.place()?);
-    let recipe = named(&options.recipe, &options.set)?.recipe(&options.scale)?;
-    let data = Data::load(&recipe, options.data.as_deref(), options.seed, &place.device)?;
+    let recipe = options.told.recipe()?;
+    let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
     let out = &options.out;
     let job = Job {
         recipe: &recipe,
-        seed: options.seed,
+        seed: options.told.seed,
         data: &data,
         place: &place,
-        weights: options.data.as_deref(),
+        weights: options.told.data.as_deref(),
         folder: out,
         every: options.every,
         keep_weights: true,
-        scaled: options.scale.with(&options.set),
+        scaled: options.told.scaled(),
     };
     if options.resume && !job.checkpoint().exists() {
         bail!("there is no checkpoint in {} to go on from", out.display())
@@ -87,7 +71,7 @@ fn train(options: &Options) -> Result<ExitCode> {
     if job.checkpoint().exists() && !options.resume {
         bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display())
     }
-    let mut progress = Progress::new(&options.recipe, options.quiet);
+    let mut progress = Progress::new(&options.told.name, options.quiet);
     let outcome = job.run(|status| {
         progress.show(status);
         Ok(stop.next())

@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use super::{Numbers, Row};
 use crate::numbers::count;
 use crate::recipe::{Measure, Table};
-use crate::report::{Area, COLORS, Drawn, INK, PAPER, png};
+use crate::report::{Area, COLORS, Drawn, INK, legend, png};
 
 /// Draws the cells that have a number, the paper's or ours.
 pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], foot: &[String]) -> Result<()> {
@@ -146,16 +146,7 @@ impl<'a> Curves<'a> {
                 .label("the paper")
                 .legend(move |at| EmptyElement::at(at) + dash(0, 12) + dash(22, 34) + dash(44, 56));
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .margin(24)
-            .legend_area_size(80)
-            .background_style(PAPER.mix(0.85))
-            .border_style(INK.mix(0.2))
-            .label_font(("sans-serif", 36).into_font().color(&INK))
-            .draw()?;
-        Ok(())
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)
     }
 }
 

@@ -4,8 +4,10 @@ mod fields;
 mod place;
 mod scale;
 mod table;
+mod told;
 
 pub use fields::{Changes, Recipe};
 pub use place::{Blame, line_of};
 pub use scale::Scale;
-pub use table::{Cell, Measure, Published, Table, named, table, tables};
+pub use table::{Cell, Measure, Published, Table, table, tables};
+pub use told::Told;

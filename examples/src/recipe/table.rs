@@ -308,25 +308,6 @@ pub fn table(name: &str) -> Result<Table> {
     }
 }
 
-/// What is said by a cell's name, or by a TOML file of keys, and over it by `set`, `key = value`.
-///
-/// # Errors
-/// If there is no such cell, or more than one, or the file or `set` is not as it should be.
-pub fn named(recipe: &str, set: &[String]) -> Result<Changes> {
-    let set = Changes::parse("--set", &set.join("\n"))?;
-    if Path::new(recipe).extension().is_some_and(|extension| extension == "toml") {
-        let text = std::fs::read_to_string(recipe).with_context(|| format!("cannot read {recipe}"))?;
-        return Ok(set.or(&Changes::parse(recipe, &text)?));
-    }
-    let found = table(recipe.split('/').next().unwrap_or(recipe))?.only(&[recipe.to_owned()])?;
-    match &found.cells[..] {
-        [cell] => Ok(set.or(&cell.changes)),
-        cells => {
-            bail!("`{recipe}` names {} cells: expected the whole name of one, such as {}", cells.len(), cells[0].name)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
