@@ -44,7 +44,7 @@ macro_rules! keys {
                 let mut others = others.clone();
                 match (&self.epochs, &self.steps) {
                     (Some(_), None) => others.steps = None,
-                    (None, Some(_)) => others.epochs = None,
+                    (None, Some(steps)) if steps.value > 0 => others.epochs = None,
                     _ => (),
                 }
                 Self { $($key: self.$key.clone().or_else(|| others.$key.clone()),)* }
@@ -397,6 +397,7 @@ mod tests {
         assert_eq!(of("epochs = 4.0", "steps = 100"), (2.0, 0));
         assert_eq!(of("steps = 100", "epochs = 4.0"), (0.5, 50));
         assert_eq!(of("lr = 0.1", "steps = 1"), (0.5, 1));
+        assert_eq!(of("steps = 0", "epochs = 4.0"), (2.0, 0));
     }
 
     /// SGD and SAM normalise over as many images.
