@@ -323,6 +323,7 @@ impl Iterator for Background {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::augment::Policy;
 
     /// By the values at which the pixels' centres are.
     #[test]
@@ -341,7 +342,6 @@ mod tests {
             assert!((large[2 * y + 1][2 * x + 1] - (0.75 * near + 0.25 * far)).abs() < 1e-5);
         }
     }
-    use crate::augment::Policy;
 
     fn set() -> Arc<Dataset> {
         let split = Split { images: (0..=250u8).cycle().take(10 * 2 * 6 * 5).collect(), labels: (0..10).collect() };

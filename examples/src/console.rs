@@ -73,8 +73,7 @@ impl Progress {
     /// Of a training of this name; silent if wanted.
     #[must_use]
     pub fn new(name: &str, quiet: bool) -> Self {
-        let bar =
-            if quiet { Some(ProgressBar::hidden()) } else { std::io::stderr().is_terminal().then(|| bar(0, name)) };
+        let bar = (quiet || std::io::stderr().is_terminal()).then(|| bar(0, name, quiet));
         let now = Instant::now();
         Self { name: name.to_owned(), bar, stage: usize::MAX, since: (now, 0), said: now }
     }
@@ -129,10 +128,11 @@ pub fn print(text: &str) -> std::io::Result<()> {
     }
 }
 
-/// A bar of so many steps, with a name before it.
+/// A bar of so many steps, with a name before it; not to be seen if that is wanted.
 #[must_use]
-pub fn bar(length: u64, name: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length).with_prefix(name.to_owned());
+pub fn bar(length: u64, name: &str, quiet: bool) -> ProgressBar {
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(length) };
+    let bar = bar.with_prefix(name.to_owned());
     match ProgressStyle::with_template("{prefix:12} {bar:40} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

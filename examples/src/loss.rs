@@ -102,13 +102,19 @@ impl Objective<'_> {
     }
 }
 
-/// The variables that are trained, in the order of their names.
+/// The variables that are trained, in the order of their names: that of the map changes from process to process.
 #[must_use]
 pub fn trained<K: Kit + 'static>(model: &Model<K>) -> Vec<(String, Var)> {
     let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut trained: Vec<_> = vars.iter().filter(|(name, _)| !is_statistic(name)).collect();
     trained.sort_by_key(|(name, _)| name.as_str());
     trained.into_iter().map(|(name, var)| (name.clone(), var.clone())).collect()
+}
+
+/// The same without the names.
+#[must_use]
+pub fn trained_vars<K: Kit + 'static>(model: &Model<K>) -> Vec<Var> {
+    trained(model).into_iter().map(|(_, var)| var).collect()
 }
 
 #[cfg(test)]

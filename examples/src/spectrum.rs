@@ -13,11 +13,17 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::batches::Source;
 use crate::kit::{Kit as _, Stock};
-use crate::loss::trained;
+use crate::loss::trained_vars;
 use crate::models::Model;
 
 /// candle's switch for gradients that can be differentiated, to be set to 1 before a process starts.
 pub const KEEP_GRAPH: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+
+/// Whether this process keeps the graph.
+#[must_use]
+pub fn keeps_graph() -> bool {
+    std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1")
+}
 
 /// Images whose gradient is taken at a time.
 const BATCH: usize = 500;
@@ -125,11 +131,8 @@ pub fn of_loss(
     seed: u64,
     mut tell: impl FnMut(),
 ) -> Result<Spectrum> {
-    ensure!(
-        std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1"),
-        "candle lets go of the graph of gradients: set {KEEP_GRAPH}=1 before the process starts"
-    );
-    let vars: Vec<Var> = trained(model).into_iter().map(|(_, var)| var).collect();
+    ensure!(keeps_graph(), "candle lets go of the graph of gradients: set {KEEP_GRAPH}=1 before the process starts");
+    let vars = trained_vars(model);
     lanczos(vars.iter().map(|var| var.elem_count()).sum(), order, seed, |v| {
         let mut sum = vec![0.0; v.len()];
         for batch in source.in_order(BATCH) {
@@ -173,6 +176,7 @@ mod tests {
 
     use super::*;
     use crate::data;
+    use crate::loss::trained;
 
     #[test]
     fn a_spectrum_is_that_of_its_matrix() {
@@ -196,7 +200,7 @@ mod tests {
     /// One product tells the curvature along the first direction: that of the loss's own values.
     #[test]
     fn products_are_those_of_the_losss_hessian() {
-        if std::env::var_os(KEEP_GRAPH).is_none() {
+        if !keeps_graph() {
             let test = std::process::Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "spectrum::tests::products_are_those_of_the_losss_hessian"])
                 .env(KEEP_GRAPH, "1")
@@ -220,7 +224,7 @@ mod tests {
             let found = of_loss(&model, &source, 1, 5, || products += 1).unwrap();
             assert_eq!((products, found.values.len()), (1, 1));
 
-            let vars: Vec<Var> = trained(&model).into_iter().map(|(_, var)| var).collect();
+            let vars = trained_vars(&model);
             let n = vars.iter().map(|var| var.elem_count()).sum();
             let mut rng = ChaCha8Rng::seed_from_u64(5);
             let start: DVector<f64> = DVector::from_fn(n, |_, _| StandardNormal.sample(&mut rng));

@@ -139,10 +139,13 @@ fn compare(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut file = Log::create(&options.out.join("log.jsonl"))?;
     let mut log: Vec<Epoch> = Vec::new();
-    let total = screen.add(bar((methods.len() as u64) * options.seeds * plan.epochs as u64, "all"));
+    let total = screen.add(bar((methods.len() as u64) * options.seeds * plan.epochs as u64, "all", options.quiet));
     for seed in options.seed..options.seed + options.seeds {
         for &method in &methods {
-            let line = screen.insert_before(&total, bar(plan.epochs as u64, &format!("{} seed {seed}", method.name())));
+            let line = screen.insert_before(
+                &total,
+                bar(plan.epochs as u64, &format!("{} seed {seed}", method.name()), options.quiet),
+            );
             run(&plan, &set, method, seed, |epoch| {
                 line.set_message(format!("test error {:.1} %", 100.0 * epoch.test_error));
                 line.inc(1);

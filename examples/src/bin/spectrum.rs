@@ -6,7 +6,6 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use candle_core::DType;
 use clap::Parser;
-use indicatif::ProgressDrawTarget;
 use plotters::prelude::*;
 use sam_examples::compute::Compute;
 use sam_examples::console::{bar, exit};
@@ -14,7 +13,7 @@ use sam_examples::kit::Stock;
 use sam_examples::models::Model;
 use sam_examples::recipe::Told;
 use sam_examples::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
-use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, of_loss};
+use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
 use sam_examples::trainer::{Data, load_weights};
 use serde_json::json;
 
@@ -57,7 +56,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    if std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1") {
+    if keeps_graph() {
         return exit(look(&options).map(|()| ExitCode::SUCCESS));
     }
     exit(with_graph())
@@ -89,10 +88,7 @@ fn look(options: &Options) -> Result<()> {
         };
         let model: Model<Stock> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(Path::new(path), &model, |_| true)?;
-        let bar = bar(options.order as u64, name);
-        if options.quiet {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
+        let bar = bar(options.order as u64, name, options.quiet);
         let spectrum = of_loss(&model, &source, options.order, options.told.seed, || bar.inc(1))?;
         bar.finish_and_clear();
         let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));

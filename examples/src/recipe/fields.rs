@@ -12,13 +12,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::Scale;
 use super::place::{Blame, File};
 use crate::augment::{Augment, Policy};
-use crate::data::Noise;
+use crate::data::{MAX_IMAGE_SIZE, Noise};
 use crate::method::Method;
 use crate::models::{Architecture, Init};
 use crate::trainer::Shape;
-
-/// Pixels of a side, at most.
-const MAX_SIDE: u32 = 1024;
 
 /// Writes the two structures from one list of keys.
 macro_rules! keys {
@@ -264,7 +261,7 @@ impl Changes {
             m recipe.m <= recipe.batch / recipe.accumulate.max(1), "at most the images of a part of the batch";
             start !recipe.frozen_norm || !recipe.start.is_empty(), "a file, with `frozen-norm`";
             new_head !recipe.new_head || !recipe.start.is_empty(), "`false` without `start`";
-            image_size recipe.image_size <= MAX_SIDE, "at most 1024";
+            image_size recipe.image_size <= MAX_IMAGE_SIZE, "at most 1024";
             lazy !recipe.lazy || recipe.data != "embedded", "`false` for the set that is compiled in";
             lazy !recipe.lazy || recipe.image_size > 0, "`false` without `image-size`";
             lazy !recipe.lazy || (recipe.cutout == 0 && recipe.auto_augment.0.is_none()), "`false` with other augmentation than `basic`";

@@ -39,7 +39,7 @@ use self::statistics::Statistics;
 use crate::batches::{Batch, Source};
 use crate::compute;
 use crate::kit::Kit;
-use crate::loss::{Examples, Objective, trained};
+use crate::loss::{Examples, Objective, trained, trained_vars};
 use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
 use crate::models::Model;
 use crate::numbers::count;
@@ -659,18 +659,13 @@ fn optimizer(recipe: &Recipe, model: &Model) -> Result<Sgd> {
         nesterov: recipe.nesterov,
         weight_decay: if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay },
     };
-    Ok(Sgd::new(vars(model), params)?)
+    Ok(Sgd::new(trained_vars(model), params)?)
 }
 
 /// SAM as the recipe says, for a model of a stage.
 fn method(job: &Job<'_>, model: &Model, stage: usize) -> Result<Sam> {
     let fresh = last_fresh(&job.recipe.method.stages(), stage) as u64;
-    Ok(job.recipe.sam(&vars(model))?.seed(job.seed ^ (fresh << 32)))
-}
-
-/// What is trained, in the order of the names: that of the map changes from process to process.
-fn vars(model: &Model) -> Vec<Var> {
-    trained(model).into_iter().map(|(_, var)| var).collect()
+    Ok(job.recipe.sam(&trained_vars(model))?.seed(job.seed ^ (fresh << 32)))
 }
 
 /// Scales a gradient whose norm is too large.

@@ -12,7 +12,6 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use candle_nn::Optimizer;
 use clap::Parser;
-use indicatif::ProgressDrawTarget;
 use sam_examples::augment::Augment;
 use sam_examples::batches::Source;
 use sam_examples::console::{bar, exit};
@@ -115,10 +114,7 @@ fn compare(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut file = Log::create(&options.out.join("log.jsonl"))?;
     let mut runs: Vec<Run> = Vec::new();
-    let bar = bar(entries.len() as u64 * options.seeds, "all");
-    if options.quiet {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
+    let bar = bar(entries.len() as u64 * options.seeds, "all", options.quiet);
     for seed in options.seed..options.seed + options.seeds {
         for entry in &entries {
             bar.set_message(format!("{} seed {seed}", entry.name));
