@@ -261,7 +261,13 @@ int curandGenerateUniform(void *, float *p, size_t n) { for (size_t i = 0; i < n
 int curandGenerateUniformDouble(void *, double *p, size_t n) { for (size_t i = 0; i < n; i++) p[i] = next(); return 0; }
 // ---- cuDNN ----
 
-struct Desc { int type, d[4], pad[2], stride[2], dil[2], groups; };
+struct Desc {
+  int type, d[4], pad[2], stride[2], dil[2], groups, last;
+  // Where (n, c, h, w) is: in planes, or with the channels last.
+  size_t at(size_t n, size_t c, size_t h, size_t w) const {
+    return last ? ((n * d[2] + h) * d[3] + w) * d[1] + c : ((n * d[1] + c) * d[2] + h) * d[3] + w;
+  }
+};
 int cudnnCreate(void **h) { *h = (void *)112; return 0; }
 OK(cudnnDestroy, void *)
 OK(cudnnSetStream, void *, void *)
@@ -269,8 +275,8 @@ size_t cudnnGetVersion() { return 91900; }
 #define DESC(N) int cudnnCreate##N##Descriptor(Desc **d) { *d = new Desc{}; (*d)->groups = 1; return 0; } int cudnnDestroy##N##Descriptor(Desc *d) { delete d; return 0; }
 DESC(Tensor) DESC(Filter) DESC(Convolution)
 static int dnn_type(int t) { return t == 0 ? 0 : t == 1 ? 1 : t == 2 ? 2 : t == 9 ? 3 : -1; }
-int cudnnSetTensor4dDescriptor(Desc *x, int format, int t, int n, int c, int h, int w) { if (format) return 1; *x = Desc{dnn_type(t), {n, c, h, w}}; return 0; }
-int cudnnSetFilter4dDescriptor(Desc *x, int t, int format, int k, int c, int h, int w) { if (format) return 1; *x = Desc{dnn_type(t), {k, c, h, w}}; return 0; }
+int cudnnSetTensor4dDescriptor(Desc *x, int format, int t, int n, int c, int h, int w) { if (format > 1) return 1; *x = Desc{dnn_type(t), {n, c, h, w}}; x->last = format; return 0; }
+int cudnnSetFilter4dDescriptor(Desc *x, int t, int format, int k, int c, int h, int w) { if (format > 1) return 1; *x = Desc{dnn_type(t), {k, c, h, w}}; x->last = format; return 0; }
 int cudnnSetConvolution2dDescriptor(Desc *x, int ph, int pw, int u, int v, int dh, int dw, int, int) { *x = Desc{0, {}, {ph, pw}, {u, v}, {dh, dw}, 1}; return 0; }
 int cudnnSetConvolutionGroupCount(Desc *x, int g) { x->groups = g; return 0; }
 OK(cudnnSetConvolutionMathType, Desc *, int)
@@ -283,14 +289,14 @@ static double scalar(const void *p, int t) { return t == 1 ? *(double *)p : *(fl
 static int conv(int kind, const void *al, const void *be, Desc *x, void *X, Desc *w, void *W, Desc *c, Desc *y, void *Y, void *ws, size_t wn) {
   if (scalar(al, x->type) != 1 || scalar(be, x->type) != 0 || !ws || wn < 10 || x->type != w->type) return 2000;
   int N = x->d[0], C = x->d[1], H = x->d[2], V = x->d[3], K = w->d[0], CG = w->d[1], R = w->d[2], S = w->d[3], OH = y->d[2], OW = y->d[3], G = c->groups;
-  if (y->d[0] != N || y->d[1] != K || C != CG * G) return 2001;
+  if (y->d[0] != N || y->d[1] != K || C != CG * G || x->last != y->last || x->last != w->last) return 2001;
   std::vector<double> out(kind == 0 ? size_t(N) * K * OH * OW : kind == 1 ? size_t(N) * C * H * V : size_t(K) * CG * R * S);
   for (int n = 0; n < N; n++) for (int k = 0; k < K; k++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) {
-    size_t yi = ((size_t(n) * K + k) * OH + i) * OW + j;
+    size_t yi = y->at(n, k, i, j);
     for (int q = 0; q < CG; q++) for (int r = 0; r < R; r++) for (int s = 0; s < S; s++) {
       int a = i * c->stride[0] + r * c->dil[0] - c->pad[0], b = j * c->stride[1] + s * c->dil[1] - c->pad[1];
       if (a < 0 || b < 0 || a >= H || b >= V) continue;
-      size_t xi = ((size_t(n) * C + k / (K / G) * CG + q) * H + a) * V + b, wi = ((size_t(k) * CG + q) * R + r) * S + s;
+      size_t xi = x->at(n, k / (K / G) * CG + q, a, b), wi = w->at(k, q, r, s);
       if (kind == 0) out[yi] += read(X, x->type, xi) * read(W, x->type, wi);
       else if (kind == 1) out[xi] += read(Y, x->type, yi) * read(W, x->type, wi);
       else out[wi] += read(Y, x->type, yi) * read(X, x->type, xi);

@@ -74,13 +74,12 @@ fn a_step_of_every_layer_agrees_with_the_cpu_in_f64() {
     let labels = Tensor::from_vec((0..12u32).map(|i| i % 5).collect::<Vec<_>>(), 12, &Device::Cpu).unwrap();
     let expected = Net::new(DType::F64, &Device::Cpu).step(&x, &labels);
     let there = labels.to_device(cuda).unwrap();
-    // What the network computes in, and the type of its weights.
-    for (inner, outer, tolerance) in
-        [(DType::F64, DType::F64, 1e-9), (DType::F32, DType::F32, 1e-3), (DType::BF16, DType::F32, 0.2)]
-    {
+    // What the network computes in, the type of its weights, and the order of its images in memory.
+    let types = [(DType::F64, DType::F64, 1e-9), (DType::F32, DType::F32, 1e-3), (DType::BF16, DType::F32, 0.2)];
+    for ((inner, outer, tolerance), last) in types.into_iter().flat_map(|types| [(types, false), (types, true)]) {
         let net = Net::new(outer, cuda);
         let x = x.to_device(cuda).unwrap().to_dtype(inner).unwrap();
-        let found = net.step(&x, &there);
+        let found = net.step(&if last { nn::channels_last(&x).unwrap() } else { x }, &there);
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!((found.dtype(), found.dims()), (outer, expected.dims()));
             let (a, b) = (values(found), values(expected));
@@ -111,6 +110,40 @@ fn dropout_draws_the_masks_of_the_cpu() {
             (0..3).map(|_| bits(&dropout.forward(&x, true).unwrap())).collect::<Vec<_>>()
         });
         assert_eq!(here, there, "{dtype:?}");
+    }
+}
+
+/// Nothing turns them back on the way.
+#[test]
+fn layers_keep_channels_last() {
+    let Some(cuda) = cuda() else { return };
+    let (net, draws) = (Net::new(DType::F32, cuda), nn::Draws::seeded(1));
+    let x = nn::channels_last(&tensor(&[4, 3, 8, 8], DType::F32, 1)).unwrap();
+    let a = net.conv.forward(&x).unwrap();
+    let b = net.norm.forward_add_relu(&a, &a.contiguous().unwrap(), true).unwrap();
+    let c = nn::Dropout::seeded(0.3, 7).forward(&nn::relu(&nn::add(&b, &a).unwrap()).unwrap(), true).unwrap();
+    let d = nn::Shake::new(draws.clone()).forward(&c, &b, true).unwrap();
+    let e = nn::ShakeDrop::new(0.5, draws).forward(&d, true).unwrap();
+    for y in [&a, &b, &c, &d, &e] {
+        assert_eq!((y.dims(), y.stride()), (&[4, 8, 8, 8][..], &[512, 1, 64, 8][..]));
+    }
+    let pooled = nn::max_pool2d(&e, 2, 2, 0).unwrap();
+    assert_eq!((pooled.dims(), pooled.stride()), (&[4, 8, 4, 4][..], &[128, 1, 32, 8][..]));
+}
+
+/// Memory that begins anywhere, which cuDNN's ways are not made for.
+#[test]
+fn images_that_begin_anywhere() {
+    let Some(cuda) = cuda() else { return };
+    let net = Net::new(DType::F32, cuda);
+    let x = tensor(&[5 * 3 * 7 * 9 + 1], DType::F32, 1).narrow(0, 1, 5 * 3 * 7 * 9).unwrap();
+    let x = x.reshape((5, 3, 7, 9)).unwrap();
+    let odd = x.narrow(0, 1, 4).unwrap();
+    let odd_last = nn::channels_last(&x).unwrap().narrow(0, 1, 4).unwrap();
+    let expected = values(&net.conv.forward(&odd.copy().unwrap().force_contiguous().unwrap()).unwrap());
+    for x in [&odd, &odd_last] {
+        let found = values(&net.conv.forward(x).unwrap());
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 }
 

@@ -469,6 +469,46 @@ fn views() {
     }
 }
 
+/// A network of all layers, whose images are channels last: on the CPU and without cuDNN they are copied, with it kept.
+fn all_layers(x: &Tensor, vars: &[Tensor], bn: &nn::BatchNorm) -> Result<Tensor> {
+    let config = |stride, groups| Conv2dConfig { padding: 1, stride, groups, ..Default::default() };
+    let conv = |x: &Tensor, w: usize, bias: Option<usize>, config| {
+        nn::Conv2d::new(vars[w].clone(), bias.map(|bias| vars[bias].clone()), config).forward(x)
+    };
+    let a = bn.forward_relu(&conv(x, 0, Some(1), config(1, 1))?, true)?;
+    let b = conv(&a, 2, None, config(1, 2))?;
+    let shortcut = conv(&a, 3, None, Conv2dConfig::default())?;
+    let c = bn.forward_add_relu(&b, &shortcut, true)?;
+    let draws = nn::Draws::seeded(5);
+    let c = nn::ShakeDrop::new(0.5, draws.clone()).forward(&nn::Shake::new(draws).forward(&c, &b, true)?, true)?;
+    let dropped = nn::Dropout::seeded(0.3, 5).forward(&nn::add(&c, &a)?, true)?;
+    let d = nn::max_pool2d(&nn::relu(&bn.forward_train(&dropped)?)?, 3, 2, 1)?;
+    // Some of candle's between, which knows nothing of formats.
+    let d = (nn::avg_pool2d(&d, 2, 1, 0)? + 0.5)?;
+    let d = nn::add(&conv(&d, 2, None, config(1, 2))?, &d)?;
+    nn::global_avg_pool2d(&d)
+}
+
+#[test]
+fn images_that_are_channels_last() {
+    let shapes: [&[usize]; 4] = [&[8, 3, 3, 3], &[8], &[8, 4, 3, 3], &[8, 8, 1, 1]];
+    let inputs: Vec<Tensor> = std::iter::once(tensor(&[4, 3, 9, 7], DType::F64, 1))
+        .chain(shapes.iter().zip(2..).map(|(shape, seed)| tensor(shape, DType::F64, seed)))
+        .collect();
+    let through = |last: bool| {
+        let (bn, _) = norms(8, BatchNormConfig::default(), DType::F64, 9);
+        let (y, mut grads) =
+            run(|t| all_layers(&if last { nn::channels_last(&t[0])? } else { t[0].clone() }, &t[1..], &bn), &inputs, 7);
+        grads.extend([y, bn.running_mean().clone(), bn.running_var().clone()]);
+        grads
+    };
+    for (found, expected) in through(true).iter().zip(&through(false)) {
+        assert_eq!(found.dims(), expected.dims());
+        close(found, expected, 1e-11).unwrap();
+    }
+    assert!(nn::channels_last(&inputs[2]).is_err(), "no images");
+}
+
 /// The variables of both crates have the same names and shapes.
 #[test]
 fn checkpoints_go_both_ways() {

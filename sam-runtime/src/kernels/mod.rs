@@ -7,6 +7,7 @@ pub(crate) mod cuda;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod device;
 pub(crate) mod float;
+pub(crate) mod format;
 mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
 use super::layer::{Layer, apply};
-use super::{ready, ready_for};
+use super::{ready, ready_beside, ready_for};
 use crate::Pass;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, BatchNormed, Normalisation};
@@ -120,7 +120,7 @@ impl BatchNorm {
             args.extend([ready_for(&x, weight)?, ready_for(&x, bias)?]);
         }
         if let Some(shortcut) = shortcut {
-            args.push(ready_for(&x, &shortcut.to_dtype(dtype)?)?);
+            args.push(ready_beside(&x, &shortcut.to_dtype(dtype)?)?);
         }
         let affine = self.layer.weight_and_bias().is_some();
         let (statistics, moves) = (Arc::new(OnceLock::new()), train && Pass::current() != Pass::Descent);

@@ -1,6 +1,9 @@
 //! Convolution of images.
 
 #[cfg(feature = "cuda")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
@@ -17,7 +20,8 @@ use crate::kernels::is_known;
 ///
 /// Both run at the pace of a matrix product there, and bf16 and f16 are computed in f32. On CUDA cuDNN computes all three
 /// (feature `cudnn`), in the fastest of its ways for each size, or else cuBLAS; TF32 is used where
-/// `candle_core::cuda::set_gemm_reduced_precision_f32` allows it. The gradient of an input that needs none, as images do,
+/// `candle_core::cuda::set_gemm_reduced_precision_f32` allows it. Images that are [channels last](super::channels_last)
+/// are multiplied so, and give such images; tensor cores like them best. The gradient of an input that needs none, as images do,
 /// is not computed. On other devices this is candle's own convolution.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
@@ -113,13 +117,15 @@ impl Module for Conv2d {
         if !is_known(x.device()) {
             return self.stock().forward(x);
         }
-        let layer = Convolve(sizes(x.dims(), self.weight.dims(), &self.config)?);
+        let layer = Convolve::new(sizes(x.dims(), self.weight.dims(), &self.config)?);
         let (wide, weight) = (ready(x)?, ready_for(x, &self.weight)?);
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
-            Some(bias) if bias.dims() == [layer.0.filters] => apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?,
+            Some(bias) if bias.dims() == [layer.sizes.filters] => {
+                apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?
+            }
             Some(bias) => {
-                candle_core::bail!("expected a bias of {} channels, found {:?}", layer.0.filters, bias.dims())
+                candle_core::bail!("expected a bias of {} channels, found {:?}", layer.sizes.filters, bias.dims())
             }
         };
         y.to_dtype(x.dtype())
@@ -160,7 +166,22 @@ fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
 }
 
 /// Of x and w, and a bias if there is one.
-struct Convolve(Conv);
+struct Convolve {
+    sizes: Conv,
+    /// The weight in the type and format of the images.
+    #[cfg(feature = "cuda")]
+    kept: OnceLock<Tensor>,
+}
+
+impl Convolve {
+    fn new(sizes: Conv) -> Self {
+        Self {
+            sizes,
+            #[cfg(feature = "cuda")]
+            kept: OnceLock::new(),
+        }
+    }
+}
 
 impl Layer for Convolve {
     fn name(&self) -> &'static str {
@@ -169,10 +190,10 @@ impl Layer for Convolve {
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
-        let Conv { images, filters, height, width, .. } = self.0;
+        let Conv { images, filters, height, width, .. } = self.sizes;
         for_float!(args[0].dtype(), self.name(), |T| {
             let bias = bias.as_ref().map(View::elements::<T>).transpose()?;
-            let y = conv::forward(&self.0, x.elements::<T>()?, w.elements()?, bias);
+            let y = conv::forward(&self.sizes, x.elements::<T>()?, w.elements()?, bias);
             Ok(output(y, (images, filters, height.output, width.output)))
         })
     }
@@ -184,9 +205,9 @@ impl Layer for Convolve {
             let gradient = |(i, arg): (usize, &Tensor)| {
                 let values = match i {
                     _ if !wanted[i] => return Ok(None),
-                    0 => conv::input_gradient(&self.0, dy, w),
-                    1 => conv::weight_gradient(&self.0, x, dy),
-                    _ => conv::bias_gradient(&self.0, dy),
+                    0 => conv::input_gradient(&self.sizes, dy, w),
+                    1 => conv::weight_gradient(&self.sizes, x, dy),
+                    _ => conv::bias_gradient(&self.sizes, dy),
                 };
                 like(values, arg).map(Some)
             };
@@ -196,11 +217,11 @@ impl Layer for Convolve {
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        cuda::conv(&self.0, args)
+        cuda::conv(&self.sizes, args, &self.kept)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        cuda::conv_back(&self.0, args, wanted, dy)
+        cuda::conv_back(&self.sizes, args, self.kept.get(), wanted, dy)
     }
 }

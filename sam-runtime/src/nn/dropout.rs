@@ -4,14 +4,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Shape, Tensor};
 use candle_nn::ModuleT;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::draws::{Draws, uniform};
+use super::layer::{Layer, apply};
+use super::without_gaps;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
+use crate::kernels::float::{output, view};
 use crate::kernels::is_known;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
@@ -79,7 +82,7 @@ impl Dropout {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
         let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
-        if is_known(x.device()) { x.contiguous()?.apply_op1(mask) } else { x * mask.tensor(x)? }
+        if is_known(x.device()) { mask.of(x) } else { x * mask.tensor(x)? }
     }
 }
 
@@ -103,6 +106,11 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
+    /// Of a tensor on the CPU or a CUDA device.
+    pub(crate) fn of(self, x: &Tensor) -> Result<Tensor> {
+        apply(self, &[&without_gaps(x)?])
+    }
+
     fn keeps(self, place: usize) -> bool {
         uniform(self.seed, place as u64) >= self.drop_p
     }
@@ -119,38 +127,39 @@ impl Mask {
     }
 }
 
-impl CustomOp1 for Mask {
+impl Layer for Mask {
     fn name(&self) -> &'static str {
-        "sam-dropout"
+        "dropout"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("dropout needs contiguous input")
-        };
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         macro_rules! masked {
-            ($($variant:ident $scale:expr,)*) => {
-                match x {
-                    $(CpuStorage::$variant(x) => {
-                        let scale = $scale(self.scale());
-                        let masked = x[start..end].par_iter().enumerate().with_min_len(1 << 14);
+            ($($dtype:ident $element:ty, $scale:expr;)*) => {
+                match args[0].dtype() {
+                    $(DType::$dtype => {
+                        let (x, scale) = (view(&args[0]), $scale(self.scale()));
+                        let masked = x.elements::<$element>()?.par_iter().enumerate().with_min_len(1 << 14);
                         let masked = masked.map(|(i, &x)| if self.keeps(i) { x * scale } else { Default::default() });
-                        CpuStorage::$variant(masked.collect())
+                        Ok(output(masked.collect::<Vec<$element>>(), args[0].shape()))
                     })*
-                    x => Err(candle_core::Error::UnsupportedDTypeForOp(x.dtype(), self.name()).bt())?,
+                    dtype => Err(candle_core::Error::UnsupportedDTypeForOp(dtype, self.name()).bt()),
                 }
             };
         }
-        let y = masked!(F32 f32::from, F64 f64::from, BF16 half::bf16::from_f32, F16 half::f16::from_f32,);
-        Ok((y, layout.shape().clone()))
+        masked! { F32 f32, f32::from; F64 f64, f64::from; BF16 bf16, bf16::from_f32; F16 f16, f16::from_f32; }
+    }
+
+    fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.of(&dy.detach()).map(|dx| vec![Some(dx)])
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda::dropout(x, layout, self.seed, [self.drop_p, self.scale()])
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::dropout(&args[0], self.seed, [self.drop_p, self.scale()])
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        grad.contiguous()?.apply_op1_no_bwd(self).map(Some)
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.backward(args, wanted, y, dy)
     }
 }

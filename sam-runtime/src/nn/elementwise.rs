@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::ready;
+use super::{ready, ready_beside};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
@@ -92,7 +92,8 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
     }
     if is_known(x.device()) && x.device().same_device(y.device()) {
-        apply(Add, &[&ready(x)?, &ready(y)?])?.to_dtype(x.dtype())
+        let wide = ready(x)?;
+        apply(Add, &[&wide, &ready_beside(&wide, y)?])?.to_dtype(x.dtype())
     } else {
         x + y
     }

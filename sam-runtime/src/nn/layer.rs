@@ -19,8 +19,11 @@ use candle_core::{
 
 use super::add;
 use crate::gradient::hand_over;
+use crate::kernels::format::Format;
 
 /// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
+/// There the first argument may be images that are channels last: then an output of four dimensions is too, and what is
+/// like it.
 pub(super) trait Layer: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
@@ -45,12 +48,16 @@ pub(super) trait Layer: Send + Sync + 'static {
 /// What a layer returns: the elements of a tensor of this shape.
 type Output = (Storage, Shape);
 
-fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<Output> {
+/// The output, with its dimensions in the order of the memory, and that order.
+fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<(Output, Format)> {
     #[cfg(feature = "cuda")]
     if args[0].device().is_cuda() {
-        return layer.cuda_forward(args).map(|(storage, shape)| (Storage::Cuda(storage), shape));
+        let (storage, shape) = layer.cuda_forward(args)?;
+        let format = if shape.rank() == 4 { Format::of(&args[0]) } else { Format::Planes };
+        return Ok(((Storage::Cuda(storage), format.shape_in_memory(&shape)?), format));
     }
-    layer.forward(args).map(|(storage, shape)| (Storage::Cpu(storage), shape))
+    let (storage, shape) = layer.forward(args)?;
+    Ok(((Storage::Cpu(storage), shape), Format::Planes))
 }
 
 fn backward(
@@ -70,7 +77,8 @@ fn backward(
 /// The output of a layer, as a part of the graph.
 pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     let values: Vec<Tensor> = args.iter().map(|arg| arg.detach()).collect();
-    let output = Mutex::new(Some(forward(&layer, &values)?));
+    let (output, format) = forward(&layer, &values)?;
+    let output = Mutex::new(Some(output));
     let (mut edges, mut sources) = (Vec::new(), Vec::new());
     for arg in args {
         sources.push(match node_of(arg) {
@@ -86,7 +94,7 @@ pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
         });
     }
     if edges.is_empty() {
-        return values[0].apply_op1_no_bwd(&Reveal { output, joined: None });
+        return format.named(&values[0].apply_op1_no_bwd(&Reveal { output, joined: None })?);
     }
     let node = Node {
         layer: Box::new(layer),
@@ -98,9 +106,9 @@ pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     };
     let node = Arc::new(node);
     let tensor = join(&node, &edges)?;
-    let joined = Joined { id: Arc::default(), node: Arc::clone(&node) };
+    let joined = Joined { id: Arc::default(), node: Arc::clone(&node), format };
     let id = Arc::clone(&joined.id);
-    let y = tensor.apply_op1(Reveal { output, joined: Some(joined) })?;
+    let y = format.named(&tensor.apply_op1(Reveal { output, joined: Some(joined) })?)?;
     node.output.get_or_init(|| y.detach());
     known().insert(*id.get_or_init(|| y.id()), (tensor, node));
     Ok(y)
@@ -177,7 +185,7 @@ impl Node {
         let sum = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread::current().id());
         let wanted: Vec<bool> = self.sources.iter().map(Source::needs_gradient).collect();
         let gradients = match sum {
-            Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &dy.contiguous()?)?,
+            Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &Format::of(y).arrange(&dy)?)?,
             None => vec![None; wanted.len()],
         };
         Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())
@@ -326,6 +334,7 @@ struct Reveal {
 struct Joined {
     id: Arc<OnceLock<TensorId>>,
     node: Arc<Node>,
+    format: Format,
 }
 
 impl Drop for Joined {
@@ -364,7 +373,7 @@ impl CustomOp1 for Reveal {
 
     fn bwd(&self, node: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         if let Some(joined) = &self.joined {
-            joined.node.add(dy.clone())?;
+            joined.node.add(joined.format.named(dy)?)?;
         }
         node.zeros_like().map(Some)
     }

@@ -5,7 +5,8 @@
 //!
 //! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints go both ways. On the CPU
 //! and on CUDA each layer is one operation with a backward pass of its own, in the same bits for any number of threads;
-//! elsewhere it is candle's. On CUDA the input may be in bf16 where the weights are in f32.
+//! elsewhere it is candle's. On CUDA the input may be in bf16 where the weights are in f32, and images may be
+//! [channels last](channels_last).
 //!
 //! candle's backward pass adds each gradient to a tensor of zeros. Layers hand theirs to the layer before without that, and
 //! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Everything of candle's goes between,
@@ -38,14 +39,50 @@ pub use penalty::{backward, l2_penalty};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use shake::{Shake, ShakeDrop};
 
-/// Contiguous, and on the CPU bf16 and f16 as f32, in which its kernels compute.
+use crate::kernels::format::Format;
+
+/// The same images with the channels of each pixel side by side in memory, as PyTorch's `channels_last` has it: the shape
+/// stays (images, channels, height, width), and everything can be done with them that could be done before.
+///
+/// On CUDA the layers of this module take such images as they are and hand on others like them, forward and backward, so
+/// that it is enough to convert the batch. cuDNN multiplies them on tensor cores (bf16, f16, TF32) as they are, where it
+/// has to turn others first. Elsewhere they are copied into candle's order, for each layer that meets them.
+///
+/// # Errors
+/// If `x` has other than four dimensions.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use sam_runtime::nn;
+///
+/// # fn main() -> Result<()> {
+/// let images = Tensor::zeros((8, 3, 32, 32), DType::F32, &Device::Cpu)?;
+/// let images = nn::channels_last(&images)?;
+/// assert_eq!((images.dims(), images.stride()), (&[8, 3, 32, 32][..], &[3072, 1, 96, 3][..]));
+/// # Ok(())
+/// # }
+/// ```
+pub fn channels_last(x: &Tensor) -> Result<Tensor> {
+    x.dims4()?;
+    Format::ChannelsLast.arrange(x)
+}
+
+/// Contiguous; images on CUDA perhaps channels last.
+fn without_gaps(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { x.contiguous() } else { Format::of(x).arrange(x) }
+}
+
+/// The same, and on the CPU bf16 and f16 as f32, in which its kernels compute.
 fn ready(x: &Tensor) -> Result<Tensor> {
-    let wide = if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
-        x.to_dtype(DType::F32)?
-    } else {
-        x.clone()
-    };
-    wide.contiguous()
+    if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
+        return x.to_dtype(DType::F32)?.contiguous();
+    }
+    without_gaps(x)
+}
+
+/// Ready, in the format of an input that is.
+fn ready_beside(x: &Tensor, other: &Tensor) -> Result<Tensor> {
+    Format::of(x).arrange(&ready(other)?)
 }
 
 /// A layer's weights, ready for an input: on the CPU in the type that it is computed in. On CUDA kernels read them in

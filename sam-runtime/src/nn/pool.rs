@@ -126,7 +126,8 @@ impl Pool {
         let Self { kind, kernel, stride, padding } = self;
         let (max, input) = (matches!(kind, Kind::Max), [height, width]);
         let output = input.map(|side| self.output(side));
-        Ok(crate::kernels::device::nn::Pool { max, kernel, stride, padding, input, output, planes: n * channels })
+        let (planes, step) = (n * channels, cuda::step(x)?);
+        Ok(crate::kernels::device::nn::Pool { max, kernel, stride, padding, input, output, planes, step })
     }
 }
 

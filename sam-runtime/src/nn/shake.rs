@@ -1,13 +1,18 @@
 //! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::draws::{Draws, uniform};
 use super::layer::{Layer, apply};
-use super::ready;
+use super::{ready, ready_beside};
 use crate::Pass;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view, zeros};
+use crate::kernels::is_known;
 
 /// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
@@ -124,10 +129,11 @@ impl Mixture {
     }
 
     fn of(self, args: &[&Tensor]) -> Result<Tensor> {
-        let dtype = args[0].dtype();
-        if args[0].device().is_cpu() {
-            let wide = args.iter().map(|arg| ready(arg)).collect::<Result<Vec<_>>>()?;
-            return apply(self, &wide.iter().collect::<Vec<_>>())?.to_dtype(dtype);
+        let first = ready(args[0])?;
+        if is_known(first.device()) {
+            let beside = args[1..].iter().map(|arg| ready_beside(&first, arg)).collect::<Result<Vec<_>>>()?;
+            let wide: Vec<_> = std::iter::once(&first).chain(&beside).collect();
+            return apply(self, &wide)?.to_dtype(args[0].dtype());
         }
         // Σ b x has the gradient, and Σ (f - b) x, a constant, makes the value right.
         let mut terms = Vec::new();
@@ -188,6 +194,16 @@ impl Layer for Mixture {
             };
             self.backward.iter().zip(args).map(gradient).collect()
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::mixture(args, &self.forward)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        cuda::mixture_back(dy, &self.backward)
     }
 }
 

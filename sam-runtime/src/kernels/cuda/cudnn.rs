@@ -23,6 +23,7 @@ use half::{bf16, f16};
 
 use super::{Engine, Fresh, device, with};
 use crate::kernels::conv::Conv;
+use crate::kernels::format::Format;
 
 /// The most memory that a way may ask for, in bytes.
 const WORKSPACE: usize = 1 << 30;
@@ -70,6 +71,7 @@ impl Convolutions {
 struct Key {
     way: Way,
     conv: Conv,
+    format: Format,
     dtype: DType,
     tf32: bool,
 }
@@ -137,28 +139,33 @@ macro_rules! for_element {
     };
 }
 
-/// The convolution of x with w, both of one type.
+/// The convolution of x with w, both of one type and format.
 pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Option<Fresh>> {
-    with(device(x)?, |engine| for_element!(x.dtype(), |T| Call::<T>::new(engine, conv)?.forward(engine, x, w)))
+    let call =
+        |engine: &mut Engine| for_element!(x.dtype(), |T| Call::<T>::new(engine, conv, x)?.forward(engine, x, w));
+    with(device(x)?, call)
 }
 
 /// The gradient of x.
 pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-    let call =
-        |engine: &mut Engine| for_element!(w.dtype(), |T| Call::<T>::new(engine, conv)?.backward_data(engine, w, dy));
-    Ok(with(device(w)?, call)?.map(Fresh::tensor))
+    let call = |engine: &mut Engine| {
+        for_element!(w.dtype(), |T| Call::<T>::new(engine, conv, dy)?.backward_data(engine, w, dy))
+    };
+    with(device(w)?, call)?.map(Fresh::tensor).transpose()
 }
 
-/// The gradient of w.
+/// The gradient of w, in the format of x and dy.
 pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-    let call =
-        |engine: &mut Engine| for_element!(x.dtype(), |T| Call::<T>::new(engine, conv)?.backward_filter(engine, x, dy));
-    Ok(with(device(x)?, call)?.map(Fresh::tensor))
+    let call = |engine: &mut Engine| {
+        for_element!(x.dtype(), |T| Call::<T>::new(engine, conv, x)?.backward_filter(engine, x, dy))
+    };
+    with(device(x)?, call)?.map(Fresh::tensor).transpose()
 }
 
 /// The descriptors of a convolution.
 struct Call<T: Element> {
     sizes: Conv,
+    format: Format,
     tf32: bool,
     conv: ConvDescriptor<T::Sum>,
     x: TensorDescriptor<T>,
@@ -167,7 +174,8 @@ struct Call<T: Element> {
 }
 
 impl<T: Element> Call<T> {
-    fn new(engine: &Engine, sizes: &Conv) -> Result<Self> {
+    /// In the format of these images.
+    fn new(engine: &Engine, sizes: &Conv, images_there: &Tensor) -> Result<Self> {
         let cudnn = &engine.convolutions.cudnn;
         let Conv { images, channels, filters, groups, height, width } = *sizes;
         let pair = |a, b| Ok::<_, candle_core::Error>([int(a)?, int(b)?]);
@@ -184,17 +192,26 @@ impl<T: Element> Call<T> {
             DType::F16 | DType::BF16 => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
             _ => cudnnMathType_t::CUDNN_DEFAULT_MATH,
         })?;
-        let format = cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let format = Format::of(images_there);
+        let order = match format {
+            Format::Planes => cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+            Format::ChannelsLast => cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+        };
         let image = |channels, height, width| -> Result<TensorDescriptor<T>> {
-            Ok(cudnn.create_4d_tensor(format, [int(images)?, int(channels)?, int(height)?, int(width)?])?)
+            Ok(cudnn.create_4d_tensor(order, [int(images)?, int(channels)?, int(height)?, int(width)?])?)
         };
         let [x, y] = [image(channels, height.input, width.input)?, image(filters, height.output, width.output)?];
         let w = [int(filters)?, int(channels / groups)?, int(height.kernel)?, int(width.kernel)?];
-        Ok(Self { sizes: *sizes, tf32, conv, x, w: cudnn.create_4d_filter(format, w)?, y })
+        Ok(Self { sizes: *sizes, format, tf32, conv, x, w: cudnn.create_4d_filter(order, w)?, y })
     }
 
     fn key(&self, way: Way) -> Key {
-        Key { way, conv: self.sizes, dtype: T::DTYPE, tf32: self.tf32 }
+        Key { way, conv: self.sizes, format: self.format, dtype: T::DTYPE, tf32: self.tf32 }
+    }
+
+    fn fresh(&self, engine: &Engine, elements: CudaSlice<T>, shape: Shape) -> Fresh {
+        let storage = CudaStorage::wrap_cuda_slice(elements, engine.device.clone());
+        Fresh { storage, shape, format: self.format }
     }
 
     fn forward(&self, engine: &mut Engine, x: &Tensor, w: &Tensor) -> Result<Option<Fresh>> {
@@ -210,7 +227,7 @@ impl<T: Element> Call<T> {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &x, &w, &mut y) }
                 })?;
-                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(y, engine.device.clone()), shape }))
+                Ok(done.then(|| self.fresh(engine, y, shape)))
             })
         })
     }
@@ -228,7 +245,7 @@ impl<T: Element> Call<T> {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &mut dx, &w, &dy) }
                 })?;
-                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(dx, engine.device.clone()), shape }))
+                Ok(done.then(|| self.fresh(engine, dx, shape)))
             })
         })
     }
@@ -246,7 +263,7 @@ impl<T: Element> Call<T> {
                     // SAFETY: the memory is of the sizes and types of the descriptors.
                     unsafe { op.launch(way, Some(workspace), (T::ONE, T::ZERO), &x, &mut dw, &dy) }
                 })?;
-                Ok(done.then(|| Fresh { storage: CudaStorage::wrap_cuda_slice(dw, engine.device.clone()), shape }))
+                Ok(done.then(|| self.fresh(engine, dw, shape)))
             })
         })
     }
@@ -255,16 +272,18 @@ impl<T: Element> Call<T> {
 /// The ways are timed on memory that begins so; with other memory they may be slower, or refused.
 const ALIGNMENT: usize = 16;
 
-/// Calls `f` with the elements of a contiguous tensor, or of a copy that is aligned.
+/// Calls `f` with the elements of a tensor without gaps, or of a copy that is aligned.
 fn read<T: Element, R>(tensor: &Tensor, f: impl FnOnce(CudaView<'_, T>) -> Result<R>) -> Result<R> {
     if !(tensor.layout().start_offset() * size_of::<T>()).is_multiple_of(ALIGNMENT) {
-        return read(&tensor.copy()?, f);
+        let format = Format::of(tensor);
+        return read(&format.named(&format.in_memory(tensor)?.force_contiguous()?)?, f);
     }
     let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        candle_core::bail!("expected a contiguous tensor on a CUDA device, found {layout:?}")
+    let (Storage::Cuda(storage), Some(_)) = (&*storage, Format::of_layout(layout)) else {
+        candle_core::bail!("expected a tensor without gaps on a CUDA device, found {layout:?}")
     };
-    f(storage.as_cuda_slice::<T>()?.slice(start..end))
+    let start = layout.start_offset();
+    f(storage.as_cuda_slice::<T>()?.slice(start..start + layout.shape().elem_count()))
 }
 
 /// Runs the fastest of some ways, which is found out the first time. Whether there is one.

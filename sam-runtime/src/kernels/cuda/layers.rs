@@ -1,15 +1,18 @@
-//! The layers' arithmetic on tensors of a CUDA device. All tensors are contiguous; halves stay halves, and weights may be
-//! of another type than what they are for.
+//! The layers' arithmetic on tensors of a CUDA device. Halves stay halves, and weights may be of another type than what
+//! they are for. Images may be channels last: then everything that has their four dimensions is.
+
+use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor};
 
 use super::super::device::code;
-use super::super::device::nn::{self, Channels, CrossEntropy, Pool, Running, Target};
+use super::super::device::nn::{self, Channels, CrossEntropy, Dropout, Mean, Pool, Running, Target, Weight};
 #[cfg(feature = "cudnn")]
 use super::cudnn;
-use super::{Fresh, address, device, patches, place, with};
+use super::{Fresh, device, patches, place, with};
 use crate::kernels::conv::Conv;
+use crate::kernels::format::Format;
 use crate::kernels::norm::Norm;
 
 /// What a layer returns: the elements of a tensor of this shape.
@@ -28,7 +31,7 @@ pub(crate) fn relu_back(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (from, gradient, dx) = (place(y)?, place(dy)?, Fresh::like(y)?);
     let addresses = [from.address, gradient.address, dx.address()?];
     with(device(y)?, |engine| nn::relu_back(engine, from.dtype, addresses, from.elements))?;
-    Ok(dx.tensor())
+    dx.tensor()
 }
 
 /// a + b
@@ -40,15 +43,36 @@ pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Output> {
 }
 
 /// The elements that the mask of this seed keeps, times the scale: `mask` is the probability of 0, and the scale.
-pub(crate) fn dropout(x: &CudaStorage, layout: &Layout, seed: u64, mask: [f32; 2]) -> Result<Output> {
-    let Some((start, _)) = layout.contiguous_offsets() else {
-        candle_core::bail!("expected a contiguous tensor, found {layout:?}")
-    };
-    let y = Fresh::new(x.device(), x.dtype(), layout.shape())?;
-    let from = address(x)? + (start * x.dtype().size_in_bytes()) as u64;
-    let (dtype, addresses, n) = (code(x.dtype())?, [from, y.address()?], layout.shape().elem_count());
-    with(x.device(), |engine| nn::dropout(engine, dtype, addresses, n, seed, mask))?;
+pub(crate) fn dropout(x: &Tensor, seed: u64, [drop, scale]: [f32; 2]) -> Result<Output> {
+    let (from, y) = (place(x)?, Fresh::like(x)?);
+    let plane = x.dims().iter().skip(2).product();
+    let (mask, addresses) = (Dropout { seed, drop, scale, plane, step: step(x)? }, [from.address, y.address()?]);
+    with(device(x)?, |engine| mask.of(engine, from.dtype, addresses, from.elements))?;
     Ok(y.output())
+}
+
+/// Σ f x over one or two tensors x, with a factor f for each example.
+pub(crate) fn mixture(args: &[Tensor], factors: &[Vec<f32>]) -> Result<Output> {
+    Ok(mixed(&args.iter().collect::<Vec<_>>(), factors)?.output())
+}
+
+/// The gradient of each of those tensors.
+pub(crate) fn mixture_back(dy: &Tensor, factors: &[Vec<f32>]) -> Result<Vec<Option<Tensor>>> {
+    factors.iter().map(|factors| mixed(&[dy], std::slice::from_ref(factors))?.tensor().map(Some)).collect()
+}
+
+fn mixed(args: &[&Tensor], factors: &[Vec<f32>]) -> Result<Fresh> {
+    let (first, y) = (place(args[0])?, Fresh::like(args[0])?);
+    let second = args.get(1).map_or(Ok(0), |b| place(b).map(|b| b.address))?;
+    let there = |factors: &Vec<f32>| Tensor::from_slice(factors, factors.len(), args[0].device());
+    let factors_there = factors.iter().map(there).collect::<Result<Vec<_>>>()?;
+    let mut addresses = [0; 2];
+    for (address, factors) in addresses.iter_mut().zip(&factors_there) {
+        *address = place(factors)?.address;
+    }
+    let (sizes, tensors) = ([first.elements, first.elements / factors[0].len()], [first.address, second, y.address()?]);
+    with(device(args[0])?, |engine| nn::mixture(engine, first.dtype, tensors, sizes, addresses))?;
+    Ok(y)
 }
 
 /// x wᵀ + b, of (rows, in), (out, in) and (out).
@@ -62,7 +86,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Ou
         };
         x.matmul(w, (1, rows, outer, inner), x_layout, w_layout)?
     };
-    let y = Fresh { storage: product, shape: (rows, outer).into() };
+    let y = Fresh { storage: product, shape: (rows, outer).into(), format: Format::Planes };
     if let Some(bias) = bias {
         let (dtypes, sizes) = ([code(x.dtype())?, place(bias)?.dtype], columns(rows, outer));
         let addresses = [y.address()?, place(bias)?.address];
@@ -84,59 +108,103 @@ pub(crate) fn linear_back(args: &[Tensor], wanted: &[bool], dy: &Tensor) -> Resu
 }
 
 fn columns(rows: usize, columns: usize) -> Channels {
-    Channels { images: rows, channels: columns, plane: 1 }
+    Channels { images: rows, channels: columns, plane: 1, format: Format::Planes }
 }
 
 fn bias_back(bias: &Tensor, dy: &Tensor, sizes: Channels) -> Result<Tensor> {
     let (d_bias, dy_place) = (Fresh::like(bias)?, place(dy)?);
     let (dtypes, addresses) = ([dy_place.dtype, code(bias.dtype())?], [dy_place.address, d_bias.address()?]);
     with(device(dy)?, |engine| nn::bias_back(engine, sizes, dtypes, addresses))?;
-    Ok(d_bias.tensor())
+    d_bias.tensor()
 }
 
-/// The convolution of x with w, plus a bias.
-pub(crate) fn conv(conv: &Conv, args: &[Tensor]) -> Result<Output> {
-    let (x, w) = (&args[0], &args[1].to_dtype(args[0].dtype())?);
-    #[cfg(feature = "cudnn")]
-    let y = cudnn::forward(conv, x, w)?.map_or_else(|| patches::forward(conv, x, w), Ok)?;
-    #[cfg(not(feature = "cudnn"))]
-    let y = patches::forward(conv, x, w)?;
+/// The convolution of x with w, plus a bias. `kept` is what the way back needs again: the weight, as it is multiplied.
+pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
+    let (x, w) = (&args[0], filters(&args[1], &args[0])?);
+    let y = convolved(conv, x, &w)?;
     if let Some(bias) = args.get(2) {
         let (dtypes, addresses) = ([code(x.dtype())?, place(bias)?.dtype], [y.address()?, place(bias)?.address]);
-        with(device(x)?, |engine| nn::bias(engine, outputs(conv), dtypes, addresses))?;
+        with(device(x)?, |engine| nn::bias(engine, outputs(conv, x), dtypes, addresses))?;
     }
+    kept.get_or_init(|| w);
     Ok(y.output())
 }
 
 /// The gradients of x, w and the bias that are wanted.
-pub(crate) fn conv_back(conv: &Conv, args: &[Tensor], wanted: &[bool], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+pub(crate) fn conv_back(
+    conv: &Conv,
+    args: &[Tensor],
+    kept: Option<&Tensor>,
+    wanted: &[bool],
+    dy: &Tensor,
+) -> Result<Vec<Option<Tensor>>> {
     let gradient = |(i, arg): (usize, &Tensor)| match i {
         _ if !wanted[i] => Ok(None),
-        0 => conv_back_to_images(conv, &args[1].to_dtype(dy.dtype())?, dy).map(Some),
-        1 => conv_back_to_weight(conv, &args[0], dy)?.to_dtype(arg.dtype()).map(Some),
-        _ => bias_back(arg, dy, outputs(conv)).map(Some),
+        0 => {
+            let w = kept.map_or_else(|| filters(&args[1], dy), |kept| Ok(kept.clone()))?;
+            back_to_images(conv, &w, dy).map(Some)
+        }
+        1 => back_to_weight(conv, &args[0], arg, dy).map(Some),
+        _ => bias_back(arg, dy, outputs(conv, dy)).map(Some),
     };
     args.iter().enumerate().map(gradient).collect()
 }
 
-fn conv_back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+    #[cfg(feature = "cudnn")]
+    if let Some(y) = cudnn::forward(conv, x, w)? {
+        return Ok(y);
+    }
+    match Format::of(x) {
+        Format::Planes => patches::forward(conv, x, w),
+        Format::ChannelsLast => convolved(conv, &x.contiguous()?, &w.contiguous()?)?.channels_last(),
+    }
+}
+
+fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dx) = cudnn::backward_data(conv, w, dy)? {
         return Ok(dx);
     }
-    patches::backward_data(conv, w, dy)
+    match Format::of(dy) {
+        Format::Planes => patches::backward_data(conv, w, dy),
+        last @ Format::ChannelsLast => last.arrange(&back_to_images(conv, &w.contiguous()?, &dy.contiguous()?)?),
+    }
 }
 
-fn conv_back_to_weight(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+/// As contiguous as `weight`, and of its type.
+fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dw) = cudnn::backward_filter(conv, x, dy)? {
-        return Ok(dw);
+        return exchanged(&dw, weight.dtype(), Format::Planes);
     }
-    patches::backward_filter(conv, x, dy)
+    if Format::of(x) == Format::ChannelsLast {
+        return back_to_weight(conv, &x.contiguous()?, weight, &dy.contiguous()?);
+    }
+    patches::backward_filter(conv, x, dy)?.to_dtype(weight.dtype())
 }
 
-fn outputs(conv: &Conv) -> Channels {
-    Channels { images: conv.images, channels: conv.filters, plane: conv.height.output * conv.width.output }
+/// The weight, in the type and format of what it is multiplied with.
+fn filters(w: &Tensor, images: &Tensor) -> Result<Tensor> {
+    exchanged(w, images.dtype(), Format::of(images))
+}
+
+/// A weight in this type and format.
+fn exchanged(w: &Tensor, dtype: DType, format: Format) -> Result<Tensor> {
+    let (filters, channels, height, width) = w.dims4()?;
+    if Format::of(w) == format || height * width == 1 {
+        return w.to_dtype(dtype);
+    }
+    let sizes = Weight { filters, channels, places: height * width };
+    let (from, to) = (place(w)?, Fresh { format, ..Fresh::new(device(w)?, dtype, w.shape())? });
+    let (types, addresses) = ([from.dtype, code(dtype)?], [from.address, to.address()?]);
+    with(device(w)?, |engine| sizes.exchange(engine, types, addresses, format))?;
+    to.tensor()
+}
+
+fn outputs(conv: &Conv, images: &Tensor) -> Channels {
+    let plane = conv.height.output * conv.width.output;
+    Channels { images: conv.images, channels: conv.filters, plane, format: Format::of(images) }
 }
 
 /// What a batch normalisation works with: x, γ, β, and a residual.
@@ -165,7 +233,7 @@ impl Normalisation<'_> {
         let images = self.x.elem_count() / (channels * plane).max(1);
         let affine = self.weight.or(self.bias).map_or(Ok(0), |affine| code(affine.dtype()))?;
         Ok(nn::Norm {
-            sizes: Channels { images, channels, plane },
+            sizes: Channels { images, channels, plane, format: Format::of(self.x) },
             eps,
             centred,
             relu,
@@ -203,7 +271,7 @@ pub(crate) fn batch_norm(this: Normalisation<'_>, from: BatchNormed<'_>) -> Resu
         }
         norm.forward(engine, addresses)
     })?;
-    Ok((y.output(), statistics.tensor()))
+    Ok((y.output(), statistics.tensor()?))
 }
 
 /// The gradients of x, γ, β and the residual.
@@ -228,19 +296,18 @@ pub(crate) fn batch_norm_back(
     let gradients = [dx.address()?, fresh(&residual)?, fresh(&weight)?, fresh(&bias)?];
     let norm = this.sizes(place(statistics)?.address)?;
     with(device, |engine| norm.backward(engine, values, fixed, lines.address()?, gradients))?;
+    let [dx, weight, bias, residual] =
+        [Some(dx), weight, bias, residual].map(|gradient| gradient.map(Fresh::tensor).transpose());
     // Without a ReLU the residual's gradient is that of the sum.
-    let residual = match residual {
-        Some(residual) => Some(residual.tensor()),
-        None => this.residual.map(|_| dy.clone()),
-    };
-    Ok([Some(dx.tensor()), weight.map(Fresh::tensor), bias.map(Fresh::tensor), residual])
+    let residual = residual?.or_else(|| this.residual.map(|_| dy.clone()));
+    Ok([dx?, weight?, bias?, residual])
 }
 
 /// The largest or the mean of each window.
 pub(crate) fn pool(sizes: &Pool, x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
     let [rows, columns] = sizes.output;
-    let (from, y) = (place(x)?, Fresh::new(device(x)?, x.dtype(), (n, channels, rows, columns))?);
+    let (from, y) = (place(x)?, Fresh::beside(x, (n, channels, rows, columns))?);
     let addresses = [from.address, y.address()?];
     with(device(x)?, |engine| sizes.forward(engine, from.dtype, addresses))?;
     Ok(y.output())
@@ -251,25 +318,39 @@ pub(crate) fn pool_back(sizes: &Pool, x: &Tensor, dy: &Tensor) -> Result<Tensor>
     let (from, gradient, dx) = (place(x)?, place(dy)?, Fresh::like(x)?);
     let addresses = [from.address, gradient.address, dx.address()?];
     with(device(x)?, |engine| sizes.backward(engine, from.dtype, addresses))?;
-    Ok(dx.tensor())
+    dx.tensor()
 }
 
 /// The mean of each plane of (n, channels, height, width).
 pub(crate) fn mean(x: &Tensor) -> Result<Output> {
-    let (n, channels, height, width) = x.dims4()?;
+    let (n, channels, _, _) = x.dims4()?;
     let (from, y) = (place(x)?, Fresh::new(device(x)?, x.dtype(), (n, channels))?);
-    let (sizes, addresses) = ([n * channels, height * width], [from.address, y.address()?]);
-    with(device(x)?, |engine| nn::mean(engine, from.dtype, sizes, addresses))?;
+    let addresses = [from.address, y.address()?];
+    let means = means(x)?;
+    with(device(x)?, |engine| means.forward(engine, from.dtype, addresses))?;
     Ok(y.output())
 }
 
 /// The gradient of x.
 pub(crate) fn mean_back(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let (n, channels, height, width) = x.dims4()?;
     let (gradient, dx) = (place(dy)?, Fresh::like(x)?);
-    let (sizes, addresses) = ([n * channels, height * width], [gradient.address, dx.address()?]);
-    with(device(x)?, |engine| nn::mean_back(engine, gradient.dtype, sizes, addresses))?;
-    Ok(dx.tensor())
+    let addresses = [gradient.address, dx.address()?];
+    let means = means(x)?;
+    with(device(x)?, |engine| means.backward(engine, gradient.dtype, addresses))?;
+    dx.tensor()
+}
+
+fn means(x: &Tensor) -> Result<Mean> {
+    let (n, channels, height, width) = x.dims4()?;
+    Ok(Mean { planes: n * channels, plane: height * width, step: step(x)? })
+}
+
+/// From one pixel to the next.
+pub(crate) fn step(x: &Tensor) -> Result<usize> {
+    Ok(match Format::of(x) {
+        Format::Planes => 1,
+        Format::ChannelsLast => x.dim(1)?,
+    })
 }
 
 /// The mean cross entropy of logits with labels in i64, of which a share is spread evenly, or with probabilities.
@@ -286,7 +367,7 @@ pub(crate) fn cross_entropy_back(logits: &Tensor, target: &Tensor, smoothing: f6
     let addresses = [place(logits)?.address, place(dy)?.address, dx.address()?];
     let costs = costs(logits, target, smoothing)?;
     with(device(logits)?, |engine| costs.backward(engine, addresses))?;
-    Ok(dx.tensor())
+    dx.tensor()
 }
 
 fn costs(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<CrossEntropy> {

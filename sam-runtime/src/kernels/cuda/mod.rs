@@ -12,7 +12,7 @@ mod steps;
 
 pub(crate) use layers::{
     BatchNormed, Normalisation, add, batch_norm, batch_norm_back, conv, conv_back, cross_entropy, cross_entropy_back,
-    dropout, linear, linear_back, mean, mean_back, pool, pool_back, relu, relu_back,
+    dropout, linear, linear_back, mean, mean_back, mixture, mixture_back, pool, pool_back, relu, relu_back, step,
 };
 pub(crate) use steps::{dot, mix, not_finite_steps, perturbed, sgd};
 
@@ -27,10 +27,11 @@ use candle_core::cuda::cudarc::driver::sys::{CUmemPool_attribute, cuMemPoolSetAt
 use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda::{CudaDType, CudaDevice, DeviceId, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
 use super::device::{Arg, Machine, Memory, code};
+use super::format::Format;
 
 /// PTX by the beginning of its kernels' names.
 const MODULES: [(&str, &str); 2] = [
@@ -120,6 +121,8 @@ impl Machine for Engine {
                 Arg::U64(x) => launch.arg(x),
                 Arg::F64(x) => launch.arg(x),
                 Arg::Piece(x) => launch.arg(*x),
+                Arg::Channels(x) => launch.arg(x),
+                Arg::Affine(x) => launch.arg(x),
                 Arg::Pool(x) => launch.arg(x),
                 Arg::Convolution(x) => launch.arg(x),
             };
@@ -140,7 +143,7 @@ impl Machine for Engine {
     }
 }
 
-/// A contiguous tensor on a device.
+/// A tensor on a device, without gaps.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     address: u64,
@@ -154,12 +157,12 @@ fn place(tensor: &Tensor) -> Result<Place> {
     let Storage::Cuda(storage) = &*storage else {
         candle_core::bail!("expected a tensor on a CUDA device, found one on {:?}", tensor.device().location())
     };
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("expected a contiguous tensor, found {layout:?}")
-    };
-    let offset = (start * tensor.dtype().size_in_bytes()) as u64;
+    if Format::of_layout(layout).is_none() {
+        candle_core::bail!("expected a tensor without gaps, found {layout:?}")
+    }
+    let offset = (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64;
     let dtype = if tensor.dtype() == DType::I64 { 0 } else { code(tensor.dtype())? };
-    Ok(Place { address: address(storage)? + offset, dtype, elements: end - start })
+    Ok(Place { address: address(storage)? + offset, dtype, elements: layout.shape().elem_count() })
 }
 
 /// Where the memory of a storage begins.
@@ -186,6 +189,7 @@ fn device(tensor: &Tensor) -> Result<&CudaDevice> {
 struct Fresh {
     storage: CudaStorage,
     shape: Shape,
+    format: Format,
 }
 
 impl Fresh {
@@ -193,12 +197,26 @@ impl Fresh {
         let shape = shape.into();
         // SAFETY: whoever makes one has a kernel write all of it before it becomes a tensor.
         let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
-        Ok(Self { storage, shape })
+        Ok(Self { storage, shape, format: Format::Planes })
     }
 
-    /// Of the shape and type of a tensor, and on its device.
+    /// Of the shape, type and format of a tensor, and on its device.
     fn like(tensor: &Tensor) -> Result<Self> {
-        Self::new(device(tensor)?, tensor.dtype(), tensor.shape())
+        Self::beside(tensor, tensor.shape())
+    }
+
+    /// The same of another shape.
+    fn beside(tensor: &Tensor, shape: impl Into<Shape>) -> Result<Self> {
+        let fresh = Self::new(device(tensor)?, tensor.dtype(), shape)?;
+        Ok(Self { format: Format::of(tensor), ..fresh })
+    }
+
+    /// A copy, from planes.
+    fn channels_last(self) -> Result<Self> {
+        let layout = Layout::contiguous(&self.shape).permute(&[0, 2, 3, 1])?;
+        let mut copy = Self::new(self.storage.device(), self.storage.dtype(), self.shape)?;
+        self.storage.copy_strided_src(&mut copy.storage, 0, &layout)?;
+        Ok(Self { format: Format::ChannelsLast, ..copy })
     }
 
     fn address(&self) -> Result<u64> {
@@ -209,8 +227,9 @@ impl Fresh {
         (self.storage, self.shape)
     }
 
-    fn tensor(self) -> Tensor {
-        Tensor::from_storage(Storage::Cuda(self.storage), self.shape, BackpropOp::none(), false)
+    fn tensor(self) -> Result<Tensor> {
+        let shape = self.format.shape_in_memory(&self.shape)?;
+        self.format.named(&Tensor::from_storage(Storage::Cuda(self.storage), shape, BackpropOp::none(), false))
     }
 }
 

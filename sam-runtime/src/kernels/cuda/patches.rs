@@ -1,4 +1,5 @@
-//! Convolutions without cuDNN: as products of matrices, by cuBLAS, with the patches of some images at a time.
+//! Convolutions without cuDNN: as products of matrices, by cuBLAS, with the patches of some images at a time. All in
+//! planes.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
@@ -41,7 +42,7 @@ pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tens
         let target = address + (first * size * w.dtype().size_in_bytes()) as u64;
         with(device(w)?, |engine| some.sizes().put_back(engine, patches.dtype, [patches.address, target]))?;
     }
-    Ok(dx.tensor())
+    dx.tensor()
 }
 
 /// The gradient of w.
@@ -100,7 +101,7 @@ impl Conv {
         let patches = Fresh::new(device(x)?, x.dtype(), (self.groups, rows / self.groups, columns))?;
         let (x_place, address) = (place(x)?, patches.address()?);
         with(device(x)?, |engine| sizes.take(engine, x_place.dtype, [x_place.address, address]))?;
-        Ok(patches.tensor())
+        patches.tensor()
     }
 
     /// (groups, filters of a group, images and pixels), from (images, filters, height, width).

@@ -60,7 +60,7 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
     let total = Fresh::new(device(first)?, DType::F32, ())?;
     with(device(first)?, |engine| sam::dot(engine, &entries, total.address()?))?;
-    Ok(total.tensor())
+    total.tensor()
 }
 
 /// a ← α a + β b for each pair.

@@ -80,7 +80,7 @@ enum Type : u32 { F32 = 0, F64 = 1, F16 = 2, BF16 = 3 };
   }
 
 // An element of a small vector of any type.
-__device__ inline double read(const void *from, u32 type, u64 i) {
+__device__ __noinline__ inline double read(const void *from, u32 type, u64 i) {
   double x = 0;
   WITH_TYPE(type, x = Number<T>::widen(static_cast<const T *>(from)[i]));
   return x;
@@ -132,16 +132,17 @@ struct Larger {
   static __device__ __forceinline__ double of(double a, double b) { return larger(a, b); }
 };
 
-// What the threads of a block have come to together, as a tree: the same order every time. All threads get it.
-template <typename Fold> __device__ double over_block(double x) {
+// What the threads of a block have come to together, as a tree: the same order every time. All threads get it. Of those
+// that are `apart`, a power of two, or a multiple of it: each such group by itself.
+template <typename Fold> __device__ __noinline__ double over_block(double x, u32 apart = 1) {
   __shared__ double parts[THREADS];
   parts[threadIdx.x] = x;
   __syncthreads();
-  for (u32 half = THREADS / 2; half > 0; half /= 2) {
+  for (u32 half = THREADS / 2; half >= apart; half /= 2) {
     if (threadIdx.x < half) parts[threadIdx.x] = Fold::of(parts[threadIdx.x], parts[threadIdx.x + half]);
     __syncthreads();
   }
-  const double all = parts[0];
+  const double all = parts[threadIdx.x % apart];
   __syncthreads();
   return all;
 }

@@ -105,6 +105,8 @@ impl Machine for Emulated {
                 Arg::U64(x) => std::ptr::from_mut(x).cast(),
                 Arg::F64(x) => std::ptr::from_mut(x).cast(),
                 Arg::Piece(x) => std::ptr::from_ref(*x).cast_mut().cast(),
+                Arg::Channels(x) => std::ptr::from_mut(x).cast(),
+                Arg::Affine(x) => std::ptr::from_mut(x).cast(),
                 Arg::Pool(x) => std::ptr::from_mut(x).cast(),
                 Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
             })

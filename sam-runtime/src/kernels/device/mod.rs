@@ -17,8 +17,12 @@ pub(crate) enum Arg<'a> {
     U64(u64),
     F64(f64),
     Piece(&'a Piece),
+    /// Sizes of images, and how they are shared out.
+    Channels([u32; 6]),
+    /// What a normalisation multiplies by and adds: a type, and three addresses.
+    Affine([u64; 4]),
     /// Sizes of a pooling.
-    Pool([u32; 8]),
+    Pool([u32; 9]),
     /// Sizes of a convolution.
     Convolution([u32; 11]),
 }
@@ -57,6 +61,11 @@ pub(crate) fn code(dtype: DType) -> Result<u32> {
         DType::BF16 => Ok(3),
         dtype => candle_core::bail!("expected a tensor of f32, f64, f16 or bf16, found {dtype:?}"),
     }
+}
+
+/// Bytes of an element of the type with this code.
+fn bytes(code: u32) -> usize {
+    [4, 8, 2, 2][code as usize]
 }
 
 /// A number as the kernels take it.

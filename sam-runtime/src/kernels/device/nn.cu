@@ -1,7 +1,8 @@
 // The layers' kernels: what is around the matrix products of training, forward and backward.
 //
-// Images are (n, channels, height, width), contiguous. Sums run in short stretches of the tensor's own arithmetic (f32 for
-// halves), which are added up in f64 in a fixed order. No atomics: the same bits every time.
+// Images lie in planes, (n, channels, height, width), or in rows, (n, height, width, channels), without gaps. Sums run in
+// short stretches of the tensor's own arithmetic (f32 for halves), which are added up in f64 in a fixed order. No atomics:
+// the same bits every time.
 #include "device.cuh"
 
 // Elements that one block takes where each is by itself.
@@ -13,7 +14,7 @@ template <u32 N, typename Each> __device__ __forceinline__ void stretch(u64 n, c
   for (u64 i = whole + threadIdx.x; i < end; i += THREADS) each.template at<1>(i);
 }
 
-// ---- ReLU, sums, dropout ----
+// ---- ReLU, sums, dropout, mixtures ----
 
 template <typename T> struct Relu {
   const T *x;
@@ -94,115 +95,258 @@ __device__ __forceinline__ u64 mix(u64 x) {
 template <typename T> struct Dropout {
   const T *x;
   T *y;
-  u64 seed;
+  u64 plane, step, seed;
   float drop;
   Wide<T> scale;
 
   template <u32 N> __device__ __forceinline__ void at(u64 i) const {
     Pack<T, N> pack = load<N>(x + i);
     for (u32 k = 0; k < N; k++) {
-      const bool keeps = float(mix(seed + i + k) >> 40) / 16777216.f >= drop;
+      const bool keeps = float(mix(seed + place(i + k)) >> 40) / 16777216.f >= drop;
       pack.at[k] = Number<T>::narrow(keeps ? Number<T>::widen(pack.at[k]) * scale : Wide<T>(0));
     }
     store<N>(y + i, pack);
   }
+
+  // Where an element would be in planes.
+  __device__ __forceinline__ u64 place(u64 i) const {
+    return step == 1 ? i : (i / (plane * step) * step + i % step) * plane + i / step % plane;
+  }
 };
 
-// The mask of nn/dropout.rs, bit for bit.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_dropout(u32 type, const void *x, void *y, u64 n, u64 seed,
-                                                                 double drop, double scale) {
+// The mask of nn/dropout.rs, bit for bit. In rows `step` channels of `plane` pixels lie side by side; in planes that is 1.
+extern "C" __global__ void __launch_bounds__(THREADS) nn_dropout(u32 type, const void *x, void *y, u64 n, u64 plane,
+                                                                 u64 step, u64 seed, double drop, double scale) {
   WITH_TYPE(type, {
     const Wide<T> rounded = Number<T>::widen(Number<T>::narrow(Wide<T>(scale)));
-    const Dropout<T> dropout = {static_cast<const T *>(x), static_cast<T *>(y), seed, float(drop), rounded};
+    const Dropout<T> dropout = {static_cast<const T *>(x), static_cast<T *>(y), plane, step, seed, float(drop),
+                                rounded};
     if (aligned(x) && aligned(y)) stretch<LANES<T>>(n, dropout);
     else stretch<1>(n, dropout);
   });
 }
 
-// ---- batch normalisation, with the sum and the ReLU that follow it ----
+template <typename T> struct Mixture {
+  const T *a, *b;
+  const float *of_a, *of_b;
+  T *y;
+  u64 example;
 
-// The part of a channel that this block takes: some images. A channel has `splits` blocks.
-struct Part {
-  u32 channels, plane, channel, first, last;
+  // Of one example.
+  template <u32 N> __device__ __forceinline__ void at(u64 i) const {
+    const Pack<T, N> left = load<N>(a + i), right = load<N>((b ? b : a) + i);
+    const Wide<T> f = of_a[i / example], g = b ? of_b[i / example] : 0;
+    Pack<T, N> pack;
+    for (u32 k = 0; k < N; k++) {
+      Wide<T> value = Number<T>::widen(left.at[k]) * f;
+      if (b) value += Number<T>::widen(right.at[k]) * g;
+      pack.at[k] = Number<T>::narrow(value);
+    }
+    store<N>(y + i, pack);
+  }
+};
 
-  __device__ Part(u32 images, u32 channels, u32 plane, u32 splits)
-      : channels(channels), plane(plane), channel(blockIdx.x / splits),
-        first(u64(images) * (blockIdx.x % splits) / splits), last(u64(images) * (blockIdx.x % splits + 1) / splits) {}
+// y = f a + g b, f and g a number for each example of so many elements; without b, f a.
+extern "C" __global__ void __launch_bounds__(THREADS) nn_mixture(u32 type, const void *a, const void *b, void *y, u64 n,
+                                                                 u64 example, const float *of_a, const float *of_b) {
+  WITH_TYPE(type, {
+    const Mixture<T> mixture = {static_cast<const T *>(a), static_cast<const T *>(b), of_a, of_b, static_cast<T *>(y),
+                                example};
+    if (aligned(a) && aligned(b) && aligned(y) && example % LANES<T> == 0) stretch<LANES<T>>(n, mixture);
+    else stretch<1>(n, mixture);
+  });
+}
 
-  template <u32 N, typename Each> __device__ __forceinline__ void sweep(Each &each) const {
-    const u32 count = (last - first) * plane;
-    for (u32 i = threadIdx.x * N; i < count; i += THREADS * N) {
-      const u64 image = first + i / plane;
-      each.template at<N>((image * channels + channel) * plane + i % plane);
+// ---- channels: the part of them that a block takes ----
+
+// How images lie in memory, and how they are shared out. In planes, (n, channels, height, width), a vector lies within a
+// channel, and a block takes some images of one. In rows, (n, height, width, channels), each lane of a vector is another
+// channel, `across` threads lie side by side, and a block takes some rows of as many channels. Of planes `across` is 0.
+struct Channels {
+  u32 images, channels, plane, splits, across, lanes;
+};
+
+// Elements that are read as one in rows: as many channels have sums of their own, in registers.
+template <typename T> constexpr u32 ROW_LANES = LANES<T> < 4 ? LANES<T> : 4;
+
+// Vectors that a thread asks for before it uses the first: 32 bytes, up to four.
+template <typename T, u32 N> constexpr u32 AT_ONCE = N == 1 ? 1 : sizeof(T) * N < 16 ? 4 : 2;
+
+template <typename T, u32 N_> struct Planes {
+  static constexpr u32 N = N_, C = 1;
+  u32 channels, plane, splits, split, channel, first, last;
+
+  __device__ explicit Planes(const Channels &of)
+      : channels(of.channels), plane(of.plane), splits(of.splits), split(blockIdx.x % splits),
+        channel(blockIdx.x / splits), first(u64(of.images) * split / splits),
+        last(u64(of.images) * (split + 1) / splits) {}
+
+  // Threads whose elements are of different channels.
+  __device__ u32 across() const { return 1; }
+  __device__ bool active() const { return true; }
+  __device__ u32 begin() const { return threadIdx.x * N; }
+  __device__ u32 end() const { return (last - first) * plane; }
+  __device__ u32 step() const { return THREADS * N; }
+  __device__ __forceinline__ u64 place(u32 i) const {
+    return (u64(first + i / plane) * channels + channel) * plane + i % plane;
+  }
+};
+
+template <typename T, u32 N_> struct Rows {
+  static constexpr u32 N = N_, C = N;
+  u32 channels, abreast, splits, split, channel, first, last;
+
+  __device__ explicit Rows(const Channels &of)
+      : channels(of.channels), abreast(of.across), splits(of.splits), split(blockIdx.x % splits),
+        channel((blockIdx.x / splits * abreast + threadIdx.x % abreast) * N),
+        first(u64(of.images) * of.plane * split / splits), last(u64(of.images) * of.plane * (split + 1) / splits) {}
+
+  __device__ u32 across() const { return abreast; }
+  __device__ bool active() const { return channel < channels; }
+  __device__ u32 begin() const { return threadIdx.x / abreast; }
+  __device__ u32 end() const { return last - first; }
+  __device__ u32 step() const { return THREADS / abreast; }
+  __device__ __forceinline__ u64 place(u32 i) const { return u64(first + i) * channels + channel; }
+};
+
+// Runs some code with `part` and its N lanes of C channels.
+#define WITH_PART(type, of, ...)                                                                                       \
+  WITH_TYPE(type, {                                                                                                    \
+    if (of.across == 0 && of.lanes == 1) WITH_PART_OF(Planes, 1, of, __VA_ARGS__)                                      \
+    else if (of.across == 0) WITH_PART_OF(Planes, LANES<T>, of, __VA_ARGS__)                                           \
+    else if (of.lanes == 1) WITH_PART_OF(Rows, 1, of, __VA_ARGS__)                                                     \
+    else WITH_PART_OF(Rows, ROW_LANES<T>, of, __VA_ARGS__)                                                             \
+  })
+#define WITH_PART_OF(Part, lanes, of, ...)                                                                             \
+  {                                                                                                                    \
+    constexpr u32 N = lanes, C = Part<T, N>::C;                                                                        \
+    const Part<T, N> part(of);                                                                                         \
+    __VA_ARGS__;                                                                                                       \
+  }
+
+// Hands each vector of a part to `each`, which reads some before it uses the first.
+template <typename T, u32 N, template <typename, u32> class Part, typename Each>
+__device__ __forceinline__ void sweep(const Part<T, N> &part, Each &each) {
+  constexpr u32 SOME = AT_ONCE<T, N>;
+  const u32 end = part.end(), step = part.step();
+  u32 i = part.begin();
+  for (; i + (SOME - 1) * step < end; i += SOME * step) {
+    typename Each::In in[SOME];
+#pragma unroll
+    for (u32 k = 0; k < SOME; k++) in[k] = each.read(part.place(i + k * step));
+#pragma unroll
+    for (u32 k = 0; k < SOME; k++) each.use(part.place(i + k * step), in[k]);
+    each.rest();
+  }
+  for (; i < end; i += step) {
+    each.use(part.place(i), each.read(part.place(i)));
+    each.rest();
+  }
+}
+
+// Σa and Σab of each channel: in the tensor's arithmetic over a short stretch, in f64 over all.
+template <typename T, u32 C> struct Sums {
+  Wide<T> some[C] = {}, products[C] = {};
+  double sums[C] = {}, moments[C] = {};
+
+  __device__ __forceinline__ void add(u32 c, Wide<T> a, Wide<T> b) {
+    some[c] += a;
+    products[c] = mul_add(a, b, products[c]);
+  }
+
+  __device__ __forceinline__ void rest() {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      sums[c] += some[c];
+      moments[c] += products[c];
+      some[c] = products[c] = 0;
     }
   }
 
-  // Whether vectors lie within planes.
-  template <typename T> __device__ bool vectors() const { return plane % LANES<T> == 0; }
+  // For Totals.
+  template <typename Part> __device__ void leave(const Part &part, double *parts) const {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      const double sum = over_block<Add>(sums[c], part.across()), moment = over_block<Add>(moments[c], part.across());
+      if (threadIdx.x >= part.across() || !part.active()) continue;
+      const u64 mine = u64(part.channel + c) * part.splits + part.split;
+      parts[2 * mine] = sum;
+      parts[2 * mine + 1] = moment;
+    }
+  }
 };
 
-template <typename T> struct Moments {
-  const T *x;
-  Wide<T> origin;
-  double sum = 0, squares = 0;
+// Channels that a block takes where their parts are added up.
+constexpr u32 TOTALS = 8;
 
-  __device__ Moments(const T *x, Wide<T> origin) : x(x), origin(origin) {}
+// What the parts of a channel come to. Of the threads that add them up one is the channel's.
+struct Totals {
+  u32 channel;
+  bool mine;
+  double sum, moment;
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    const Pack<T, N> pack = load<N>(x + i);
-    Wide<T> some = 0, some_squares = 0;
-    for (u32 k = 0; k < N; k++) {
-      const Wide<T> distance = Number<T>::widen(pack.at[k]) - origin;
-      some += distance;
-      some_squares = mul_add(distance, distance, some_squares);
+  __device__ Totals(const double *parts, u32 channels, u32 splits)
+      : channel(blockIdx.x * TOTALS + threadIdx.x % TOTALS), mine(threadIdx.x < TOTALS && channel < channels), sum(0),
+        moment(0) {
+    for (u32 i = threadIdx.x / TOTALS; channel < channels && i < splits; i += THREADS / TOTALS) {
+      const u64 place = u64(channel) * splits + i;
+      sum += parts[2 * place];
+      moment += parts[2 * place + 1];
     }
-    sum += some;
-    squares += some_squares;
+    sum = over_block<Add>(sum, TOTALS);
+    moment = over_block<Add>(moment, TOTALS);
+  }
+};
+
+// ---- batch normalisation, with the sum and the ReLU that follow it ----
+
+template <typename T, u32 N, u32 C> struct Moments : Sums<T, C> {
+  typedef Pack<T, N> In;
+  const T *x;
+  Wide<T> origin[C] = {};
+
+  __device__ explicit Moments(const void *x) : x(static_cast<const T *>(x)) {}
+  __device__ __forceinline__ In read(u64 i) const { return load<N>(x + i); }
+  __device__ __forceinline__ void use(u64, const In &in) {
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+      const Wide<T> distance = Number<T>::widen(in.at[k]) - origin[k % C];
+      this->add(k % C, distance, distance);
+    }
   }
 };
 
 // Σ(x - origin) and Σ(x - origin)² of each part. The origin is the channel's first element: a large mean would swallow
 // the rest.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_moments(u32 type, const void *x, u32 images, u32 channels,
-                                                                 u32 plane, u32 splits, u32 centred, double *parts) {
-  const Part part(images, channels, plane, splits);
-  double sum = 0, squares = 0;
-  WITH_TYPE(type, {
-    const T *from = static_cast<const T *>(x);
-    Moments<T> moments(from, centred ? Number<T>::widen(from[u64(part.channel) * plane]) : Wide<T>(0));
-    if (part.vectors<T>() && aligned(x)) part.sweep<LANES<T>>(moments);
-    else part.sweep<1>(moments);
-    sum = moments.sum;
-    squares = moments.squares;
+extern "C" __global__ void __launch_bounds__(THREADS) nn_moments(u32 type, Channels of, const void *x, u32 centred,
+                                                                 double *parts) {
+  WITH_PART(type, of, {
+    Moments<T, N, C> moments(x);
+    if (part.active()) {
+      const u64 first = u64(part.channel) * (of.across ? 1 : of.plane);
+#pragma unroll
+      for (u32 c = 0; centred && c < C; c++) moments.origin[c] = Number<T>::widen(moments.x[first + c]);
+      sweep(part, moments);
+    }
+    moments.leave(part, parts);
   });
-  sum = over_block<Add>(sum);
-  squares = over_block<Add>(squares);
-  if (threadIdx.x == 0) {
-    parts[2 * blockIdx.x] = sum;
-    parts[2 * blockIdx.x + 1] = squares;
-  }
 }
 
 // Mean and 1/σ of each channel, in `statistics`, one after the other; the running ones move, where there are any.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_statistics(u32 type, const void *x, u32 channels, u32 plane, u32 splits, u32 centred, double count, double eps,
-                  const double *parts, double *statistics, double momentum, u32 running_type, void *running_mean,
-                  void *running_var) {
-  const u32 channel = blockIdx.x * THREADS + threadIdx.x;
-  if (channel >= channels) return;
-  double sum = 0, squares = 0;
-  for (u32 i = channel * splits; i < (channel + 1) * splits; i++) {
-    sum += parts[2 * i];
-    squares += parts[2 * i + 1];
-  }
-  const double origin = centred ? read(x, type, u64(channel) * plane) : 0;
-  const double distance = centred ? sum / count : 0;
-  const double spread = squares / count - distance * distance;
+    nn_statistics(u32 type, Channels of, const void *x, u32 centred, double count, double eps, const double *parts,
+                  double *statistics, double momentum, u32 running_type, void *running_mean, void *running_var) {
+  const Totals totals(parts, of.channels, of.splits);
+  if (!totals.mine) return;
+  const u32 channel = totals.channel;
+  const double origin = centred ? read(x, type, u64(channel) * (of.across ? 1 : of.plane)) : 0;
+  const double distance = centred ? totals.sum / count : 0;
+  const double spread = totals.moment / count - distance * distance;
   const double mean = origin + distance;
   // Not max(), which would hide NaN.
   const double var = spread < 0 ? 0 : spread;
   statistics[channel] = mean;
-  statistics[channels + channel] = 1 / sqrt(var + eps);
+  statistics[of.channels + channel] = 1 / sqrt(var + eps);
   if (running_mean && centred) {
     const double old = read(running_mean, running_type, channel);
     write(running_mean, running_type, channel, old * (1 - momentum) + mean * momentum);
@@ -222,210 +366,222 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_running(u32 type, const
   statistics[channels + channel] = 1 / sqrt(read(var, type, channel) + eps);
 }
 
-// γ (x - mean) / σ + β for one channel. Forward and backward come to the same bits, and so to the same sign.
-template <typename T> struct Affine {
-  Wide<T> centre, scale, shift;
-
-  __device__ Affine(const double *statistics, u32 type, const void *weight, const void *bias, u32 channels, u32 channel)
-      : centre(Wide<T>(statistics[channel])),
-        scale(Wide<T>((weight ? read(weight, type, channel) : 1) * statistics[channels + channel])),
-        shift(Wide<T>(bias ? read(bias, type, channel) : 0)) {}
-  __device__ __forceinline__ Wide<T> of(Wide<T> x) const { return mul_add(x - centre, scale, shift); }
+// γ (x - mean) / σ + β for each channel. Forward and backward come to the same bits, and so to the same sign.
+struct Affine {
+  u32 type;
+  const void *weight, *bias;
+  const double *statistics;
 };
 
-template <typename T> struct Normalise {
+template <typename T, u32 C> struct Lines {
+  Wide<T> centre[C], scale[C], shift[C];
+
+  __device__ Lines(const Affine &affine, u32 channels, u32 channel) {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      const double weight = affine.weight ? ::read(affine.weight, affine.type, channel + c) : 1;
+      centre[c] = Wide<T>(affine.statistics[channel + c]);
+      scale[c] = Wide<T>(weight * affine.statistics[channels + channel + c]);
+      shift[c] = Wide<T>(affine.bias ? ::read(affine.bias, affine.type, channel + c) : 0);
+    }
+  }
+  __device__ __forceinline__ Wide<T> of(Wide<T> x, u32 c) const { return mul_add(x - centre[c], scale[c], shift[c]); }
+  __device__ __forceinline__ void rest() const {}
+};
+
+template <typename T, u32 N, u32 C> struct Normalise : Lines<T, C> {
+  struct In {
+    Pack<T, N> x, residual;
+  };
   const T *x, *residual;
   T *y;
-  Affine<T> affine;
   bool relu;
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Pack<T, N> pack = load<N>(x + i);
-    Pack<T, N> beside = pack;
-    if (residual) beside = load<N>(residual + i);
+  __device__ Normalise(const Lines<T, C> &lines, const void *x, const void *residual, void *y, bool relu)
+      : Lines<T, C>(lines), x(static_cast<const T *>(x)), residual(static_cast<const T *>(residual)),
+        y(static_cast<T *>(y)), relu(relu) {}
+  __device__ __forceinline__ In read(u64 i) const {
+    In in;
+    in.x = load<N>(x + i);
+    in.residual = residual ? load<N>(residual + i) : in.x;
+    return in;
+  }
+  __device__ __forceinline__ void use(u64 i, const In &in) {
+    Pack<T, N> out;
+#pragma unroll
     for (u32 k = 0; k < N; k++) {
-      Wide<T> value = affine.of(Number<T>::widen(pack.at[k]));
-      if (residual) value += Number<T>::widen(beside.at[k]);
+      Wide<T> value = this->of(Number<T>::widen(in.x.at[k]), k % C);
+      if (residual) value += Number<T>::widen(in.residual.at[k]);
       if (relu && value < 0) value = 0;
-      pack.at[k] = Number<T>::narrow(value);
+      out.at[k] = Number<T>::narrow(value);
     }
-    store<N>(y + i, pack);
+    store<N>(y + i, out);
   }
 };
 
 // y = relu(γ (x - mean) / σ + β + residual)
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_normalise(u32 type, const void *x, const void *residual, u32 affine_type, const void *weight, const void *bias,
-                 u32 images, u32 channels, u32 plane, u32 splits, u32 relu, const double *statistics, void *y) {
-  const Part part(images, channels, plane, splits);
-  WITH_TYPE(type, {
-    const Affine<T> affine(statistics, affine_type, weight, bias, channels, part.channel);
-    Normalise<T> normalise = {static_cast<const T *>(x), static_cast<const T *>(residual), static_cast<T *>(y), affine,
-                              relu != 0};
-    if (part.vectors<T>() && aligned(x) && aligned(residual) && aligned(y)) part.sweep<LANES<T>>(normalise);
-    else part.sweep<1>(normalise);
+    nn_normalise(u32 type, Channels of, const void *x, const void *residual, Affine affine, u32 relu, void *y) {
+  WITH_PART(type, of, {
+    if (!part.active()) return;
+    Normalise<T, N, C> each(Lines<T, C>(affine, of.channels, part.channel), x, residual, y, relu != 0);
+    sweep(part, each);
   });
 }
 
 // dy before the ReLU. Its sign is that of y, which was kept where there was a residual, and is recomputed where not.
-template <typename T> struct Masked {
+template <typename T, u32 N, u32 C> struct Masked : Lines<T, C> {
+  struct In {
+    Pack<T, N> x, y, dy;
+  };
   const T *x, *y, *dy;
-  Affine<T> affine;
   bool relu;
 
-  template <u32 N>
-  __device__ __forceinline__ void at(u64 i, Wide<T> (&distance)[N], Wide<T> (&slope)[N]) const {
-    const Pack<T, N> input = load<N>(x + i), gradient = load<N>(dy + i);
-    Pack<T, N> output = input;
-    if (y) output = load<N>(y + i);
-    for (u32 k = 0; k < N; k++) {
-      const Wide<T> value = Number<T>::widen(input.at[k]);
-      const Wide<T> sign = y ? Number<T>::widen(output.at[k]) : affine.of(value);
-      slope[k] = !relu || sign > 0 ? Number<T>::widen(gradient.at[k]) : Wide<T>(0);
-      distance[k] = value - affine.centre;
-    }
+  __device__ Masked(const Lines<T, C> &lines, const void *x, const void *y, const void *dy, bool relu)
+      : Lines<T, C>(lines), x(static_cast<const T *>(x)), y(static_cast<const T *>(y)), dy(static_cast<const T *>(dy)),
+        relu(relu) {}
+  __device__ __forceinline__ In read(u64 i) const {
+    In in;
+    in.x = load<N>(x + i);
+    in.y = y ? load<N>(y + i) : in.x;
+    in.dy = load<N>(dy + i);
+    return in;
   }
-
-  __device__ bool vectors() const { return aligned(x) && aligned(y) && aligned(dy); }
+  __device__ __forceinline__ Wide<T> distance(const In &in, u32 k) const {
+    return Number<T>::widen(in.x.at[k]) - this->centre[k % C];
+  }
+  __device__ __forceinline__ Wide<T> slope(const In &in, u32 k) const {
+    const Wide<T> sign = y ? Number<T>::widen(in.y.at[k]) : this->of(Number<T>::widen(in.x.at[k]), k % C);
+    return !relu || sign > 0 ? Number<T>::widen(in.dy.at[k]) : Wide<T>(0);
+  }
 };
 
-template <typename T> struct Slopes {
-  Masked<T> masked;
-  double sum = 0, moment = 0;
+template <typename T, u32 N, u32 C> struct Slopes : Masked<T, N, C> {
+  typedef typename Masked<T, N, C>::In In;
+  Sums<T, C> sums;
 
-  __device__ explicit Slopes(const Masked<T> &masked) : masked(masked) {}
-
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Wide<T> distance[N], slope[N], some = 0, some_moment = 0;
-    masked.at(i, distance, slope);
-    for (u32 k = 0; k < N; k++) {
-      some += slope[k];
-      some_moment = mul_add(slope[k], distance[k], some_moment);
-    }
-    sum += some;
-    moment += some_moment;
+  __device__ explicit Slopes(const Masked<T, N, C> &masked) : Masked<T, N, C>(masked) {}
+  __device__ __forceinline__ void use(u64, const In &in) {
+#pragma unroll
+    for (u32 k = 0; k < N; k++) sums.add(k % C, this->slope(in, k), this->distance(in, k));
   }
+  __device__ __forceinline__ void rest() { sums.rest(); }
 };
 
 // Σ dy and Σ dy (x - mean) of each part, dy before the ReLU.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_slopes(u32 type, const void *x, const void *y, const void *dy, u32 affine_type, const void *weight,
-              const void *bias, u32 images, u32 channels, u32 plane, u32 splits, u32 relu, const double *statistics,
-              double *parts) {
-  const Part part(images, channels, plane, splits);
-  double sum = 0, moment = 0;
-  WITH_TYPE(type, {
-    const Affine<T> affine(statistics, affine_type, weight, bias, channels, part.channel);
-    Slopes<T> slopes(
-        Masked<T>{static_cast<const T *>(x), static_cast<const T *>(y), static_cast<const T *>(dy), affine, relu != 0});
-    if (part.vectors<T>() && slopes.masked.vectors()) part.sweep<LANES<T>>(slopes);
-    else part.sweep<1>(slopes);
-    sum = slopes.sum;
-    moment = slopes.moment;
+extern "C" __global__ void __launch_bounds__(THREADS) nn_slopes(u32 type, Channels of, const void *x, const void *y,
+                                                                const void *dy, Affine affine, u32 relu,
+                                                                double *parts) {
+  WITH_PART(type, of, {
+    Sums<T, C> sums;
+    if (part.active()) {
+      const Lines<T, C> lines(affine, of.channels, part.channel);
+      Slopes<T, N, C> slopes(Masked<T, N, C>(lines, x, y, dy, relu != 0));
+      sweep(part, slopes);
+      sums = slopes.sums;
+    }
+    sums.leave(part, parts);
   });
-  sum = over_block<Add>(sum);
-  moment = over_block<Add>(moment);
-  if (threadIdx.x == 0) {
-    parts[2 * blockIdx.x] = sum;
-    parts[2 * blockIdx.x + 1] = moment;
-  }
 }
 
 // The gradients of γ and β, and what dx needs of each channel: shift and slope, in `lines`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_lines(u32 affine_type, const void *weight, u32 channels, u32 splits, u32 centred, u32 fixed, double count,
-             const double *statistics, const double *parts, double *lines, void *d_weight, void *d_bias) {
-  const u32 channel = blockIdx.x * THREADS + threadIdx.x;
-  if (channel >= channels) return;
-  double sum = 0, moment = 0;
-  for (u32 i = channel * splits; i < (channel + 1) * splits; i++) {
-    sum += parts[2 * i];
-    moment += parts[2 * i + 1];
-  }
-  const double inverse = statistics[channels + channel];
-  const double scale = (weight ? read(weight, affine_type, channel) : 1) * inverse;
-  lines[channel] = fixed || !centred ? 0 : scale * sum / count;
-  lines[channels + channel] = fixed ? 0 : scale * inverse * inverse * moment / count;
-  if (d_weight) write(d_weight, affine_type, channel, moment * inverse);
-  if (d_bias) write(d_bias, affine_type, channel, sum);
+    nn_lines(Channels of, Affine affine, u32 centred, u32 fixed, double count, const double *parts, double *lines,
+             void *d_weight, void *d_bias) {
+  const Totals totals(parts, of.channels, of.splits);
+  if (!totals.mine) return;
+  const u32 channel = totals.channel;
+  const double inverse = affine.statistics[of.channels + channel];
+  const double scale = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse;
+  lines[channel] = fixed || !centred ? 0 : scale * totals.sum / count;
+  lines[of.channels + channel] = fixed ? 0 : scale * inverse * inverse * totals.moment / count;
+  if (d_weight) write(d_weight, affine.type, channel, totals.moment * inverse);
+  if (d_bias) write(d_bias, affine.type, channel, totals.sum);
 }
 
-template <typename T> struct NormaliseBack {
-  Masked<T> masked;
-  Wide<T> shift, line;
+template <typename T, u32 N, u32 C> struct NormaliseBack : Masked<T, N, C> {
+  typedef typename Masked<T, N, C>::In In;
+  Wide<T> level[C], line[C];
   T *dx, *d_residual;
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Wide<T> distance[N], slope[N];
-    masked.at(i, distance, slope);
-    Pack<T, N> pack, beside;
-    for (u32 k = 0; k < N; k++) {
-      pack.at[k] = Number<T>::narrow(mul_add(slope[k], masked.affine.scale, -mul_add(distance[k], line, shift)));
-      beside.at[k] = Number<T>::narrow(slope[k]);
+  __device__ NormaliseBack(const Masked<T, N, C> &masked, const double *lines, u32 channels, u32 channel, void *dx,
+                           void *d_residual)
+      : Masked<T, N, C>(masked), dx(static_cast<T *>(dx)), d_residual(static_cast<T *>(d_residual)) {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      level[c] = Wide<T>(lines[channel + c]);
+      line[c] = Wide<T>(lines[channels + channel + c]);
     }
-    store<N>(dx + i, pack);
+  }
+  __device__ __forceinline__ void use(u64 i, const In &in) {
+    Pack<T, N> out, beside;
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+      const Wide<T> slope = this->slope(in, k), off = mul_add(this->distance(in, k), line[k % C], level[k % C]);
+      out.at[k] = Number<T>::narrow(mul_add(slope, this->scale[k % C], -off));
+      beside.at[k] = Number<T>::narrow(slope);
+    }
+    store<N>(dx + i, out);
     if (d_residual) store<N>(d_residual + i, beside);
   }
 };
 
 // dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and dy before the ReLU for the residual.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_normalise_back(u32 type, const void *x, const void *y, const void *dy, u32 affine_type, const void *weight,
-                      const void *bias, u32 images, u32 channels, u32 plane, u32 splits, u32 relu,
-                      const double *statistics, const double *lines, void *dx, void *d_residual) {
-  const Part part(images, channels, plane, splits);
-  WITH_TYPE(type, {
-    const Affine<T> affine(statistics, affine_type, weight, bias, channels, part.channel);
-    const Masked<T> masked = {static_cast<const T *>(x), static_cast<const T *>(y), static_cast<const T *>(dy), affine,
-                              relu != 0};
-    NormaliseBack<T> back = {masked, Wide<T>(lines[part.channel]), Wide<T>(lines[channels + part.channel]),
-                             static_cast<T *>(dx), static_cast<T *>(d_residual)};
-    const bool vectors = masked.vectors() && aligned(dx) && aligned(d_residual);
-    if (part.vectors<T>() && vectors) part.sweep<LANES<T>>(back);
-    else part.sweep<1>(back);
+    nn_normalise_back(u32 type, Channels of, const void *x, const void *y, const void *dy, Affine affine, u32 relu,
+                      const double *lines, void *dx, void *d_residual) {
+  WITH_PART(type, of, {
+    if (!part.active()) return;
+    const Masked<T, N, C> masked(Lines<T, C>(affine, of.channels, part.channel), x, y, dy, relu != 0);
+    NormaliseBack<T, N, C> back(masked, lines, of.channels, part.channel, dx, d_residual);
+    sweep(part, back);
   });
 }
 
 // ---- a bias for each channel ----
 
-template <typename T> struct Shift {
+template <typename T, u32 N, u32 C> struct Shift {
+  typedef Pack<T, N> In;
   T *y;
-  Wide<T> by;
+  Wide<T> by[C];
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Pack<T, N> pack = load<N>(y + i);
-    for (u32 k = 0; k < N; k++) pack.at[k] = Number<T>::narrow(Number<T>::widen(pack.at[k]) + by);
-    store<N>(y + i, pack);
+  __device__ __forceinline__ In read(u64 i) const { return load<N>(y + i); }
+  __device__ __forceinline__ void use(u64 i, const In &in) {
+    Pack<T, N> out;
+#pragma unroll
+    for (u32 k = 0; k < N; k++) out.at[k] = Number<T>::narrow(Number<T>::widen(in.at[k]) + by[k % C]);
+    store<N>(y + i, out);
   }
+  __device__ __forceinline__ void rest() const {}
 };
 
 // y ← y + bias
-extern "C" __global__ void __launch_bounds__(THREADS) nn_bias(u32 type, void *y, u32 bias_type, const void *bias,
-                                                              u32 images, u32 channels, u32 plane, u32 splits) {
-  const Part part(images, channels, plane, splits);
-  WITH_TYPE(type, {
-    Shift<T> shift = {static_cast<T *>(y), Wide<T>(read(bias, bias_type, part.channel))};
-    if (part.vectors<T>() && aligned(y)) part.sweep<LANES<T>>(shift);
-    else part.sweep<1>(shift);
+extern "C" __global__ void __launch_bounds__(THREADS) nn_bias(u32 type, Channels of, void *y, u32 bias_type,
+                                                              const void *bias) {
+  WITH_PART(type, of, {
+    if (!part.active()) return;
+    Shift<T, N, C> shift;
+    shift.y = static_cast<T *>(y);
+#pragma unroll
+    for (u32 c = 0; c < C; c++) shift.by[c] = Wide<T>(read(bias, bias_type, part.channel + c));
+    sweep(part, shift);
   });
 }
 
 // Its gradient, from the first of the moments.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_bias_back(const double *parts, u32 channels, u32 splits,
-                                                                   u32 bias_type, void *d_bias) {
-  const u32 channel = blockIdx.x * THREADS + threadIdx.x;
-  if (channel >= channels) return;
-  double sum = 0;
-  for (u32 i = channel * splits; i < (channel + 1) * splits; i++) sum += parts[2 * i];
-  write(d_bias, bias_type, channel, sum);
+extern "C" __global__ void __launch_bounds__(THREADS) nn_bias_back(Channels of, const double *parts, u32 bias_type,
+                                                                   void *d_bias) {
+  const Totals totals(parts, of.channels, of.splits);
+  if (totals.mine) write(d_bias, bias_type, totals.channel, totals.sum);
 }
 
 // ---- pooling ----
 
 enum Kind : u32 { MAX, MEAN };
 
+// `step` is from one pixel to the next: 1 in planes, in rows the number of channels.
 struct Pool {
-  u32 kind, kernel, stride, padding, height, width, rows, columns;
+  u32 kind, kernel, stride, padding, height, width, rows, columns, step;
 
   // The places of window `output` along a side: from first() to before last().
   __device__ __forceinline__ u32 first(u32 output) const {
@@ -439,12 +595,12 @@ struct Pool {
   // The first of the largest in a window; NaN is larger than any number.
   template <typename T> __device__ u32 largest(const T *x, u32 row, u32 column) const {
     u32 best = first(row) * width + first(column);
-    Wide<T> most = Number<T>::widen(x[best]);
+    Wide<T> most = Number<T>::widen(x[best * step]);
 #pragma unroll 1
     for (u32 y = first(row); y < last(row, height); y++) {
 #pragma unroll 1
       for (u32 place = y * width + first(column); place < y * width + last(column, width); place++) {
-        const Wide<T> value = Number<T>::widen(x[place]);
+        const Wide<T> value = Number<T>::widen(x[place * step]);
         if (!(value <= most) && most == most) {
           best = place;
           most = value;
@@ -458,18 +614,19 @@ struct Pool {
 extern "C" __global__ void __launch_bounds__(THREADS) nn_pool(u32 type, Pool pool, const void *x, u64 n, void *y) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
-  const u32 column = i % pool.columns, row = i / pool.columns % pool.rows;
-  const u64 plane = i / pool.columns / pool.rows * pool.height * pool.width;
+  const u32 channel = i % pool.step, column = i / pool.step % pool.columns;
+  const u32 row = i / pool.step / pool.columns % pool.rows;
+  const u64 image = i / pool.step / pool.columns / pool.rows;
   WITH_TYPE(type, {
-    const T *from = static_cast<const T *>(x) + plane;
+    const T *from = static_cast<const T *>(x) + image * pool.height * pool.width * pool.step + channel;
     T *to = static_cast<T *>(y) + i;
     if (pool.kind == MAX) {
-      *to = from[pool.largest(from, row, column)];
+      *to = from[pool.largest(from, row, column) * pool.step];
     } else {
       Wide<T> sum = 0;
       for (u32 r = pool.first(row); r < pool.last(row, pool.height); r++) {
         for (u32 c = pool.first(column); c < pool.last(column, pool.width); c++) {
-          sum += Number<T>::widen(from[r * pool.width + c]);
+          sum += Number<T>::widen(from[(r * pool.width + c) * pool.step]);
         }
       }
       *to = Number<T>::narrow(sum / Wide<T>(pool.kernel * pool.kernel));
@@ -494,7 +651,9 @@ __device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, 
   for (u32 r = down.first; r < down.last; r++) {
 #pragma unroll 1
     for (u32 c = right.first; c < right.last; c++) {
-      if (pool.kind == MEAN || pool.largest(x, r, c) == place) sum += Number<T>::widen(dy[r * pool.columns + c]);
+      if (pool.kind == MEAN || pool.largest(x, r, c) == place) {
+        sum += Number<T>::widen(dy[(r * pool.columns + c) * pool.step]);
+      }
     }
   }
   if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
@@ -505,12 +664,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Poo
                                                                    u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
-  const u32 plane = pool.height * pool.width, place = i % plane;
-  const u64 image = i / plane;
+  const u32 plane = pool.height * pool.width, channel = i % pool.step, place = i / pool.step % plane;
+  const u64 image = i / pool.step / plane;
   const Windows down(pool, place / pool.width, pool.rows), right(pool, place % pool.width, pool.columns);
   WITH_TYPE(type, {
-    const T *from = static_cast<const T *>(x) + image * plane;
-    const T *gradient = static_cast<const T *>(dy) + image * pool.rows * pool.columns;
+    const T *from = static_cast<const T *>(x) + image * plane * pool.step + channel;
+    const T *gradient = static_cast<const T *>(dy) + image * pool.rows * pool.columns * pool.step + channel;
     static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, place, down, right);
   });
 }
@@ -518,33 +677,53 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Poo
 // Threads that take a plane together.
 constexpr u32 TEAM = 32;
 
-// The mean of each plane.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mean(u32 type, const void *x, u32 planes, u32 plane, void *y) {
+// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a pixel
+// of the same channel far from the one before.
+extern "C" __global__ void __launch_bounds__(THREADS) nn_mean(u32 type, const void *x, u32 planes, u32 plane, u32 step,
+                                                              void *y) {
   __shared__ double sums[THREADS];
-  const u32 mine = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM, member = threadIdx.x % TEAM;
+  const u32 team = step == 1 ? TEAM : 1, member = threadIdx.x % team;
+  const u32 mine = blockIdx.x * (THREADS / team) + threadIdx.x / team;
   double sum = 0;
   if (mine < planes) {
     WITH_TYPE(type, {
-      const T *from = static_cast<const T *>(x) + u64(mine) * plane;
-      for (u32 i = member; i < plane; i += TEAM) sum += Number<T>::widen(from[i]);
+      const T *from = static_cast<const T *>(x) + u64(mine / step) * plane * step + mine % step;
+      for (u32 i = member; i < plane; i += team) sum += Number<T>::widen(from[u64(i) * step]);
     });
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (mine < planes && member == 0) {
-    for (u32 i = 1; i < TEAM; i++) sum += sums[threadIdx.x + i];
+    for (u32 i = 1; i < team; i++) sum += sums[threadIdx.x + i];
     write(y, type, mine, sum / plane);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mean_back(u32 type, const void *dy, u32 plane, u64 n,
+extern "C" __global__ void __launch_bounds__(THREADS) nn_mean_back(u32 type, const void *dy, u32 plane, u32 step, u64 n,
                                                                    void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   WITH_TYPE(type, {
-    const Wide<T> share = Number<T>::widen(static_cast<const T *>(dy)[i / plane]) / Wide<T>(plane);
+    const u64 mine = i / step / plane * step + i % step;
+    const Wide<T> share = Number<T>::widen(static_cast<const T *>(dy)[mine]) / Wide<T>(plane);
     static_cast<T *>(dx)[i] = Number<T>::narrow(share);
   });
+}
+
+// ---- the weights of a convolution, between planes and rows ----
+
+// y[a, c, b] = x[a, b, c], of other types perhaps. `channels` says which of b and c is the number of channels: along it
+// threads lie side by side, and each takes the places of its kernel one after the other.
+extern "C" __global__ void __launch_bounds__(THREADS) nn_exchange(u32 from_type, const void *x, u32 to_type, void *y,
+                                                                  u32 filters, u32 channels, u32 places, u32 to_rows) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= u64(filters) * channels) return;
+  const u64 filter = i / channels;
+  const u32 channel = i % channels;
+  for (u32 place = 0; place < places; place++) {
+    const u64 planes = (filter * channels + channel) * places + place, rows = (filter * places + place) * channels + channel;
+    write(y, to_type, to_rows ? rows : planes, read(x, from_type, to_rows ? planes : rows));
+  }
 }
 
 // ---- convolution as a matrix product ----

@@ -1,15 +1,31 @@
-//! The layers' arithmetic, as launches of the kernels of `nn.cu`. All tensors are contiguous; types are by their
-//! [code](super::code), and 0 is the address of what there is not.
+//! The layers' arithmetic, as launches of the kernels of `nn.cu`. Tensors have no gaps, and those of one operation one
+//! [`Format`]; types are by their [code](super::code), and 0 is the address of what there is not.
 
 use candle_core::Result;
 
-use super::{Arg, Machine, Memory, word};
+use super::{Arg, Machine, Memory, bytes, word};
+use crate::kernels::format::Format;
 
 /// Elements that one block takes where each is by itself.
 const STRETCH: usize = 1 << 12;
 
 /// Threads of a block.
 const THREADS: usize = 256;
+
+/// Bytes that are read as one.
+const VECTOR: usize = 16;
+
+/// Elements that are read as one where each is of another channel.
+const ROW_LANES: usize = 4;
+
+/// The most threads side by side in a row of channels.
+const ACROSS: usize = 16;
+
+/// Channels that a block takes where their parts are added up.
+const TOTALS: usize = 8;
+
+/// Threads that take the mean of a plane together.
+const TEAM: usize = 32;
 
 /// Blocks that a reduction should have, so that every part of a large GPU has some.
 const ENOUGH: usize = 1024;
@@ -44,17 +60,38 @@ pub(crate) fn add(machine: &mut impl Machine, dtype: u32, [a, b, y]: [u64; 3], n
     elementwise(machine, "nn_add", dtype, &[a, b, y], n, &[])
 }
 
-/// The elements that the mask keeps, times `scale`; the others are 0.
-pub(crate) fn dropout(
+/// Sets elements to 0 with a probability, and scales the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropout {
+    pub(crate) seed: u64,
+    /// The probability.
+    pub(crate) drop: f32,
+    pub(crate) scale: f32,
+    /// Pixels of a channel, and channels that lie side by side: 1 in planes.
+    pub(crate) plane: usize,
+    pub(crate) step: usize,
+}
+
+impl Dropout {
+    /// Of n elements.
+    pub(crate) fn of(self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
+        let Self { seed, drop, scale, plane, step } = self;
+        let place = [Arg::U64(plane as u64), Arg::U64(step as u64)];
+        let mask = [Arg::U64(seed), Arg::F64(drop.into()), Arg::F64(scale.into())];
+        elementwise(machine, "nn_dropout", dtype, &[x, y], n, &[&place[..], &mask].concat())
+    }
+}
+
+/// y = Σ f x over one or two tensors x, with a number f in f32 for each example of so many elements.
+pub(crate) fn mixture(
     machine: &mut impl Machine,
     dtype: u32,
-    [x, y]: [u64; 2],
-    n: usize,
-    seed: u64,
-    [drop, scale]: [f32; 2],
+    [a, b, y]: [u64; 3],
+    [n, example]: [usize; 2],
+    factors: [u64; 2],
 ) -> Result<()> {
-    let mask = [Arg::U64(seed), Arg::F64(drop.into()), Arg::F64(scale.into())];
-    elementwise(machine, "nn_dropout", dtype, &[x, y], n, &mask)
+    let more = [Arg::U64(example as u64), Arg::U64(factors[0]), Arg::U64(factors[1])];
+    elementwise(machine, "nn_mixture", dtype, &[a, b, y], n, &more)
 }
 
 /// Images of `plane` pixels in channels.
@@ -64,22 +101,49 @@ pub(crate) struct Channels {
     pub(crate) images: usize,
     pub(crate) channels: usize,
     pub(crate) plane: usize,
+    pub(crate) format: Format,
+}
+
+/// How the blocks of a kernel share images out.
+struct Share {
+    arg: Arg<'static>,
+    blocks: usize,
 }
 
 impl Channels {
+    /// Whether the channels of a pixel lie side by side.
+    fn in_rows(self) -> bool {
+        self.format == Format::ChannelsLast || self.plane == 1
+    }
+
     /// Parts that each channel is taken in.
     fn splits(self) -> usize {
-        ENOUGH.div_ceil(self.channels.max(1)).min(self.images).max(1)
+        if self.in_rows() {
+            let rows = self.images * self.plane;
+            ENOUGH.div_ceil(self.channels.div_ceil(64).max(1)).min(rows.div_ceil(32)).max(1)
+        } else {
+            ENOUGH.div_ceil(self.channels.max(1)).min(self.images).max(1)
+        }
     }
 
-    fn blocks(self) -> usize {
-        self.channels * self.splits()
-    }
-
-    fn sizes(self) -> Result<[Arg<'static>; 4]> {
-        word(self.images * self.plane)?;
-        let sizes = [self.images, self.channels, self.plane, self.splits()];
-        Ok([word(sizes[0])?, word(sizes[1])?, word(sizes[2])?, word(sizes[3])?].map(Arg::U32))
+    /// For tensors of this type at these addresses, which are taken in vectors where they can be.
+    fn share(self, dtype: u32, addresses: &[u64]) -> Result<Share> {
+        let Self { images, channels, plane, .. } = self;
+        if images * plane > 1 << 31 {
+            candle_core::bail!("expected at most 2^31 pixels, found {images} images of {plane}")
+        }
+        let (rows, splits) = (self.in_rows(), self.splits());
+        let lanes = (VECTOR / bytes(dtype)).min(if rows { ROW_LANES } else { VECTOR });
+        let whole = (if rows { channels } else { plane }).is_multiple_of(lanes);
+        let aligned = addresses.iter().all(|address| address.is_multiple_of(VECTOR as u64));
+        let lanes = if whole && aligned { lanes } else { 1 };
+        let across = if rows { channels.div_ceil(lanes).next_power_of_two().min(ACROSS) } else { 0 };
+        let strips = if rows { channels.div_ceil(lanes * across) } else { channels };
+        let mut sizes = [0; 6];
+        for (size, value) in sizes.iter_mut().zip([images, channels, plane, splits, across, lanes]) {
+            *size = word(value)?;
+        }
+        Ok(Share { arg: Arg::Channels(sizes), blocks: strips * splits })
     }
 
     fn count(self) -> f64 {
@@ -87,20 +151,19 @@ impl Channels {
     }
 
     fn parts(self, machine: &mut impl Machine) -> Result<Arg<'static>> {
-        machine.memory(Memory::Parts, 2 * self.blocks()).map(Arg::U64)
+        machine.memory(Memory::Parts, 2 * self.channels * self.splits()).map(Arg::U64)
     }
 
     /// Σ(x - origin) and Σ(x - origin)² of each part.
     fn moments(self, machine: &mut impl Machine, dtype: u32, x: u64, centred: bool) -> Result<Arg<'static>> {
-        let [images, channels, plane, splits] = self.sizes()?;
-        let (parts, centred) = (self.parts(machine)?, Arg::U32(centred.into()));
-        let args = [Arg::U32(dtype), Arg::U64(x), images, channels, plane, splits, centred, parts];
-        machine.launch("nn_moments", self.blocks(), &args)?;
+        let (share, parts, centred) = (self.share(dtype, &[x])?, self.parts(machine)?, Arg::U32(centred.into()));
+        machine.launch("nn_moments", share.blocks, &[Arg::U32(dtype), share.arg, Arg::U64(x), centred, parts])?;
         Ok(parts)
     }
 
-    fn channel_blocks(self) -> usize {
-        self.channels.div_ceil(THREADS)
+    /// Blocks that add up parts.
+    fn totals(self) -> usize {
+        self.channels.div_ceil(TOTALS)
     }
 }
 
@@ -131,21 +194,19 @@ pub(crate) struct Running {
 }
 
 impl Norm {
-    fn affine(&self) -> [Arg<'static>; 3] {
-        [Arg::U32(self.affine_dtype), Arg::U64(self.weight), Arg::U64(self.bias)]
+    /// Its type is the low half of the first word.
+    fn affine(&self) -> Arg<'static> {
+        Arg::Affine([self.affine_dtype.into(), self.weight, self.bias, self.statistics])
     }
 
     /// The statistics of the batch; running ones move by `momentum` towards them.
     pub(crate) fn measure(&self, machine: &mut impl Machine, x: u64, running: Option<(Running, f64)>) -> Result<()> {
         let parts = self.sizes.moments(machine, self.dtype, x, self.centred)?;
-        let [_, channels, plane, splits] = self.sizes.sizes()?;
         let (running, momentum) = running.unwrap_or((Running { dtype: 0, mean: 0, var: 0 }, 0.0));
         let args = [
             Arg::U32(self.dtype),
+            self.sizes.share(self.dtype, &[x])?.arg,
             Arg::U64(x),
-            channels,
-            plane,
-            splits,
             Arg::U32(self.centred.into()),
             Arg::F64(self.sizes.count()),
             Arg::F64(self.eps),
@@ -156,7 +217,7 @@ impl Norm {
             Arg::U64(running.mean),
             Arg::U64(running.var),
         ];
-        machine.launch("nn_statistics", self.sizes.channel_blocks(), &args)
+        machine.launch("nn_statistics", self.sizes.totals(), &args)
     }
 
     /// The running statistics, in place of those of the batch.
@@ -169,16 +230,22 @@ impl Norm {
             Arg::F64(self.eps),
             Arg::U64(self.statistics),
         ];
-        machine.launch("nn_running", self.sizes.channel_blocks(), &args)
+        machine.launch("nn_running", self.sizes.channels.div_ceil(THREADS), &args)
     }
 
     /// y = relu(γ (x - mean) / σ + β + residual)
     pub(crate) fn forward(&self, machine: &mut impl Machine, [x, residual, y]: [u64; 3]) -> Result<()> {
-        let mut args = vec![Arg::U32(self.dtype), Arg::U64(x), Arg::U64(residual)];
-        args.extend(self.affine());
-        args.extend(self.sizes.sizes()?);
-        args.extend([Arg::U32(self.relu.into()), Arg::U64(self.statistics), Arg::U64(y)]);
-        machine.launch("nn_normalise", self.sizes.blocks(), &args)
+        let share = self.sizes.share(self.dtype, &[x, residual, y])?;
+        let args = [
+            Arg::U32(self.dtype),
+            share.arg,
+            Arg::U64(x),
+            Arg::U64(residual),
+            self.affine(),
+            Arg::U32(self.relu.into()),
+            Arg::U64(y),
+        ];
+        machine.launch("nn_normalise", share.blocks, &args)
     }
 
     /// The gradients of x, the residual, γ and β from that of y. y is needed where there was a residual, `lines` is memory
@@ -191,34 +258,28 @@ impl Norm {
         lines: u64,
         [dx, d_residual, d_weight, d_bias]: [u64; 4],
     ) -> Result<()> {
-        let mut common = vec![Arg::U32(self.dtype), Arg::U64(x), Arg::U64(y), Arg::U64(dy)];
-        common.extend(self.affine());
-        common.extend(self.sizes.sizes()?);
-        common.extend([Arg::U32(self.relu.into()), Arg::U64(self.statistics)]);
+        let images = [Arg::U64(x), Arg::U64(y), Arg::U64(dy), self.affine(), Arg::U32(self.relu.into())];
+        let of = |share: &Share| [&[Arg::U32(self.dtype), share.arg], &images[..]].concat();
 
-        let parts = self.sizes.parts(machine)?;
-        machine.launch("nn_slopes", self.sizes.blocks(), &[&common[..], &[parts]].concat())?;
+        let (share, parts) = (self.sizes.share(self.dtype, &[x, y, dy])?, self.sizes.parts(machine)?);
+        machine.launch("nn_slopes", share.blocks, &[&of(&share)[..], &[parts]].concat())?;
 
-        let [dtype, weight, _] = self.affine();
-        let [_, channels, _, splits] = self.sizes.sizes()?;
         let args = [
-            dtype,
-            weight,
-            channels,
-            splits,
+            share.arg,
+            self.affine(),
             Arg::U32(self.centred.into()),
             Arg::U32(fixed.into()),
             Arg::F64(self.sizes.count()),
-            Arg::U64(self.statistics),
             parts,
             Arg::U64(lines),
             Arg::U64(d_weight),
             Arg::U64(d_bias),
         ];
-        machine.launch("nn_lines", self.sizes.channel_blocks(), &args)?;
+        machine.launch("nn_lines", self.sizes.totals(), &args)?;
 
+        let share = self.sizes.share(self.dtype, &[x, y, dy, dx, d_residual])?;
         let outputs = [Arg::U64(lines), Arg::U64(dx), Arg::U64(d_residual)];
-        machine.launch("nn_normalise_back", self.sizes.blocks(), &[&common[..], &outputs].concat())
+        machine.launch("nn_normalise_back", share.blocks, &[&of(&share)[..], &outputs].concat())
     }
 }
 
@@ -229,9 +290,9 @@ pub(crate) fn bias(
     [dtype, bias_dtype]: [u32; 2],
     [y, bias]: [u64; 2],
 ) -> Result<()> {
-    let mut args = vec![Arg::U32(dtype), Arg::U64(y), Arg::U32(bias_dtype), Arg::U64(bias)];
-    args.extend(sizes.sizes()?);
-    machine.launch("nn_bias", sizes.blocks(), &args)
+    let share = sizes.share(dtype, &[y])?;
+    let args = [Arg::U32(dtype), share.arg, Arg::U64(y), Arg::U32(bias_dtype), Arg::U64(bias)];
+    machine.launch("nn_bias", share.blocks, &args)
 }
 
 /// The gradient of such a bias: Σ dy over each channel.
@@ -242,9 +303,8 @@ pub(crate) fn bias_back(
     [dy, d_bias]: [u64; 2],
 ) -> Result<()> {
     let parts = sizes.moments(machine, dtype, dy, false)?;
-    let [_, channels, _, splits] = sizes.sizes()?;
-    let args = [parts, channels, splits, Arg::U32(bias_dtype), Arg::U64(d_bias)];
-    machine.launch("nn_bias_back", sizes.channel_blocks(), &args)
+    let args = [sizes.share(dtype, &[dy])?.arg, parts, Arg::U32(bias_dtype), Arg::U64(d_bias)];
+    machine.launch("nn_bias_back", sizes.totals(), &args)
 }
 
 /// Windows over planes of `height` by `width`, which give `rows` by `columns`.
@@ -258,14 +318,18 @@ pub(crate) struct Pool {
     pub(crate) input: [usize; 2],
     pub(crate) output: [usize; 2],
     pub(crate) planes: usize,
+    /// From one pixel to the next: 1 in planes, else the number of channels.
+    pub(crate) step: usize,
 }
 
 impl Pool {
     fn arg(&self) -> Result<Arg<'static>> {
         let [height, width] = self.input;
         let [rows, columns] = self.output;
-        let mut sizes = [0; 8];
-        let values = [usize::from(!self.max), self.kernel, self.stride, self.padding, height, width, rows, columns];
+        word(height * width * self.step)?;
+        let mut sizes = [0; 9];
+        let values =
+            [usize::from(!self.max), self.kernel, self.stride, self.padding, height, width, rows, columns, self.step];
         for (size, value) in sizes.iter_mut().zip(values) {
             *size = word(value)?;
         }
@@ -285,26 +349,54 @@ impl Pool {
     }
 }
 
-/// The mean of each plane.
-pub(crate) fn mean(
-    machine: &mut impl Machine,
-    dtype: u32,
-    [planes, plane]: [usize; 2],
-    [x, y]: [u64; 2],
-) -> Result<()> {
-    let args = [Arg::U32(dtype), Arg::U64(x), Arg::U32(word(planes)?), Arg::U32(word(plane)?), Arg::U64(y)];
-    machine.launch("nn_mean", planes.div_ceil(8), &args)
+/// The mean of each of `planes` planes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mean {
+    pub(crate) planes: usize,
+    pub(crate) plane: usize,
+    /// From one pixel to the next: 1 in planes, else the number of channels.
+    pub(crate) step: usize,
 }
 
-pub(crate) fn mean_back(
-    machine: &mut impl Machine,
-    dtype: u32,
-    [planes, plane]: [usize; 2],
-    [dy, dx]: [u64; 2],
-) -> Result<()> {
-    let n = planes * plane;
-    let args = [Arg::U32(dtype), Arg::U64(dy), Arg::U32(word(plane)?), Arg::U64(n as u64), Arg::U64(dx)];
-    machine.launch("nn_mean_back", n.div_ceil(THREADS), &args)
+impl Mean {
+    pub(crate) fn forward(self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
+        let Self { planes, plane, step } = self;
+        let sizes = [Arg::U32(word(planes)?), Arg::U32(word(plane)?), Arg::U32(word(step)?)];
+        let args = [&[Arg::U32(dtype), Arg::U64(x)], &sizes[..], &[Arg::U64(y)]].concat();
+        machine.launch("nn_mean", planes.div_ceil(if step == 1 { THREADS / TEAM } else { THREADS }), &args)
+    }
+
+    pub(crate) fn backward(self, machine: &mut impl Machine, dtype: u32, [dy, dx]: [u64; 2]) -> Result<()> {
+        let n = self.planes * self.plane;
+        let (plane, step) = (Arg::U32(word(self.plane)?), Arg::U32(word(self.step)?));
+        let args = [Arg::U32(dtype), Arg::U64(dy), plane, step, Arg::U64(n as u64), Arg::U64(dx)];
+        machine.launch("nn_mean_back", n.div_ceil(THREADS), &args)
+    }
+}
+
+/// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
+/// to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weight {
+    pub(crate) filters: usize,
+    pub(crate) channels: usize,
+    pub(crate) places: usize,
+}
+
+impl Weight {
+    pub(crate) fn exchange(
+        self,
+        machine: &mut impl Machine,
+        [from, to]: [u32; 2],
+        [x, y]: [u64; 2],
+        format: Format,
+    ) -> Result<()> {
+        let sizes = [word(self.filters)?, word(self.channels)?, word(self.places)?].map(Arg::U32);
+        let to_rows = Arg::U32((format == Format::ChannelsLast).into());
+        let tensors = [Arg::U32(from), Arg::U64(x), Arg::U32(to), Arg::U64(y)];
+        let args = [&tensors[..], &sizes, &[to_rows]].concat();
+        machine.launch("nn_exchange", (self.filters * self.channels).div_ceil(THREADS), &args)
+    }
 }
 
 /// A convolution as a product with a matrix of patches: rows (channel, kernel row, kernel column), columns (image, row,

@@ -3,9 +3,10 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::super::code;
-use super::super::nn::{self, Channels, CrossEntropy, Norm, Patches, Pool, Running, Target};
+use super::super::nn::{self, Channels, CrossEntropy, Dropout, Mean, Norm, Patches, Pool, Running, Target, Weight};
 use super::{Buffer, Emulated, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::kernels::conv::{self, Conv, Side};
+use crate::kernels::format::Format;
 use crate::kernels::norm::{self, Statistics};
 
 /// Runs this in both orders of threads and checks that what it returns has the same bits.
@@ -16,6 +17,26 @@ fn in_both_orders(run: impl Fn(&mut Emulated) -> Result<Vec<Buffer>>) -> Option<
     let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&first), bits(&second), "the order of threads shows: a barrier is missing");
     Some(first)
+}
+
+const FORMATS: [Format; 2] = [Format::Planes, Format::ChannelsLast];
+
+/// (images, channels, plane) as it lies in memory in this format.
+fn laid(values: &[f64], [_, channels, plane]: [usize; 3], format: Format) -> Vec<f64> {
+    match format {
+        Format::Planes => values.to_vec(),
+        Format::ChannelsLast => values.chunks(channels * plane).flat_map(|x| transposed(x, plane)).collect(),
+    }
+}
+
+/// The way back.
+fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: Format) -> Vec<f64> {
+    laid(values, [images, plane, channels], format)
+}
+
+/// Rows of so many columns, column by column.
+fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
 }
 
 fn wide(dtype: DType) -> DType {
@@ -34,7 +55,8 @@ fn elementwise_operations() {
             nn::relu(machine, type_code, [a.address(), relu.address()], n)?;
             nn::relu_back(machine, type_code, [relu.address(), b.address(), back.address()], n)?;
             nn::add(machine, type_code, [a.address(), b.address(), sum.address()], n)?;
-            nn::dropout(machine, type_code, [a.address(), dropped.address()], n, 77, [0.3, 1.0 / (1.0 - 0.3)])?;
+            let mask = Dropout { seed: 77, drop: 0.3, scale: 1.0 / (1.0 - 0.3), plane: 1, step: 1 };
+            mask.of(machine, type_code, [a.address(), dropped.address()], n)?;
             Ok(vec![relu, back, sum, dropped])
         }) else {
             return;
@@ -47,7 +69,7 @@ fn elementwise_operations() {
         assert_close(&found[2], &pairs().map(|(a, b)| a + b).collect::<Vec<_>>(), tolerance(dtype), &what);
         let x = Tensor::new(a.clone(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
         let mask = crate::nn::Mask { drop_p: 0.3, seed: 77 };
-        let dropped = x.apply_op1(mask).unwrap().to_dtype(DType::F64).unwrap();
+        let dropped = mask.of(&x).unwrap().to_dtype(DType::F64).unwrap();
         assert_eq!(found[3], dropped.to_vec1::<f64>().unwrap(), "the mask of the CPU, bit for bit, {what}");
     }
     for mut machine in machines() {
@@ -57,12 +79,57 @@ fn elementwise_operations() {
     }
 }
 
+#[test]
+fn mixtures_of_examples() {
+    for (dtype, [examples, example]) in FLOATS.into_iter().flat_map(|dtype| [[5, 1600], [7, 33]].map(|s| (dtype, s))) {
+        let n = examples * example;
+        let [a, b] = [1, 2].map(|seed| Buffer::new(dtype, &numbers(n, seed)));
+        let [f, g] = [3, 4].map(|seed| Buffer::new(DType::F32, &numbers(examples, seed)));
+        let Some(found) = in_both_orders(|machine| {
+            let (both, one) = (Buffer::empty(dtype, n), Buffer::empty(dtype, n));
+            let (type_code, factors) = (code(dtype)?, [f.address(), g.address()]);
+            let [two, single] = [[a.address(), b.address(), both.address()], [a.address(), 0, one.address()]];
+            nn::mixture(machine, type_code, two, [n, example], factors)?;
+            nn::mixture(machine, type_code, single, [n, example], [factors[0], 0])?;
+            Ok(vec![both, one])
+        }) else {
+            return;
+        };
+        let (a, b, f, g) = (a.values(), b.values(), f.values(), g.values());
+        let scaled = |x: &[f64], f: &[f64]| x.iter().enumerate().map(|(i, x)| x * f[i / example]).collect::<Vec<_>>();
+        let (fa, gb) = (scaled(&a, &f), scaled(&b, &g));
+        let sum: Vec<_> = fa.iter().zip(&gb).map(|(a, b)| a + b).collect();
+        assert_close(&found[0], &sum, tolerance(dtype), &format!("{dtype:?}"));
+        assert_close(&found[1], &fa, tolerance(dtype), &format!("{dtype:?}"));
+    }
+}
+
+#[test]
+fn dropout_of_images_that_are_channels_last() {
+    let sizes @ [images, channels, plane] = [3, 7, 11];
+    let [n, step] = [images * channels * plane, channels];
+    let values = numbers(n, 1);
+    let x = Buffer::new(DType::F32, &laid(&values, sizes, Format::ChannelsLast));
+    let Some(found) = in_both_orders(|machine| {
+        let y = Buffer::empty(DType::F32, n);
+        let mask = Dropout { seed: 77, drop: 0.3, scale: 1.0 / (1.0 - 0.3), plane, step };
+        mask.of(machine, 0, [x.address(), y.address()], n)?;
+        Ok(vec![y])
+    }) else {
+        return;
+    };
+    let x = Tensor::new(values, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+    let expected = crate::nn::Mask { drop_p: 0.3, seed: 77 }.of(&x).unwrap().to_dtype(DType::F64).unwrap();
+    assert_eq!(in_planes(&found[0], sizes, Format::ChannelsLast), expected.to_vec1::<f64>().unwrap());
+}
+
 /// What [`normalise`] does.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "all of them are independent")]
 struct Case {
     dtype: DType,
     sizes: [usize; 3],
+    format: Format,
     residual: bool,
     relu: bool,
     centred: bool,
@@ -72,23 +139,25 @@ struct Case {
 
 #[test]
 fn batch_normalisation() {
-    for dtype in FLOATS {
-        for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4]].into_iter().enumerate() {
+    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
+        for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4], [3, 24, 50]].into_iter().enumerate() {
             // More channels than a block has threads: once will do.
             for bits in if sizes[1] > 256 { 3..4 } else { 0..8 } {
                 let [residual, relu, fixed] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let (centred, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
-                normalise(Case { dtype, sizes, residual, relu, centred, fixed, affine });
+                normalise(Case { dtype, sizes, format, residual, relu, centred, fixed, affine });
             }
         }
     }
 }
 
 fn normalise(case: Case) {
-    let Case { dtype, sizes: [images, channels, plane], residual, relu, centred, fixed, affine } = case;
+    let Case { dtype, sizes, format, residual, relu, centred, fixed, affine } = case;
+    let [images, channels, plane] = sizes;
     let n = images * channels * plane;
     let x: Vec<f64> = numbers(n, 1).into_iter().map(|x| x + 3.0).collect();
-    let [x, r, dy] = [&x, &numbers(n, 2), &numbers(n, 3)].map(|values| Buffer::new(dtype, values));
+    let images_of = |values: &[f64]| Buffer::new(dtype, &laid(values, sizes, format));
+    let [x, r, dy] = [images_of(&x), images_of(&numbers(n, 2)), images_of(&numbers(n, 3))];
     let ones: [Vec<f64>; 2] = [vec![1.0; channels], vec![0.0; channels]];
     let [weight, bias] = if affine { [numbers(channels, 4), numbers(channels, 5)] } else { ones };
     let [weight, bias] = [weight, bias].map(|values| Buffer::new(wide(dtype), &values));
@@ -96,14 +165,14 @@ fn normalise(case: Case) {
     let before = before.map(|values| Buffer::new(DType::F32, &values));
     let momentum = 0.1;
 
-    let Some(found) = in_both_orders(|machine| {
+    let Some(mut found) = in_both_orders(|machine| {
         let running = [&before[0], &before[1]].map(|buffer| Buffer::new(DType::F32, &buffer.values()));
         let [statistics, lines] = [(); 2].map(|()| Buffer::empty(DType::F64, 2 * channels));
         let [y, dx, dr] = [(); 3].map(|()| Buffer::empty(dtype, n));
         let [d_weight, d_bias] = [(); 2].map(|()| Buffer::empty(wide(dtype), channels));
         let on = |flag: bool, buffer: &Buffer| if flag { buffer.address() } else { 0 };
         let norm = Norm {
-            sizes: Channels { images, channels, plane },
+            sizes: Channels { images, channels, plane, format },
             eps: 1e-5,
             centred,
             relu,
@@ -130,7 +199,11 @@ fn normalise(case: Case) {
     };
 
     let norm = norm::Norm { channels, plane, eps: 1e-5, centred, relu };
-    let (x, r, dy, before) = (x.values(), r.values(), dy.values(), before.map(|buffer| buffer.values()));
+    for images in &mut found[..3] {
+        *images = in_planes(images, sizes, format);
+    }
+    let [x, r, dy] = [x, r, dy].map(|images| in_planes(&images.values(), sizes, format));
+    let before = before.map(|buffer| buffer.values());
     let affine = [weight.values(), bias.values()].concat();
     let given = Statistics { mean: before[0].clone(), var: before[1].clone() };
     let given = fixed.then_some(&given);
@@ -171,7 +244,7 @@ fn normalisation_hands_on_what_is_not_a_number() {
     for mut machine in machines() {
         let x = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
         let (statistics, y) = (Buffer::empty(DType::F64, 2), Buffer::empty(DType::F32, 4));
-        let sizes = Channels { images: 1, channels: 1, plane: 4 };
+        let sizes = Channels { images: 1, channels: 1, plane: 4, format: Format::Planes };
         let statistics = statistics.address();
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
         let norm = Norm { sizes, eps: 1e-5, centred: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
@@ -183,11 +256,12 @@ fn normalisation_hands_on_what_is_not_a_number() {
 
 #[test]
 fn biases() {
-    for dtype in FLOATS {
-        for [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7]] {
-            let (n, sizes) = (images * channels * plane, Channels { images, channels, plane });
+    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
+        for sizes @ [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7], [40, 72, 4]] {
+            let n = images * channels * plane;
             let (dtypes, bias) = ([code(dtype).unwrap(), 0], Buffer::new(DType::F32, &numbers(channels, 2)));
-            let Some(found) = in_both_orders(|machine| {
+            let Some(mut found) = in_both_orders(|machine| {
+                let sizes = Channels { images, channels, plane, format };
                 let (y, d_bias) = (Buffer::new(dtype, &numbers(n, 1)), Buffer::empty(DType::F32, channels));
                 nn::bias_back(machine, sizes, dtypes, [y.address(), d_bias.address()])?;
                 nn::bias(machine, sizes, dtypes, [y.address(), bias.address()])?;
@@ -195,13 +269,14 @@ fn biases() {
             }) else {
                 return;
             };
-            let (y, bias) = (Buffer::new(dtype, &numbers(n, 1)).values(), bias.values());
+            found[0] = in_planes(&found[0], sizes, format);
+            let (y, bias) = (in_planes(&Buffer::new(dtype, &numbers(n, 1)).values(), sizes, format), bias.values());
             let channel = |i: usize| i / plane % channels;
             let mut sums = vec![0.0; channels];
             y.iter().enumerate().for_each(|(i, y)| sums[channel(i)] += y);
             let shifted: Vec<_> = y.iter().enumerate().map(|(i, y)| y + bias[channel(i)]).collect();
-            assert_close(&found[0], &shifted, tolerance(dtype), &format!("{dtype:?}"));
-            assert_close(&found[1], &sums, 1e-5, &format!("{dtype:?}"));
+            assert_close(&found[0], &shifted, tolerance(dtype), &format!("{dtype:?}, {format:?}"));
+            assert_close(&found[1], &sums, 1e-5, &format!("{dtype:?}, {format:?}"));
         }
     }
 }
@@ -220,15 +295,19 @@ fn reference(x: &Buffer, shape: &[usize], dy: &[f64], f: impl Fn(&Tensor) -> Res
 fn pooling() {
     let sizes = [(2, 2, 0, [6, 8]), (3, 2, 1, [7, 9]), (3, 1, 1, [5, 4]), (2, 3, 0, [9, 8]), (4, 2, 2, [6, 5])];
     for (dtype, (kernel, stride, padding, input)) in FLOATS.into_iter().flat_map(|d| sizes.map(|s| (d, s))) {
-        for max in [false, true] {
+        for (max, format) in [false, true].into_iter().flat_map(|max| FORMATS.map(|format| (max, format))) {
             let output = input.map(|side| (side + 2 * padding - kernel) / stride + 1);
             let (planes, type_code) = (6, code(dtype).unwrap());
-            let pool = Pool { max, kernel, stride, padding, input, output, planes };
+            let step = if format == Format::Planes { 1 } else { 3 };
+            let pool = Pool { max, kernel, stride, padding, input, output, planes, step };
             let [n, m] = [input, output].map(|[a, b]| planes * a * b);
+            let [of_input, of_output] = [input, output].map(|[a, b]| [2, 3, a * b]);
             // Of few different values, so that windows have equals.
             let x: Vec<f64> = numbers(n, 1).into_iter().map(|x| (x * 4.0).round() / 4.0).collect();
-            let [x, dy] = [(&x, n), (&numbers(m, 2), m)].map(|(values, _)| Buffer::new(dtype, values));
-            let Some(found) = in_both_orders(|machine| {
+            let [x, dy] = [x, numbers(m, 2)].map(|values| Buffer::new(dtype, &values));
+            let Some(mut found) = in_both_orders(|machine| {
+                let laid = |x: &Buffer, sizes| Buffer::new(dtype, &laid(&x.values(), sizes, format));
+                let (x, dy) = (laid(&x, of_input), laid(&dy, of_output));
                 let (y, dx) = (Buffer::empty(dtype, m), Buffer::empty(dtype, n));
                 pool.forward(machine, type_code, [x.address(), y.address()])?;
                 pool.backward(machine, type_code, [x.address(), dy.address(), dx.address()])?;
@@ -236,6 +315,7 @@ fn pooling() {
             }) else {
                 return;
             };
+            found = vec![in_planes(&found[0], of_output, format), in_planes(&found[1], of_input, format)];
             let shape = [2, 3, input[0], input[1]];
             let expected = reference(&x, &shape, &dy.values(), |x| {
                 if max {
@@ -252,7 +332,8 @@ fn pooling() {
     let nan = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
     for mut machine in machines() {
         let y = Buffer::empty(DType::F32, 1);
-        let pool = Pool { max: true, kernel: 2, stride: 2, padding: 0, input: [2, 2], output: [1, 1], planes: 1 };
+        let (input, output) = ([2, 2], [1, 1]);
+        let pool = Pool { max: true, kernel: 2, stride: 2, padding: 0, input, output, planes: 1, step: 1 };
         pool.forward(&mut machine, 0, [nan.address(), y.address()]).unwrap();
         assert!(y.values()[0].is_nan());
     }
@@ -260,23 +341,48 @@ fn pooling() {
 
 #[test]
 fn means_of_planes() {
-    for dtype in FLOATS {
-        for [planes, plane] in [[12, 64], [9, 7], [1, 1]] {
-            let (sizes, type_code, n) = ([planes, plane], code(dtype).unwrap(), planes * plane);
+    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
+        for sizes @ [images, channels, plane] in [[4, 3, 64], [3, 3, 7], [1, 1, 1], [2, 300, 5]] {
+            let (planes, step) = (images * channels, if format == Format::Planes { 1 } else { channels });
+            let (means, type_code, n) = (Mean { planes, plane, step }, code(dtype).unwrap(), planes * plane);
             let [x, dy] = [(1, n), (2, planes)].map(|(seed, n)| Buffer::new(dtype, &numbers(n, seed)));
-            let Some(found) = in_both_orders(|machine| {
+            let Some(mut found) = in_both_orders(|machine| {
                 let (y, dx) = (Buffer::empty(dtype, planes), Buffer::empty(dtype, n));
-                nn::mean(machine, type_code, sizes, [x.address(), y.address()])?;
-                nn::mean_back(machine, type_code, sizes, [dy.address(), dx.address()])?;
+                let x = Buffer::new(dtype, &laid(&x.values(), sizes, format));
+                means.forward(machine, type_code, [x.address(), y.address()])?;
+                means.backward(machine, type_code, [dy.address(), dx.address()])?;
                 Ok(vec![y, dx])
             }) else {
                 return;
             };
+            found[1] = in_planes(&found[1], sizes, format);
             let expected = reference(&x, &[planes, plane], &dy.values(), |x| x.mean(1));
             for (found, expected) in found.iter().zip(&expected) {
-                assert_close(found, expected, tolerance(dtype), &format!("{dtype:?}, {sizes:?}"));
+                assert_close(found, expected, tolerance(dtype), &format!("{dtype:?}, {sizes:?}, {format:?}"));
             }
         }
+    }
+}
+
+#[test]
+fn weights_between_formats_and_types() {
+    let sizes @ [filters, channels, places] = [5, 300, 9];
+    for (from, to) in FLOATS.into_iter().flat_map(|from| FLOATS.map(|to| (from, to))) {
+        let values = numbers(filters * channels * places, 1);
+        let x = Buffer::new(from, &values);
+        let Some(found) = in_both_orders(|machine| {
+            let weight = Weight { filters, channels, places };
+            let [y, back] = [to, from].map(|dtype| Buffer::empty(dtype, values.len()));
+            let (there, home) = ([x.address(), y.address()], [y.address(), back.address()]);
+            weight.exchange(machine, [code(from)?, code(to)?], there, Format::ChannelsLast)?;
+            weight.exchange(machine, [code(to)?, code(from)?], home, Format::Planes)?;
+            Ok(vec![y, back])
+        }) else {
+            return;
+        };
+        let once = Buffer::new(to, &x.values()).values();
+        assert_eq!(in_planes(&found[0], sizes, Format::ChannelsLast), once, "{from:?} to {to:?}");
+        assert_eq!(found[1], Buffer::new(from, &once).values(), "{to:?} to {from:?}");
     }
 }
 
