@@ -11,6 +11,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=target/gpu
+# The tests that run on any device: not those of the compiler and of the allocator.
+tests="closed_forms compose cuda determinism errors gradient graph layers plain pytorch restore sgd state value variants"
 
 build() {
     local torch=../shared/peers/torch_step.py json stage
@@ -26,12 +28,9 @@ build() {
     cargo build --locked --release -p sam-examples --bins --features cudnn --message-format json >"$json"
     cargo test --locked --release -p sam-tests --tests --features sam-runtime/cudnn --no-run \
         --message-format json >>"$json"
-    python3 - "$json" <<'PY' | while read -r name file; do strip -o "$stage/$name" "$file"; done
+    python3 - "$json" "$tests" <<'PY' | while read -r name file; do strip -o "$stage/$name" "$file"; done
 import json, sys
-# Left out: those of the library itself, which run the kernels on a processor, and those of the variants, which have not
-# been made to run on another device than the CPU.
-tests = {"closed_forms", "compose", "cuda", "gradient", "graph", "large", "layers", "pytorch", "restore", "sgd", "state",
-         "value"}
+tests = {"large", *sys.argv[2].split()}
 for line in open(sys.argv[1]):
     message = json.loads(line)
     if not message.get("executable"):
@@ -65,9 +64,8 @@ emulated() {
         if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
         # Left out: what compares with convolutions of candle's, and what starts other processes.
         cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
-            -p sam-tests --features sam-runtime/cudnn --test cuda --test graph --test layers --test sgd --test gradient \
-            --test state --test restore --test closed_forms -- --skip of_candle --skip under_rust_backtrace \
-            --test-threads 1
+            -p sam-tests --features sam-runtime/cudnn $(printf -- '--test %s ' $tests) -- --skip of_candle \
+            --skip under_rust_backtrace --test-threads 1
     done
 }
 

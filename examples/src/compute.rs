@@ -19,7 +19,11 @@ pub struct Compute {
 
     /// Let products and convolutions of f32 round to TF32, on CUDA
     #[arg(long)]
-    pub tf32: bool,
+    tf32: bool,
+
+    /// Keep the channels of a pixel side by side, as tensor cores want them, on CUDA
+    #[arg(long)]
+    channels_last: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -41,11 +45,13 @@ pub struct Place {
     pub dtype: DType,
     /// Whether products of f32 may round to TF32.
     pub tf32: bool,
+    /// Whether images are channels last in memory.
+    pub channels_last: bool,
 }
 
 impl Place {
     /// f32 on the CPU.
-    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, tf32: false };
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, tf32: false, channels_last: false };
 
     /// Whether it is f32 on the CPU.
     #[must_use]
@@ -63,8 +69,9 @@ impl fmt::Display for Place {
             Device::Metal(_) => Some("metal"),
         };
         let dtype = (self.dtype != DType::F32).then(|| self.dtype.as_str());
-        let tf32 = (self.tf32 && device == Some("cuda")).then_some("tf32");
-        f.write_str(&[device, dtype, tf32].into_iter().flatten().collect::<Vec<_>>().join("-"))
+        let on_cuda = |flag: bool, name| (flag && device == Some("cuda")).then_some(name);
+        let (tf32, last) = (on_cuda(self.tf32, "tf32"), on_cuda(self.channels_last, "channels-last"));
+        f.write_str(&[device, dtype, tf32, last].into_iter().flatten().collect::<Vec<_>>().join("-"))
     }
 }
 
@@ -86,7 +93,8 @@ impl Compute {
             }
             Kind::Metal => Device::new_metal(0).context("cannot use the first Metal device: is there one?")?,
         };
-        Ok(Place { device, dtype: if self.bf16 { DType::BF16 } else { DType::F32 }, tf32: self.tf32 })
+        let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
+        Ok(Place { device, dtype, tf32: self.tf32, channels_last: self.channels_last })
     }
 }
 
@@ -98,7 +106,7 @@ mod tests {
     fn a_place_is_named_where_it_is_another() {
         assert!(Place::CPU.is_default());
         assert_eq!(Place { dtype: DType::BF16, ..Place::CPU }.to_string(), "bf16");
-        // There are no TF32 units on the CPU.
-        assert!(Place { tf32: true, ..Place::CPU }.is_default());
+        // There are no TF32 units on the CPU, and one order of images.
+        assert!(Place { tf32: true, channels_last: true, ..Place::CPU }.is_default());
     }
 }

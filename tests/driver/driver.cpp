@@ -115,10 +115,11 @@ static int stock(const char *full, void **a) {
   const std::map<std::string, double (*)(double, double)> binary = {
       {"badd", [](double x, double y) { return x + y; }}, {"bsub", [](double x, double y) { return x - y; }},
       {"bmul", [](double x, double y) { return x * y; }}, {"bdiv", [](double x, double y) { return x / y; }},
-      {"bmaximum", [](double x, double y) { return x > y ? x : y; }}};
+      {"bmaximum", [](double x, double y) { return x > y ? x : y; }}, {"bminimum", [](double x, double y) { return x < y ? x : y; }}};
   const std::map<std::string, double (*)(double, double)> compare = {
       {"eq", [](double x, double y) { return double(x == y); }}, {"ne", [](double x, double y) { return double(x != y); }},
-      {"ge", [](double x, double y) { return double(x >= y); }}, {"gt", [](double x, double y) { return double(x > y); }}};
+      {"ge", [](double x, double y) { return double(x >= y); }}, {"gt", [](double x, double y) { return double(x > y); }},
+      {"le", [](double x, double y) { return double(x <= y); }}, {"lt", [](double x, double y) { return double(x < y); }}};
   if (binary.count(op) || compare.count(op)) {
     size_t *info = P(size_t *, 2);
     for (size_t i = 0; i < numel; i++) {
@@ -148,6 +149,20 @@ static int stock(const char *full, void **a) {
   if (op.substr(0, 7) == "gather_") {
     int it = code_of(op.substr(7)); size_t sd = P(size_t, 5), id = P(size_t, 6), right = P(size_t, 7);
     for (size_t i = 0; i < numel; i++) put(P(void *, 3), t, i, get(P(void *, 2), t, (i / (right * id) * sd + size_t(get(P(void *, 1), it, i))) * right + i % right));
+    return 0;
+  }
+  if (op.substr(0, 3) == "is_") {
+    int it = code_of(op.substr(3)); size_t sd = P(size_t, 7), id = P(size_t, 8), right = P(size_t, 9);
+    for (size_t i = 0; i < numel; i++)
+      put(P(void *, 5), t, i, get(P(void *, 4), t, (i / (id * right) * sd + size_t(get(P(void *, 3), it, i / right % id))) * right + i % right));
+    return 0;
+  }
+  if (op.substr(0, 3) == "ia_") {
+    int it = code_of(op.substr(3)); size_t id = P(size_t, 1), left = P(size_t, 4), dd = P(size_t, 6), right = P(size_t, 7);
+    for (size_t i = 0; i < left * right; i++) for (size_t j = 0; j < id; j++) {
+      size_t si = (i / right * id + j) * right + i % right, di = (i / right * dd + size_t(get(P(void *, 0), it, j))) * right + i % right;
+      put(P(void *, 3), t, di, get(P(void *, 3), t, di) + get(P(void *, 2), t, si));
+    }
     return 0;
   }
   if (op.substr(0, 3) == "sa_") {
@@ -193,15 +208,19 @@ static int stock(const char *full, void **a) {
 static int reduce(const std::string &op, int t, unsigned blocks, void **a) {
   size_t n = P(size_t, 0), per = P(size_t, 1), nd = P(size_t, 2);
   size_t outs = op == "fast_sum_small" ? n : blocks;
+  bool place = op == "fast_argmax", largest = place || op == "fast_max";
   for (size_t o = 0; o < outs; o++) {
-    double s = op == "fast_max" ? -INFINITY : 0;
+    double s = largest ? -INFINITY : 0;
+    size_t where = 0;
     for (size_t k = 0; k < per; k++) {
       size_t i = o * per + k;
       if (op != "fast_sum_small" && i >= n) break;
       double x = get(P(void *, 4), t, at(i, nd, P(size_t *, 3)));
-      s = op == "fast_max" ? (x > s ? x : s) : s + x;
+      if (x > s) where = k;
+      s = largest ? (x > s ? x : s) : s + x;
     }
-    put(P(void *, 5), t, o, s);
+    if (place) put(P(void *, 5), 11, o, where);
+    else put(P(void *, 5), t, o, s);
   }
   return 0;
 }
@@ -221,7 +240,7 @@ int cuLaunchKernel(const char *name, unsigned gx, unsigned gy, unsigned gz, unsi
   }
   size_t u = n.rfind('_');
   std::string op = n.substr(0, u);
-  int rc = op == "fast_sum" || op == "fast_max" || op == "fast_sum_small" ? reduce(op, code_of(n.substr(u + 1)), gx, args) : stock(name, args);
+  int rc = op == "fast_sum" || op == "fast_max" || op == "fast_argmax" || op == "fast_sum_small" ? reduce(op, code_of(n.substr(u + 1)), gx, args) : stock(name, args);
   if (rc) { fprintf(stderr, "emulated driver: no kernel %s\n", name); abort(); }
   return 0;
 }

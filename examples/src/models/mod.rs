@@ -14,7 +14,7 @@ pub use architecture::{Architecture, NAMES, Skip};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 pub use init::Init;
-use sam_runtime::nn::Draws;
+use sam_runtime::nn::{self, Draws};
 
 use self::pyramid::Pyramid;
 use self::resnet::{ImageNet, ResNet};
@@ -32,6 +32,7 @@ pub struct Model<K: Kit = Ours> {
     draws: Draws,
     classes: usize,
     dtype: DType,
+    channels_last: bool,
 }
 
 /// A network without its last, linear layer.
@@ -115,7 +116,9 @@ impl<K: Kit + 'static> Model<K> {
             }
         };
         let head = K::linear(width, classes, vb.pp("head"))?;
-        Ok(Self { net, head, vars, draws, classes, dtype: place.dtype })
+        // On the CPU each layer would copy them back.
+        let channels_last = place.channels_last && place.device.is_cuda();
+        Ok(Self { net, head, vars, draws, classes, dtype: place.dtype, channels_last })
     }
 
     /// The network's variables.
@@ -148,7 +151,8 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If the images have another shape.
     pub fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.net.features(&x.to_dtype(self.dtype)?, train)
+        let x = x.to_dtype(self.dtype)?;
+        self.net.features(&if self.channels_last { nn::channels_last(&x)? } else { x }, train)
     }
 
     /// The logits (n, classes) of images (n, channels, height, width), in f32.

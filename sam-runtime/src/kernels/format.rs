@@ -51,7 +51,6 @@ impl Format {
     }
 
     /// A shape, with its dimensions in the order of the memory.
-    #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn shape_in_memory(self, shape: &Shape) -> Result<Shape> {
         match self {
             Self::Planes => Ok(shape.clone()),

@@ -100,10 +100,13 @@ pub(crate) fn number(beside: &Tensor, value: f64) -> Result<Tensor> {
     if beside.device().is_cpu() {
         return Tensor::new(value, &Device::Cpu);
     }
-    Tensor::new(value as f32, beside.device())?.to_dtype(wide(beside.dtype()))
+    match wide(beside.dtype()) {
+        DType::F64 => Tensor::new(value, beside.device()),
+        _ => Tensor::new(value as f32, beside.device()),
+    }
 }
 
-/// Σ a b over pairs of one shape and type, as a number on the device of the first. In f64 on the CPU.
+/// Σ a b over pairs of one shape and type, as a number on the device of the first. In f64 on the CPU and for f64.
 pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(pairs.iter().flat_map(|(a, b)| [*a, *b])) {

@@ -48,16 +48,12 @@ pub(super) trait Layer: Send + Sync + 'static {
 /// What a layer returns: the elements of a tensor of this shape.
 type Output = (Storage, Shape);
 
-/// The output, with its dimensions in the order of the memory, and that order.
-fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<(Output, Format)> {
+fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<Output> {
     #[cfg(feature = "cuda")]
     if args[0].device().is_cuda() {
-        let (storage, shape) = layer.cuda_forward(args)?;
-        let format = if shape.rank() == 4 { Format::of(&args[0]) } else { Format::Planes };
-        return Ok(((Storage::Cuda(storage), format.shape_in_memory(&shape)?), format));
+        return layer.cuda_forward(args).map(|(storage, shape)| (Storage::Cuda(storage), shape));
     }
-    let (storage, shape) = layer.forward(args)?;
-    Ok(((Storage::Cpu(storage), shape), Format::Planes))
+    layer.forward(args).map(|(storage, shape)| (Storage::Cpu(storage), shape))
 }
 
 fn backward(
@@ -77,8 +73,9 @@ fn backward(
 /// The output of a layer, as a part of the graph.
 pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     let values: Vec<Tensor> = args.iter().map(|arg| arg.detach()).collect();
-    let (output, format) = forward(&layer, &values)?;
-    let output = Mutex::new(Some(output));
+    let (storage, shape) = forward(&layer, &values)?;
+    let format = if shape.rank() == 4 { Format::of(&values[0]) } else { Format::Planes };
+    let output = Mutex::new(Some((storage, format.shape_in_memory(&shape)?)));
     let (mut edges, mut sources) = (Vec::new(), Vec::new());
     for arg in args {
         sources.push(match node_of(arg) {

@@ -47,9 +47,11 @@ impl When {
     /// Whether this step is one, given ‖g‖² at w. Moves the mean and the variance.
     pub(crate) fn after(self, square: f64, state: &mut State) -> bool {
         let Self::Sharp { steps, from, to, memory } = self else { return true };
-        let (mean, variance) = state.moments.unwrap_or((square, 0.0));
-        let mean = memory * mean + (1.0 - memory) * square;
-        let variance = memory * variance + (1.0 - memory) * (square - mean) * (square - mean);
+        // The first is its own mean, to the bit.
+        let (mean, variance) = state.moments.map_or((square, 0.0), |(mean, variance)| {
+            let mean = memory * mean + (1.0 - memory) * square;
+            (mean, memory * variance + (1.0 - memory) * (square - mean) * (square - mean))
+        });
         state.moments = Some((mean, variance));
         let done = (state.steps as f64 / steps as f64).min(1.0);
         square >= mean + ((1.0 - done) * from + done * to) * variance.sqrt()

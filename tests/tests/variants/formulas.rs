@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Scope, When, named};
 use sam_runtime::{Functional, Sam, sam};
-use sam_tests::{Net, gradient, values};
+use sam_tests::{Net, device, gradient, values};
 
 use crate::reference::*;
 
@@ -320,7 +320,7 @@ fn when() {
     assert_is(&Sam::ae_sam(STEPS), |w, step| {
         let g = step.g(w);
         let square = dot(&g, &g);
-        mean = Some(0.9 * mean.unwrap_or(square) + 0.1 * square);
+        mean = Some(mean.map_or(square, |mean| 0.9 * mean + 0.1 * square));
         let mu = mean.unwrap();
         variance = 0.9 * variance + 0.1 * (square - mu) * (square - mu);
         let done = step.number as f64 / STEPS as f64;
@@ -443,7 +443,7 @@ fn net_at(w: &[f64]) -> Net {
 #[test]
 fn sam_on() {
     let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, device());
     let scale = vb.pp("norm").get_with_hints(6, "weight", candle_nn::Init::Const(1.0)).unwrap();
     let shift = vb.pp("norm").get_with_hints(6, "bias", candle_nn::Init::Const(0.0)).unwrap();
     let head = candle_nn::linear(6, 2, vb.pp("head")).unwrap();
@@ -471,7 +471,7 @@ fn sam_on() {
 
 fn scale_var(on: &[Var], n: usize) {
     for var in on {
-        let slope = (Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap() * 0.1).unwrap();
+        let slope = (Tensor::arange(0f32, n as f32, device()).unwrap() * 0.1).unwrap();
         var.set(&(var.as_detached_tensor() + slope).unwrap()).unwrap();
     }
 }

@@ -1,8 +1,8 @@
 //! What the formulas are written in: flat vectors in f64, and plain gradients of a small network.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarMap;
-use sam_tests::{Net, batch, gradient, values};
+use sam_tests::{Net, batch, device, gradient, values};
 
 pub(crate) type Vector = Vec<f64>;
 
@@ -72,7 +72,7 @@ pub(crate) fn weights(net: &Net) -> Vector {
 
 pub(crate) fn set_weights(net: &Net, w: &[f64]) {
     for (var, part) in net.vars.iter().zip(PARTS) {
-        var.set(&Tensor::from_slice(&w[part], var.shape(), &Device::Cpu).unwrap()).unwrap();
+        var.set(&Tensor::from_slice(&w[part], var.shape(), device()).unwrap()).unwrap();
     }
 }
 
@@ -111,7 +111,7 @@ impl Step {
     /// The gradient of the mean loss of some of the examples.
     pub(crate) fn g_of(&self, w: &[f64], rows: &[usize]) -> Vector {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+        let rows = Tensor::new(rows, device()).unwrap();
         gradient_at(w, |net| net.loss(&self.x.index_select(&rows, 0)?, &self.y.index_select(&rows, 0)?))
     }
 }

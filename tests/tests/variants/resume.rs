@@ -1,10 +1,10 @@
 //! A run that was saved and loaded has the same bits as one that was not.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 use sam_runtime::Sam;
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_tests::Net;
+use sam_tests::{Net, device};
 
 use crate::promises::{Variant, all};
 use crate::reference::*;
@@ -92,7 +92,7 @@ fn what_is_no_state_is_refused_and_changes_nothing() {
     std::fs::write(file("cut"), &bytes[..bytes.len() / 2]).unwrap();
     names.save(file("weights")).unwrap();
     let other = VarMap::new();
-    other.data().lock().unwrap().insert("head.bias".into(), Var::zeros(2, DType::F64, &Device::Cpu).unwrap());
+    other.data().lock().unwrap().insert("head.bias".into(), Var::zeros(2, DType::F64, device()).unwrap());
     let twin = sam.clone();
     for (names, name, what) in [
         (&names, "none", "none"),

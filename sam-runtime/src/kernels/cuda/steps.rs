@@ -4,7 +4,7 @@ use candle_core::cuda::WrapErr;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::device::sam::{self, Entry, Metric};
-use super::super::device::{Machine, Memory};
+use super::super::device::{Machine, Memory, code};
 use super::super::{Move, Scaling, Slope, wide};
 use super::{Fresh, Place, device, place, with};
 use crate::gradient::Gradient;
@@ -54,23 +54,25 @@ pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
     with(device(first.var)?, |engine| sam::sgd(engine, params, &entries))
 }
 
-/// Σ a b, in f32, on the device.
+/// Σ a b, on the device.
 pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let Some((first, _)) = pairs.first() else { return Tensor::new(0f32, &Device::Cpu) };
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
-    let total = Fresh::new(device(first)?, DType::F32, ())?;
-    with(device(first)?, |engine| sam::dot(engine, &entries, total.address()?))?;
+    let (dtype, home) = (wide(first.dtype()), device(first)?);
+    let total = Fresh::new(home, dtype, ())?;
+    with(home, |engine| sam::dot(engine, &entries, code(dtype)?, total.address()?))?;
     total.tensor()
 }
 
 /// a ← α a + β b for each pair.
 pub(crate) fn mix(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
     let Some((first, _)) = pairs.first() else { return Ok(()) };
-    let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(DType::F32)?.to_device(first.device()));
+    let dtype = wide(first.dtype());
+    let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(dtype)?.to_device(first.device()));
     let (alpha, beta) = (alpha?, beta?);
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
-    let (alpha, beta) = (place(&alpha)?.address, place(&beta)?.address);
-    with(device(first)?, |engine| sam::mix(engine, &entries, alpha, beta))
+    let numbers = [place(&alpha)?.address, place(&beta)?.address];
+    with(device(first)?, |engine| sam::mix(engine, &entries, code(dtype)?, numbers))
 }
 
 fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {

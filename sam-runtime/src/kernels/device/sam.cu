@@ -373,9 +373,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_dot(const u64 *table, 
 }
 
 // The sum over all chunks, by one block.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, float *total) {
+extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, u32 type, void *total) {
   const double sum = over_memory<Add>(parts, chunks);
-  if (threadIdx.x == 0) *total = float(sum);
+  if (threadIdx.x == 0) write(total, type, 0, sum);
 }
 
 template <typename T> struct Mix {
@@ -396,12 +396,12 @@ template <typename T> struct Mix {
 };
 
 // a ← α a + β b
-extern "C" __global__ void __launch_bounds__(THREADS) sam_mix(const u64 *table, u32 count, const float *alpha,
-                                                              const float *beta) {
+extern "C" __global__ void __launch_bounds__(THREADS) sam_mix(const u64 *table, u32 count, u32 type, const void *alpha,
+                                                              const void *beta) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
     typedef Wide<T> W;
-    Mix<T> mix = {mine.pointer<T>(0), mine.pointer<const T>(1), W(*alpha), W(*beta)};
+    Mix<T> mix = {mine.pointer<T>(0), mine.pointer<const T>(1), W(read(alpha, type, 0)), W(read(beta, type, 0))};
     if (aligned(mix.a) && aligned(mix.b)) sweep<LANES<T>>(mine, mix);
     else sweep<1>(mine, mix);
   });

@@ -8,6 +8,7 @@ use super::{Buffer, Emulated, FLOATS, assert_close, machines, numbers, tolerance
 use crate::kernels::conv::{self, Conv, Side};
 use crate::kernels::format::Format;
 use crate::kernels::norm::{self, Statistics};
+use crate::kernels::wide;
 
 /// Runs this in both orders of threads and checks that what it returns has the same bits.
 fn in_both_orders(run: impl Fn(&mut Emulated) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
@@ -37,10 +38,6 @@ fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: Form
 /// Rows of so many columns, column by column.
 fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
-}
-
-fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { dtype } else { DType::F32 }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::super::sam::{Entry, Metric, dot, mix, perturb, sgd};
 use super::super::{Memory, code};
 use super::{Buffer, FLOATS, assert_close, machines, numbers, tolerance};
-use crate::kernels::{Scaling, Slope, generic, perturbed};
+use crate::kernels::{Scaling, Slope, generic, perturbed, wide};
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
 
@@ -233,16 +233,17 @@ fn products_and_mixtures_of_pairs() {
         for mut machine in machines() {
             let cases: Vec<_> = SIZES.iter().zip(1..).map(|(&n, seed)| Case::new(dtype, n, seed)).collect();
             let pair = |case: &Case| Entry { pointers: vec![case.w.address(), case.g.address()], ..case.entry() };
-            let (entries, total) = (cases.iter().map(pair).collect::<Vec<_>>(), Buffer::empty(DType::F32, 1));
-            dot(&mut machine, &entries, total.address()).unwrap();
+            let (entries, total) = (cases.iter().map(pair).collect::<Vec<_>>(), Buffer::empty(wide(dtype), 1));
+            let number = code(wide(dtype)).unwrap();
+            dot(&mut machine, &entries, number, total.address()).unwrap();
             let product = |c: &Case| c.w.values().iter().zip(c.g.values()).map(|(a, b)| a * b).sum::<f64>();
             let expected: f64 = cases.iter().map(product).sum();
-            assert_close(&total.values(), &[expected], 1e-6, "product");
+            assert_close(&total.values(), &[expected], if dtype == DType::F64 { 1e-14 } else { 1e-6 }, "product");
             products.push(bits(&total));
 
-            let [alpha, beta] = [0.75, -1.5].map(|x| Buffer::new(DType::F32, &[x]));
+            let [alpha, beta] = [0.75, -1.5].map(|x| Buffer::new(wide(dtype), &[x]));
             let before: Vec<_> = cases.iter().map(|case| case.w.values()).collect();
-            mix(&mut machine, &entries, alpha.address(), beta.address()).unwrap();
+            mix(&mut machine, &entries, number, [alpha.address(), beta.address()]).unwrap();
             for (case, before) in cases.iter().zip(before) {
                 let mixed: Vec<_> = before.iter().zip(case.g.values()).map(|(a, b)| 0.75 * a - 1.5 * b).collect();
                 assert_close(&case.w.values(), &mixed, tolerance(dtype), &format!("mixture, {dtype:?}"));
