@@ -76,7 +76,7 @@ print(":".join(sorted({os.path.dirname(f) for p in sys.path for f in glob.glob(p
 }
 
 measure() {
-    local work model batch flags compile failed=0 end=$((SECONDS + ${SECONDS_LEFT:-540}))
+    local work model batch flags compile order failed=0 end=$((SECONDS + ${SECONDS_LEFT:-540}))
     work=$(mktemp -d)
     python3 -c 'import sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$work"
@@ -123,10 +123,13 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
         if ! does "$([ -z "$compile" ] && echo figures || echo compiled)"; then continue; fi
         while read -r model batch; do
             for flags in --tf32 --bf16; do
-                if [ -z "$compile" ]; then
-                    note "ours $model $flags" "$work/bench" "$model" --batch "$batch" --device cuda "$flags" --iters 20
-                fi
                 # shellcheck disable=SC2086 # an empty flag is none
+                for order in "" --channels-last; do
+                    if [ -n "$compile" ]; then continue; fi
+                    note "ours $model $flags $order" "$work/bench" "$model" --batch "$batch" --device cuda "$flags" \
+                        $order --iters 20
+                done
+                # shellcheck disable=SC2086
                 note "torch $model $flags $compile" python3 "$bundle/torch_step.py" "$model" --batch "$batch" \
                     --device cuda --channels-last "$flags" --iters 20 $compile
             done
@@ -137,14 +140,14 @@ resnet18 512"
         note "torch wrn-16-4 --bf16 " python3 "$bundle/torch_step.py" wrn-16-4 --batch 128 --device cuda \
             --channels-last --bf16 --iters 20
         within 600 "$work/cifar" --data "$CIFAR" --model wrn-16-4 --only sam --seeds 1 --epochs 30 --augment --quiet \
-            --device cuda --bf16 --out "$work/run" || true
+            --device cuda --bf16 --channels-last --out "$work/run" || true
         sed 's/^/EPOCH /' "$work/run/log.jsonl" || true
     fi
 }
 
 table() {
     python3 - "$1" <<'PY'
-import json, statistics, sys
+import itertools, json, statistics, sys
 results, epochs, failed = {}, [], None
 for line in open(sys.argv[1]):
     if line.startswith("RESULT "):
@@ -172,15 +175,14 @@ def show(number):
 
 print("\ntest binaries that failed:", "not run" if failed is None else failed)
 print("SAM step in ms; overhead: SAM / (2 passes + optimizer); back: when the host is\n")
-row = "{:10} {:7} {:>8} {:>8} {:>9} {:>11} {:>14} {:>9} {:>8}".format
-print(row("network", "numbers", "ours", "PyTorch", "compiled", "ours/eager", "ours/compiled", "overhead", "back"))
-for model in ["wrn-28-10", "resnet18"]:
-    for flags in ["--tf32", "--bf16"]:
-        names = [f"ours {model} {flags}", f"torch {model} {flags}", f"torch {model} {flags} --compile"]
-        ours, eager, compiled = map(step, names)
-        line = results.get(names[0])
-        print(row(model, flags[2:], show(ours), show(eager), show(compiled), ratio(ours, eager),
-                  ratio(ours, compiled), show(line and line["sam_overhead"]), show(line and line["sam_enqueued_ms"])))
+row = "{:10} {:7} {:13} {:>8} {:>8} {:>9} {:>11} {:>14} {:>9} {:>8}".format
+print(row("network", "numbers", "images", "ours", "PyTorch", "compiled", "ours/eager", "ours/compiled", "overhead", "back"))
+for model, flags, order in itertools.product(["wrn-28-10", "resnet18"], ["--tf32", "--bf16"], ["", "--channels-last"]):
+    names = [f"ours {model} {flags} {order}".strip(), f"torch {model} {flags}", f"torch {model} {flags} --compile"]
+    ours, eager, compiled = map(step, names)
+    line = results.get(names[0])
+    print(row(model, flags[2:], order[2:] or "planes", show(ours), show(eager), show(compiled), ratio(ours, eager),
+              ratio(ours, compiled), show(line and line["sam_overhead"]), show(line and line["sam_enqueued_ms"])))
 for name in results:
     if name.startswith("arithmetic") and results[name]:
         print(name, "of a copy's pace:", round(results[name]["of_copy"], 3))

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
 };
 
 use crate::kernels::wide;
@@ -126,13 +126,17 @@ pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
 
 /// A loss of this value whose gradient is this one, scaled by whatever is done to the loss afterwards.
 ///
-/// A custom operation has few inputs, so the value passes through one for each variable.
+/// A custom operation has three inputs at most, so the value passes through one for every two variables.
 pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<Tensor> {
     let mut loss = value.copy()?.detach();
     let known = Arc::new(OnceLock::new());
-    for (var, grad) in &gradient {
-        let known = Known(Arc::clone(&known));
-        loss = loss.apply_op2(var, Surrogate { grad: grad.clone(), _known: known })?;
+    for pair in gradient.chunks(2) {
+        let grads = pair.iter().map(|(_, grad)| grad.clone()).collect();
+        let surrogate = Surrogate { grads, _known: Known(Arc::clone(&known)) };
+        loss = match pair {
+            [(a, _), (b, _)] => loss.apply_op3(a, b, surrogate)?,
+            _ => loss.apply_op2(&pair[0].0, surrogate)?,
+        };
     }
     if !gradient.is_empty() {
         all_known().insert(*known.get_or_init(|| loss.id()), gradient);
@@ -164,29 +168,39 @@ impl Drop for Known {
     }
 }
 
-/// (loss, w) ↦ loss, with d/dw = `grad`.
+/// (loss, w, ..) ↦ loss, with a given gradient of each w.
 struct Surrogate {
-    grad: Tensor,
+    grads: Vec<Tensor>,
     _known: Known,
+}
+
+/// What is handed on of the loss, on any device.
+fn pass<S: BackendStorage>(loss: &S, layout: &Layout) -> Result<(S, Shape)> {
+    Ok((loss.try_clone(layout)?, layout.shape().clone()))
+}
+
+impl Surrogate {
+    const NAME: &str = "sam-surrogate";
+
+    fn of(&self, place: usize, var: &Tensor, outer: &Tensor) -> Result<Option<Tensor>> {
+        let grad = &self.grads[place];
+        let handed = scaled(grad, outer)?;
+        // Whoever takes it may write over it, and this loss may be gone through again.
+        hand_over(var, if handed.id() == grad.id() && is_taken() { handed.copy()? } else { handed })
+    }
 }
 
 impl CustomOp2 for Surrogate {
     fn name(&self) -> &'static str {
-        "sam-surrogate"
+        Self::NAME
     }
 
     fn cpu_fwd(&self, loss: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+        pass(loss, layout)
     }
 
-    fn cuda_fwd(
-        &self,
-        loss: &CudaStorage,
-        layout: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+    fn cuda_fwd(&self, loss: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        pass(loss, at)
     }
 
     fn metal_fwd(
@@ -196,14 +210,64 @@ impl CustomOp2 for Surrogate {
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        Ok((loss.try_clone(layout)?, layout.shape().clone()))
+        pass(loss, layout)
     }
 
     fn bwd(&self, _: &Tensor, var: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = scaled(&self.grad, outer)?;
-        // Whoever takes it may write over it, and this loss may be gone through again.
-        let grad = if grad.id() == self.grad.id() && is_taken() { grad.copy()? } else { grad };
-        Ok((Some(outer.clone()), hand_over(var, grad)?))
+        Ok((Some(outer.clone()), self.of(0, var, outer)?))
+    }
+}
+
+impl CustomOp3 for Surrogate {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        loss: &CpuStorage,
+        layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        pass(loss, layout)
+    }
+
+    fn cuda_fwd(
+        &self,
+        loss: &CudaStorage,
+        layout: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        pass(loss, layout)
+    }
+
+    fn metal_fwd(
+        &self,
+        loss: &MetalStorage,
+        layout: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        pass(loss, layout)
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        outer: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(outer.clone()), self.of(0, a, outer)?, self.of(1, b, outer)?))
     }
 }
 

@@ -31,6 +31,9 @@ impl Format {
 
     /// `x` in this format: itself if it is, else a copy.
     pub(crate) fn arrange(self, x: &Tensor) -> Result<Tensor> {
+        if Self::of_layout(x.layout()) == Some(self) {
+            return Ok(x.clone());
+        }
         self.named(&self.in_memory(x)?.contiguous()?)
     }
 
@@ -71,6 +74,11 @@ mod tests {
         let last = Format::ChannelsLast.arrange(&x)?;
         assert_eq!((last.dims(), last.stride()), (x.dims(), &[60, 1, 15, 3][..]));
         assert_eq!(last.flatten_all()?.to_vec1::<f32>()?, x.flatten_all()?.to_vec1::<f32>()?);
+        assert_eq!(
+            Format::ChannelsLast.arrange(&last)?.id(),
+            last.id(),
+            "itself, not a view: that has another gradient"
+        );
         let of = |x: &Tensor| Format::of_layout(x.layout());
         assert_eq!((of(&x), of(&last)), (Some(Format::Planes), Some(Format::ChannelsLast)));
         assert_eq!(of(&last.narrow(0, 1, 1)?), Some(Format::ChannelsLast), "a part of the images");

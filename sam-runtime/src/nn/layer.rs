@@ -219,12 +219,12 @@ impl Backward {
         }
         let sources = self.node.sources.iter().filter(|source| source.needs_gradient()).skip(self.begin);
         let (before, edges) = inputs.split_at(usize::from(self.chained));
-        let mut returned: Vec<_> = before.iter().map(|input| input.zeros_like().map(Some)).collect::<Result<_>>()?;
+        let mut returned: Vec<_> = before.iter().map(|mark| Some(mark.detach())).collect();
         for ((source, edge), gradient) in sources.zip(edges).zip(mine) {
             returned.push(match (source, gradient) {
                 (Source::Layer(node), gradient) => {
                     gradient.map(|gradient| node.add(gradient)).transpose()?;
-                    Some(edge.zeros_like()?)
+                    Some(edge.detach())
                 }
                 (_, Some(gradient)) => hand_over(edge, gradient)?,
                 (_, None) => Some(edge.zeros_like()?),
@@ -234,6 +234,7 @@ impl Backward {
     }
 }
 
+/// A node's tensor: 0, which is its gradient as well.
 fn mark() -> (CpuStorage, Shape) {
     (CpuStorage::F32(vec![0.0]), Shape::from(1))
 }
@@ -372,6 +373,6 @@ impl CustomOp1 for Reveal {
         if let Some(joined) = &self.joined {
             joined.node.add(joined.format.named(dy)?)?;
         }
-        node.zeros_like().map(Some)
+        Ok(Some(node.detach()))
     }
 }
