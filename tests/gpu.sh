@@ -60,13 +60,17 @@ emulated() {
     export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
     eval "$(../shared/tools/cuda-env.sh)"
     export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir" SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
+    run() {
+        cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
+            -p sam-tests --features sam-runtime/cudnn "$@" --test-threads 1
+    }
     for convolutions in patches cudnn; do
         if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
         # Left out: what compares with convolutions of candle's, and what starts other processes.
-        cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
-            -p sam-tests --features sam-runtime/cudnn $(printf -- '--test %s ' $tests) -- --skip of_candle \
-            --skip under_rust_backtrace --test-threads 1
+        # shellcheck disable=SC2046,SC2086 # names without spaces
+        run $(printf -- '--test %s ' $tests) -- --skip of_candle --skip under_rust_backtrace
     done
+    EMULATED_TRACE=$dir/trace run --test cuda -- --exact a_step_waits_for_nothing
 }
 
 # NVIDIA's libraries, where pip, the driver and a toolkit put them.

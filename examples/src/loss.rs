@@ -96,7 +96,7 @@ impl Objective<'_> {
         }
         let mut decayed = loss.clone();
         for (_, var) in trained(self.model) {
-            decayed = (decayed + nn::l2_penalty(&var, self.decay)?)?;
+            decayed = nn::add(&decayed, &nn::l2_penalty(&var, self.decay)?)?;
         }
         Ok((decayed, loss))
     }

@@ -5,11 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
+use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
 };
 
 use crate::kernels::wide;
+use crate::nn::backward_through_layers;
 use crate::{Error, Pass};
 
 /// The variables that a loss depends on, each with its gradient: in the order of the graph, which is that of the
@@ -18,7 +20,8 @@ pub(crate) type Gradient = Vec<(Var, Tensor)>;
 
 /// ∇L, as buffers of its own: whoever holds it holds no activation, and may write over them.
 pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
-    let (mut grads, mut direct) = Direct::during(|| loss.backward())?;
+    let backward = || if backward_through_layers(loss)? { Ok(GradStore::default()) } else { loss.backward() };
+    let (mut grads, mut direct) = Direct::during(backward)?;
     let mut gradient = Vec::new();
     let mut seen = HashSet::new();
     for node in loss.sorted_nodes() {

@@ -5,7 +5,7 @@
 //
 // Fresh memory is full of NaN. What is written behind a buffer, freed twice, or launched and not known aborts. Blocks and
 // threads run in ascending and descending order by turns. With EMULATED_CUDNN set there are convolutions by cuDNN, without
-// every way is refused.
+// every way is refused. EMULATED_TRACE names a file for a line of everything that a device would be asked for.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -23,6 +23,11 @@ static const Entry entries[] = {
 static std::recursive_mutex lock;
 static std::map<ull, size_t> sizes;
 static long launches = 0;
+#define TRACE(...) do { if (trace()) { fprintf(trace(), __VA_ARGS__); fflush(trace()); } } while (0)
+static FILE *trace() {
+  static FILE *file = getenv("EMULATED_TRACE") ? fopen(getenv("EMULATED_TRACE"), "w") : nullptr;
+  return file;
+}
 // ---- the driver ----
 
 extern "C" {
@@ -34,7 +39,7 @@ int cuDevicePrimaryCtxRetain(void **c, int) { *c = (void *)16; return 0; }
 OK(cuDevicePrimaryCtxRelease_v2, int)
 int cuCtxGetCurrent(void **c) { *c = (void *)16; return 0; }
 OK(cuCtxSetCurrent, void *)
-OK(cuCtxSynchronize)
+int cuCtxSynchronize() { TRACE("wait\n"); return 0; }
 int cuDeviceGetAttribute(int *v, int a, int) { *v = a == 75 ? 9 : a == 76 ? 0 : 1; return 0; }
 int cuDeviceGetDefaultMemPool(void **p, int) { *p = (void *)32; return 0; }
 int cuMemPoolSetAttribute(void *, int a, void *v) { return a == 4 && *(ull *)v == ~0ull ? 0 : 1; }
@@ -56,18 +61,18 @@ int cuMemAllocAsync(ull *p, size_t n, void *) { return alloc(p, n); }
 int cuMemAlloc_v2(ull *p, size_t n) { return alloc(p, n); }
 int cuMemFreeAsync(ull p, void *) { return release(p); }
 int cuMemFree_v2(ull p) { return release(p); }
-int cuMemcpyHtoDAsync_v2(ull d, const void *s, size_t n, void *) { memcpy((void *)d, s, n); return 0; }
-int cuMemcpyDtoHAsync_v2(void *d, ull s, size_t n, void *) { memcpy(d, (void *)s, n); return 0; }
-int cuMemcpyDtoDAsync_v2(ull d, ull s, size_t n, void *) { memmove((void *)d, (void *)s, n); return 0; }
-int cuMemsetD8Async(ull d, unsigned char v, size_t n, void *) { memset((void *)d, v, n); return 0; }
-OK(cuStreamSynchronize, void *)
+int cuMemcpyHtoDAsync_v2(ull d, const void *s, size_t n, void *) { TRACE("to the device %zu\n", n); memcpy((void *)d, s, n); return 0; }
+int cuMemcpyDtoHAsync_v2(void *d, ull s, size_t n, void *) { TRACE("to the host %zu\n", n); memcpy(d, (void *)s, n); return 0; }
+int cuMemcpyDtoDAsync_v2(ull d, ull s, size_t n, void *) { TRACE("copy %zu\n", n); memmove((void *)d, (void *)s, n); return 0; }
+int cuMemsetD8Async(ull d, unsigned char v, size_t n, void *) { TRACE("set %zu\n", n); memset((void *)d, v, n); return 0; }
+int cuStreamSynchronize(void *) { TRACE("wait\n"); return 0; }
 OK(cuStreamWaitEvent, void *, void *, unsigned)
 int cuStreamIsCapturing(void *, int *s) { *s = 0; return 0; }
 OK(cuStreamDestroy_v2, void *)
 int cuEventCreate(void **e, unsigned) { *e = (void *)48; return 0; }
 OK(cuEventDestroy_v2, void *)
 OK(cuEventRecord, void *, void *)
-OK(cuEventSynchronize, void *)
+int cuEventSynchronize(void *) { TRACE("wait\n"); return 0; }
 OK(cuEventQuery, void *)
 int cuEventElapsedTime(float *t, void *, void *) { *t = 1; return 0; }
 int cuEventElapsedTime_v2(float *t, void *, void *) { *t = 1; return 0; }
@@ -230,6 +235,7 @@ extern "C" {
 int cuLaunchKernel(const char *name, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned, unsigned, unsigned, void *, void **args, void **) {
   std::lock_guard<std::recursive_mutex> g(lock);
   launches++;
+  TRACE("%s on %u\n", name, gx);
   std::string n = name;
   if (n.substr(0, 4) == "sam_" || n.substr(0, 3) == "nn_") {
     unsigned count = 0;
@@ -326,7 +332,7 @@ static int conv(int kind, const void *al, const void *be, Desc *x, void *X, Desc
   memset(ws, 1, wn);
   return 0;
 }
-int cudnnConvolutionForward(void *, const void *al, Desc *x, void *X, Desc *w, void *W, Desc *c, int algo, void *ws, size_t wn, const void *be, Desc *y, void *Y) { return algo == 1 ? 3000 : conv(0, al, be, x, X, w, W, c, y, Y, ws, wn); }
-int cudnnConvolutionBackwardData(void *, const void *al, Desc *w, void *W, Desc *y, void *Y, Desc *c, int, void *ws, size_t wn, const void *be, Desc *x, void *X) { return conv(1, al, be, x, X, w, W, c, y, Y, ws, wn); }
-int cudnnConvolutionBackwardFilter(void *, const void *al, Desc *x, void *X, Desc *y, void *Y, Desc *c, int, void *ws, size_t wn, const void *be, Desc *w, void *W) { return conv(2, al, be, x, X, w, W, c, y, Y, ws, wn); }
+int cudnnConvolutionForward(void *, const void *al, Desc *x, void *X, Desc *w, void *W, Desc *c, int algo, void *ws, size_t wn, const void *be, Desc *y, void *Y) { TRACE("convolution forward\n"); return algo == 1 ? 3000 : conv(0, al, be, x, X, w, W, c, y, Y, ws, wn); }
+int cudnnConvolutionBackwardData(void *, const void *al, Desc *w, void *W, Desc *y, void *Y, Desc *c, int, void *ws, size_t wn, const void *be, Desc *x, void *X) { TRACE("convolution backward data\n"); return conv(1, al, be, x, X, w, W, c, y, Y, ws, wn); }
+int cudnnConvolutionBackwardFilter(void *, const void *al, Desc *x, void *X, Desc *y, void *Y, Desc *c, int, void *ws, size_t wn, const void *be, Desc *w, void *W) { TRACE("convolution backward filter\n"); return conv(2, al, be, x, X, w, W, c, y, Y, ws, wn); }
 }

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder, VarMap};
+use candle_nn::{Conv2dConfig, Module, ModuleT, Optimizer, VarBuilder, VarMap};
+use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Sam, nn, not_finite_steps};
 use sam_tests::{bits, copy, device, tensor, values};
 
@@ -55,7 +56,7 @@ impl Net {
         let y = nn::add(&self.norm.forward_add_relu(&y, &y, true)?, &self.norm.forward_t(&y, true)?)?;
         let y = nn::max_pool2d(&self.strided.forward(&y)?, 3, 2, 1)?;
         let logits = self.head.forward(&nn::relu(&nn::global_avg_pool2d(&y)?)?)?;
-        nn::cross_entropy_smoothed(&logits.to_dtype(self.norm.running_mean().dtype())?, labels, 0.1)
+        nn::cross_entropy_smoothed(&nn::to_dtype(&logits, self.norm.running_mean().dtype())?, labels, 0.1)
     }
 
     /// The loss of a SAM step, the gradients and the running statistics.
@@ -129,6 +130,36 @@ fn layers_keep_channels_last() {
     }
     let pooled = nn::max_pool2d(&e, 2, 2, 0).unwrap();
     assert_eq!((pooled.dims(), pooled.stride()), (&[4, 8, 4, 4][..], &[128, 1, 32, 8][..]));
+}
+
+/// On the driver that is none: what a step asks of the device is in a file.
+#[test]
+fn a_step_waits_for_nothing() {
+    let (Some(cuda), Some(trace)) = (cuda(), std::env::var_os("EMULATED_TRACE")) else {
+        eprintln!("skipped: only a driver that writes down what it is asked for can tell");
+        return;
+    };
+    let net = Net::new(DType::F32, cuda);
+    let vars = net.named().into_iter().filter(|(name, _)| !name.contains("running")).map(|(_, var)| var).collect();
+    let (sam, mut sgd) = (Sam::new(0.1), Sgd::new(vars, ParamsSgd { momentum: 0.9, ..Default::default() }).unwrap());
+    for dtype in [DType::F32, DType::BF16] {
+        let x = nn::channels_last(&tensor(&[6, 3, 8, 8], DType::F32, 1).to_dtype(dtype).unwrap()).unwrap();
+        let labels = Tensor::zeros(6, DType::I64, cuda).unwrap();
+        let mut step = || sgd.backward_step(&sam.loss(|| net.loss(&x, &labels)).unwrap()).unwrap();
+        // cuDNN's ways are timed, and what stays is allocated.
+        step();
+        let before = std::fs::read_to_string(&trace).unwrap().lines().count();
+        step();
+        let step = std::fs::read_to_string(&trace).unwrap();
+        let step: Vec<_> = step.lines().skip(before).collect();
+        assert!(step.iter().any(|line| line.starts_with("sam_climb on")), "{step:?}");
+        // Neither waits, nor words to and from the host, nor candle's sums with zeros. In each of the two passes there is
+        // one constant, the loss's own gradient, and the norm's two variables are used three times.
+        for (other, most) in [("wait", 0), ("to the", 0), ("const_set", 2), ("badd", 8)] {
+            let found: Vec<_> = step.iter().filter(|line| line.starts_with(other)).collect();
+            assert!(found.len() <= most, "{dtype:?}: {found:?}");
+        }
+    }
 }
 
 /// Memory that begins anywhere, which cuDNN's ways are not made for.

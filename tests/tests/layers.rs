@@ -509,6 +509,58 @@ fn images_that_are_channels_last() {
     assert!(nn::channels_last(&inputs[2]).is_err(), "no images");
 }
 
+/// Where all is of layers their gradients go back without candle: to the same bits, also where variables are shared.
+#[test]
+fn the_way_back_without_candle_is_that_of_candle() {
+    let (bn, stock) = norms(8, BatchNormConfig::default(), DType::F32, 9);
+    drop(stock);
+    let shapes: [&[usize]; 5] = [&[8, 3, 3, 3], &[8], &[8, 8, 3, 3], &[5, 8], &[5]];
+    let vars: Vec<Var> = shapes
+        .iter()
+        .zip(2..)
+        .map(|(shape, seed)| Var::from_tensor(&tensor(shape, DType::F32, seed)).unwrap())
+        .collect();
+    let x = tensor(&[4, 3, 6, 6], DType::F32, 1);
+    let labels = Tensor::new(&[0u8, 4, 2, 1], device()).unwrap();
+    let loss = |scaled: bool| -> Result<Tensor> {
+        let config = Conv2dConfig { padding: 1, ..Default::default() };
+        let conv = |x: &Tensor, w: usize, b: Option<usize>| {
+            nn::Conv2d::new(vars[w].as_tensor().clone(), b.map(|b| vars[b].as_tensor().clone()), config).forward(x)
+        };
+        let mut x = bn.forward_relu(&conv(&x, 0, Some(1))?, true)?;
+        for _ in 0..3 {
+            x = nn::add(&nn::relu(&conv(&x, 2, Some(1))?)?, &x)?;
+        }
+        let features = nn::global_avg_pool2d(&nn::add(&nn::add(&x, &x)?, &x)?)?;
+        let head = nn::Linear::new(vars[3].as_tensor().clone(), Some(vars[4].as_tensor().clone()));
+        let logits = nn::to_dtype(&head.forward(&features)?, DType::F64)?;
+        let mut loss = nn::to_dtype(&nn::cross_entropy(&logits, &labels)?, DType::F32)?;
+        for var in &vars {
+            loss = nn::add(&loss, &nn::l2_penalty(var, 0.01)?)?;
+        }
+        if scaled { loss * 1.0 } else { Ok(loss) }
+    };
+    let (ours, candle) = (nn::backward(&loss(false).unwrap()).unwrap(), loss(false).unwrap().backward().unwrap());
+    let partly = nn::backward(&loss(true).unwrap()).unwrap();
+    let (weight, bias) = bn.weight_and_bias().unwrap();
+    for var in vars.iter().map(Var::as_tensor).chain([weight, bias]) {
+        let expected = bits(candle.get(var).unwrap());
+        assert_eq!(bits(ours.get(var).unwrap()), expected, "{:?}", var.dims());
+        assert_eq!(bits(partly.get(var).unwrap()), expected, "{:?}", var.dims());
+    }
+}
+
+#[test]
+fn a_penalty_is_half_a_square() {
+    for (dtype, tolerance) in [(DType::F64, 1e-14), (DType::F32, 1e-6)] {
+        let w = tensor(&[40, 1000], dtype, 1);
+        let (y, grads) = run(|t| nn::l2_penalty(&t[0], 0.3), std::slice::from_ref(&w), 2);
+        let expected = 0.15 * values(&w).iter().map(|w| w * w).sum::<f64>();
+        assert!((values(&y)[0] - expected).abs() <= tolerance * expected, "{y} and {expected}");
+        close(&grads[0], &(&w * 0.3).unwrap(), tolerance).unwrap();
+    }
+}
+
 /// The variables of both crates have the same names and shapes.
 #[test]
 fn checkpoints_go_both_ways() {

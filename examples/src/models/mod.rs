@@ -160,7 +160,7 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If the images have another shape, or are elsewhere than the network.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.head.forward(&self.features(x, train)?)?.to_dtype(DType::F32)
+        nn::to_dtype(&self.head.forward(&self.features(x, train)?)?, DType::F32)
     }
 
     /// The mean cross-entropy of images and labels (n), in training.

@@ -1,15 +1,17 @@
-//! ReLU and sums: what is done to each element by itself.
+//! ReLU, sums and conversions: what is done to each element by itself.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, Result, Shape, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::layer::{Layer, apply};
-use super::{ready, ready_beside};
+use super::{ready, ready_beside, without_gaps};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
+use crate::kernels::format::Format;
 use crate::kernels::is_known;
 
 /// Elements that one thread takes at a time.
@@ -120,6 +122,66 @@ impl Layer for Add {
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
         cuda::add(&args[0], &args[1])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.backward(args, wanted, y, dy)
+    }
+}
+
+/// `x.to_dtype(dtype)`, as a layer: a network whose last logits are in f32 and the others in bf16 is all of layers with it.
+///
+/// # Errors
+/// If one of the types is not that of floats.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use sam_runtime::nn;
+///
+/// # fn main() -> Result<()> {
+/// let x = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
+/// assert_eq!(nn::to_dtype(&x, DType::BF16)?.dtype(), DType::BF16);
+/// # Ok(())
+/// # }
+/// ```
+pub fn to_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype || !is_known(x.device()) {
+        return x.to_dtype(dtype);
+    }
+    if !x.dtype().is_float() || !dtype.is_float() {
+        candle_core::bail!("expected types of floats, found {:?} and {dtype:?}", x.dtype())
+    }
+    apply(Cast(dtype), &[&without_gaps(x)?])
+}
+
+struct Cast(DType);
+
+impl Layer for Cast {
+    fn name(&self) -> &'static str {
+        "to-dtype"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        match &*args[0].storage_and_layout().0 {
+            Storage::Cpu(x) => Ok((x.to_dtype(args[0].layout(), self.0)?, args[0].shape().clone())),
+            _ => candle_core::bail!("expected a tensor on the CPU"),
+        }
+    }
+
+    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let format = Format::of(dy);
+        let dx = format.in_memory(&dy.detach())?.to_dtype(args[0].dtype())?;
+        Ok(vec![Some(format.named(&dx)?)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        let x = Format::of(&args[0]).in_memory(&args[0])?;
+        match &*x.storage_and_layout().0 {
+            Storage::Cuda(storage) => Ok((storage.to_dtype(x.layout(), self.0)?, args[0].shape().clone())),
+            _ => candle_core::bail!("expected a tensor on a CUDA device"),
+        }
     }
 
     #[cfg(feature = "cuda")]

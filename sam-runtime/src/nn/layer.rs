@@ -8,7 +8,7 @@
 //!
 //! What a backward pass has left when an error broke it off stays in the nodes: such a graph is to be dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -86,7 +86,7 @@ pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
             }
             None => {
                 edges.push((*arg).clone());
-                Source::Other
+                if arg.is_variable() { Source::Variable((*arg).clone()) } else { Source::Other }
             }
         });
     }
@@ -147,7 +147,8 @@ struct Node {
 enum Source {
     Constant,
     Layer(Arc<Node>),
-    /// A variable, or an operation of candle's.
+    Variable(Tensor),
+    /// An operation of candle's.
     Other,
 }
 
@@ -174,6 +175,20 @@ impl Node {
         Ok(())
     }
 
+    /// Puts the nodes that this one depends on, and then itself, behind those that are there. Whether they are all.
+    fn find(self: &Arc<Self>, seen: &mut HashSet<*const Self>, order: &mut Vec<Arc<Self>>) -> bool {
+        if !seen.insert(Arc::as_ptr(self)) {
+            return true;
+        }
+        let known = self.sources.iter().all(|source| match source {
+            Source::Layer(node) => node.find(seen, order),
+            Source::Constant | Source::Variable(_) => true,
+            Source::Other => false,
+        });
+        order.push(Arc::clone(self));
+        known
+    }
+
     /// The gradients of all edges.
     fn backward(&self) -> Result<Vec<Option<Tensor>>> {
         let Some(y) = self.output.get() else {
@@ -187,6 +202,30 @@ impl Node {
         };
         Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())
     }
+}
+
+/// Sends the gradient of a loss back to the variables, if there is nothing of candle's between: in the order that candle
+/// would take, without its tensors of zeros, each of which is a word to the device. Whether that was so.
+pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<bool> {
+    let Some((_, last)) = node_of(loss) else { return Ok(false) };
+    let mut order = Vec::new();
+    if !last.find(&mut HashSet::new(), &mut order) {
+        return Ok(false);
+    }
+    last.add(loss.ones_like()?)?;
+    for node in order.iter().rev() {
+        let sources = node.sources.iter().filter(|source| source.needs_gradient());
+        for (source, gradient) in sources.zip(node.backward()?) {
+            match (source, gradient) {
+                (Source::Layer(node), Some(gradient)) => node.add(gradient)?,
+                (Source::Variable(var), gradient) => {
+                    hand_over(var, gradient.map_or_else(|| var.zeros_like(), Ok)?)?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(true)
 }
 
 impl Source {
@@ -374,5 +413,24 @@ impl CustomOp1 for Reveal {
             joined.node.add(joined.format.named(dy)?)?;
         }
         Ok(Some(node.detach()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::nn::relu;
+
+    #[test]
+    fn the_way_back_is_ours_where_all_is_of_layers() -> Result<()> {
+        let w = Var::new(&[1f32, -2.], &Device::Cpu)?;
+        let loss = add(&relu(&w)?, &w)?;
+        assert!(backward_through_layers(&loss)?);
+        assert!(!backward_through_layers(&(&loss * 2.0)?)?, "an operation of candle's behind");
+        assert!(!backward_through_layers(&relu(&(w.as_tensor() * 2.0)?)?)?, "and before");
+        assert!(!backward_through_layers(&w)?, "no layer");
+        Ok(())
     }
 }

@@ -32,7 +32,8 @@ pub use draws::Draws;
 pub use dropout::Dropout;
 #[cfg(test)]
 pub(crate) use dropout::Mask;
-pub use elementwise::{add, relu};
+pub use elementwise::{add, relu, to_dtype};
+pub(crate) use layer::backward_through_layers;
 pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
 pub use penalty::{backward, l2_penalty};

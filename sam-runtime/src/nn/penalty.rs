@@ -1,5 +1,7 @@
 //! Weight decay as a part of a loss, and the gradients of a loss in one store.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -7,7 +9,10 @@ use rayon::prelude::*;
 use super::layer::{Layer, apply};
 use super::ready;
 use crate::gradient::gradient;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
+use crate::kernels::is_known;
 
 /// Elements that are added up by one thread, in an order that depends on nothing else.
 const CHUNK: usize = 1 << 14;
@@ -31,7 +36,7 @@ const CHUNK: usize = 1 << 14;
 /// # }
 /// ```
 pub fn l2_penalty(w: &Tensor, lambda: f64) -> Result<Tensor> {
-    if w.device().is_cpu() {
+    if is_known(w.device()) {
         apply(Penalty(lambda), &[&ready(w)?])?.to_dtype(w.dtype())
     } else {
         w.sqr()?.sum_all()? * (0.5 * lambda)
@@ -62,6 +67,16 @@ impl Layer for Penalty {
             let dw: Vec<T> = w.elements::<T>()?.par_iter().with_min_len(CHUNK).map(|w| *w * scale).collect();
             Ok(vec![Some(like(dw, &args[0])?)])
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::penalty(&args[0], 0.5 * self.0)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        cuda::times(&args[0], &(dy.detach() * self.0)?).map(|dw| vec![Some(dw)])
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Fresh, device, patches, place, with};
 use crate::kernels::conv::Conv;
 use crate::kernels::format::Format;
 use crate::kernels::norm::Norm;
+use crate::kernels::wide;
 
 /// What a layer returns: the elements of a tensor of this shape.
 type Output = (CudaStorage, Shape);
@@ -53,25 +54,35 @@ pub(crate) fn dropout(x: &Tensor, seed: u64, [drop, scale]: [f32; 2]) -> Result<
 
 /// Σ f x over one or two tensors x, with a factor f for each example.
 pub(crate) fn mixture(args: &[Tensor], factors: &[Vec<f32>]) -> Result<Output> {
-    Ok(mixed(&args.iter().collect::<Vec<_>>(), factors)?.output())
+    let there = factors.iter().map(|factors| on_device(factors, &args[0])).collect::<Result<Vec<_>>>()?;
+    Ok(mixed(&args.iter().zip(&there).collect::<Vec<_>>())?.output())
 }
 
 /// The gradient of each of those tensors.
 pub(crate) fn mixture_back(dy: &Tensor, factors: &[Vec<f32>]) -> Result<Vec<Option<Tensor>>> {
-    factors.iter().map(|factors| mixed(&[dy], std::slice::from_ref(factors))?.tensor().map(Some)).collect()
+    factors.iter().map(|factors| mixed(&[(dy, &on_device(factors, dy)?)])?.tensor().map(Some)).collect()
 }
 
-fn mixed(args: &[&Tensor], factors: &[Vec<f32>]) -> Result<Fresh> {
-    let (first, y) = (place(args[0])?, Fresh::like(args[0])?);
-    let second = args.get(1).map_or(Ok(0), |b| place(b).map(|b| b.address))?;
-    let there = |factors: &Vec<f32>| Tensor::from_slice(factors, factors.len(), args[0].device());
-    let factors_there = factors.iter().map(there).collect::<Result<Vec<_>>>()?;
-    let mut addresses = [0; 2];
-    for (address, factors) in addresses.iter_mut().zip(&factors_there) {
-        *address = place(factors)?.address;
+/// w times a number on its device.
+pub(crate) fn times(w: &Tensor, number: &Tensor) -> Result<Tensor> {
+    mixed(&[(w, &number.to_dtype(wide(w.dtype()))?)])?.tensor()
+}
+
+fn on_device(factors: &[f32], beside: &Tensor) -> Result<Tensor> {
+    Tensor::from_slice(factors, factors.len(), beside.device())?.to_dtype(wide(beside.dtype()))
+}
+
+/// Σ f x over one or two tensors x, with as many factors f as there are examples.
+fn mixed(terms: &[(&Tensor, &Tensor)]) -> Result<Fresh> {
+    let (mut tensors, mut factors) = ([0; 2], [0; 2]);
+    for (i, (x, f)) in terms.iter().enumerate() {
+        (tensors[i], factors[i]) = (place(x)?.address, place(f)?.address);
     }
-    let (sizes, tensors) = ([first.elements, first.elements / factors[0].len()], [first.address, second, y.address()?]);
-    with(device(args[0])?, |engine| nn::mixture(engine, first.dtype, tensors, sizes, addresses))?;
+    let (x, f) = terms[0];
+    let (dtype, n, y) = (place(x)?.dtype, x.elem_count(), Fresh::like(x)?);
+    let [a, b] = tensors;
+    let sizes = [n, n / f.elem_count()];
+    with(device(x)?, |engine| nn::mixture(engine, dtype, [a, b, y.address()?], sizes, factors))?;
     Ok(y)
 }
 

@@ -13,8 +13,9 @@ mod steps;
 pub(crate) use layers::{
     BatchNormed, Normalisation, add, batch_norm, batch_norm_back, conv, conv_back, cross_entropy, cross_entropy_back,
     dropout, linear, linear_back, mean, mean_back, mixture, mixture_back, pool, pool_back, relu, relu_back, step,
+    times,
 };
-pub(crate) use steps::{dot, mix, not_finite_steps, perturbed, sgd};
+pub(crate) use steps::{dot, mix, not_finite_steps, penalty, perturbed, sgd};
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! SAM's arithmetic and the optimizer's, over all variables at once.
 
 use candle_core::cuda::WrapErr;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
 
 use super::super::device::sam::{self, Entry, Metric};
 use super::super::device::{Machine, Memory, code};
@@ -57,11 +57,20 @@ pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
 /// Σ a b, on the device.
 pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let Some((first, _)) = pairs.first() else { return Tensor::new(0f32, &Device::Cpu) };
+    total(pairs, 1.0, wide(first.dtype()))?.tensor()
+}
+
+/// f Σ w², of the type of w.
+pub(crate) fn penalty(w: &Tensor, factor: f64) -> Result<(CudaStorage, Shape)> {
+    Ok(total(&[(w, w)], factor, w.dtype())?.output())
+}
+
+fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<Fresh> {
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
-    let (dtype, home) = (wide(first.dtype()), device(first)?);
+    let home = device(pairs[0].0)?;
     let total = Fresh::new(home, dtype, ())?;
-    with(home, |engine| sam::dot(engine, &entries, code(dtype)?, total.address()?))?;
-    total.tensor()
+    with(home, |engine| sam::dot(engine, &entries, factor, code(dtype)?, total.address()?))?;
+    Ok(total)
 }
 
 /// a ← α a + β b for each pair.

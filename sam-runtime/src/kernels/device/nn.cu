@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_dropout(u32 type, const
 
 template <typename T> struct Mixture {
   const T *a, *b;
-  const float *of_a, *of_b;
+  const Wide<T> *of_a, *of_b;
   T *y;
   u64 example;
 
@@ -148,10 +148,11 @@ template <typename T> struct Mixture {
 
 // y = f a + g b, f and g a number for each example of so many elements; without b, f a.
 extern "C" __global__ void __launch_bounds__(THREADS) nn_mixture(u32 type, const void *a, const void *b, void *y, u64 n,
-                                                                 u64 example, const float *of_a, const float *of_b) {
+                                                                 u64 example, const void *of_a, const void *of_b) {
   WITH_TYPE(type, {
-    const Mixture<T> mixture = {static_cast<const T *>(a), static_cast<const T *>(b), of_a, of_b, static_cast<T *>(y),
-                                example};
+    typedef Wide<T> W;
+    const Mixture<T> mixture = {static_cast<const T *>(a),    static_cast<const T *>(b), static_cast<const W *>(of_a),
+                                static_cast<const W *>(of_b), static_cast<T *>(y),       example};
     if (aligned(a) && aligned(b) && aligned(y) && example % LANES<T> == 0) stretch<LANES<T>>(n, mixture);
     else stretch<1>(n, mixture);
   });

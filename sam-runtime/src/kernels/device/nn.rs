@@ -82,7 +82,7 @@ impl Dropout {
     }
 }
 
-/// y = Σ f x over one or two tensors x, with a number f in f32 for each example of so many elements.
+/// y = Σ f x over one or two tensors x, with a number f for each example of so many elements: in f64 for f64, else in f32.
 pub(crate) fn mixture(
     machine: &mut impl Machine,
     dtype: u32,

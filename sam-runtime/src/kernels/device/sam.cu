@@ -372,10 +372,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_dot(const u64 *table, 
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-// The sum over all chunks, by one block.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, u32 type, void *total) {
+// The sum over all chunks, times a factor, by one block.
+extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, double factor, u32 type,
+                                                                void *total) {
   const double sum = over_memory<Add>(parts, chunks);
-  if (threadIdx.x == 0) write(total, type, 0, sum);
+  if (threadIdx.x == 0) write(total, type, 0, factor * sum);
 }
 
 template <typename T> struct Mix {

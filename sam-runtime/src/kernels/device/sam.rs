@@ -163,12 +163,13 @@ pub(crate) fn sgd(machine: &mut impl Machine, params: ParamsSgd, entries: &[Entr
     machine.launch("sam_sgd", table.chunks, &table.args(constants))
 }
 
-/// Σ a b over all entries, to a number of this type at `total`. Pointers of an entry: a, b.
-pub(crate) fn dot(machine: &mut impl Machine, entries: &[Entry], dtype: u32, total: u64) -> Result<()> {
+/// Σ a b over all entries, times a factor, to a number of this type at `total`. Pointers of an entry: a, b.
+pub(crate) fn dot(machine: &mut impl Machine, entries: &[Entry], factor: f64, dtype: u32, total: u64) -> Result<()> {
     let table = Table::write(machine, entries)?;
     let parts = Arg::U64(machine.memory(Memory::Parts, 2 * table.chunks)?);
     machine.launch("sam_dot", table.chunks, &table.args([parts]))?;
-    machine.launch("sam_total", 1, &[parts, Arg::U32(word(table.chunks)?), Arg::U32(dtype), Arg::U64(total)])
+    let chunks = Arg::U32(word(table.chunks)?);
+    machine.launch("sam_total", 1, &[parts, chunks, Arg::F64(factor), Arg::U32(dtype), Arg::U64(total)])
 }
 
 /// a ← α a + β b for all entries, with numbers of this type at `alpha` and `beta`. Pointers of an entry: a, b.

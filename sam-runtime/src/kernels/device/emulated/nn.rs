@@ -81,7 +81,7 @@ fn mixtures_of_examples() {
     for (dtype, [examples, example]) in FLOATS.into_iter().flat_map(|dtype| [[5, 1600], [7, 33]].map(|s| (dtype, s))) {
         let n = examples * example;
         let [a, b] = [1, 2].map(|seed| Buffer::new(dtype, &numbers(n, seed)));
-        let [f, g] = [3, 4].map(|seed| Buffer::new(DType::F32, &numbers(examples, seed)));
+        let [f, g] = [3, 4].map(|seed| Buffer::new(wide(dtype), &numbers(examples, seed)));
         let Some(found) = in_both_orders(|machine| {
             let (both, one) = (Buffer::empty(dtype, n), Buffer::empty(dtype, n));
             let (type_code, factors) = (code(dtype)?, [f.address(), g.address()]);

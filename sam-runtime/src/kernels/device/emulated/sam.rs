@@ -235,9 +235,9 @@ fn products_and_mixtures_of_pairs() {
             let pair = |case: &Case| Entry { pointers: vec![case.w.address(), case.g.address()], ..case.entry() };
             let (entries, total) = (cases.iter().map(pair).collect::<Vec<_>>(), Buffer::empty(wide(dtype), 1));
             let number = code(wide(dtype)).unwrap();
-            dot(&mut machine, &entries, number, total.address()).unwrap();
+            dot(&mut machine, &entries, 0.5, number, total.address()).unwrap();
             let product = |c: &Case| c.w.values().iter().zip(c.g.values()).map(|(a, b)| a * b).sum::<f64>();
-            let expected: f64 = cases.iter().map(product).sum();
+            let expected = 0.5 * cases.iter().map(product).sum::<f64>();
             assert_close(&total.values(), &[expected], if dtype == DType::F64 { 1e-14 } else { 1e-6 }, "product");
             products.push(bits(&total));
 
