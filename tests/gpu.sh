@@ -52,7 +52,7 @@ emulated() {
     local kernels=sam-runtime/src/kernels/device dir
     mkdir -p target/emulated
     dir=$(cd target/emulated && pwd)
-    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\(THREADS\) +)?[a-z_]+' |
+    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\([^)]*\) +)?[a-z_]+' |
         awk '{ printf "{\"%s\", Call<%s>::count, Call<%s>::with},\n", $NF, $NF, $NF }' >"$dir/entries.inc"
     "${CXX:-c++}" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$kernels/emulate.h" \
         -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/driver/driver.cpp

@@ -234,6 +234,7 @@ static int reduce(const std::string &op, int t, unsigned blocks, void **a) {
 extern "C" {
 int cuLaunchKernel(const char *name, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned, unsigned, unsigned, void *, void **args, void **) {
   std::lock_guard<std::recursive_mutex> g(lock);
+  if (gx == 0 || gy == 0 || gz == 0 || bx == 0) { fprintf(stderr, "emulated driver: no blocks for %s\n", name); abort(); }
   launches++;
   TRACE("%s on %u\n", name, gx);
   std::string n = name;

@@ -54,15 +54,21 @@ const BACKWARD_FILTER: [BackwardFilter; 2] = [
 ];
 
 /// cuDNN, what has been found out about it, and the memory that all convolutions share.
+#[derive(Default)]
 pub(super) struct Convolutions {
-    cudnn: Arc<Cudnn>,
+    cudnn: Option<Arc<Cudnn>>,
     plans: HashMap<Key, Option<Plan>>,
     workspace: Option<CudaSlice<u8>>,
 }
 
 impl Convolutions {
-    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        Ok(Self { cudnn: Cudnn::new(Arc::clone(stream))?, plans: HashMap::new(), workspace: None })
+    /// From the first convolution on: to start it takes time, and memory of the device.
+    fn cudnn(&mut self, stream: &Arc<CudaStream>) -> Result<Arc<Cudnn>> {
+        let cudnn = match self.cudnn.take() {
+            Some(cudnn) => cudnn,
+            None => Cudnn::new(Arc::clone(stream))?,
+        };
+        Ok(Arc::clone(self.cudnn.insert(cudnn)))
     }
 }
 
@@ -175,8 +181,8 @@ struct Call<T: Element> {
 
 impl<T: Element> Call<T> {
     /// In the format of these images.
-    fn new(engine: &Engine, sizes: &Conv, images_there: &Tensor) -> Result<Self> {
-        let cudnn = &engine.convolutions.cudnn;
+    fn new(engine: &mut Engine, sizes: &Conv, images_there: &Tensor) -> Result<Self> {
+        let cudnn = engine.convolutions.cudnn(&engine.stream)?;
         let Conv { images, channels, filters, groups, height, width } = *sizes;
         let pair = |a, b| Ok::<_, candle_core::Error>([int(a)?, int(b)?]);
         let mut conv = cudnn.create_conv2d::<T::Sum>(

@@ -80,7 +80,7 @@ impl Engine {
         Ok(Self {
             device: device.clone(),
             #[cfg(feature = "cudnn")]
-            convolutions: cudnn::Convolutions::new(&stream)?,
+            convolutions: cudnn::Convolutions::default(),
             stream,
             functions: HashMap::new(),
             memory: HashMap::new(),

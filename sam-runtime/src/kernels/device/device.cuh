@@ -150,6 +150,7 @@ template <typename Fold> __device__ __noinline__ double over_block(double x, u32
 // `n` numbers from memory, by one block.
 template <typename Fold> __device__ double over_memory(const double *from, u32 n) {
   double x = 0;
+#pragma unroll 8
   for (u32 i = threadIdx.x; i < n; i += THREADS) x = Fold::of(x, from[i]);
   return over_block<Fold>(x);
 }

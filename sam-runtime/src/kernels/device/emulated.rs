@@ -67,7 +67,8 @@ fn compile() -> Option<Library> {
 /// The names of the kernels of a source.
 fn kernels(source: &str) -> Vec<&str> {
     let names = source.split("__global__ void ").skip(1).map(|rest| {
-        let name = rest.strip_prefix("__launch_bounds__(THREADS)").unwrap_or(rest);
+        let name =
+            rest.strip_prefix("__launch_bounds__").and_then(|rest| rest.split_once(')')).map_or(rest, |(_, name)| name);
         name.trim_start().split('(').next().unwrap_or_default()
     });
     names.collect()

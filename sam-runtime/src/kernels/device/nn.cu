@@ -325,7 +325,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_moments(u32 type, Chann
     Moments<T, N, C> moments(x);
     if (part.active()) {
       const u64 first = u64(part.channel) * (of.across ? 1 : of.plane);
-#pragma unroll
       for (u32 c = 0; centred && c < C; c++) moments.origin[c] = Number<T>::widen(moments.x[first + c]);
       sweep(part, moments);
     }
@@ -563,7 +562,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_bias(u32 type, Channels
     if (!part.active()) return;
     Shift<T, N, C> shift;
     shift.y = static_cast<T *>(y);
-#pragma unroll
     for (u32 c = 0; c < C; c++) shift.by[c] = Wide<T>(read(bias, bias_type, part.channel + c));
     sweep(part, shift);
   });

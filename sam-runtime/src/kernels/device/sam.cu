@@ -50,12 +50,24 @@ __device__ Task task(const u64 *table, u32 count) {
   return task;
 }
 
-// Calls `each` for all elements of a task: N at a time, what is left one by one.
+// Hands all elements of a task to `each`: N at a time, and the second N are asked for before the first are used; what is
+// left one by one.
 template <u32 N, typename Each> __device__ __forceinline__ void sweep(const Task &task, Each &each) {
-  const u64 whole = task.begin + (task.end - task.begin) / N * N;
-  for (u64 i = task.begin + threadIdx.x * N; i < whole; i += THREADS * N) each.template at<N>(i);
-  for (u64 i = whole + threadIdx.x; i < task.end; i += THREADS) each.template at<1>(i);
+  const u64 whole = task.begin + (task.end - task.begin) / N * N, step = THREADS * N;
+  u64 i = task.begin + threadIdx.x * N;
+  for (; N > 1 && i + step < whole; i += 2 * step) {
+    const auto first = each.template read<N>(i), second = each.template read<N>(i + step);
+    each.use(i, first);
+    each.use(i + step, second);
+  }
+  for (; i < whole; i += step) each.use(i, each.template read<N>(i));
+  for (i = whole + threadIdx.x; i < task.end; i += THREADS) each.use(i, each.template read<1>(i));
 }
+
+// N elements of two tensors.
+template <typename T, u32 N> struct Pair {
+  Pack<T, N> a, b;
+};
 
 // T, by which the ball is scaled in each coordinate.
 enum Metric : u32 { ONE, WEIGHTS, GIVEN, NUMBER };
@@ -73,13 +85,30 @@ template <typename T> struct Scaling {
 
   __device__ bool vectors() const { return kind != GIVEN || aligned(given); }
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i, const T *w, Wide<T> (&scaling)[N]) const {
-    if (kind == WEIGHTS) {
-      const Pack<T, N> here = load<N>(w + i);
-      for (u32 k = 0; k < N; k++) scaling[k] = size_of(Number<T>::widen(here.at[k])) + eta;
-    } else {
-      for (u32 k = 0; k < N; k++) scaling[k] = kind == GIVEN ? given[i + k] : kind == NUMBER ? *given : Wide<T>(1);
-    }
+  // The k-th from i, of a weight w.
+  __device__ __forceinline__ Wide<T> of(u64 i, u32 k, T w) const {
+    if (kind == WEIGHTS) return size_of(Number<T>::widen(w)) + eta;
+    return kind == GIVEN ? given[i + k] : kind == NUMBER ? *given : Wide<T>(1);
+  }
+};
+
+// T g, which the measure and its terms are taken of.
+template <typename T> struct Along {
+  const T *g, *w;
+  Scaling<T> scaling;
+
+  __device__ Along(const Task &task, u32 pointers)
+      : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers) {}
+
+  __device__ bool vectors() const { return aligned(g) && aligned(w) && scaling.vectors(); }
+  template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const {
+    Pair<T, N> in;
+    in.a = load<N>(g + i);
+    in.b = scaling.kind == WEIGHTS ? load<N>(w + i) : in.a;
+    return in;
+  }
+  template <u32 N> __device__ __forceinline__ Wide<T> of(u64 i, u32 k, const Pair<T, N> &in) const {
+    return scaling.of(i, k, in.b.at[k]) * Number<T>::widen(in.a.at[k]);
   }
 };
 
@@ -117,20 +146,14 @@ template <typename W> struct Ratio {
   __device__ __forceinline__ W of(W size) const { return size >= max ? W(1) : small ? size / max : size * over; }
 };
 
-template <typename T> struct Measure {
-  const T *g, *w;
-  Scaling<T> scaling;
+template <typename T> struct Measure : Along<T> {
   double max = 0, squares = 0;
 
-  __device__ Measure(const Task &task, u32 pointers)
-      : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers) {}
+  __device__ Measure(const Task &task, u32 pointers) : Along<T>(task, pointers) {}
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Wide<T> along[N];
-    scaling.at(i, w, along);
-    const Pack<T, N> here = load<N>(g + i);
+  template <u32 N> __device__ __forceinline__ void use(u64 i, const Pair<T, N> &in) {
     for (u32 k = 0; k < N; k++) {
-      const double slope = along[k] * Number<T>::widen(here.at[k]);
+      const double slope = this->of(i, k, in);
       max = larger(max, fabs(slope));
       squares = fma(slope, slope, squares);
     }
@@ -144,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_measure(const u64 *tab
   double max = 0, squares = 0;
   WITH_TYPE(mine.type(), {
     Measure<T> measure(mine, pointers);
-    if (aligned(measure.g) && aligned(measure.w) && measure.scaling.vectors()) sweep<LANES<T>>(mine, measure);
+    if (measure.vectors()) sweep<LANES<T>>(mine, measure);
     else sweep<1>(mine, measure);
     max = measure.max;
     squares = measure.squares;
@@ -162,8 +185,14 @@ enum Norm : u32 { RAW, EUCLIDEAN, INFINITE, OTHER };
 // Equation 2's scale, from all chunks, by one block: or that Σ r^q is still needed for it.
 extern "C" __global__ void __launch_bounds__(THREADS) sam_scale(const double *parts, u32 chunks, u32 norm, double rho,
                                                                 Outcome *outcome) {
-  const double max = over_memory<Larger>(parts, chunks);
-  const double squares = over_memory<Add>(parts + chunks, chunks);
+  double max = 0, squares = 0;
+#pragma unroll 8
+  for (u32 i = threadIdx.x; i < chunks; i += THREADS) {
+    max = larger(max, parts[i]);
+    squares += parts[chunks + i];
+  }
+  max = over_block<Larger>(max);
+  squares = over_block<Add>(squares);
   if (threadIdx.x > 0) return;
   outcome->max = max;
   outcome->scale = 0;
@@ -182,25 +211,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_scale(const double *pa
   }
 }
 
-template <typename T> struct Terms {
-  const T *g, *w;
-  Scaling<T> scaling;
+template <typename T> struct Terms : Along<T> {
   u32 kind;
   Wide<T> exponent;
   Ratio<Wide<T>> ratio;
   double sum = 0;
 
   __device__ Terms(const Task &task, u32 pointers, u32 kind, double exponent, double max)
-      : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers), kind(kind),
-        exponent(Wide<T>(exponent)), ratio(max) {}
+      : Along<T>(task, pointers), kind(kind), exponent(Wide<T>(exponent)), ratio(max) {}
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Wide<T> along[N];
-    scaling.at(i, w, along);
-    const Pack<T, N> here = load<N>(g + i);
-    for (u32 k = 0; k < N; k++) {
-      sum += power(kind, exponent, ratio.of(size_of(along[k] * Number<T>::widen(here.at[k]))));
-    }
+  template <u32 N> __device__ __forceinline__ void use(u64 i, const Pair<T, N> &in) {
+    for (u32 k = 0; k < N; k++) sum += power(kind, exponent, ratio.of(size_of(this->of(i, k, in))));
   }
 };
 
@@ -243,17 +264,15 @@ template <typename T, typename Step> struct Perturb {
       : g(task.pointer<T>(1)), w(task.pointer<const T>(0)), mask(pointers > 3 ? task.pointer<const T>(3) : nullptr),
         scaling(task, pointers), moves(moves), step(step) {}
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Pack<T, N> there = load<N>(w + i);
-    if (moves) {
-      W along[N];
-      scaling.at(i, w, along);
-      const Pack<T, N> slope = load<N>(g + i);
-      for (u32 k = 0; k < N; k++) {
-        W move = along[k] * step.of(along[k] * Number<T>::widen(slope.at[k]));
-        if (mask) move *= Number<T>::widen(mask[i + k]);
-        there.at[k] = Number<T>::narrow(Number<T>::widen(there.at[k]) + move);
-      }
+  template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const { return {load<N>(w + i), load<N>(g + i)}; }
+
+  template <u32 N> __device__ __forceinline__ void use(u64 i, const Pair<T, N> &in) {
+    Pack<T, N> there = in.a;
+    for (u32 k = 0; moves && k < N; k++) {
+      const W along = scaling.of(i, k, in.a.at[k]);
+      W move = along * step.of(along * Number<T>::widen(in.b.at[k]));
+      if (mask) move *= Number<T>::widen(mask[i + k]);
+      there.at[k] = Number<T>::narrow(Number<T>::widen(there.at[k]) + move);
     }
     store<N>(g + i, there);
   }
@@ -285,8 +304,9 @@ template <typename W> struct Bent {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) sam_climb(const u64 *table, u32 count, u32 pointers,
-                                                                const Outcome *outcome) {
+// Three blocks at a time: what they have asked for together is what the memory needs to be busy.
+extern "C" __global__ void __launch_bounds__(THREADS, 3) sam_climb(const u64 *table, u32 count, u32 pointers,
+                                                                   const Outcome *outcome) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
     Perturb<T, Straight<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, Straight<Wide<T>>(*outcome));
@@ -315,21 +335,32 @@ template <typename T> struct Descend {
   W rate, momentum, decay;
   bool nesterov;
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Pack<T, N> here = load<N>(w + i);
-    const Pack<T, N> slope = load<N>(g + i);
+  // The velocity has the width of the sums: N elements of it are several vectors.
+  template <u32 N> struct In {
+    static constexpr u32 M = N < LANES<W> ? N : LANES<W>;
+    Pack<T, N> w, g;
+    Pack<W, M> v[N / M];
+  };
+
+  template <u32 N> __device__ __forceinline__ In<N> read(u64 i) const {
+    constexpr u32 M = In<N>::M;
+    In<N> in = {load<N>(w + i), load<N>(g + i), {}};
+    for (u32 j = 0; v && j < N / M; j++) in.v[j] = load<M>(v + i + j * M);
+    return in;
+  }
+
+  template <u32 N> __device__ __forceinline__ void use(u64 i, In<N> in) {
+    constexpr u32 M = In<N>::M;
     for (u32 k = 0; k < N; k++) {
-      const W weight = Number<T>::widen(here.at[k]);
-      const W along = mul_add(decay, weight, Number<T>::widen(slope.at[k]));
-      W step = along;
-      if (v) {
-        const W velocity = mul_add(momentum, v[i + k], along);
-        v[i + k] = velocity;
-        step = nesterov ? mul_add(momentum, velocity, along) : velocity;
-      }
-      here.at[k] = Number<T>::narrow(mul_add(-rate, step, weight));
+      const W weight = Number<T>::widen(in.w.at[k]);
+      const W along = mul_add(decay, weight, Number<T>::widen(in.g.at[k]));
+      const W velocity = mul_add(momentum, in.v[k / M].at[k % M], along);
+      in.v[k / M].at[k % M] = velocity;
+      const W step = !v ? along : nesterov ? mul_add(momentum, velocity, along) : velocity;
+      in.w.at[k] = Number<T>::narrow(mul_add(-rate, step, weight));
     }
-    store<N>(w + i, here);
+    store<N>(w + i, in.w);
+    for (u32 j = 0; v && j < N / M; j++) store<M>(v + i + j * M, in.v[j]);
   }
 };
 
@@ -341,7 +372,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_sgd(const u64 *table, 
     typedef Wide<T> W;
     Descend<T> descend = {mine.pointer<T>(0), mine.pointer<const T>(1), mine.pointer<W>(2), W(rate),
                           W(momentum),        W(decay),                 nesterov != 0};
-    if (aligned(descend.w) && aligned(descend.g)) sweep<LANES<T>>(mine, descend);
+    if (aligned(descend.w) && aligned(descend.g) && aligned(descend.v)) sweep<LANES<T>>(mine, descend);
     else sweep<1>(mine, descend);
   });
 }
@@ -352,9 +383,9 @@ template <typename T> struct Dot {
 
   __device__ explicit Dot(const Task &task) : a(task.pointer<const T>(0)), b(task.pointer<const T>(1)) {}
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    const Pack<T, N> left = load<N>(a + i), right = load<N>(b + i);
-    for (u32 k = 0; k < N; k++) sum = fma(double(Number<T>::widen(left.at[k])), double(Number<T>::widen(right.at[k])), sum);
+  template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const { return {load<N>(a + i), load<N>(b + i)}; }
+  template <u32 N> __device__ __forceinline__ void use(u64, const Pair<T, N> &in) {
+    for (u32 k = 0; k < N; k++) sum = fma(double(Number<T>::widen(in.a.at[k])), double(Number<T>::widen(in.b.at[k])), sum);
   }
 };
 
@@ -386,13 +417,13 @@ template <typename T> struct Mix {
   const T *b;
   W alpha, beta;
 
-  template <u32 N> __device__ __forceinline__ void at(u64 i) {
-    Pack<T, N> left = load<N>(a + i);
-    const Pack<T, N> right = load<N>(b + i);
+  template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const { return {load<N>(a + i), load<N>(b + i)}; }
+  template <u32 N> __device__ __forceinline__ void use(u64 i, Pair<T, N> in) {
     for (u32 k = 0; k < N; k++) {
-      left.at[k] = Number<T>::narrow(mul_add(alpha, Number<T>::widen(left.at[k]), beta * Number<T>::widen(right.at[k])));
+      const W a = Number<T>::widen(in.a.at[k]), b = Number<T>::widen(in.b.at[k]);
+      in.a.at[k] = Number<T>::narrow(mul_add(alpha, a, beta * b));
     }
-    store<N>(a + i, left);
+    store<N>(a + i, in.a);
   }
 };
 
