@@ -10,7 +10,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
 };
 
-use crate::kernels::wide;
+use crate::kernels::{cuda_mark, wide};
 use crate::nn::backward_through_layers;
 use crate::{Error, Pass};
 
@@ -129,21 +129,25 @@ pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
 
 /// A loss of this value whose gradient is this one, scaled by whatever is done to the loss afterwards.
 ///
-/// A custom operation has three inputs at most, so the value passes through one for every two variables.
+/// A custom operation has three inputs at most: a chain of them goes over the variables, and ends in the value.
 pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<Tensor> {
-    let mut loss = value.copy()?.detach();
+    let value = value.copy()?.detach();
+    if gradient.is_empty() {
+        return Ok(value);
+    }
     let known = Arc::new(OnceLock::new());
+    // What has the value's shape and type, and no value: that stands before the first.
+    let mut link = value.clone();
     for pair in gradient.chunks(2) {
         let grads = pair.iter().map(|(_, grad)| grad.clone()).collect();
         let surrogate = Surrogate { grads, _known: Known(Arc::clone(&known)) };
-        loss = match pair {
-            [(a, _), (b, _)] => loss.apply_op3(a, b, surrogate)?,
-            _ => loss.apply_op2(&pair[0].0, surrogate)?,
+        link = match pair {
+            [(a, _), (b, _)] => link.apply_op3(a, b, surrogate)?,
+            _ => link.apply_op2(&pair[0].0, surrogate)?,
         };
     }
-    if !gradient.is_empty() {
-        all_known().insert(*known.get_or_init(|| loss.id()), gradient);
-    }
+    let loss = value.apply_op2(&link, End)?;
+    all_known().insert(*known.get_or_init(|| loss.id()), gradient);
     Ok(loss)
 }
 
@@ -171,15 +175,10 @@ impl Drop for Known {
     }
 }
 
-/// (loss, w, ..) ↦ loss, with a given gradient of each w.
+/// A link of the chain: (the link before, w, ..) ↦ a link, with a given gradient of each w.
 struct Surrogate {
     grads: Vec<Tensor>,
     _known: Known,
-}
-
-/// What is handed on of the loss, on any device.
-fn pass<S: BackendStorage>(loss: &S, layout: &Layout) -> Result<(S, Shape)> {
-    Ok((loss.try_clone(layout)?, layout.shape().clone()))
 }
 
 impl Surrogate {
@@ -198,22 +197,22 @@ impl CustomOp2 for Surrogate {
         Self::NAME
     }
 
-    fn cpu_fwd(&self, loss: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        pass(loss, layout)
+    fn cpu_fwd(&self, link: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        copied(link, layout)
     }
 
-    fn cuda_fwd(&self, loss: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        pass(loss, at)
+    fn cuda_fwd(&self, link: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(link, at.shape(), link.dtype())
     }
 
     fn metal_fwd(
         &self,
-        loss: &MetalStorage,
+        link: &MetalStorage,
         layout: &Layout,
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        pass(loss, layout)
+        copied(link, layout)
     }
 
     fn bwd(&self, _: &Tensor, var: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -228,38 +227,38 @@ impl CustomOp3 for Surrogate {
 
     fn cpu_fwd(
         &self,
-        loss: &CpuStorage,
+        link: &CpuStorage,
         layout: &Layout,
         _: &CpuStorage,
         _: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        pass(loss, layout)
+        copied(link, layout)
     }
 
     fn cuda_fwd(
         &self,
-        loss: &CudaStorage,
+        link: &CudaStorage,
         layout: &Layout,
         _: &CudaStorage,
         _: &Layout,
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        pass(loss, layout)
+        cuda_mark(link, layout.shape(), link.dtype())
     }
 
     fn metal_fwd(
         &self,
-        loss: &MetalStorage,
+        link: &MetalStorage,
         layout: &Layout,
         _: &MetalStorage,
         _: &Layout,
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        pass(loss, layout)
+        copied(link, layout)
     }
 
     fn bwd(
@@ -272,6 +271,41 @@ impl CustomOp3 for Surrogate {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         Ok((Some(outer.clone()), self.of(0, a, outer)?, self.of(1, b, outer)?))
     }
+}
+
+/// The end of the chain: (value, the last link) ↦ the value.
+struct End;
+
+impl CustomOp2 for End {
+    fn name(&self) -> &'static str {
+        "sam-loss"
+    }
+
+    fn cpu_fwd(&self, value: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        copied(value, layout)
+    }
+
+    fn cuda_fwd(&self, value: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        copied(value, at)
+    }
+
+    fn metal_fwd(
+        &self,
+        value: &MetalStorage,
+        layout: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        copied(value, layout)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((None, Some(outer.clone())))
+    }
+}
+
+fn copied<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)> {
+    Ok((storage.try_clone(layout)?, layout.shape().clone()))
 }
 
 /// `grad` times the number `outer`. On the CPU the number can be looked at, and 1, the common one, costs nothing.

@@ -162,6 +162,29 @@ fn a_step_waits_for_nothing() {
     }
 }
 
+/// Outputs of one pixel or of one channel lie both ways at once, and what is behind them may not be taken for planes.
+#[test]
+fn outputs_that_do_not_tell_their_format() {
+    let Some(_) = cuda() else { return };
+    let config = |stride| Conv2dConfig { padding: 1, stride, ..Default::default() };
+    for (shape, filters, stride) in [([3, 8, 2, 2], 5, 2), ([3, 8, 6, 6], 1, 1), ([2, 1, 6, 6], 4, 1)] {
+        let w = copy(&tensor(&[filters, shape[1], 3, 3], DType::F32, 2));
+        let x = copy(&tensor(&shape, DType::F32, 1));
+        let gradients = |last: bool| {
+            let images = if last { nn::channels_last(&x).unwrap() } else { x.as_tensor().clone() };
+            // Through a layer, so that the gradient comes from one.
+            let y = nn::Conv2d::new(w.as_tensor().clone(), None, config(stride)).forward(&nn::relu(&images).unwrap());
+            let loss = nn::relu(&y.unwrap()).unwrap().sqr().unwrap().sum_all().unwrap();
+            let grads = nn::backward(&loss).unwrap();
+            [&x, &w].map(|var| values(grads.get(var).unwrap()))
+        };
+        for (found, expected) in gradients(true).iter().zip(&gradients(false)) {
+            assert!(expected.iter().any(|g| *g != 0.0));
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{shape:?}");
+        }
+    }
+}
+
 /// Memory that begins anywhere, which cuDNN's ways are not made for.
 #[test]
 fn images_that_begin_anywhere() {

@@ -531,6 +531,8 @@ fn the_way_back_without_candle_is_that_of_candle() {
         for _ in 0..3 {
             x = nn::add(&nn::relu(&conv(&x, 2, Some(1))?)?, &x)?;
         }
+        // More inputs than an operation of candle's can have, which share the layer before.
+        x = bn.forward_add_relu(&x, &x, true)?;
         let features = nn::global_avg_pool2d(&nn::add(&nn::add(&x, &x)?, &x)?)?;
         let head = nn::Linear::new(vars[3].as_tensor().clone(), Some(vars[4].as_tensor().clone()));
         let logits = nn::to_dtype(&head.forward(&features)?, DType::F64)?;

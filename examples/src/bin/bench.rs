@@ -14,8 +14,9 @@ use sam_examples::console::exit;
 use sam_examples::kit::{Kit, Ours, Stock};
 use sam_examples::models::{Architecture, Model};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::{Ascent, Sam};
+use sam_runtime::{Ascent, Sam, nn};
 use serde_json::{Map, Value, json};
+use tracing_subscriber::filter::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -45,10 +46,17 @@ struct Options {
     /// How often each part is timed
     #[arg(long, default_value_t = 5)]
     iters: usize,
+
+    /// Say on the standard error which ways of cuDNN's were tried, how long they took, and which was picked
+    #[arg(long)]
+    verbose: bool,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if options.verbose {
+        tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(std::io::stderr).init();
+    }
     let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
     exit(outcome.map(|line| {
         println!("{line}");
@@ -73,7 +81,10 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
         bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
     }
     let model = Model::<K>::at(&place, architecture, shape, 10, 0)?;
-    let (x, y) = batch_of(batch, shape, &place.device)?;
+    let (mut x, y) = batch_of(batch, shape, &place.device)?;
+    if place.channels_last {
+        x = nn::channels_last(&x)?;
+    }
     let clock = |f: &mut dyn FnMut() -> candle_core::Result<()>| clock(&place.device, f);
     let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
     let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
@@ -85,10 +96,10 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let warm_up = 2;
     for round in 0..warm_up + options.iters {
         let mut took = Vec::new();
-        took.push(clock(&mut || model.cross_entropy(&x, &y)?.backward().map(drop))?);
+        took.push(clock(&mut || nn::backward(&model.cross_entropy(&x, &y)?).map(drop))?);
         took.push(clock(&mut || sgd.backward_step(&model.cross_entropy(&x, &y)?))?);
         took.push(clock(&mut || sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?);
-        let grads = model.cross_entropy(&x, &y)?.backward()?;
+        let grads = nn::backward(&model.cross_entropy(&x, &y)?)?;
         took.push(clock(&mut || sgd.step(&grads))?);
         drop(grads);
         let (mut ascent, mut perturbed) = (Some(sam.ascend(&mut loss)?), None);
@@ -118,6 +129,8 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let start = Instant::now();
     sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?)?;
     let enqueued = start.elapsed().as_secs_f64() * 1e3;
+    // That it is a number, and what it should be, is a part of the figures.
+    let loss = model.cross_entropy(&x, &y)?.to_scalar::<f32>()?;
     let overhead = median("sam") / (2.0 * median("forward_backward") + median("optimizer"));
     Ok(json!({
         "layers": if options.stock { "candle_nn" } else { "sam_runtime" },
@@ -131,6 +144,7 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
         "params": model.parameters(),
         "median_ms": table(|times| times[times.len() / 2]),
         "min_ms": table(|times| times[0]),
+        "loss": loss,
         "sam_overhead": rounded(overhead),
         "sam_enqueued_ms": rounded(enqueued),
         "peak_rss_mib": peak_memory(),

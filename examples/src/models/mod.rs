@@ -151,8 +151,8 @@ impl<K: Kit + 'static> Model<K> {
     /// # Errors
     /// If the images have another shape.
     pub fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = x.to_dtype(self.dtype)?;
-        self.net.features(&if self.channels_last { nn::channels_last(&x)? } else { x }, train)
+        let x = if self.channels_last { nn::channels_last(x)? } else { x.clone() };
+        self.net.features(&nn::to_dtype(&x, self.dtype)?, train)
     }
 
     /// The logits (n, classes) of images (n, channels, height, width), in f32.

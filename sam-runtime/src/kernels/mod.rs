@@ -12,7 +12,9 @@ mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+#[cfg(not(feature = "cuda"))]
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor, Var};
 
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
@@ -194,6 +196,15 @@ pub(crate) fn is_known(device: &Device) -> bool {
 
 fn on_cpu(gradient: &Gradient) -> bool {
     gradient.iter().all(|(var, _)| var.device().is_cpu())
+}
+
+/// A place in a graph on a CUDA device: memory that nothing is written to, which would be a word to the device for each.
+/// What candle adds up there is never looked at.
+pub(crate) fn cuda_mark(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+    #[cfg(feature = "cuda")]
+    return cuda::mark(beside, shape, dtype);
+    #[cfg(not(feature = "cuda"))]
+    Ok((beside.device().zeros_impl(shape, dtype)?, shape.clone()))
 }
 
 /// The error that names the first variable whose gradient is not finite.

@@ -9,16 +9,17 @@
 //! What a backward pass has left when an error broke it off stays in the nodes: such a graph is to be dropped.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
-use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, TensorId,
 };
 
 use super::add;
 use crate::gradient::hand_over;
+use crate::kernels::cuda_mark;
 use crate::kernels::format::Format;
 
 /// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
@@ -115,9 +116,7 @@ pub(super) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
 /// ones join what has come of those before.
 fn join(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
     let mut joined: Option<Tensor> = None;
-    let mut begin = 0;
-    while begin < edges.len() {
-        let end = edges.len().min(begin + if joined.is_some() { 2 } else { 3 });
+    for Range { start: begin, end } in groups(edges.len()) {
         let op = Backward { node: Arc::clone(node), begin, chained: joined.is_some(), last: end == edges.len() };
         let inputs: Vec<&Tensor> = joined.iter().chain(&edges[begin..end]).collect();
         joined = Some(match inputs[..] {
@@ -126,9 +125,14 @@ fn join(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
             [a, b, c] => a.apply_op3(b, c, op)?,
             _ => candle_core::bail!("expected one to three inputs, found {}", inputs.len()),
         });
-        begin = end;
     }
     joined.map_or_else(|| candle_core::bail!("expected an input that needs a gradient"), Ok)
+}
+
+/// Three edges, and two and two of the others.
+fn groups(edges: usize) -> Vec<Range<usize>> {
+    let begins = std::iter::once(0).chain((3..edges).step_by(2));
+    begins.map(|begin| begin..edges.min(begin + if begin == 0 { 3 } else { 2 })).collect()
 }
 
 /// A layer's part in the graph.
@@ -214,9 +218,10 @@ pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<bool> {
     }
     last.add(loss.ones_like()?)?;
     for node in order.iter().rev() {
-        let sources = node.sources.iter().filter(|source| source.needs_gradient());
-        for (source, gradient) in sources.zip(node.backward()?) {
-            match (source, gradient) {
+        let sources: Vec<_> = node.sources.iter().filter(|source| source.needs_gradient()).collect();
+        let mut gradients = node.backward()?;
+        for edge in groups(sources.len()).into_iter().rev().flatten() {
+            match (sources[edge], gradients[edge].take()) {
                 (Source::Layer(node), Some(gradient)) => node.add(gradient)?,
                 (Source::Variable(var), gradient) => {
                     hand_over(var, gradient.map_or_else(|| var.zeros_like(), Ok)?)?;
@@ -273,13 +278,9 @@ impl Backward {
     }
 }
 
-/// A node's tensor: 0, which is its gradient as well.
+/// A node's tensor, which is its gradient as well.
 fn mark() -> (CpuStorage, Shape) {
     (CpuStorage::F32(vec![0.0]), Shape::from(1))
-}
-
-fn cuda_mark(beside: &CudaStorage) -> Result<(CudaStorage, Shape)> {
-    Ok((beside.device().zeros_impl(&Shape::from(1), DType::F32)?, Shape::from(1)))
 }
 
 impl CustomOp1 for Backward {
@@ -292,7 +293,7 @@ impl CustomOp1 for Backward {
     }
 
     fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a)
+        cuda_mark(a, &Shape::from(1), DType::F32)
     }
 
     fn bwd(&self, a: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
@@ -310,7 +311,7 @@ impl CustomOp2 for Backward {
     }
 
     fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a)
+        cuda_mark(a, &Shape::from(1), DType::F32)
     }
 
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, _: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -345,7 +346,7 @@ impl CustomOp3 for Backward {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a)
+        cuda_mark(a, &Shape::from(1), DType::F32)
     }
 
     fn bwd(

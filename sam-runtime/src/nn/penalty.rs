@@ -13,6 +13,8 @@ use crate::gradient::gradient;
 use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view};
 use crate::kernels::is_known;
+#[cfg(feature = "cuda")]
+use crate::kernels::wide;
 
 /// Elements that are added up by one thread, in an order that depends on nothing else.
 const CHUNK: usize = 1 << 14;
@@ -76,7 +78,8 @@ impl Layer for Penalty {
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        cuda::times(&args[0], &(dy.detach() * self.0)?).map(|dw| vec![Some(dw)])
+        let number = (dy.detach().to_dtype(wide(dy.dtype()))? * self.0)?;
+        Ok(vec![Some(cuda::times(&args[0], &number)?)])
     }
 }
 

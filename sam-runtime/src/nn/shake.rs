@@ -129,6 +129,12 @@ impl Mixture {
     }
 
     fn of(self, args: &[&Tensor]) -> Result<Tensor> {
+        for arg in &args[1..] {
+            if arg.dtype() != args[0].dtype() || !arg.device().same_device(args[0].device()) {
+                let [a, b] = [args[0], arg].map(|x| (x.dtype(), x.device().location()));
+                candle_core::bail!("expected branches of one type, on one device, to mix, found {a:?} and {b:?}")
+            }
+        }
         let first = ready(args[0])?;
         if is_known(first.device()) {
             let beside = args[1..].iter().map(|arg| ready_beside(&first, arg)).collect::<Result<Vec<_>>>()?;

@@ -10,7 +10,7 @@ use super::super::device::code;
 use super::super::device::nn::{self, Channels, CrossEntropy, Dropout, Mean, Pool, Running, Target, Weight};
 #[cfg(feature = "cudnn")]
 use super::cudnn;
-use super::{Fresh, device, patches, place, with};
+use super::{Fresh, address_of, device, patches, place, with};
 use crate::kernels::conv::Conv;
 use crate::kernels::format::Format;
 use crate::kernels::norm::Norm;
@@ -75,6 +75,9 @@ fn on_device(factors: &[f32], beside: &Tensor) -> Result<Tensor> {
 /// Σ f x over one or two tensors x, with as many factors f as there are examples.
 fn mixed(terms: &[(&Tensor, &Tensor)]) -> Result<Fresh> {
     let (mut tensors, mut factors) = ([0; 2], [0; 2]);
+    if terms.iter().any(|(x, _)| x.dtype() != terms[0].0.dtype()) {
+        candle_core::bail!("expected tensors of one type to mix")
+    }
     for (i, (x, f)) in terms.iter().enumerate() {
         (tensors[i], factors[i]) = (place(x)?.address, place(f)?.address);
     }
@@ -152,8 +155,8 @@ pub(crate) fn conv_back(
     let gradient = |(i, arg): (usize, &Tensor)| match i {
         _ if !wanted[i] => Ok(None),
         0 => {
-            let w = kept.map_or_else(|| filters(&args[1], dy), |kept| Ok(kept.clone()))?;
-            back_to_images(conv, &w, dy).map(Some)
+            let w = kept.map_or_else(|| filters(&args[1], &args[0]), |kept| Ok(kept.clone()))?;
+            back_to_images(conv, &w, dy, Format::of(&args[0])).map(Some)
         }
         1 => back_to_weight(conv, &args[0], arg, dy).map(Some),
         _ => bias_back(arg, dy, outputs(conv, dy)).map(Some),
@@ -163,7 +166,7 @@ pub(crate) fn conv_back(
 
 fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
     #[cfg(feature = "cudnn")]
-    if let Some(y) = cudnn::forward(conv, x, w)? {
+    if let Some(y) = cudnn::forward(conv, x, w, Format::of(x))? {
         return Ok(y);
     }
     match Format::of(x) {
@@ -172,21 +175,23 @@ fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
     }
 }
 
-fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+/// In the format of the images, which outputs of one pixel or channel do not tell.
+fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: Format) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dx) = cudnn::backward_data(conv, w, dy)? {
+    if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
         return Ok(dx);
     }
-    match Format::of(dy) {
-        Format::Planes => patches::backward_data(conv, w, dy),
-        last @ Format::ChannelsLast => last.arrange(&back_to_images(conv, &w.contiguous()?, &dy.contiguous()?)?),
+    if format == Format::ChannelsLast {
+        let dx = back_to_images(conv, &w.contiguous()?, &dy.contiguous()?, Format::Planes)?;
+        return format.arrange(&dx);
     }
+    patches::backward_data(conv, w, dy)
 }
 
 /// As contiguous as `weight`, and of its type.
 fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dw) = cudnn::backward_filter(conv, x, dy)? {
+    if let Some(dw) = cudnn::backward_filter(conv, x, dy, Format::of(x))? {
         return exchanged(&dw, weight.dtype(), Format::Planes);
     }
     if Format::of(x) == Format::ChannelsLast {
@@ -269,7 +274,7 @@ fn running([mean, var]: [&Tensor; 2]) -> Result<Running> {
 /// y, and the statistics that the way back needs.
 pub(crate) fn batch_norm(this: Normalisation<'_>, from: BatchNormed<'_>) -> Result<(Output, Tensor)> {
     let device = device(this.x)?;
-    let (y, statistics) = (Fresh::like(this.x)?, Fresh::new(device, DType::F64, 2 * this.norm.channels)?);
+    let (y, statistics) = (Fresh::like(this.x)?, Fresh::new(device, DType::F64, nn::STATISTICS * this.norm.channels)?);
     let norm = this.sizes(statistics.address()?)?;
     let addresses = [place(this.x)?.address, optional(this.residual)?, y.address()?];
     with(device, |engine| {
@@ -382,10 +387,10 @@ pub(crate) fn cross_entropy_back(logits: &Tensor, target: &Tensor, smoothing: f6
 }
 
 fn costs(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<CrossEntropy> {
-    let ((rows, classes), there) = (logits.dims2()?, place(target)?);
+    let ((rows, classes), there) = (logits.dims2()?, address_of(target)?);
     let target = match target.dtype() {
-        DType::I64 => Target::Labels { address: there.address, smoothing },
-        _ => Target::Probabilities { address: there.address, dtype: there.dtype },
+        DType::I64 => Target::Labels { address: there, smoothing },
+        _ => Target::Probabilities { address: there, dtype: code(target.dtype())? },
     };
     Ok(CrossEntropy { rows, classes, dtype: code(logits.dtype())?, target })
 }

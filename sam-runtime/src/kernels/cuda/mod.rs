@@ -148,12 +148,17 @@ impl Machine for Engine {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     address: u64,
-    /// Its type's code; that of f32 for labels, where nobody asks.
+    /// Its type's code.
     dtype: u32,
     elements: usize,
 }
 
 fn place(tensor: &Tensor) -> Result<Place> {
+    Ok(Place { address: address_of(tensor)?, dtype: code(tensor.dtype())?, elements: tensor.elem_count() })
+}
+
+/// Where a tensor's elements begin, floats or i64.
+fn address_of(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         candle_core::bail!("expected a tensor on a CUDA device, found one on {:?}", tensor.device().location())
@@ -162,8 +167,7 @@ fn place(tensor: &Tensor) -> Result<Place> {
         candle_core::bail!("expected a tensor without gaps, found {layout:?}")
     }
     let offset = (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64;
-    let dtype = if tensor.dtype() == DType::I64 { 0 } else { code(tensor.dtype())? };
-    Ok(Place { address: address(storage)? + offset, dtype, elements: layout.shape().elem_count() })
+    Ok(address(storage)? + offset)
 }
 
 /// Where the memory of a storage begins.
@@ -232,6 +236,13 @@ impl Fresh {
         let shape = self.format.shape_in_memory(&self.shape)?;
         self.format.named(&Tensor::from_storage(Storage::Cuda(self.storage), shape, BackpropOp::none(), false))
     }
+}
+
+/// Memory beside this, that nobody writes.
+pub(crate) fn mark(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+    // SAFETY: it is a place in a graph. Where candle adds such places up, as gradients of each other, any sum will do.
+    let storage = unsafe { beside.device().alloc_uninit(shape, dtype)? };
+    Ok((storage, shape.clone()))
 }
 
 /// Whether all these are on one CUDA device.

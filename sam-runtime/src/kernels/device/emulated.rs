@@ -126,10 +126,20 @@ impl Machine for Emulated {
 
     fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
         let memory = self.memory.entry(purpose).or_default();
-        if memory.len() < words {
-            *memory = vec![0; words];
+        if memory.len() < words + GUARD.len() {
+            *memory = [&vec![0; words][..], &GUARD].concat();
         }
         Ok(memory.as_ptr() as u64)
+    }
+}
+
+/// Behind the memory that stays: no kernel may write to it.
+const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        let whole = self.memory.values().all(|memory| memory.ends_with(&GUARD));
+        assert!(whole || std::thread::panicking(), "a kernel has written behind the memory that stays");
     }
 }
 

@@ -19,8 +19,8 @@ pub(crate) enum Arg<'a> {
     Piece(&'a Piece),
     /// Sizes of images, and how they are shared out.
     Channels([u32; 6]),
-    /// What a normalisation multiplies by and adds: a type, and three addresses.
-    Affine([u64; 4]),
+    /// What a normalisation multiplies by and adds: a type, and two addresses.
+    Affine([u64; 3]),
     /// Sizes of a pooling.
     Pool([u32; 9]),
     /// Sizes of a convolution.

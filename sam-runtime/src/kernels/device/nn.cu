@@ -101,14 +101,15 @@ template <typename T> struct Dropout {
 
   template <u32 N> __device__ __forceinline__ void at(u64 i) const {
     Pack<T, N> pack = load<N>(x + i);
+    const u64 first = seed + place(i), next = step == 1 ? 1 : plane;
     for (u32 k = 0; k < N; k++) {
-      const bool keeps = float(mix(seed + place(i + k)) >> 40) / 16777216.f >= drop;
+      const bool keeps = float(mix(first + k * next) >> 40) / 16777216.f >= drop;
       pack.at[k] = Number<T>::narrow(keeps ? Number<T>::widen(pack.at[k]) * scale : Wide<T>(0));
     }
     store<N>(y + i, pack);
   }
 
-  // Where an element would be in planes.
+  // Where an element would be in planes. The lanes of a vector are channels of one pixel.
   __device__ __forceinline__ u64 place(u64 i) const {
     return step == 1 ? i : (i / (plane * step) * step + i % step) * plane + i / step % plane;
   }
@@ -121,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_dropout(u32 type, const
     const Wide<T> rounded = Number<T>::widen(Number<T>::narrow(Wide<T>(scale)));
     const Dropout<T> dropout = {static_cast<const T *>(x), static_cast<T *>(y), plane, step, seed, float(drop),
                                 rounded};
-    if (aligned(x) && aligned(y)) stretch<LANES<T>>(n, dropout);
+    if (aligned(x) && aligned(y) && (step == 1 || step % LANES<T> == 0)) stretch<LANES<T>>(n, dropout);
     else stretch<1>(n, dropout);
   });
 }
@@ -171,7 +172,7 @@ struct Channels {
 template <typename T> constexpr u32 ROW_LANES = LANES<T> < 4 ? LANES<T> : 4;
 
 // Vectors that a thread asks for before it uses the first: 32 bytes, up to four.
-template <typename T, u32 N> constexpr u32 AT_ONCE = N == 1 ? 1 : sizeof(T) * N < 16 ? 4 : 2;
+template <typename T, u32 N> constexpr u32 AT_ONCE = sizeof(T) * N < 16 ? 4 : 2;
 
 template <typename T, u32 N_> struct Planes {
   static constexpr u32 N = N_, C = 1;
@@ -289,6 +290,7 @@ struct Totals {
   __device__ Totals(const double *parts, u32 channels, u32 splits)
       : channel(blockIdx.x * TOTALS + threadIdx.x % TOTALS), mine(threadIdx.x < TOTALS && channel < channels), sum(0),
         moment(0) {
+#pragma unroll 8
     for (u32 i = threadIdx.x / TOTALS; channel < channels && i < splits; i += THREADS / TOTALS) {
       const u64 place = u64(channel) * splits + i;
       sum += parts[2 * place];
@@ -332,10 +334,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_moments(u32 type, Chann
   });
 }
 
-// Mean and 1/σ of each channel, in `statistics`, one after the other; the running ones move, where there are any.
+// γ and β, where there are any.
+struct Affine {
+  u32 type;
+  const void *weight, *bias;
+};
+
+// What is known of each channel, one after the other: mean, 1/σ, γ/σ and β.
+struct Statistics {
+  double *mean, *inverse, *scale, *shift;
+
+  __device__ Statistics(double *all, u32 channels)
+      : mean(all), inverse(all + channels), scale(all + 2 * channels), shift(all + 3 * channels) {}
+
+  __device__ void set(u32 channel, double centre, double var, double eps, const Affine &affine) const {
+    mean[channel] = centre;
+    inverse[channel] = 1 / sqrt(var + eps);
+    scale[channel] = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse[channel];
+    shift[channel] = affine.bias ? read(affine.bias, affine.type, channel) : 0;
+  }
+};
+
+// The statistics of the batch; the running ones move, where there are any.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_statistics(u32 type, Channels of, const void *x, u32 centred, double count, double eps, const double *parts,
-                  double *statistics, double momentum, u32 running_type, void *running_mean, void *running_var) {
+    nn_statistics(u32 type, Channels of, const void *x, Affine affine, u32 centred, double count, double eps,
+                  const double *parts, double *statistics, double momentum, u32 running_type, void *running_mean,
+                  void *running_var) {
   const Totals totals(parts, of.channels, of.splits);
   if (!totals.mine) return;
   const u32 channel = totals.channel;
@@ -345,8 +369,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const double mean = origin + distance;
   // Not max(), which would hide NaN.
   const double var = spread < 0 ? 0 : spread;
-  statistics[channel] = mean;
-  statistics[of.channels + channel] = 1 / sqrt(var + eps);
+  Statistics(statistics, of.channels).set(channel, mean, var, eps, affine);
   if (running_mean && centred) {
     const double old = read(running_mean, running_type, channel);
     write(running_mean, running_type, channel, old * (1 - momentum) + mean * momentum);
@@ -359,30 +382,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // The statistics of a layer that does not train: the running ones.
 extern "C" __global__ void __launch_bounds__(THREADS) nn_running(u32 type, const void *mean, const void *var,
-                                                                 u32 channels, double eps, double *statistics) {
+                                                                 u32 channels, Affine affine, double eps,
+                                                                 double *statistics) {
   const u32 channel = blockIdx.x * THREADS + threadIdx.x;
   if (channel >= channels) return;
-  statistics[channel] = read(mean, type, channel);
-  statistics[channels + channel] = 1 / sqrt(read(var, type, channel) + eps);
+  Statistics(statistics, channels).set(channel, read(mean, type, channel), read(var, type, channel), eps, affine);
 }
 
 // γ (x - mean) / σ + β for each channel. Forward and backward come to the same bits, and so to the same sign.
-struct Affine {
-  u32 type;
-  const void *weight, *bias;
-  const double *statistics;
-};
-
 template <typename T, u32 C> struct Lines {
   Wide<T> centre[C], scale[C], shift[C];
 
-  __device__ Lines(const Affine &affine, u32 channels, u32 channel) {
+  __device__ Lines(double *all, u32 channels, u32 channel) {
+    const Statistics statistics(all, channels);
 #pragma unroll
     for (u32 c = 0; c < C; c++) {
-      const double weight = affine.weight ? ::read(affine.weight, affine.type, channel + c) : 1;
-      centre[c] = Wide<T>(affine.statistics[channel + c]);
-      scale[c] = Wide<T>(weight * affine.statistics[channels + channel + c]);
-      shift[c] = Wide<T>(affine.bias ? ::read(affine.bias, affine.type, channel + c) : 0);
+      centre[c] = Wide<T>(statistics.mean[channel + c]);
+      scale[c] = Wide<T>(statistics.scale[channel + c]);
+      shift[c] = Wide<T>(statistics.shift[channel + c]);
     }
   }
   __device__ __forceinline__ Wide<T> of(Wide<T> x, u32 c) const { return mul_add(x - centre[c], scale[c], shift[c]); }
@@ -420,11 +437,12 @@ template <typename T, u32 N, u32 C> struct Normalise : Lines<T, C> {
 };
 
 // y = relu(γ (x - mean) / σ + β + residual)
-extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_normalise(u32 type, Channels of, const void *x, const void *residual, Affine affine, u32 relu, void *y) {
+// Four blocks at a time: with more some registers would be put aside.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    nn_normalise(u32 type, Channels of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
   WITH_PART(type, of, {
     if (!part.active()) return;
-    Normalise<T, N, C> each(Lines<T, C>(affine, of.channels, part.channel), x, residual, y, relu != 0);
+    Normalise<T, N, C> each(Lines<T, C>(statistics, of.channels, part.channel), x, residual, y, relu != 0);
     sweep(part, each);
   });
 }
@@ -470,12 +488,12 @@ template <typename T, u32 N, u32 C> struct Slopes : Masked<T, N, C> {
 
 // Σ dy and Σ dy (x - mean) of each part, dy before the ReLU.
 extern "C" __global__ void __launch_bounds__(THREADS) nn_slopes(u32 type, Channels of, const void *x, const void *y,
-                                                                const void *dy, Affine affine, u32 relu,
+                                                                const void *dy, double *statistics, u32 relu,
                                                                 double *parts) {
   WITH_PART(type, of, {
     Sums<T, C> sums;
     if (part.active()) {
-      const Lines<T, C> lines(affine, of.channels, part.channel);
+      const Lines<T, C> lines(statistics, of.channels, part.channel);
       Slopes<T, N, C> slopes(Masked<T, N, C>(lines, x, y, dy, relu != 0));
       sweep(part, slopes);
       sums = slopes.sums;
@@ -486,17 +504,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_slopes(u32 type, Channe
 
 // The gradients of γ and β, and what dx needs of each channel: shift and slope, in `lines`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_lines(Channels of, Affine affine, u32 centred, u32 fixed, double count, const double *parts, double *lines,
-             void *d_weight, void *d_bias) {
+    nn_lines(Channels of, double *all, u32 centred, u32 fixed, double count, const double *parts, double *lines,
+             u32 affine_type, void *d_weight, void *d_bias) {
   const Totals totals(parts, of.channels, of.splits);
   if (!totals.mine) return;
   const u32 channel = totals.channel;
-  const double inverse = affine.statistics[of.channels + channel];
-  const double scale = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse;
+  const Statistics statistics(all, of.channels);
+  const double inverse = statistics.inverse[channel], scale = statistics.scale[channel];
   lines[channel] = fixed || !centred ? 0 : scale * totals.sum / count;
   lines[of.channels + channel] = fixed ? 0 : scale * inverse * inverse * totals.moment / count;
-  if (d_weight) write(d_weight, affine.type, channel, totals.moment * inverse);
-  if (d_bias) write(d_bias, affine.type, channel, totals.sum);
+  if (d_weight) write(d_weight, affine_type, channel, totals.moment * inverse);
+  if (d_bias) write(d_bias, affine_type, channel, totals.sum);
 }
 
 template <typename T, u32 N, u32 C> struct NormaliseBack : Masked<T, N, C> {
@@ -528,11 +546,11 @@ template <typename T, u32 N, u32 C> struct NormaliseBack : Masked<T, N, C> {
 
 // dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and dy before the ReLU for the residual.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nn_normalise_back(u32 type, Channels of, const void *x, const void *y, const void *dy, Affine affine, u32 relu,
+    nn_normalise_back(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
                       const double *lines, void *dx, void *d_residual) {
   WITH_PART(type, of, {
     if (!part.active()) return;
-    const Masked<T, N, C> masked(Lines<T, C>(affine, of.channels, part.channel), x, y, dy, relu != 0);
+    const Masked<T, N, C> masked(Lines<T, C>(statistics, of.channels, part.channel), x, y, dy, relu != 0);
     NormaliseBack<T, N, C> back(masked, lines, of.channels, part.channel, dx, d_residual);
     sweep(part, back);
   });
@@ -711,17 +729,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_mean_back(u32 type, con
 
 // ---- the weights of a convolution, between planes and rows ----
 
-// y[a, c, b] = x[a, b, c], of other types perhaps. `channels` says which of b and c is the number of channels: along it
-// threads lie side by side, and each takes the places of its kernel one after the other.
+// Channels of a filter, and places of its kernel, that a block takes at a time.
+constexpr u32 TILE = THREADS, PLACES = 16;
+
+// (filters, channels, places) to (filters, places, channels), or back, and to another type perhaps: through memory of the
+// block, so that threads side by side read and write what lies side by side.
 extern "C" __global__ void __launch_bounds__(THREADS) nn_exchange(u32 from_type, const void *x, u32 to_type, void *y,
-                                                                  u32 filters, u32 channels, u32 places, u32 to_rows) {
-  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
-  if (i >= u64(filters) * channels) return;
-  const u64 filter = i / channels;
-  const u32 channel = i % channels;
-  for (u32 place = 0; place < places; place++) {
-    const u64 planes = (filter * channels + channel) * places + place, rows = (filter * places + place) * channels + channel;
-    write(y, to_type, to_rows ? rows : planes, read(x, from_type, to_rows ? planes : rows));
+                                                                  u32 channels, u32 places, u32 to_rows) {
+  __shared__ double tile[TILE * PLACES];
+  const u32 tiles = (channels + TILE - 1) / TILE, begin = blockIdx.x % tiles * TILE;
+  const u32 width = min(TILE, channels - begin);
+  const u64 filter = u64(blockIdx.x / tiles) * channels * places;
+  for (u32 first = 0; first < places; first += PLACES) {
+    const u32 height = min(PLACES, places - first), n = width * height;
+    for (u32 half = 0; half < 2; half++) {
+      // First from x in its order, then to y in the other.
+      const bool rows = (half == 0) != (to_rows != 0);
+      for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        const u32 channel = rows ? i % width : i / height, place = rows ? i / width : i % height;
+        const u64 at = filter + (rows ? u64(first + place) * channels + begin + channel
+                                      : u64(begin + channel) * places + first + place);
+        double &there = tile[channel * height + place];
+        if (half == 0) there = read(x, from_type, at);
+        else write(y, to_type, at, there);
+      }
+      __syncthreads();
+    }
   }
 }
 

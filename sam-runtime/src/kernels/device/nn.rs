@@ -27,8 +27,11 @@ const TOTALS: usize = 8;
 /// Threads that take the mean of a plane together.
 const TEAM: usize = 32;
 
-/// Blocks that a reduction should have, so that every part of a large GPU has some.
-const ENOUGH: usize = 1024;
+/// Blocks that a reduction should have: what a large GPU can have at a time.
+const ENOUGH: usize = 512;
+
+/// What a normalisation knows of a channel: mean, 1/σ, γ/σ and β.
+pub(crate) const STATISTICS: usize = 4;
 
 fn elementwise(
     machine: &mut impl Machine,
@@ -119,8 +122,10 @@ impl Channels {
     /// Parts that each channel is taken in.
     fn splits(self) -> usize {
         if self.in_rows() {
-            let rows = self.images * self.plane;
-            ENOUGH.div_ceil(self.channels.div_ceil(64).max(1)).min(rows.div_ceil(32)).max(1)
+            // Some rows for each thread: it asks for several at a time.
+            let across = self.channels.div_ceil(ROW_LANES).next_power_of_two().min(ACROSS);
+            let (strips, some) = (self.channels.div_ceil(ROW_LANES * across), 8 * THREADS / across);
+            ENOUGH.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
         } else {
             ENOUGH.div_ceil(self.channels.max(1)).min(self.images).max(1)
         }
@@ -181,7 +186,7 @@ pub(crate) struct Norm {
     pub(crate) affine_dtype: u32,
     pub(crate) weight: u64,
     pub(crate) bias: u64,
-    /// Mean and 1/σ of each channel, in f64: two for each.
+    /// Memory for [`STATISTICS`] f64 for each channel.
     pub(crate) statistics: u64,
 }
 
@@ -196,7 +201,7 @@ pub(crate) struct Running {
 impl Norm {
     /// Its type is the low half of the first word.
     fn affine(&self) -> Arg<'static> {
-        Arg::Affine([self.affine_dtype.into(), self.weight, self.bias, self.statistics])
+        Arg::Affine([self.affine_dtype.into(), self.weight, self.bias])
     }
 
     /// The statistics of the batch; running ones move by `momentum` towards them.
@@ -207,6 +212,7 @@ impl Norm {
             Arg::U32(self.dtype),
             self.sizes.share(self.dtype, &[x])?.arg,
             Arg::U64(x),
+            self.affine(),
             Arg::U32(self.centred.into()),
             Arg::F64(self.sizes.count()),
             Arg::F64(self.eps),
@@ -227,6 +233,7 @@ impl Norm {
             Arg::U64(running.mean),
             Arg::U64(running.var),
             Arg::U32(word(self.sizes.channels)?),
+            self.affine(),
             Arg::F64(self.eps),
             Arg::U64(self.statistics),
         ];
@@ -241,7 +248,7 @@ impl Norm {
             share.arg,
             Arg::U64(x),
             Arg::U64(residual),
-            self.affine(),
+            Arg::U64(self.statistics),
             Arg::U32(self.relu.into()),
             Arg::U64(y),
         ];
@@ -258,7 +265,7 @@ impl Norm {
         lines: u64,
         [dx, d_residual, d_weight, d_bias]: [u64; 4],
     ) -> Result<()> {
-        let images = [Arg::U64(x), Arg::U64(y), Arg::U64(dy), self.affine(), Arg::U32(self.relu.into())];
+        let images = [Arg::U64(x), Arg::U64(y), Arg::U64(dy), Arg::U64(self.statistics), Arg::U32(self.relu.into())];
         let of = |share: &Share| [&[Arg::U32(self.dtype), share.arg], &images[..]].concat();
 
         let (share, parts) = (self.sizes.share(self.dtype, &[x, y, dy])?, self.sizes.parts(machine)?);
@@ -266,12 +273,13 @@ impl Norm {
 
         let args = [
             share.arg,
-            self.affine(),
+            Arg::U64(self.statistics),
             Arg::U32(self.centred.into()),
             Arg::U32(fixed.into()),
             Arg::F64(self.sizes.count()),
             parts,
             Arg::U64(lines),
+            Arg::U32(self.affine_dtype),
             Arg::U64(d_weight),
             Arg::U64(d_bias),
         ];
@@ -391,11 +399,11 @@ impl Weight {
         [x, y]: [u64; 2],
         format: Format,
     ) -> Result<()> {
-        let sizes = [word(self.filters)?, word(self.channels)?, word(self.places)?].map(Arg::U32);
+        let sizes = [word(self.channels)?, word(self.places)?].map(Arg::U32);
         let to_rows = Arg::U32((format == Format::ChannelsLast).into());
         let tensors = [Arg::U32(from), Arg::U64(x), Arg::U32(to), Arg::U64(y)];
         let args = [&tensors[..], &sizes, &[to_rows]].concat();
-        machine.launch("nn_exchange", (self.filters * self.channels).div_ceil(THREADS), &args)
+        machine.launch("nn_exchange", self.filters * self.channels.div_ceil(THREADS), &args)
     }
 }
 

@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::super::code;
-use super::super::nn::{self, Channels, CrossEntropy, Dropout, Mean, Norm, Patches, Pool, Running, Target, Weight};
+use super::super::nn::{
+    self, Channels, CrossEntropy, Dropout, Mean, Norm, Patches, Pool, Running, STATISTICS, Target, Weight,
+};
 use super::{Buffer, Emulated, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::kernels::conv::{self, Conv, Side};
 use crate::kernels::format::Format;
@@ -137,9 +139,12 @@ struct Case {
 #[test]
 fn batch_normalisation() {
     for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
-        for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4], [3, 24, 50]].into_iter().enumerate() {
-            // More channels than a block has threads: once will do.
-            for bits in if sizes[1] > 256 { 3..4 } else { 0..8 } {
+        for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4], [3, 24, 50], [2, 3, 4096], [7, 72, 50]]
+            .into_iter()
+            .enumerate()
+        {
+            // Those of many elements once.
+            for bits in if sizes[0] * sizes[1] * sizes[2] > 5000 || sizes[1] > 256 { 3..4 } else { 0..8 } {
                 let [residual, relu, fixed] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let (centred, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
                 normalise(Case { dtype, sizes, format, residual, relu, centred, fixed, affine });
@@ -164,7 +169,7 @@ fn normalise(case: Case) {
 
     let Some(mut found) = in_both_orders(|machine| {
         let running = [&before[0], &before[1]].map(|buffer| Buffer::new(DType::F32, &buffer.values()));
-        let [statistics, lines] = [(); 2].map(|()| Buffer::empty(DType::F64, 2 * channels));
+        let [statistics, lines] = [STATISTICS, 2].map(|each| Buffer::empty(DType::F64, each * channels));
         let [y, dx, dr] = [(); 3].map(|()| Buffer::empty(dtype, n));
         let [d_weight, d_bias] = [(); 2].map(|()| Buffer::empty(wide(dtype), channels));
         let on = |flag: bool, buffer: &Buffer| if flag { buffer.address() } else { 0 };
@@ -240,7 +245,7 @@ fn normalise(case: Case) {
 fn normalisation_hands_on_what_is_not_a_number() {
     for mut machine in machines() {
         let x = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
-        let (statistics, y) = (Buffer::empty(DType::F64, 2), Buffer::empty(DType::F32, 4));
+        let (statistics, y) = (Buffer::empty(DType::F64, STATISTICS), Buffer::empty(DType::F32, 4));
         let sizes = Channels { images: 1, channels: 1, plane: 4, format: Format::Planes };
         let statistics = statistics.address();
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
@@ -254,7 +259,7 @@ fn normalisation_hands_on_what_is_not_a_number() {
 #[test]
 fn biases() {
     for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
-        for sizes @ [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7], [40, 72, 4]] {
+        for sizes @ [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7], [40, 72, 4], [2, 3, 4096]] {
             let n = images * channels * plane;
             let (dtypes, bias) = ([code(dtype).unwrap(), 0], Buffer::new(DType::F32, &numbers(channels, 2)));
             let Some(mut found) = in_both_orders(|machine| {
@@ -363,8 +368,9 @@ fn means_of_planes() {
 
 #[test]
 fn weights_between_formats_and_types() {
-    let sizes @ [filters, channels, places] = [5, 300, 9];
-    for (from, to) in FLOATS.into_iter().flat_map(|from| FLOATS.map(|to| (from, to))) {
+    let pairs = FLOATS.into_iter().flat_map(|from| FLOATS.map(|to| (from, to)));
+    for ((from, to), sizes) in pairs.flat_map(|pair| [[5, 300, 9], [2, 7, 49], [3, 1, 2]].map(|sizes| (pair, sizes))) {
+        let [filters, channels, places] = sizes;
         let values = numbers(filters * channels * places, 1);
         let x = Buffer::new(from, &values);
         let Some(found) = in_both_orders(|machine| {
