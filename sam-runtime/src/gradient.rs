@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, TensorId, Var,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor,
+    TensorId, Var,
 };
 
 use crate::kernels::{cuda_mark, wide};
@@ -129,25 +130,23 @@ pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
 
 /// A loss of this value whose gradient is this one, scaled by whatever is done to the loss afterwards.
 ///
-/// A custom operation has three inputs at most: a chain of them goes over the variables, and ends in the value.
+/// A custom operation has three inputs at most: the value passes through one for every two variables.
 pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<Tensor> {
     let value = value.copy()?.detach();
-    if gradient.is_empty() {
-        return Ok(value);
-    }
-    let known = Arc::new(OnceLock::new());
-    // What has the value's shape and type, and no value: that stands before the first.
-    let mut link = value.clone();
-    for pair in gradient.chunks(2) {
+    let (mut loss, known) = (value.clone(), Arc::new(OnceLock::new()));
+    let last = gradient.len().div_ceil(2);
+    for (i, pair) in gradient.chunks(2).enumerate() {
         let grads = pair.iter().map(|(_, grad)| grad.clone()).collect();
-        let surrogate = Surrogate { grads, _known: Known(Arc::clone(&known)) };
-        link = match pair {
-            [(a, _), (b, _)] => link.apply_op3(a, b, surrogate)?,
-            _ => link.apply_op2(&pair[0].0, surrogate)?,
+        let value = (i + 1 == last).then(|| value.clone());
+        let surrogate = Surrogate { grads, value, _known: Known(Arc::clone(&known)) };
+        loss = match pair {
+            [(a, _), (b, _)] => loss.apply_op3(a, b, surrogate)?,
+            _ => loss.apply_op2(&pair[0].0, surrogate)?,
         };
     }
-    let loss = value.apply_op2(&link, End)?;
-    all_known().insert(*known.get_or_init(|| loss.id()), gradient);
+    if !gradient.is_empty() {
+        all_known().insert(*known.get_or_init(|| loss.id()), gradient);
+    }
     Ok(loss)
 }
 
@@ -175,14 +174,24 @@ impl Drop for Known {
     }
 }
 
-/// A link of the chain: (the link before, w, ..) ↦ a link, with a given gradient of each w.
+/// (loss, w, ..) ↦ loss, with a given gradient of each w.
 struct Surrogate {
     grads: Vec<Tensor>,
+    /// The loss, for the last. On CUDA those before hand no value on: to copy it would be a word to the device for each.
+    value: Option<Tensor>,
     _known: Known,
 }
 
 impl Surrogate {
     const NAME: &str = "sam-surrogate";
+
+    fn on_cuda(&self, loss: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let Some(value) = &self.value else { return cuda_mark(loss, layout.shape(), loss.dtype()) };
+        match &*value.storage_and_layout().0 {
+            Storage::Cuda(storage) => copied(storage, value.layout()),
+            other => candle_core::bail!("expected a loss on CUDA, found one on {:?}", other.device().location()),
+        }
+    }
 
     fn of(&self, place: usize, var: &Tensor, outer: &Tensor) -> Result<Option<Tensor>> {
         let grad = &self.grads[place];
@@ -197,22 +206,22 @@ impl CustomOp2 for Surrogate {
         Self::NAME
     }
 
-    fn cpu_fwd(&self, link: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        copied(link, layout)
+    fn cpu_fwd(&self, loss: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        copied(loss, layout)
     }
 
-    fn cuda_fwd(&self, link: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(link, at.shape(), link.dtype())
+    fn cuda_fwd(&self, loss: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.on_cuda(loss, at)
     }
 
     fn metal_fwd(
         &self,
-        link: &MetalStorage,
+        loss: &MetalStorage,
         layout: &Layout,
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        copied(link, layout)
+        copied(loss, layout)
     }
 
     fn bwd(&self, _: &Tensor, var: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -227,38 +236,38 @@ impl CustomOp3 for Surrogate {
 
     fn cpu_fwd(
         &self,
-        link: &CpuStorage,
+        loss: &CpuStorage,
         layout: &Layout,
         _: &CpuStorage,
         _: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        copied(link, layout)
+        copied(loss, layout)
     }
 
     fn cuda_fwd(
         &self,
-        link: &CudaStorage,
+        loss: &CudaStorage,
         layout: &Layout,
         _: &CudaStorage,
         _: &Layout,
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(link, layout.shape(), link.dtype())
+        self.on_cuda(loss, layout)
     }
 
     fn metal_fwd(
         &self,
-        link: &MetalStorage,
+        loss: &MetalStorage,
         layout: &Layout,
         _: &MetalStorage,
         _: &Layout,
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        copied(link, layout)
+        copied(loss, layout)
     }
 
     fn bwd(
@@ -270,37 +279,6 @@ impl CustomOp3 for Surrogate {
         outer: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         Ok((Some(outer.clone()), self.of(0, a, outer)?, self.of(1, b, outer)?))
-    }
-}
-
-/// The end of the chain: (value, the last link) ↦ the value.
-struct End;
-
-impl CustomOp2 for End {
-    fn name(&self) -> &'static str {
-        "sam-loss"
-    }
-
-    fn cpu_fwd(&self, value: &CpuStorage, layout: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        copied(value, layout)
-    }
-
-    fn cuda_fwd(&self, value: &CudaStorage, at: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        copied(value, at)
-    }
-
-    fn metal_fwd(
-        &self,
-        value: &MetalStorage,
-        layout: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        copied(value, layout)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((None, Some(outer.clone())))
     }
 }
 
