@@ -5,6 +5,7 @@
 //! element, and in the graph that candle walks nodes depend on nodes and variables. A layer's backward pass puts the
 //! gradient of an input into the input's node, where the layer before finds it; candle adds up zeros of one element, and
 //! sees to the order. An output that candle's own operations use is joined to its node by an operation too, [`Reveal`].
+//! Where there are none of candle's at all, [`backward_through_layers`] goes from node to node without candle.
 //!
 //! What a backward pass has left when an error broke it off stays in the nodes: such a graph is to be dropped.
 

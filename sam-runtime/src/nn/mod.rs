@@ -10,7 +10,8 @@
 //!
 //! candle's backward pass adds each gradient to a tensor of zeros. Layers hand theirs to the layer before without that, and
 //! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Everything of candle's goes between,
-//! before and behind.
+//! before and behind. Where nothing does, [`backward`] and the passes of a [`Sam`](crate::Sam) go from layer to layer
+//! without candle: [`add`], [`relu`], [`to_dtype`] and [`l2_penalty`] are there so that a whole loss can be of layers.
 
 mod batch_norm;
 mod conv;
