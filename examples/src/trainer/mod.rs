@@ -20,9 +20,9 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer as _, VarMap};
-use sam_runtime::Sam;
 use sam_runtime::nn::{self, l2_penalty};
 use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::{Last, Sam};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -92,7 +92,7 @@ pub struct Status {
     pub stage: (usize, usize),
     /// Steps done in it, and how many there are.
     pub step: (usize, usize),
-    /// The loss of the last step.
+    /// The loss of the last step; on a device that works on its own, of the one before.
     pub loss: f64,
     /// Images a second, since it was taken up.
     pub throughput: f64,
@@ -216,6 +216,7 @@ struct Training<'a> {
     average: Option<Average>,
     loss: f64,
     sharpness: Option<f64>,
+    unread: Option<Unread>,
     log: Log,
     events: Events,
     began: Instant,
@@ -246,6 +247,7 @@ impl<'a> Training<'a> {
             model,
             loss: 0.0,
             sharpness: None,
+            unread: None,
             log: Log::open(&job.folder.join("log.jsonl"), place.log)?,
             events: Events::open(&job.folder.join("events.out.tfevents"), place.events)?,
             place,
@@ -282,6 +284,7 @@ impl<'a> Training<'a> {
 
     /// Saves everything.
     fn save(&mut self) -> Result<()> {
+        self.read()?;
         self.place.log = self.log.sync()?;
         self.place.events = self.events.sync()?;
         let place = Place { seconds: self.place.seconds + self.began.elapsed().as_secs_f64(), ..self.place.clone() };
@@ -334,6 +337,7 @@ impl<'a> Training<'a> {
                 self.step(stage, &batch, steps, per_epoch)?;
                 let last = self.place.step == steps;
                 if last || self.place.step.is_multiple_of(per_epoch) {
+                    self.read()?;
                     self.end_epoch(epoch, steps.div_ceil(per_epoch), last)?;
                 }
                 let trained = (self.place.step - taken_up) * batch.places.len();
@@ -389,23 +393,23 @@ impl<'a> Training<'a> {
         self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
         let mut rng = step_rng(self.job.seed, self.place.stage, step);
         let examples = self.plan.memory.examples(recipe, &self.model, batch, progress, &mut rng)?;
-        self.loss = match self.descend(&examples) {
-            Ok(loss) if loss.is_finite() => loss,
-            Ok(loss) => return Err(Diverged { step, what: format!("the loss is {loss}") }.into()),
+        let loss = match self.descend(&examples) {
+            Ok(loss) => loss,
             Err(error) if is_not_finite(&error) => return Err(Diverged { step, what: error.to_string() }.into()),
             Err(error) => return Err(error),
         };
+        self.read()?;
+        self.unread = Some(Unread { step, loss, last: self.sam.last() });
+        let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
+        if self.job.place.device.is_cpu() || writes_line {
+            self.read()?;
+        }
         if let Some(average) = &mut self.average {
             average.add(&self.model)?;
         }
-        self.sharpness = rise(&self.sam)?;
-        self.place.loss = (f64::from(self.place.loss) + self.loss).into();
-        if let Some(rise) = self.sharpness {
-            self.place.sharpness = Some((self.place.sharpness.map_or(0.0, f64::from) + rise).into());
-        }
         self.place.step += 1;
         self.place.steps += 1;
-        if step.is_multiple_of((per_epoch / LINES).max(1)) {
+        if writes_line {
             let mut line = json!({ "stage": self.place.stage, "step": step, "loss": self.loss, "rate": rate });
             let mut event = vec![("training/loss", self.loss), ("training/rate", rate)];
             if let Some(sharpness) = self.sharpness {
@@ -418,8 +422,24 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
+    /// Looks at the numbers of the last step that nobody has looked at: that waits for its end. While a GPU works, the
+    /// next one is put on its way before.
+    fn read(&mut self) -> Result<()> {
+        let Some(Unread { step, loss, last }) = self.unread.take() else { return Ok(()) };
+        self.loss = loss.to_scalar::<f32>()?.into();
+        if !self.loss.is_finite() {
+            return Err(Diverged { step, what: format!("the loss is {}", self.loss) }.into());
+        }
+        self.sharpness = last.map_or(Ok(None), |last| rise(&last))?;
+        self.place.loss = (f64::from(self.place.loss) + self.loss).into();
+        if let Some(rise) = self.sharpness {
+            self.place.sharpness = Some((self.place.sharpness.map_or(0.0, f64::from) + rise).into());
+        }
+        Ok(())
+    }
+
     /// Backward and step; gives the loss without the weight decay.
-    fn descend(&mut self, examples: &Examples) -> Result<f64> {
+    fn descend(&mut self, examples: &Examples) -> Result<Tensor> {
         let recipe = self.job.recipe;
         let objective = Objective {
             model: &self.model,
@@ -427,8 +447,6 @@ impl<'a> Training<'a> {
             frozen: recipe.frozen_norm,
             m: if recipe.m == 0 { usize::MAX } else { recipe.m },
         };
-        // Read once, when all is under way: it waits for the device.
-        let value = |loss: &Tensor| Ok::<_, anyhow::Error>(f64::from(loss.to_scalar::<f32>()?));
         let rows = examples.x.dim(0)?;
         let parts = recipe.parts(rows)?;
         let statistics = Statistics::before(&self.model, recipe.shards(rows)?)?;
@@ -436,7 +454,7 @@ impl<'a> Training<'a> {
             let (loss, alone) = recipe.method.loss(&objective, examples, &self.sam)?;
             self.sgd.backward_step(&loss)?;
             statistics.map_or(Ok(()), Statistics::settle)?;
-            return value(&alone);
+            return Ok(alone.detach());
         }
         let vars = trained(&self.model);
         let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
@@ -463,7 +481,7 @@ impl<'a> Training<'a> {
         }
         self.sgd.step(&gradient)?;
         statistics.map_or(Ok(()), Statistics::settle)?;
-        value(&sum.context("there are no images in the batch")?)
+        sum.context("there are no images in the batch")
     }
 
     /// Tests, if it is time, and logs.
@@ -580,9 +598,15 @@ fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
     Ok(lower.lt(most)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?)
 }
 
-/// L(w + ε̂) - L(w) of the last step, if it had both.
-fn rise(sam: &Sam) -> Result<Option<f64>> {
-    let Some(last) = sam.last() else { return Ok(None) };
+/// The numbers of a step that are still where it was taken.
+struct Unread {
+    step: usize,
+    loss: Tensor,
+    last: Option<Last>,
+}
+
+/// L(w + ε̂) - L(w) of a step, if it had both.
+fn rise(last: &Last) -> Result<Option<f64>> {
     Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
 }
 
@@ -670,13 +694,15 @@ fn method(job: &Job<'_>, model: &Model, stage: usize) -> Result<Sam> {
 
 /// Scales a gradient whose norm is too large.
 fn clip(gradient: &mut GradStore, vars: &[(String, Var)], most: f64) -> Result<()> {
-    let mut squares = 0.0;
+    let mut squares = None;
     for (_, var) in vars {
         if let Some(grad) = gradient.get(var) {
-            squares += l2_penalty(&grad.detach(), 2.0)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            let square = l2_penalty(&grad.detach(), 2.0)?.to_dtype(DType::F64)?;
+            squares = Some(squares.map_or(Ok(square.clone()), |sum: Tensor| sum + square)?);
         }
     }
-    let norm = squares.sqrt();
+    // Read once: it waits for the device.
+    let norm = squares.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())?.sqrt();
     if norm > most {
         for (_, var) in vars {
             if let Some(grad) = gradient.remove(var) {
