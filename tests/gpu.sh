@@ -50,8 +50,8 @@ with tarfile.open(sys.argv[1], "w:xz", preset=9) as bundle: bundle.add(sys.argv[
 # The CUDA side without a GPU: the tests on a driver that is none (driver/driver.cpp). Some minutes to build.
 emulated() {
     local kernels=sam-runtime/src/kernels/device dir
-    if ! command -v "${CXX:-c++}" >/dev/null; then
-        echo "skipped: there is no C++ compiler to make the driver with"
+    if ! command -v "${CXX:-c++}" >/dev/null || [ ! -e ../shared/tools/cuda-env.sh ]; then
+        echo "skipped: there is no C++ compiler to make the driver with, or no ../shared/tools/cuda-env.sh"
         return
     fi
     mkdir -p target/emulated
@@ -84,7 +84,7 @@ print(":".join(sorted({os.path.dirname(f) for p in sys.path for f in glob.glob(p
 }
 
 measure() {
-    local work numbers network parameters failed=0 end=$((SECONDS + ${SECONDS_LEFT:-540}))
+    local work numbers network parameters failed=0 ran=0 skipped=0 end=$((SECONDS + ${SECONDS_LEFT:-540}))
     work=$(mktemp -d)
     python3 -c 'import sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$work"
@@ -111,12 +111,17 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
         local most=$1 test
         shift
         for test; do
+            if [ $SECONDS -ge $end ]; then
+                skipped=$((skipped + 1))
+                continue
+            fi
             echo "== $(basename "$test")"
+            ran=$((ran + 1))
             # Left out: what is about candle's own convolutions there, and what starts other processes.
             (cd tests && SAM_TEST_DEVICE=cuda within "$most" "$test" --skip of_candle --skip under_rust_backtrace) ||
                 failed=$((failed + 1))
         done
-        echo "RESULT {\"tests_failed\": $failed}"
+        echo "RESULT {\"tests\": {\"failed\": $failed, \"run\": $ran, \"without time\": $skipped}}"
     }
     note() { # name, command..: its last line, which is JSON
         local name=$1 line
@@ -134,7 +139,10 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
     }
     # What matters most comes first, and what takes longest, compiling, last.
     local networks=("wrn-28-10 256" "resnet18 512")
-    if does check; then try 60 "$work/test-cuda"; fi
+    if does check; then
+        try 60 "$work/test-cuda"
+        rm "$work/test-cuda"
+    fi
     if does figures; then
         for numbers in --bf16 --tf32; do
             for network in "${networks[@]}"; do
@@ -170,12 +178,12 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
 table() {
     python3 - "$1" <<'PY'
 import itertools, json, statistics, sys
-results, epochs, failed = {}, [], None
+results, epochs, tests = {}, [], None
 for line in open(sys.argv[1]):
     if line.startswith("RESULT "):
         result = json.loads(line[7:])
-        if "tests_failed" in result:
-            failed = result["tests_failed"]
+        if "tests" in result:
+            tests = result["tests"]
         else:
             results[result["name"].strip()] = result["line"]
     elif line.startswith("EPOCH "):
@@ -195,7 +203,7 @@ def show(number):
     return f"{number:.2f}" if number else "-"
 
 
-print("\ntest binaries that failed:", "not run" if failed is None else failed)
+print("\ntest binaries:", ", ".join(f"{name} {count}" for name, count in tests.items()) if tests else "not run")
 print("SAM step in ms; overhead: SAM / (2 passes + optimizer); back: when the host is\n")
 row = "{:10} {:7} {:13} {:>8} {:>8} {:>9} {:>11} {:>14} {:>9} {:>8}".format
 print(row("network", "numbers", "images", "ours", "PyTorch", "compiled", "ours/eager", "ours/compiled", "overhead", "back"))
@@ -222,8 +230,9 @@ emulated) emulated ;;
 run)
     log=${2:-$bundle}/gpu.log
     mkdir -p "$(dirname "$log")"
-    measure >"$log" 2>&1 || tail -1 "$log"
+    measure >"$log" 2>&1 || { tail -1 "$log"; exit 1; }
     table "$log" | tee -a "$log"
+    if grep -q '"failed": [1-9]' "$log"; then exit 1; fi
     ;;
 *)
     sed -n '2,10s/^# \{0,1\}//p' "$0"

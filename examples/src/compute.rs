@@ -21,7 +21,7 @@ pub struct Compute {
     #[arg(long)]
     tf32: bool,
 
-    /// Keep the channels of a pixel side by side, as tensor cores want them, on CUDA
+    /// Keep the channels of a pixel side by side, as tensor cores want them, on CUDA; images of one channel stay as they are
     #[arg(long)]
     channels_last: bool,
 }

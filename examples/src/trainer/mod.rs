@@ -214,6 +214,7 @@ struct Training<'a> {
     model: Model,
     sgd: Sgd,
     average: Option<Average>,
+    /// Of the last step whose numbers were read; not a number before the first.
     loss: f64,
     sharpness: Option<f64>,
     unread: Option<Unread>,
@@ -245,7 +246,7 @@ impl<'a> Training<'a> {
             sgd: optimizer(recipe, &model)?,
             average: Average::of(recipe.ema, &model)?,
             model,
-            loss: 0.0,
+            loss: f64::NAN,
             sharpness: None,
             unread: None,
             log: Log::open(&job.folder.join("log.jsonl"), place.log)?,
@@ -401,7 +402,7 @@ impl<'a> Training<'a> {
         self.read()?;
         self.unread = Some(Unread { step, loss, last: self.sam.last() });
         let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
-        if self.job.place.device.is_cpu() || writes_line {
+        if self.job.place.device.is_cpu() || writes_line || self.loss.is_nan() {
             self.read()?;
         }
         if let Some(average) = &mut self.average {

@@ -47,8 +47,9 @@ use crate::kernels::format::Format;
 /// stays (images, channels, height, width), and everything can be done with them that could be done before.
 ///
 /// On CUDA the layers of this module take such images as they are and hand on others like them, forward and backward, so
-/// that it is enough to convert the batch; images of one channel, which are both, after their first convolution. cuDNN multiplies them on tensor cores (bf16, f16, TF32) as they are, where it
-/// has to turn others first. Elsewhere they are copied into candle's order, for each layer that meets them.
+/// that it is enough to convert the batch; images of one channel, which are both, after their first convolution. cuDNN
+/// multiplies them on tensor cores (bf16, f16, TF32) as they are, where it has to turn others first. Elsewhere they are
+/// copied into candle's order, for each layer that meets them.
 ///
 /// # Errors
 /// If `x` has other than four dimensions.
