@@ -119,11 +119,16 @@ impl Channels {
         self.format == Format::ChannelsLast || self.plane == 1
     }
 
+    /// Threads side by side in a row, with so many channels each.
+    fn across(self, lanes: usize) -> usize {
+        self.channels.div_ceil(lanes).next_power_of_two().min(ACROSS)
+    }
+
     /// Parts that each channel is taken in.
     fn splits(self) -> usize {
         if self.in_rows() {
             // Some rows for each thread: it asks for several at a time.
-            let across = self.channels.div_ceil(ROW_LANES).next_power_of_two().min(ACROSS);
+            let across = self.across(ROW_LANES);
             let (strips, some) = (self.channels.div_ceil(ROW_LANES * across), 8 * THREADS / across);
             ENOUGH.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
         } else {
@@ -142,7 +147,7 @@ impl Channels {
         let whole = (if rows { channels } else { plane }).is_multiple_of(lanes);
         let aligned = addresses.iter().all(|address| address.is_multiple_of(VECTOR as u64));
         let lanes = if whole && aligned { lanes } else { 1 };
-        let across = if rows { channels.div_ceil(lanes).next_power_of_two().min(ACROSS) } else { 0 };
+        let across = if rows { self.across(lanes) } else { 0 };
         let strips = if rows { channels.div_ceil(lanes * across) } else { channels };
         let mut sizes = [0; 6];
         for (size, value) in sizes.iter_mut().zip([images, channels, plane, splits, across, lanes]) {
