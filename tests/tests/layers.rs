@@ -511,7 +511,7 @@ fn images_that_are_channels_last() {
 
 /// Where all is of layers their gradients go back without candle: to the same bits, also where variables are shared.
 #[test]
-fn the_way_back_without_candle_is_that_of_candle() {
+fn the_way_back_without_candle_gives_its_bits() {
     let (bn, stock) = norms(8, BatchNormConfig::default(), DType::F32, 9);
     drop(stock);
     let shapes: [&[usize]; 5] = [&[8, 3, 3, 3], &[8], &[8, 8, 3, 3], &[5, 8], &[5]];
