@@ -3,6 +3,7 @@
 #
 #   tests/gpu.sh build          where there is a CUDA compiler: leaves all that is needed in target/gpu
 #   tests/gpu.sh emulated       where there is neither: the same code on a driver that is none
+#   tests/gpu.sh plans          where there is neither: what NVIDIA's cuDNN would do on an H200 (360 MB the first time)
 #   tests/gpu.sh run [DIR]      where there is a GPU (and python3 with torch, for the comparison): a log of everything in
 #                               DIR/gpu.log (default target/gpu), and a short table last
 #
@@ -75,6 +76,33 @@ emulated() {
         run $(printf -- '--test %s ' $tests) -- --skip of_candle --skip under_rust_backtrace
     done
     EMULATED_TRACE=$dir/trace run --test cuda -- --exact a_step_waits_for_nothing
+}
+
+# cuDNN makes plans for a GPU that it is told of. Its own library is asked, of the release that PyTorch 2.11 brings.
+plans() {
+    local cudnn=nvidia-cudnn-cu13==9.19.0.56 dir
+    if [ ! -e ../shared/tools/cuda-env.sh ]; then
+        echo "skipped: no ../shared/tools/cuda-env.sh"
+        return
+    fi
+    mkdir -p target/plans
+    dir=$(cd target/plans && pwd)
+    if [ "$(cat "$dir/installed" 2>/dev/null)" != "$cudnn" ]; then
+        if ! python3 -m pip install -q --root-user-action=ignore --no-deps --no-cache-dir --upgrade --target "$dir" $cudnn ||
+            # Of cuBLAS it wants the names alone.
+            ! grep -aohE 'cublasLt[A-Z][A-Za-z]+' "$dir"/nvidia/cudnn/lib/*.so.9 | sort -u |
+                sed 's/.*/int &(void) { return 0; }/' | "${CC:-cc}" -shared -fPIC -x c - -o "$dir/libcublasLt.so.13"; then
+            echo "skipped: no cuDNN to be had"
+            return
+        fi
+        echo "$cudnn" >"$dir/installed"
+    fi
+    export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
+    eval "$(../shared/tools/cuda-env.sh)"
+    export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir/nvidia/cudnn/lib:$dir"
+    LD_LIBRARY_PATH=$CUDA_LIB_DIRS cargo test --locked --release --config profile.release.opt-level=0 \
+        --config profile.release.debug=false -p sam-runtime --lib --features cudnn -- --include-ignored \
+        plans_for_a_device
 }
 
 # NVIDIA's libraries, where pip, the driver and a toolkit put them.
@@ -227,6 +255,7 @@ PY
 case ${1:-} in
 build) build ;;
 emulated) emulated ;;
+plans) plans ;;
 run)
     log=${2:-$bundle}/gpu.log
     mkdir -p "$(dirname "$log")"
@@ -235,7 +264,7 @@ run)
     if grep -q '"failed": [1-9]' "$log"; then exit 1; fi
     ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -146,7 +146,7 @@ fn a_step_waits_for_nothing() {
         let x = nn::channels_last(&tensor(&[6, 3, 8, 8], DType::F32, 1).to_dtype(dtype).unwrap()).unwrap();
         let labels = Tensor::zeros(6, DType::I64, cuda).unwrap();
         let mut step = || sgd.backward_step(&sam.loss(|| net.loss(&x, &labels)).unwrap()).unwrap();
-        // cuDNN's ways are timed, and what stays is allocated.
+        // cuDNN's plans are timed, and what stays is allocated.
         step();
         let before = std::fs::read_to_string(&trace).unwrap().lines().count();
         step();
@@ -185,7 +185,7 @@ fn outputs_that_do_not_tell_their_format() {
     }
 }
 
-/// Memory that begins anywhere, which cuDNN's ways are not made for.
+/// Memory that begins anywhere, which cuDNN's plans are not made for.
 #[test]
 fn images_that_begin_anywhere() {
     let Some(cuda) = cuda() else { return };

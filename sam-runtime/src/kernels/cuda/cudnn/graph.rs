@@ -1,0 +1,462 @@
+//! cuDNN's graph interface, as far as a convolution needs it: an operation, the plans that cuDNN has for it, a run of one.
+//! <https://docs.nvidia.com/deeplearning/cudnn/backend/latest/api/cudnn-graph-library.html>
+//!
+//! The older interface names a handful of algorithms, and has one for each gradient where channels lie last. This one gives
+//! thirty or forty plans there on a Hopper, those for its own tensor cores first, in the order in which cuDNN believes in
+//! them. PyTorch asks the same way. `tests/gpu.sh plans` has NVIDIA's library make the plans of a GPU that is not there.
+
+use std::ffi::c_void;
+use std::ptr::{from_mut, from_ref, null_mut};
+use std::sync::Arc;
+
+use candle_core::cuda::cudarc::cudnn::result;
+use candle_core::cuda::cudarc::cudnn::sys::{
+    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendBehaviorNote_t as Behaviour,
+    cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind,
+    cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize, cudnnBackendGetAttribute,
+    cudnnBackendHeurMode_t as Guess, cudnnBackendNumericalNote_t as Numerical, cudnnBackendSetAttribute,
+    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
+};
+use candle_core::cuda::cudarc::driver::CudaStream;
+use candle_core::{DType, Error, Result};
+
+use crate::kernels::conv::{Conv, Side};
+use crate::kernels::format::Format;
+
+/// What a convolution is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    Forward,
+    BackwardData,
+    BackwardFilter,
+}
+
+/// All that cuDNN's plans depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Operation {
+    pub(super) way: Way,
+    pub(super) conv: Conv,
+    pub(super) format: Format,
+    pub(super) dtype: DType,
+    /// Whether f32 may be multiplied as TF32.
+    pub(super) tf32: bool,
+}
+
+/// Where the images, the weight and the outputs are, or their gradients.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    pub(super) x: u64,
+    pub(super) w: u64,
+    pub(super) y: u64,
+}
+
+/// All of these begin at a multiple of so many bytes.
+pub(super) const ALIGNMENT: usize = 16;
+
+/// cuDNN on a stream, for one thread.
+pub(super) struct Handle(cudnnHandle_t);
+
+impl Handle {
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        stream.context().bind_to_thread().map_err(Error::wrap)?;
+        let handle = Self(result::create_handle()?);
+        // SAFETY: both are alive. The stream is the device's, which the engine that has this handle holds.
+        unsafe { result::set_stream(handle.0, stream.cu_stream().cast())? };
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it. At the end of a process cuDNN may be gone already, and says so.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+/// The device that plans are for.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    Of(&'a Handle),
+    /// One that is described.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a step has a device"))]
+    Described(&'a Descriptor),
+}
+
+/// How cuDNN would do an operation.
+pub(super) struct Plan {
+    descriptor: Descriptor,
+    /// Which the plan may read as long as it lives.
+    _config: Descriptor,
+    /// The memory that it needs beside the operands.
+    pub(super) bytes: usize,
+}
+
+impl Plan {
+    fn new(config: Descriptor, target: Target<'_>) -> Result<Self> {
+        let device = match target {
+            Target::Of(handle) => (Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, Value::Handle(handle)),
+            Target::Described(device) => (Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, Value::Descriptor(device)),
+        };
+        let config_of_plan = (Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, Value::Descriptor(&config));
+        let descriptor = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &[config_of_plan, device])?;
+        let bytes = descriptor.integer(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
+        Ok(Self { descriptor, _config: config, bytes: usize::try_from(bytes).unwrap_or(usize::MAX) })
+    }
+
+    /// # Safety
+    ///
+    /// At the addresses are the operands of the operation, in its type, and [`bytes`](Self::bytes) bytes of workspace, until
+    /// the device has come past this.
+    pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
+        let operands = at.operands(workspace)?;
+        // SAFETY: all are alive and finished, and the caller answers for the addresses.
+        done(unsafe { cudnnBackendExecute(handle.0, self.descriptor.0, operands.0) })
+    }
+}
+
+impl Addresses {
+    fn operands(self, workspace: u64) -> Result<Descriptor> {
+        let attributes = [
+            (Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, Value::Integers(&[X, W, Y])),
+            (Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, Value::Addresses(&[self.x, self.w, self.y])),
+            (Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, Value::Addresses(&[workspace])),
+        ];
+        Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &attributes)
+    }
+}
+
+/// The names of the operands.
+const X: i64 = 1;
+const W: i64 = 2;
+const Y: i64 = 3;
+
+impl Operation {
+    /// cuDNN's plans for it, those first that cuDNN believes in. Left out is what gives other bits every time, adds up in
+    /// less than f32, multiplies f32 as less where it may not, or has first to be compiled.
+    pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Plan>> {
+        let graph = self.graph(target)?;
+        // A guess may be none, and not every plan can be made.
+        Ok([Guess::CUDNN_HEUR_MODE_A, Guess::CUDNN_HEUR_MODE_FALLBACK]
+            .into_iter()
+            .flat_map(move |guess| guesses(&graph, guess, target).unwrap_or_default())
+            .filter(|config| self.admits(config).unwrap_or(false))
+            .filter_map(move |config| Plan::new(config, target).ok()))
+    }
+
+    /// A graph of one node.
+    fn graph(&self, target: Target<'_>) -> Result<Descriptor> {
+        let Conv { images, channels, filters, groups, height, width } = self.conv;
+        let x = self.tensor(X, [images, channels, height.input, width.input])?;
+        let w = self.tensor(W, [filters, channels / groups, height.kernel, width.kernel])?;
+        let y = self.tensor(Y, [images, filters, height.output, width.output])?;
+        let convolution = self.convolution()?;
+
+        let (kind, [x_name, w_name, y_name, convolution_name, alpha_name, beta_name]) = match self.way {
+            Way::Forward => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                ],
+            ),
+            Way::BackwardData => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
+                ],
+            ),
+            Way::BackwardFilter => (
+                Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
+                [
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA,
+                    Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA,
+                ],
+            ),
+        };
+        let [one, zero] = match self.dtype {
+            DType::F64 => [Value::F64(1.0), Value::F64(0.0)],
+            _ => [Value::F32(1.0), Value::F32(0.0)],
+        };
+        let attributes = [
+            (x_name, Value::Descriptor(&x)),
+            (w_name, Value::Descriptor(&w)),
+            (y_name, Value::Descriptor(&y)),
+            (convolution_name, Value::Descriptor(&convolution)),
+            (alpha_name, one),
+            (beta_name, zero),
+        ];
+        let node = Descriptor::new(kind, &attributes)?;
+        let mut attributes = vec![(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Value::Descriptor(&node))];
+        if let Target::Of(handle) = target {
+            attributes.push((Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, Value::Handle(handle)));
+        }
+        Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, &attributes)
+    }
+
+    /// Four dimensions, in the order (images, channels, height, width) whatever lies behind what.
+    fn tensor(&self, name: i64, sizes: [usize; 4]) -> Result<Descriptor> {
+        let [n, c, h, w] = integers(sizes)?;
+        let strides = match self.format {
+            Format::Planes => [c * h * w, h * w, w, 1],
+            Format::ChannelsLast => [c * h * w, 1, c * w, c],
+        };
+        let attributes = [
+            (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Integers(&[name])),
+            (Name::CUDNN_ATTR_TENSOR_DATA_TYPE, Value::Type(data_type(self.dtype)?)),
+            (Name::CUDNN_ATTR_TENSOR_DIMENSIONS, Value::Integers(&[n, c, h, w])),
+            (Name::CUDNN_ATTR_TENSOR_STRIDES, Value::Integers(&strides)),
+            (Name::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, Value::Integers(&[integer(ALIGNMENT)?])),
+        ];
+        Descriptor::new(Kind::CUDNN_BACKEND_TENSOR_DESCRIPTOR, &attributes)
+    }
+
+    fn convolution(&self) -> Result<Descriptor> {
+        let sums = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let of_both = |f: fn(&Side) -> usize| integers([&self.conv.height, &self.conv.width].map(f));
+        let [paddings, strides, dilations] =
+            [of_both(|side| side.padding)?, of_both(|side| side.stride)?, of_both(|side| side.dilation)?];
+        let attributes = [
+            (Name::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, Value::Type(data_type(sums)?)),
+            (Name::CUDNN_ATTR_CONVOLUTION_CONV_MODE, Value::Mode(cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION)),
+            (Name::CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, Value::Integers(&[2])),
+            (Name::CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, Value::Integers(&paddings)),
+            (Name::CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, Value::Integers(&paddings)),
+            (Name::CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, Value::Integers(&strides)),
+            (Name::CUDNN_ATTR_CONVOLUTION_DILATIONS, Value::Integers(&dilations)),
+        ];
+        Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, &attributes)
+    }
+
+    /// Whether the way that a configuration goes is one that a step may take.
+    fn admits(&self, config: &Descriptor) -> Result<bool> {
+        let engine = config.descriptors(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
+        let Some(engine) = engine.first() else { return Ok(false) };
+        let notes = engine.notes(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
+        let behaviour = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
+        let not = |note: Numerical| !notes.contains(&(note as u32));
+        let as_f32 = not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
+            && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS);
+        Ok(not(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
+            && not(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
+            && (as_f32 || self.dtype != DType::F32 || self.tf32)
+            && !behaviour.contains(&(Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
+    }
+}
+
+/// What cuDNN would try, the best first.
+fn guesses(graph: &Descriptor, guess: Guess, target: Target<'_>) -> Result<Vec<Descriptor>> {
+    let mut attributes = vec![
+        (Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, Value::Descriptor(graph)),
+        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Guess(guess)),
+    ];
+    if let Target::Described(device) = target {
+        attributes.push((Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, Value::Descriptor(device)));
+    }
+    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, &attributes)?;
+    heuristics.descriptors(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR)
+}
+
+fn data_type(dtype: DType) -> Result<cudnnDataType_t> {
+    match dtype {
+        DType::F32 => Ok(cudnnDataType_t::CUDNN_DATA_FLOAT),
+        DType::F64 => Ok(cudnnDataType_t::CUDNN_DATA_DOUBLE),
+        DType::F16 => Ok(cudnnDataType_t::CUDNN_DATA_HALF),
+        DType::BF16 => Ok(cudnnDataType_t::CUDNN_DATA_BFLOAT16),
+        dtype => candle_core::bail!("expected images of f32, f64, f16 or bf16, found {dtype:?}"),
+    }
+}
+
+/// Sizes as cuDNN takes them.
+fn integers<const N: usize>(sizes: [usize; N]) -> Result<[i64; N]> {
+    let mut integers = [0; N];
+    for (to, size) in integers.iter_mut().zip(sizes) {
+        *to = integer(size)?;
+    }
+    Ok(integers)
+}
+
+fn integer(size: usize) -> Result<i64> {
+    i64::try_from(size).map_err(Error::wrap)
+}
+
+fn done(status: cudnnStatus_t) -> Result<()> {
+    Ok(status.result()?)
+}
+
+/// One of cuDNN's objects.
+#[repr(transparent)]
+pub(super) struct Descriptor(cudnnBackendDescriptor_t);
+
+/// What an object is told about itself.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    Integers(&'a [i64]),
+    F32(f32),
+    F64(f64),
+    Type(cudnnDataType_t),
+    Mode(cudnnConvolutionMode_t),
+    Guess(Guess),
+    Addresses(&'a [u64]),
+    Descriptor(&'a Descriptor),
+    Handle(&'a Handle),
+    #[cfg(test)]
+    Text(&'a str),
+}
+
+impl Descriptor {
+    /// With these attributes, and finished.
+    fn new(kind: Kind, attributes: &[(Name, Value<'_>)]) -> Result<Self> {
+        let descriptor = Self::empty(kind)?;
+        for (name, value) in attributes {
+            descriptor.set(*name, value)?;
+        }
+        // SAFETY: it is alive.
+        done(unsafe { cudnnBackendFinalize(descriptor.0) })?;
+        Ok(descriptor)
+    }
+
+    fn empty(kind: Kind) -> Result<Self> {
+        let mut descriptor = Self(null_mut());
+        // SAFETY: this is where it goes.
+        done(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
+        Ok(descriptor)
+    }
+
+    fn set(&self, name: Name, value: &Value<'_>) -> Result<()> {
+        fn one<T>(value: &T) -> (usize, *const c_void) {
+            (1, from_ref(value).cast())
+        }
+        let (kind, (count, at)) = match value {
+            Value::Integers(x) => (Type::CUDNN_TYPE_INT64, (x.len(), x.as_ptr().cast())),
+            Value::F32(x) => (Type::CUDNN_TYPE_FLOAT, one(x)),
+            Value::F64(x) => (Type::CUDNN_TYPE_DOUBLE, one(x)),
+            Value::Type(x) => (Type::CUDNN_TYPE_DATA_TYPE, one(x)),
+            Value::Mode(x) => (Type::CUDNN_TYPE_CONVOLUTION_MODE, one(x)),
+            Value::Guess(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
+            Value::Addresses(x) => (Type::CUDNN_TYPE_VOID_PTR, (x.len(), x.as_ptr().cast())),
+            Value::Descriptor(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, one(&x.0)),
+            Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.0)),
+            #[cfg(test)]
+            Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
+        };
+        // SAFETY: at `at` are so many values of that type, an address being as large as a pointer; cuDNN copies them.
+        done(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
+    }
+
+    fn integer(&self, name: Name) -> Result<i64> {
+        let mut integer = 0;
+        // SAFETY: there is room for one.
+        unsafe { self.get(name, Type::CUDNN_TYPE_INT64, 1, from_mut(&mut integer).cast()) }?;
+        Ok(integer)
+    }
+
+    /// As numbers: a newer library may have notes that these bindings do not know.
+    fn notes(&self, name: Name, kind: Type) -> Result<Vec<u32>> {
+        let mut notes = vec![0; 64];
+        // SAFETY: there is room for so many.
+        let count = unsafe { self.get(name, kind, notes.len(), notes.as_mut_ptr().cast()) }?;
+        notes.truncate(count);
+        Ok(notes)
+    }
+
+    fn descriptors(&self, name: Name, kind: Kind) -> Result<Vec<Self>> {
+        // SAFETY: it is asked for nothing but their number.
+        let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, null_mut()) }?;
+        let mut descriptors = (0..count).map(|_| Self::empty(kind)).collect::<Result<Vec<_>>>()?;
+        let at = descriptors.as_mut_ptr().cast();
+        // SAFETY: there are so many, each a pointer to an object of that kind, which cuDNN fills.
+        let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, count, at) }?;
+        descriptors.truncate(count);
+        Ok(descriptors)
+    }
+
+    /// How many values there are.
+    ///
+    /// # Safety
+    ///
+    /// At `at` there is room for `most` values of this type.
+    unsafe fn get(&self, name: Name, kind: Type, most: usize, at: *mut c_void) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: it is alive, and the caller answers for the room.
+        done(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has it.
+        unsafe { cudnnBackendDestroyDescriptor(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An H200, in the words in which cuDNN writes a device down.
+    const H200: &str = r#"{"deviceVer": 900, "driverVer": 13000, "cudaDeviceId": 0, "deviceName": "NVIDIA H200",
+        "totalGlobalMem": 150754820096, "multiProcessorCount": 132, "warpSize": 32, "maxThreadsPerBlock": 1024,
+        "maxThreadsPerSM": 2048, "maxCtasPerSM": 32, "maxGridSize": [2147483647, 65535, 65535],
+        "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536, "maxRegistersPerSM": 65536,
+        "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448, "reservedSharedMemoryPerBlock": 1024,
+        "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000,
+        "memClockRateKHz": 3201000, "l2CacheSize": 62914560}"#;
+
+    fn side(input: usize, kernel: usize, stride: usize) -> Side {
+        let padding = kernel / 2;
+        Side { input, kernel, output: (input + 2 * padding - kernel) / stride + 1, stride, padding, dilation: 1 }
+    }
+
+    /// Against NVIDIA's own library: it takes the descriptions, and has plans for every convolution of our networks.
+    #[test]
+    #[ignore = "it takes cuDNN, but no GPU: `tests/gpu.sh plans`"]
+    fn plans_for_a_device_that_is_not_here() {
+        let device = [(Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, Value::Text(H200))];
+        let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device).unwrap();
+        // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the last
+        // block of ResNet-18, one of ResNeXt, and what fits nothing.
+        let shapes = [
+            (3, 16, 1, 32, 3, 1),
+            (16, 160, 1, 32, 3, 1),
+            (160, 160, 1, 32, 3, 1),
+            (160, 320, 1, 32, 3, 2),
+            (640, 640, 1, 8, 3, 1),
+            (16, 160, 1, 32, 1, 1),
+            (320, 640, 1, 16, 1, 2),
+            (512, 512, 1, 4, 3, 1),
+            (128, 128, 32, 32, 3, 1),
+            (5, 7, 1, 13, 5, 3),
+        ];
+        let types =
+            [(DType::BF16, false), (DType::F16, false), (DType::F32, true), (DType::F32, false), (DType::F64, false)];
+        assert!(Addresses { x: 256, w: 512, y: 768 }.operands(1024).is_ok());
+        for (channels, filters, groups, pixels, kernel, stride) in shapes {
+            let side = side(pixels, kernel, stride);
+            let conv = Conv { images: 256, channels, filters, groups, height: side, width: side };
+            for (dtype, tf32) in types {
+                for format in [Format::Planes, Format::ChannelsLast] {
+                    for way in [Way::Forward, Way::BackwardData, Way::BackwardFilter] {
+                        let operation = Operation { way, conv, format, dtype, tf32 };
+                        let plans = operation.plans(Target::Described(&device)).unwrap().count();
+                        println!("{operation:?}: {plans} plans");
+                        assert!(plans > 0, "{operation:?}");
+                    }
+                }
+            }
+        }
+    }
+}
