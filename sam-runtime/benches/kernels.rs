@@ -84,12 +84,29 @@ fn norm(c: &mut Criterion) {
     });
 }
 
-fn convolution(c: &mut Criterion) {
+/// Candle's, as a measure for the others.
+fn matmul(c: &mut Criterion) {
     let mut group = c.benchmark_group("matmul");
     let a = randn(&[1024, 1024]);
     group.throughput(Throughput::Elements(1 << 30)).sample_size(10);
     group.bench_function("1024x1024x1024", |b| b.iter(|| a.matmul(&a).unwrap()));
     group.finish();
+}
+
+fn linear(c: &mut Criterion) {
+    let (x, w) = (randn(&[128, 1024]), randn(&[1024, 1024]));
+    let (x_var, w_var) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
+    let y = |x: &Tensor, w: &Tensor| nn::Linear::new(w.clone(), None).forward(x).unwrap();
+    let mut group = c.benchmark_group("linear, 128 of 1024 to 1024");
+    group.throughput(Throughput::Elements(128 << 20)).sample_size(10);
+    group.bench_function("forward", |b| b.iter(|| y(&x, &w)));
+    let (of_x, of_w) = (y(&x_var, &w), y(&x, &w_var));
+    group.bench_function("gradient of the input", |b| b.iter(|| of_x.backward().unwrap()));
+    group.bench_function("gradient of the weight", |b| b.iter(|| of_w.backward().unwrap()));
+    group.finish();
+}
+
+fn convolution(c: &mut Criterion) {
     for (images, from, to, side, kernel, stride) in [
         (128, 3, 16, 32, 3, 1),
         (128, 16, 16, 32, 3, 1),
@@ -115,5 +132,5 @@ fn convolution(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, sam, sgd, norm, convolution);
+criterion_group!(benches, sam, sgd, norm, matmul, linear, convolution);
 criterion_main!(benches);

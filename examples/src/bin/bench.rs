@@ -47,7 +47,7 @@ struct Options {
     #[arg(long, default_value_t = 5)]
     iters: usize,
 
-    /// Say on the standard error which ways of cuDNN's were tried, how long they took, and which was picked
+    /// Say on the standard error which of cuDNN's plans were tried, how long they took, and which was picked
     #[arg(long)]
     verbose: bool,
 }

@@ -7,6 +7,7 @@
 
 use gemm::Parallelism;
 
+use super::dot::{self, Rows};
 use super::float::Float;
 
 /// A matrix in a slice: its rows one behind the other, or with `transposed` its columns.
@@ -35,10 +36,22 @@ impl<'a, T> Matrix<'a, T> {
         let [down, right] = self.strides;
         Self { rows: self.columns, columns: self.rows, strides: [right, down], ..self }
     }
+
+    /// Its rows, where these lie one behind the other.
+    fn in_rows(self) -> Option<Rows<'a, T>> {
+        let Self { values, rows, columns, strides: [pitch, right] } = self;
+        (right == 1).then_some(Rows { values, count: rows, columns, pitch })
+    }
 }
 
 /// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
 pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    if let (Some(rows), Some(columns)) = (a.in_rows(), b.transposed().in_rows())
+        && dot::fits(&rows, &columns)
+    {
+        assert_eq!(rows.columns, columns.columns, "expected matrices that can be multiplied");
+        return dot::add_dots(product, rows, columns);
+    }
     multiply(product, a, b, Parallelism::Rayon(0));
 }
 

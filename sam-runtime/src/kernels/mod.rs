@@ -6,6 +6,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod device;
+mod dot;
 pub(crate) mod float;
 pub(crate) mod format;
 mod generic;
