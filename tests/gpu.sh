@@ -206,8 +206,9 @@ tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$bundle/binaries.tar.xz" "$w
 table() {
     python3 - "$1" <<'PY'
 import itertools, json, statistics, sys
-results, epochs, tests = {}, [], None
+results, epochs, tests, refused = {}, [], None, 0
 for line in open(sys.argv[1]):
+    refused += "cuDNN has no plan" in line
     if line.startswith("RESULT "):
         result = json.loads(line[7:])
         if "tests" in result:
@@ -241,6 +242,8 @@ for model, flags, order in itertools.product(["wrn-28-10", "resnet18"], ["--tf32
     line = results.get(names[0])
     print(row(model, flags[2:], order[2:] or "planes", show(ours), show(eager), show(compiled), ratio(ours, eager),
               ratio(ours, compiled), show(line and line["sam_overhead"]), show(line and line["sam_enqueued_ms"])))
+if refused:
+    print("cuDNN had no plan for", refused, "convolutions: the log says why")
 for name in results:
     if name.startswith("arithmetic") and results[name]:
         print(name, "of a copy's pace:", round(results[name]["of_copy"], 3))

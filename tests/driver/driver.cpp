@@ -319,8 +319,9 @@ enum { NONDETERMINISTIC = 1, GOOD, REFUSED, LARGE };
 int cudnnBackendFinalize(Held *d) {
   Object &o = **d;
   o.finished = true;
-  if (o.kind == 5) return o.objects.at(401)->engine == REFUSED ? 3000 : o.values.count(400) ? 0 : 2000;
-  if (o.kind == 15) return o.values.count(800) ? 0 : 2000;
+  auto on_the_handle = [&](int name) { return o.values.count(name) && o.integer(name) == 112; };
+  if (o.kind == 5) return o.objects.at(401)->engine == REFUSED ? 3000 : on_the_handle(400) ? 0 : 2000;
+  if (o.kind == 15) return on_the_handle(800) ? 0 : 2000;
   return 0;
 }
 int cudnnBackendGetAttribute(Held *d, int name, int type, long long most, long long *count, void *at) {

@@ -153,6 +153,8 @@ fn a_step_waits_for_nothing() {
         let step = std::fs::read_to_string(&trace).unwrap();
         let step: Vec<_> = step.lines().skip(before).collect();
         assert!(step.iter().any(|line| line.starts_with("sam_climb on")), "{step:?}");
+        let by_cudnn = step.iter().filter(|line| line.starts_with("convolution")).count();
+        assert_eq!(by_cudnn, if std::env::var_os("EMULATED_CUDNN").is_some() { 10 } else { 0 });
         // Neither waits, nor words to and from the host, nor candle's sums with zeros. In each of the two passes there is
         // one constant, the loss's own gradient, and the norm's two variables are used three times.
         for (other, most) in [("wait", 0), ("to the", 0), ("const_set", 2), ("badd", 8)] {

@@ -54,22 +54,27 @@ pub(super) struct Addresses {
 pub(super) const ALIGNMENT: usize = 16;
 
 /// cuDNN on a stream, for one thread.
-pub(super) struct Handle(cudnnHandle_t);
+pub(super) struct Handle {
+    handle: cudnnHandle_t,
+    stream: Arc<CudaStream>,
+}
 
 impl Handle {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         stream.context().bind_to_thread().map_err(Error::wrap)?;
-        let handle = Self(result::create_handle()?);
-        // SAFETY: both are alive. The stream is the device's, which the engine that has this handle holds.
-        unsafe { result::set_stream(handle.0, stream.cu_stream().cast())? };
+        let handle = Self { handle: result::create_handle()?, stream: Arc::clone(stream) };
+        // SAFETY: both are alive, and the stream is held as long as the handle.
+        unsafe { result::set_stream(handle.handle, stream.cu_stream().cast())? };
         Ok(handle)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: nobody else has it. At the end of a process cuDNN may be gone already, and says so.
-        let _ = unsafe { result::destroy_handle(self.0) };
+        // At the end of a process the driver or cuDNN may be gone already, and say so.
+        let _ = self.stream.context().bind_to_thread();
+        // SAFETY: nobody else has it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
@@ -110,7 +115,7 @@ impl Plan {
     pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
         let operands = at.operands(workspace)?;
         // SAFETY: all are alive and finished, and the caller answers for the addresses.
-        done(unsafe { cudnnBackendExecute(handle.0, self.descriptor.0, operands.0) })
+        done(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
     }
 }
 
@@ -131,16 +136,20 @@ const W: i64 = 2;
 const Y: i64 = 3;
 
 impl Operation {
-    /// cuDNN's plans for it, those first that cuDNN believes in. Left out is what gives other bits every time, adds up in
-    /// less than f32, multiplies f32 as less where it may not, or has first to be compiled.
-    pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Plan>> {
+    /// cuDNN's plans for it, those first that cuDNN believes in, and what it says where it has none. Left out is what gives
+    /// other bits every time, adds up in less than f32, multiplies f32 as less where it may not, or has first to be compiled.
+    pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Result<Plan>>> {
         let graph = self.graph(target)?;
-        // A guess may be none, and not every plan can be made.
-        Ok([Guess::CUDNN_HEUR_MODE_A, Guess::CUDNN_HEUR_MODE_FALLBACK]
-            .into_iter()
-            .flat_map(move |guess| guesses(&graph, guess, target).unwrap_or_default())
-            .filter(|config| self.admits(config).unwrap_or(false))
-            .filter_map(move |config| Plan::new(config, target).ok()))
+        let guessed = move |guess| match guesses(&graph, guess, target) {
+            Ok(configs) => configs.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        let plan = move |config: Result<Descriptor>| -> Result<Option<Plan>> {
+            let config = config?;
+            if self.admits(&config)? { Plan::new(config, target).map(Some) } else { Ok(None) }
+        };
+        let guesses = [Guess::CUDNN_HEUR_MODE_A, Guess::CUDNN_HEUR_MODE_FALLBACK].into_iter();
+        Ok(guesses.flat_map(guessed).map(plan).filter_map(Result::transpose))
     }
 
     /// A graph of one node.
@@ -247,11 +256,10 @@ impl Operation {
         let notes = engine.notes(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
         let behaviour = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
         let not = |note: Numerical| !notes.contains(&(note as u32));
-        let as_f32 = not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE)
-            && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS);
         Ok(not(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
             && not(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
-            && (as_f32 || self.dtype != DType::F32 || self.tf32)
+            && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
+            && (not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || self.dtype != DType::F32 || self.tf32)
             && !behaviour.contains(&(Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
     }
 }
@@ -348,7 +356,7 @@ impl Descriptor {
             Value::Guess(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
             Value::Addresses(x) => (Type::CUDNN_TYPE_VOID_PTR, (x.len(), x.as_ptr().cast())),
             Value::Descriptor(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, one(&x.0)),
-            Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.0)),
+            Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.handle)),
             #[cfg(test)]
             Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
         };
@@ -451,7 +459,7 @@ mod tests {
                 for format in [Format::Planes, Format::ChannelsLast] {
                     for way in [Way::Forward, Way::BackwardData, Way::BackwardFilter] {
                         let operation = Operation { way, conv, format, dtype, tf32 };
-                        let plans = operation.plans(Target::Described(&device)).unwrap().count();
+                        let plans = operation.plans(Target::Described(&device)).unwrap().flatten().count();
                         println!("{operation:?}: {plans} plans");
                         assert!(plans > 0, "{operation:?}");
                     }

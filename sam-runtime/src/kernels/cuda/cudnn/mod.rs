@@ -111,7 +111,10 @@ impl Convolutions {
         let Some(plan) = plan else { return Ok(false) };
         let workspace = match &mut self.workspace {
             Some(workspace) if workspace.len() >= plan.bytes => workspace,
-            place => place.insert(room(device, plan.bytes)?),
+            place => {
+                *place = None; // It is free, in the order of the stream, before the larger one is taken.
+                place.insert(room(device, plan.bytes)?)
+            }
         };
         // SAFETY: the caller's operands are those of the operation, and the workspace stays.
         unsafe { plan.run(handle, at, workspace.device_ptr(stream).0)? };
@@ -133,20 +136,27 @@ fn fastest(
     at: Addresses,
 ) -> Result<Option<Plan>> {
     let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let mut best: Option<(f32, Plan)> = None;
-    let plans = match operation.plans(Target::Of(handle)) {
-        Ok(plans) => plans,
-        Err(error) => {
-            tracing::warn!(?operation, %error, "cuDNN does not convolve this");
-            return Ok(None);
-        }
-    };
-    for (index, plan) in plans.filter(|plan| plan.bytes <= WORKSPACE).take(PLANS).enumerate() {
-        // Memory that is not to be had is a plan less.
-        let Ok(workspace) = room(device, plan.bytes) else { continue };
+    let (mut best, mut tried, mut trouble) = (None::<(f32, Plan)>, 0, None);
+    let plans = operation.plans(Target::Of(handle)).map_err(|error| trouble = Some(error));
+    for plan in plans.into_iter().flatten() {
+        // Not every plan can be made, and memory that is not to be had is a plan less.
+        let made = plan.and_then(|plan| {
+            if plan.bytes > WORKSPACE {
+                candle_core::bail!("a plan asks for {} bytes", plan.bytes)
+            }
+            Ok((room(device, plan.bytes)?, plan))
+        });
+        let (workspace, plan) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                trouble = Some(error);
+                continue;
+            }
+        };
         // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
         let run = || -> Result<()> { unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) } };
-        if run().is_err() {
+        if let Err(error) = run() {
+            trouble = Some(error);
             continue;
         }
         let mut least = f32::INFINITY;
@@ -158,11 +168,18 @@ fn fastest(
             let end = stream.record_event(timed).w()?;
             least = least.min(start.elapsed_ms(&end).w()? / CALLS as f32);
         }
-        tracing::debug!(?operation, index, bytes = plan.bytes, ms = least, "a plan to convolve");
+        tracing::debug!(?operation, tried, bytes = plan.bytes, ms = least, "a plan to convolve");
         if best.as_ref().is_none_or(|(other, _)| least < *other) {
             best = Some((least, plan));
         }
+        tried += 1;
+        if tried == PLANS {
+            break;
+        }
     }
-    tracing::debug!(?operation, ms = best.as_ref().map(|(ms, _)| ms), "the plan to convolve");
+    match (&best, trouble) {
+        (Some((ms, _)), _) => tracing::debug!(?operation, tried, ms, "the plan to convolve"),
+        (None, trouble) => tracing::warn!(?operation, ?trouble, "cuDNN has no plan to convolve"),
+    }
     Ok(best.map(|(_, plan)| plan))
 }
