@@ -48,6 +48,15 @@ with tarfile.open(sys.argv[1], "w:xz", preset=9) as bundle: bundle.add(sys.argv[
     ls -l "$bundle"
 }
 
+# cargo test of a CUDA build that has no kernels, with libraries from these folders in the place of the driver's.
+test_beside() { # folders, arguments of cargo's..
+    export CUDA_LIB_DIRS=$1 CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
+    shift
+    eval "$(../shared/tools/cuda-env.sh)"
+    CARGO_TARGET_DIR=target/cuda-emulated cargo test --locked --release --config profile.release.opt-level=0 \
+        --config profile.release.debug=false "$@"
+}
+
 # The CUDA side without a GPU: the tests on a driver that is none (driver/driver.cpp). Some minutes to build.
 emulated() {
     local kernels=sam-runtime/src/kernels/device dir
@@ -62,13 +71,8 @@ emulated() {
     "${CXX:-c++}" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$kernels/emulate.h" \
         -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/driver/driver.cpp
     for name in cublas.so.13 cublasLt.so.13 curand.so.10 cudnn.so.9; do ln -sf libcuda.so.1 "$dir/lib$name"; done
-    export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
-    eval "$(../shared/tools/cuda-env.sh)"
-    export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir" SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
-    run() {
-        cargo test --locked --release --config profile.release.opt-level=0 --config profile.release.debug=false \
-            -p sam-tests --features sam-runtime/cudnn "$@" --test-threads 1
-    }
+    export SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
+    run() { test_beside "$dir" -p sam-tests --features sam-runtime/cudnn "$@" --test-threads 1; }
     for convolutions in patches cudnn; do
         if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
         # Left out: what compares with convolutions of candle's, and what starts other processes.
@@ -97,12 +101,8 @@ plans() {
         fi
         echo "$cudnn" >"$dir/installed"
     fi
-    export CUDA_ENV_KERNELS=none CUDA_ENV_DIR=target/cuda-env
-    eval "$(../shared/tools/cuda-env.sh)"
-    export CARGO_TARGET_DIR=target/cuda-emulated CUDA_LIB_DIRS="$dir/nvidia/cudnn/lib:$dir"
-    LD_LIBRARY_PATH=$CUDA_LIB_DIRS cargo test --locked --release --config profile.release.opt-level=0 \
-        --config profile.release.debug=false -p sam-runtime --lib --features cudnn -- --include-ignored \
-        plans_for_a_device
+    export LD_LIBRARY_PATH="$dir/nvidia/cudnn/lib:$dir"
+    test_beside "$LD_LIBRARY_PATH" -p sam-runtime --lib --features cudnn -- --include-ignored plans_for_a_device
 }
 
 # NVIDIA's libraries, where pip, the driver and a toolkit put them.

@@ -3,7 +3,8 @@
 //!
 //! Lanes run along the rows, so nothing is transposed. Of the first matrix some rows lie side by side in a copy, so that one
 //! pointer reads them all; a tile of 2 or 4 of them and 6 rows of the second is in registers. Threads share out the rows of
-//! the second, and parts of the first. Every element is added up by one thread, in an order that the shapes decide: the same bits for any number.
+//! the second, and parts of the first. Every element is added up by one thread, in an order that the shapes decide: the
+//! same bits for any number of them.
 //!
 //! 128 rows of 1024 with 1024 others, on two cores of an AMD EPYC (Zen 4), in billions of multiplications a second:
 //!
@@ -29,6 +30,10 @@ use super::float::Float;
 /// Shorter rows do not pay for adding up the lanes, nor do fewer rows for packing them.
 const COLUMNS: usize = 256;
 const ROWS: usize = 8;
+
+/// Rows of the first matrix and of the second in a tile, with 32 registers and with 16.
+const WIDE: [usize; 2] = [4, 6];
+const NARROW: [usize; 2] = [2, 6];
 
 /// Rows of the second matrix that a thread takes at a time: whole tiles of any machine.
 const SHARE: usize = 48;
@@ -70,8 +75,7 @@ pub(super) fn fits<T>(a: &Rows<'_, T>, b: &Rows<'_, T>) -> bool {
 /// product[i, j] += Σ a[i, k] b[j, k], by all threads.
 pub(super) fn add_dots<T: Float>(product: &mut [T], a: Rows<'_, T>, b: Rows<'_, T>) {
     let size = (PACKED / a.columns).max(ROWS);
-    product.par_chunks_mut(size * b.count).enumerate().for_each(|(i, product)| {
-        let a = Rows { values: &a.values[i * size * a.pitch..], count: product.len() / b.count, ..a };
+    product.par_chunks_mut(size * b.count).zip(a.chunks(size)).for_each(|(product, a)| {
         let packed = ARCH.dispatch(Pack(a));
         let part = |b: Rows<'_, T>| ARCH.dispatch(Dots { a, packed: &packed, b });
         let parts: Vec<Vec<T>> = b.chunks(SHARE).map(part).collect();
@@ -92,7 +96,7 @@ impl<T: Float> WithSimd for Pack<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Vec<T> {
-        if S::REGISTER_COUNT >= 32 { self.run::<S, 4>() } else { self.run::<S, 2>() }
+        if S::REGISTER_COUNT >= 32 { self.run::<S, { WIDE[0] }>() } else { self.run::<S, { NARROW[0] }>() }
     }
 }
 
@@ -122,7 +126,11 @@ impl<T: Float> WithSimd for Dots<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<T> {
-        if S::REGISTER_COUNT >= 32 { self.run::<S, 4, 6>(simd) } else { self.run::<S, 2, 6>(simd) }
+        if S::REGISTER_COUNT >= 32 {
+            self.run::<S, { WIDE[0] }, { WIDE[1] }>(simd)
+        } else {
+            self.run::<S, { NARROW[0] }, { NARROW[1] }>(simd)
+        }
     }
 }
 

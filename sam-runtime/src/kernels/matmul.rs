@@ -46,12 +46,6 @@ impl<'a, T> Matrix<'a, T> {
 
 /// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
 pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
-    if let (Some(rows), Some(columns)) = (a.in_rows(), b.transposed().in_rows())
-        && dot::fits(&rows, &columns)
-    {
-        assert_eq!(rows.columns, columns.columns, "expected matrices that can be multiplied");
-        return dot::add_dots(product, rows, columns);
-    }
     multiply(product, a, b, Parallelism::Rayon(0));
 }
 
@@ -63,6 +57,11 @@ pub(crate) fn add_product_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b
 fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism) {
     assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
     assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
+    if let (Parallelism::Rayon(_), Some(rows), Some(columns)) = (threads, a.in_rows(), b.transposed().in_rows())
+        && dot::fits(&rows, &columns)
+    {
+        return dot::add_dots(product, rows, columns);
+    }
     let [a_down, a_right] = a.strides.map(usize::cast_signed);
     let [b_down, b_right] = b.strides.map(usize::cast_signed);
     let (one, columns) = (T::narrow(1.0), b.columns.cast_signed());

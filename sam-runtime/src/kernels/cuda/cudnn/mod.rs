@@ -138,32 +138,30 @@ fn fastest(
     let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
     let (mut best, mut tried, mut trouble) = (None::<(f32, Plan)>, 0, None);
     let plans = operation.plans(Target::Of(handle)).map_err(|error| trouble = Some(error));
+    // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
+    let run = |plan: &Plan, workspace: &CudaSlice<u8>| unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) };
     for plan in plans.into_iter().flatten() {
-        // Not every plan can be made, and memory that is not to be had is a plan less.
-        let made = plan.and_then(|plan| {
+        // Not every plan can be made or run, and memory that is not to be had is a plan less.
+        let ready = plan.and_then(|plan| {
             if plan.bytes > WORKSPACE {
                 candle_core::bail!("a plan asks for {} bytes", plan.bytes)
             }
-            Ok((room(device, plan.bytes)?, plan))
+            let workspace = room(device, plan.bytes)?;
+            run(&plan, &workspace)?;
+            Ok((plan, workspace))
         });
-        let (workspace, plan) = match made {
-            Ok(made) => made,
+        let (plan, workspace) = match ready {
+            Ok(ready) => ready,
             Err(error) => {
                 trouble = Some(error);
                 continue;
             }
         };
-        // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
-        let run = || -> Result<()> { unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) } };
-        if let Err(error) = run() {
-            trouble = Some(error);
-            continue;
-        }
         let mut least = f32::INFINITY;
         for _ in 0..ROUNDS {
             let start = stream.record_event(timed).w()?;
             for _ in 0..CALLS {
-                run()?;
+                run(&plan, &workspace)?;
             }
             let end = stream.record_event(timed).w()?;
             least = least.min(start.elapsed_ms(&end).w()? / CALLS as f32);
