@@ -8,7 +8,7 @@ use crate::examples::{Portion, Rows, Rule};
 use crate::gradient::{Gradient, Mean, check_loss, gradient};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
-use crate::pass::{Step, plain};
+use crate::pass::{Context, Step};
 use crate::sam::UnderWay;
 use crate::variants::{
     Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
@@ -95,7 +95,8 @@ impl<'a> Course<'a> {
         let untouched =
             self.portions.len() == 1 && self.sam.loss_scale == 1.0 && !matches!(self.sam.direction, Direction::Last);
         if !self.outermost || untouched {
-            let output = plain(|| loss(Pass::Plain))?;
+            let (output, _) = Context::call(|| loss(Pass::Plain));
+            let output = output?;
             self.last.passes = 1.0;
             let output = self.one_loss(output, Pass::Plain)?;
             self.last.loss = Some(output.loss().detach());

@@ -130,7 +130,7 @@ pub use examples::Examples;
 pub use kernels::not_finite_steps;
 pub use last::Last;
 pub use output::{Aux, Output};
-pub use pass::{Pass, plain};
+pub use pass::{Context, Pass, plain};
 pub use sam::Sam;
 pub use shards::{Shard, Shards, Split};
 pub use stages::{Ascent, Descent, Perturbed};

@@ -89,7 +89,7 @@ impl CustomOp1 for Slope {
                 }
                 slopes.truncate(self.run.part);
                 slopes.push((self.run, dz.detach()));
-                *first = Some(First { step: self.step, slopes });
+                *first = Some(First { step: self.step.clone(), slopes });
                 return Ok(Some(dz.clone()));
             }
             Pass::Descent => {}
