@@ -188,7 +188,8 @@ fn digest() -> Vec<Vec<u64>> {
     let x = tensor(&[20, 40, 33, 17], DType::F32, 2);
     digest.extend(through(|x, shortcut| bn.forward_add_relu(x, shortcut, true), &bn, &x, &x).iter().map(bits));
     digest.push(bits(bn.running_var()));
-    for (rows, inputs, outputs) in [(128, 784, 512), (500, 33, 10), (1, 3000, 1000), (3000, 10, 1), (7, 5000, 7)] {
+    let shapes = [(128, 784, 512), (500, 33, 10), (1, 3000, 1000), (3000, 10, 1), (7, 5000, 7), (300, 500, 2000)];
+    for (rows, inputs, outputs) in shapes {
         let inputs = [
             tensor(&[rows, inputs], DType::F32, 1),
             tensor(&[outputs, inputs], DType::F32, 2),
@@ -237,7 +238,7 @@ fn sizes_that_do_not_fit() {
     assert!(refused(&[1, 2, 5, 5], &[4, 3, 3, 3], plain).contains("expected images of 3 channels"));
     assert!(refused(&[1, 3, 2, 5], &[4, 3, 3, 3], plain).contains("at least 3"));
     assert!(refused(&[1, 3, 5, 5], &[4, 3, 3, 3], Conv2dConfig { stride: 0, ..plain }).contains("at least 1"));
-    assert!(refused(&[0, 3, 5, 5], &[4, 3, 3, 3], plain).contains("at least one image"));
+    assert!(refused(&[1, 3, 0, 5], &[4, 3, 3, 3], plain).contains("at least one channel"));
 }
 
 /// x, kernel, stride, padding.
@@ -407,6 +408,106 @@ proptest! {
         close(&found, &stock, 1e-14)?;
         close(&grads[0], &stock_grads[0], 1e-14)?;
     }
+}
+
+/// -log softmax at the label, and the gradient of the mean over the labels that count: from the definition, in f64.
+fn cross_entropy_in_f64(logits: &[f64], labels: &[Option<usize>]) -> (f64, Vec<f64>) {
+    let (classes, count) = (logits.len() / labels.len(), labels.iter().flatten().count() as f64);
+    let (mut loss, mut gradient) = (0., vec![0.; logits.len()]);
+    for ((row, label), gradient) in logits.chunks(classes).zip(labels).zip(gradient.chunks_mut(classes)) {
+        let Some(label) = *label else { continue };
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|x| (x - max).exp()).sum();
+        loss += (sum.ln() - (row[label] - max)) / count;
+        for (class, (gradient, x)) in gradient.iter_mut().zip(row).enumerate() {
+            *gradient = ((x - max).exp() / sum - f64::from(u8::from(class == label))) / count;
+        }
+    }
+    (loss, gradient)
+}
+
+/// Large differences, masked classes, rows of every length.
+#[test]
+fn cross_entropies_of_extreme_logits() {
+    for (classes, scale) in [(1, 1.), (2, 1e4), (10, 30.), (257, 1e4), (1000, 1.), (3000, 100.)] {
+        for dtype in [DType::F32, DType::F64] {
+            let n = 7;
+            let mut logits: Vec<f64> = sam_tests::numbers(n * classes, 5).iter().map(|x| x * scale).collect();
+            let labels: Vec<Option<usize>> = (0..n).map(|i| Some(i * 31 % classes)).collect();
+            for (row, label) in logits.chunks_mut(classes).zip(&labels) {
+                for (class, x) in row.iter_mut().enumerate() {
+                    if class % 5 == 1 && Some(class) != *label {
+                        *x = f64::NEG_INFINITY;
+                    }
+                }
+            }
+            let logits = Tensor::from_vec(logits, (n, classes), device()).unwrap().to_dtype(dtype).unwrap();
+            let (loss, gradient) = cross_entropy_in_f64(&values(&logits), &labels);
+            let targets: Vec<u32> = labels.iter().flatten().map(|label| *label as u32).collect();
+            let targets = Tensor::from_vec(targets, n, device()).unwrap();
+            let hot = candle_nn::encoding::one_hot(targets.clone(), classes, 1f64, 0f64).unwrap();
+            let tolerance = if dtype == DType::F64 { 1e-12 } else { 3e-7 };
+            let check = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+                let (y, grads) = run(f, std::slice::from_ref(&logits), 1);
+                let y = values(&y)[0];
+                assert!(
+                    (y - loss).abs() <= tolerance * (1. + loss.abs()),
+                    "{classes} {scale} {dtype:?}: {y} and {loss}"
+                );
+                for (found, expected) in values(&grads[0]).iter().zip(&gradient) {
+                    assert!(
+                        (found - expected).abs() <= tolerance / n as f64,
+                        "{classes} {dtype:?}: {found}, {expected}"
+                    );
+                }
+            };
+            check(&|t| nn::cross_entropy(&t[0], &targets));
+            check(&|t| nn::cross_entropy_soft(&t[0], &hot));
+        }
+    }
+}
+
+/// As in PyTorch: `torch.nn.functional.cross_entropy` with `ignore_index`, and with classes in dimension 1 of more.
+#[test]
+fn cross_entropies_of_tokens_and_pixels() {
+    let logits = tensor(&[2, 5, 3, 2], DType::F64, 1);
+    let labels = [0i64, 4, -100, 2, 2, 1, 3, -100, -100, 0, 1, 4];
+    let of = |dims: &[usize]| Tensor::from_slice(&labels, dims, device()).unwrap();
+    let rows = logits.permute([0, 2, 3, 1]).unwrap().contiguous().unwrap().reshape((12, 5)).unwrap();
+    let counted: Vec<_> = labels.iter().map(|label| usize::try_from(*label).ok()).collect();
+    let (loss, gradient) = cross_entropy_in_f64(&values(&rows), &counted);
+    let gradient = Tensor::from_vec(gradient, (2, 3, 2, 5), device()).unwrap().permute([0, 3, 1, 2]).unwrap();
+    let (y, grads) = run(|t| nn::cross_entropy_ignoring(&t[0], &of(&[2, 3, 2]), -100), &[logits.clone()], 1);
+    assert!((values(&y)[0] - loss).abs() < 1e-14);
+    close(&grads[0], &gradient, 1e-13).unwrap();
+    let flat = nn::cross_entropy_ignoring(&rows, &of(&[12]), -100).unwrap();
+    assert_eq!(bits(&flat), bits(&y));
+    // In an unsigned type, and without a label to ignore.
+    let whole: Vec<u8> = labels.iter().map(|label| u8::try_from(*label).unwrap_or(255)).collect();
+    let whole = Tensor::from_vec(whole, (2, 3, 2), device()).unwrap();
+    assert_eq!(bits(&nn::cross_entropy_ignoring(&logits, &whole, 255).unwrap()), bits(&y));
+    let all = whole.zeros_like().unwrap();
+    let (loss, _) = cross_entropy_in_f64(&values(&rows), &[Some(0); 12]);
+    assert!((values(&nn::cross_entropy(&logits, &all).unwrap())[0] - loss).abs() < 1e-14);
+    let smooth = nn::cross_entropy_smoothed(&logits, &all, 0.3).unwrap();
+    assert_eq!(bits(&smooth), bits(&nn::cross_entropy_smoothed(&rows, &all.flatten_all().unwrap(), 0.3).unwrap()));
+    if is_for_the_cpu("labels are not checked on other devices") {
+        return;
+    }
+    let message = |result: Result<Tensor>| result.unwrap_err().to_string();
+    let error = message(nn::cross_entropy(&rows, &of(&[12])));
+    assert!(error.contains("0..5, found -100 at index 2") && error.contains("cross_entropy_ignoring"), "{error}");
+    let error = message(nn::cross_entropy_ignoring(&logits, &(all.ones_like().unwrap()), 1));
+    assert!(error.contains("12 labels that are all ignored"), "{error}");
+    let error = message(nn::cross_entropy(&logits, &of(&[12])));
+    assert!(error.contains("[2, 3, 2] for logits [2, 5, 3, 2]"), "{error}");
+}
+
+#[test]
+fn a_masked_label_costs_infinity() {
+    let logits = Tensor::new(&[[f32::NEG_INFINITY, 1.], [0., 0.]], device()).unwrap();
+    let loss = nn::cross_entropy(&logits, &Tensor::new(&[0u32, 0], device()).unwrap()).unwrap();
+    assert_eq!(values(&loss), [f64::INFINITY]);
 }
 
 #[test]

@@ -4,12 +4,12 @@
 
 use std::cell::{Cell, RefCell};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sam_runtime::nn::{self, Dropout};
-use sam_runtime::{Pass, Sam, plain, sam};
+use sam_runtime::nn::{self, Draws, Dropout, Shake};
+use sam_runtime::{Context, Functional, Pass, Sam, plain, sam};
 use sam_tests::{Net, batch, bits, device, values};
 
 /// Adds noise, and tells what it drew.
@@ -156,4 +156,263 @@ fn dropout_is_a_mask_and_a_scale() {
         assert_eq!(Dropout::seeded(0.25, 9).forward(&x.t().unwrap(), true).unwrap().dims(), [40, 50]);
     }
     assert!(Dropout::seeded(1.0, 0).forward(&Tensor::ones(3, DType::F32, device()).unwrap(), true).is_err());
+}
+
+fn ones() -> Tensor {
+    Tensor::ones(64, DType::F32, device()).unwrap()
+}
+
+fn mask(dropout: &Dropout) -> Vec<u64> {
+    bits(&dropout.forward(&ones(), true).unwrap())
+}
+
+/// The masks of each pass of a step.
+fn masks(sam: &Sam, mut mask: impl FnMut() -> Vec<u64>) -> Vec<Vec<u64>> {
+    let w = Var::ones(3, DType::F32, device()).unwrap();
+    let mut masks = Vec::new();
+    sam.loss(|| -> Result<Tensor> {
+        masks.push(mask());
+        w.sqr()?.sum_all()
+    })
+    .unwrap();
+    masks
+}
+
+/// Eight threads train with one layer at once, so that its calls are interleaved in every way.
+#[test]
+fn threads_that_share_a_dropout_have_masks_of_their_own_steps() {
+    let dropout = Dropout::seeded(0.5, 1);
+    let steps: Vec<Vec<Vec<u64>>> = std::thread::scope(|scope| {
+        let train = || {
+            let sam = Sam::new(0.05);
+            (0..50).map(|_| masks(&sam, || mask(&dropout))).collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(train)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(steps.len(), 400);
+    assert_eq!(steps.iter().filter(|step| step[0] == step[1]).count(), 400);
+    let mut first: Vec<_> = steps.iter().map(|step| &step[0]).collect();
+    first.sort();
+    first.dedup();
+    assert_eq!(first.len(), 400, "each step has other masks");
+}
+
+/// Evaluation between the passes, another step inside a pass of this one, and two steps at once.
+#[test]
+fn calls_between_the_passes_do_not_move_the_masks() {
+    let dropout = Dropout::seeded(0.5, 1);
+    let sam = Sam::new(0.05);
+    let found = masks(&sam, || {
+        let drawn = mask(&dropout);
+        // Another training, which is none of this step's.
+        std::thread::scope(|scope| scope.spawn(|| (mask(&dropout), masks(&sam, || mask(&dropout)))).join().unwrap());
+        drawn
+    });
+    assert_eq!(found[0], found[1]);
+    assert_ne!(mask(&dropout), found[0]);
+}
+
+/// Two steps under way on one thread, each with its own masks.
+#[test]
+fn steps_that_are_interleaved_keep_their_masks() {
+    let dropout = Dropout::seeded(0.5, 1);
+    let vars = [(); 2].map(|()| Var::new(&[3f32, 4.], device()).unwrap());
+    let drawn = RefCell::new([Vec::new(), Vec::new()]);
+    let sams = [Sam::new(0.05), Sam::new(0.05)];
+    let draw = |i: usize| -> Result<Tensor> {
+        drawn.borrow_mut()[i].push(mask(&dropout));
+        vars[i].sqr()?.sum_all()
+    };
+    let (mut one, mut other) = (|_: Pass| draw(0), |_: Pass| draw(1));
+    let (a, b) = (sams[0].ascend(&mut one).unwrap(), sams[1].ascend(&mut other).unwrap());
+    let (a, b) = (a.perturb().unwrap().descend(&mut one).unwrap(), b.perturb().unwrap().descend(&mut other).unwrap());
+    drop((a, b));
+    for masks in drawn.take() {
+        assert_eq!(masks[0], masks[1]);
+    }
+}
+
+/// A call that the first pass does not have draws anew; several ascent steps draw the same.
+#[test]
+fn passes_beyond_the_first_replay_its_masks() {
+    let dropout = Dropout::seeded(0.5, 1);
+    let four = masks(&Sam::new(0.05).ascents(3, 1.0), || mask(&dropout));
+    assert_eq!(four.len(), 4);
+    assert!(four.iter().all(|mask| *mask == four[0]));
+    let more = masks(&Sam::new(0.05), || {
+        let mut drawn = mask(&dropout);
+        if Pass::current() == Pass::Descent {
+            drawn.extend(mask(&dropout));
+        }
+        drawn
+    });
+    assert_eq!(more[0], more[1][..64]);
+    assert!(more[0] != more[1][64..] && four[0] != more[0] && four[0] != more[1][64..]);
+    assert!(mask(&dropout) != more[1][64..], "what it drew is not drawn again");
+}
+
+#[test]
+fn clones_of_a_dropout_draw_masks_of_their_own() {
+    let layers = || {
+        let layer = Dropout::seeded(0.5, 7);
+        let clones = [layer.clone(), layer.clone()];
+        let grandchild = clones[0].clone();
+        let [a, b] = clones;
+        [layer, a, b, grandchild]
+    };
+    let drawn = layers().each_ref().map(mask);
+    for (i, mask) in drawn.iter().enumerate() {
+        assert!(drawn[..i].iter().all(|other| other != mask), "clone {i}");
+    }
+    assert_eq!(layers().each_ref().map(mask), drawn, "a function of the seed and the number of clones");
+
+    // Made in a pass, they draw the same in all passes of the step.
+    let layer = Dropout::seeded(0.5, 7);
+    let [first, second] = [(); 2].map(|()| masks(&Sam::new(0.05), || mask(&layer.clone())));
+    assert_eq!(first[0], first[1]);
+    assert_eq!(second[0], second[1]);
+    assert_ne!(first[0], second[0]);
+
+    // Of a stream that can be sought in, all use that.
+    let draws = Draws::seeded(7);
+    let (a, b) = (Dropout::of(0.5, draws.clone()), Dropout::of(0.5, draws.clone()).clone());
+    let drawn = [mask(&a), mask(&b)];
+    assert_ne!(drawn[0], drawn[1]);
+    draws.seek(0);
+    assert_eq!([mask(&a), mask(&b)], drawn);
+}
+
+/// A random number of another kind: a stream shared by several layers and by threads.
+#[test]
+fn shake_shake_replays_its_step() {
+    let shake = Shake::new(Draws::seeded(3));
+    let (a, b) = (ones().reshape((8, 8)).unwrap(), ones().zeros_like().unwrap().reshape((8, 8)).unwrap());
+    let drawn = masks(&Sam::new(0.05), || {
+        let drawn = bits(&shake.forward(&a, &b, true).unwrap());
+        std::thread::scope(|scope| scope.spawn(|| shake.forward(&a, &b, true).map(drop)).join().unwrap()).unwrap();
+        drawn
+    });
+    assert_eq!(drawn[0], drawn[1]);
+}
+
+fn norm() -> nn::BatchNorm {
+    nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&VarMap::new(), DType::F32, device())).unwrap()
+}
+
+fn statistics(bn: &nn::BatchNorm) -> [Vec<u64>; 2] {
+    [bits(bn.running_mean()), bits(bn.running_var())]
+}
+
+/// What rayon does with a thread that waits inside the second pass of a step: it runs a plain forward pass of another training.
+#[test]
+fn a_plain_forward_inside_the_second_pass_of_another_step_moves_its_statistics() {
+    let ([mine, other, twin], (x, _)) = ([norm(), norm(), norm()], batch(9, DType::F32, 3));
+    Sam::new(0.05)
+        .loss(|| -> Result<Tensor> {
+            let y = mine.forward_train(&x)?;
+            if Pass::current() == Pass::Descent {
+                other.forward_train(&x)?;
+                other.clone().forward_train(&x)?;
+            }
+            y.sqr()?.sum_all()
+        })
+        .unwrap();
+    twin.forward_train(&x).unwrap();
+    assert_eq!(statistics(&mine), statistics(&twin));
+    twin.forward_train(&x).unwrap();
+    assert_eq!(statistics(&other), statistics(&twin));
+}
+
+/// A clone has the statistics of the layer, and knows that the layer has moved them.
+#[test]
+fn a_clone_does_not_move_the_statistics_again() {
+    let ([bn, twin], (x, _)) = ([norm(), norm()], batch(9, DType::F32, 3));
+    let sam = Sam::new(0.05);
+    for _ in 0..3 {
+        sam.loss(|| bn.clone().forward_train(&x)?.sqr()?.sum_all()).unwrap();
+        twin.forward_train(&x).unwrap();
+    }
+    assert_eq!(statistics(&bn), statistics(&twin));
+}
+
+/// Threads that the loss function uses itself, with its context.
+#[test]
+fn workers_know_the_pass() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let (x, _) = batch(8, DType::F32, 3);
+    let (bns, twins) = ([norm(), norm()], [norm(), norm()]);
+    let dropouts = [Dropout::seeded(0.5, 1), Dropout::seeded(0.5, 2)];
+    let sam = Sam::new(0.05);
+    for step in 0..20 {
+        let seen = RefCell::new(Vec::new());
+        sam.loss(|| -> Result<Tensor> {
+            let context = Context::current();
+            let half = |i: usize| {
+                context.enter(|| -> Result<_> {
+                    let y = dropouts[i].forward(&bns[i].forward_train(&x)?, true)?;
+                    Ok((mask(&dropouts[i]), y.sqr()?.sum_all()?))
+                })
+            };
+            let (a, b) = pool.install(|| rayon::join(|| half(0), || half(1)));
+            let (a, b) = (a?, b?);
+            seen.borrow_mut().push([a.0, b.0]);
+            a.1 + b.1
+        })
+        .unwrap();
+        let seen = seen.take();
+        assert_eq!(seen[0], seen[1], "step {step}");
+        for twin in &twins {
+            twin.forward_train(&x).unwrap();
+        }
+        for (bn, twin) in bns.iter().zip(&twins) {
+            assert_eq!(statistics(bn), statistics(twin), "step {step}");
+        }
+    }
+}
+
+/// The gradient of Functional-SAM for z = w², L = Σ z²: J(w + ε̂)ᵀ 2 z(w).
+fn functional_gradient(w: &[f64], rho: f64) -> Vec<f64> {
+    let g: Vec<f64> = w.iter().map(|w| 4. * w.powi(3)).collect();
+    let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
+    w.iter().zip(&g).map(|(w, g)| 2. * (w + rho * g / norm) * 2. * w * w).collect()
+}
+
+/// Other steps between the passes, and outputs that are a view.
+#[test]
+fn functional_sam_knows_its_step() {
+    let functional = Functional::default();
+    let train = |w: &[f64], inner: &dyn Fn()| {
+        let padded = [&[7.], w].concat();
+        let var = Var::new(&padded[..], device()).unwrap();
+        let loss = Sam::new(0.1)
+            .loss(|| -> Result<Tensor> {
+                let z = functional.of(&var.sqr()?.narrow(0, 1, w.len())?)?;
+                let loss = z.sqr()?.sum_all()?;
+                inner();
+                Ok(loss)
+            })
+            .unwrap();
+        let found = values(loss.backward().unwrap().get(&var).unwrap());
+        for (found, expected) in found[1..].iter().zip(functional_gradient(w, 0.1)) {
+            assert!((found - expected).abs() < 1e-10 * expected.abs(), "{found} and {expected}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|i| {
+                scope.spawn(move || {
+                    let w = [1. + f64::from(i), 2.];
+                    for _ in 0..50 {
+                        // Another step on another thread, with outputs of another shape.
+                        train(&w, &|| ());
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    train(&[1., 2.], &|| {
+        std::thread::scope(|scope| scope.spawn(|| train(&[1., 2., 3.], &|| ())).join().unwrap());
+    });
 }

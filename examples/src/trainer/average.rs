@@ -1,78 +1,98 @@
-//! The exponential moving average of the weights.
+//! The exponential moving average of a model: its weights, and the running statistics that belong to them.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use anyhow::{Context as _, Result};
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
-use crate::loss::trained;
-use crate::models::Model;
+use crate::models::{Model, is_statistic};
 
 /// a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) at step t, so that the beginning is soon forgotten.
+///
+/// Running statistics of batch normalisations are averaged like weights, as in the authors' code: those of the last weights
+/// do not fit the averaged ones.
 #[derive(Debug)]
 pub(super) struct Average {
     decay: f64,
     steps: u32,
-    weights: BTreeMap<String, Tensor>,
+    values: BTreeMap<String, Tensor>,
 }
 
 const STEPS: &str = "steps";
 
 impl Average {
-    /// Of a model's weights as they are now; none where the decay is 0.
+    /// Of a model as it is now; none if the decay is 0.
     pub(super) fn of(decay: f64, model: &Model) -> Result<Option<Self>> {
         if decay == 0.0 {
             return Ok(None);
         }
-        let copies = trained(model).into_iter().map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?)));
-        Ok(Some(Self { decay, steps: 0, weights: copies.collect::<Result<_>>()? }))
+        let copies = variables(model).into_iter().map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?)));
+        Ok(Some(Self { decay, steps: 0, values: copies.collect::<Result<_>>()? }))
     }
 
     pub(super) fn add(&mut self, model: &Model) -> Result<()> {
         let t = f64::from(self.steps);
         let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        for (name, var) in trained(model) {
-            let average = self.weights.get_mut(&name).with_context(|| format!("no average of `{name}`"))?;
+        for (name, var) in variables(model) {
+            let average = self.values.get_mut(&name).with_context(|| format!("no average of `{name}`"))?;
             *average = ((&*average * decay)? + (var.as_detached_tensor() * (1.0 - decay))?)?;
         }
         self.steps += 1;
         Ok(())
     }
 
-    /// Runs `f` while the model has the averages for its weights.
+    /// Runs `f` while the model's variables are the averages.
     pub(super) fn during<R>(&self, model: &Model, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        let mut weights = Vec::new();
-        for (_, var) in trained(model) {
-            weights.push((var.as_detached_tensor().copy()?, var));
+        let mut values = Vec::new();
+        for (_, var) in variables(model) {
+            values.push((var.as_detached_tensor().copy()?, var));
         }
         self.put_into(model)?;
         let result = f();
-        for (weight, var) in weights {
-            var.set(&weight)?;
+        for (value, var) in values {
+            var.set(&value)?;
         }
         result
     }
 
     pub(super) fn put_into(&self, model: &Model) -> Result<()> {
-        for (name, var) in trained(model) {
-            var.set(self.weights.get(&name).with_context(|| format!("no average of `{name}`"))?)?;
+        for (name, var) in variables(model) {
+            var.set(self.values.get(&name).with_context(|| format!("no average of `{name}`"))?)?;
         }
         Ok(())
     }
 
     pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
         let steps = Tensor::new(self.steps, &candle_core::Device::Cpu).map(|steps| (STEPS.to_owned(), steps));
-        self.weights.iter().map(|(name, weight)| (name.clone(), weight.clone())).chain(steps).collect()
+        self.values.iter().map(|(name, value)| (name.clone(), value.clone())).chain(steps).collect()
     }
 
+    /// Takes what [`tensors`](Self::tensors) gave; nothing if a part of it is missing.
     pub(super) fn restore(&mut self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
-        self.steps = tensors.remove(STEPS).context("it has no average of the weights")?.to_scalar()?;
-        for (name, weight) in &mut self.weights {
-            let saved = tensors.remove(name).with_context(|| format!("it has no average of `{name}`"))?;
-            *weight = saved.to_device(weight.device())?;
+        let steps = tensors.remove(STEPS).context("it has no average of the weights")?.to_scalar()?;
+        let mut values = BTreeMap::new();
+        for (name, value) in &self.values {
+            let saved = tensors.remove(name).with_context(|| {
+                let why = if is_statistic(name) {
+                    ": it is from a version that averaged the weights alone, whose trainings cannot be resumed; begin \
+                     again in another folder"
+                } else {
+                    ""
+                };
+                format!("it has no average of `{name}`{why}")
+            })?;
+            values.insert(name.clone(), saved.to_device(value.device())?);
         }
+        (self.steps, self.values) = (steps, values);
         Ok(())
     }
+}
+
+/// All variables of a model: weights and statistics.
+fn variables(model: &Model) -> Vec<(String, Var)> {
+    let vars = model.vars().data().lock().unwrap_or_else(PoisonError::into_inner);
+    vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
 }
 
 #[cfg(test)]
@@ -84,7 +104,7 @@ mod tests {
     fn averages_follow_the_weights_and_go_back() {
         let model = Model::new(Architecture::Mlp(2), [1, 2, 2], 2, 1).unwrap();
         let mut average = Average::of(0.9, &model).unwrap().unwrap();
-        let bias = trained(&model).into_iter().find(|(name, _)| name == "head.bias").unwrap().1;
+        let bias = variables(&model).into_iter().find(|(name, _)| name == "head.bias").unwrap().1;
         bias.set(&bias.ones_like().unwrap()).unwrap();
         average.add(&model).unwrap();
         average.add(&model).unwrap();
@@ -98,5 +118,37 @@ mod tests {
         other.put_into(&model).unwrap();
         assert_eq!(read(), during);
         assert!(Average::of(0.0, &model).unwrap().is_none());
+    }
+
+    /// The averaged weights are tested with their own statistics.
+    #[test]
+    fn statistics_are_averaged_like_weights() {
+        let model = Model::new(Architecture::MlpNorm(2), [1, 2, 2], 2, 1).unwrap();
+        let statistics =
+            || -> Vec<(String, Var)> { variables(&model).into_iter().filter(|(name, _)| is_statistic(name)).collect() };
+        assert!(!statistics().is_empty());
+        let set = |value: f64| {
+            for (_, var) in statistics() {
+                var.set(&(var.ones_like().unwrap() * value).unwrap()).unwrap();
+            }
+        };
+        let read = || -> Vec<f32> { statistics().iter().flat_map(|(_, var)| var.to_vec1().unwrap()).collect() };
+        set(2.0);
+        let mut average = Average::of(0.9, &model).unwrap().unwrap();
+        set(4.0);
+        average.add(&model).unwrap();
+        // 0.1 of 2 and 0.9 of 4.
+        for value in average.during(&model, || Ok(read())).unwrap() {
+            assert!((value - 3.8).abs() < 1e-6, "{value}");
+        }
+        assert!(read().iter().all(|value| *value == 4.0));
+
+        let saved: BTreeMap<String, Tensor> = average.tensors().into_iter().collect();
+        let mut other = Average::of(0.9, &model).unwrap().unwrap();
+        other.restore(saved.clone()).unwrap();
+        assert_eq!(other.steps, 1);
+        let old = saved.into_iter().filter(|(name, _)| !is_statistic(name)).collect();
+        let error = other.restore(old).unwrap_err().to_string();
+        assert!(error.contains("averaged the weights alone"), "{error}");
     }
 }

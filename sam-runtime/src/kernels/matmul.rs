@@ -5,10 +5,19 @@
 //! RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target x86_64-unknown-linux-gnu -p sam-tests --test layers
 //! ```
 
-use gemm::Parallelism;
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
+use gemm::Parallelism;
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
+
+use super::cpu::ARCH;
 use super::dot::{self, Rows};
 use super::float::Float;
+
+/// Columns that one thread adds up at a time, and elements that are worth a thread.
+const COLUMNS: usize = 256;
+const SHARE: usize = 1 << 15;
 
 /// A matrix in a slice: its rows one behind the other, or with `transposed` its columns.
 #[derive(Clone, Copy)]
@@ -47,6 +56,35 @@ impl<'a, T> Matrix<'a, T> {
 /// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
 pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
     multiply(product, a, b, Parallelism::Rayon(0));
+}
+
+/// The sum of each column of a matrix whose rows are stored one after the other. Sums are taken in f64, row after row.
+pub(crate) fn column_sums<T: Float>(values: &[T], columns: usize) -> Vec<T> {
+    let rows = values.len() / columns.max(1);
+    let share = SHARE.div_ceil(COLUMNS * rows.max(1));
+    let parts = (0..columns.div_ceil(COLUMNS)).into_par_iter().with_min_len(share);
+    parts.flat_map_iter(|part| ARCH.dispatch(ColumnSums { values, columns, first: part * COLUMNS })).collect()
+}
+
+struct ColumnSums<'a, T> {
+    values: &'a [T],
+    columns: usize,
+    first: usize,
+}
+
+impl<T: Float> NullaryFnOnce for ColumnSums<'_, T> {
+    type Output = Vec<T>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<T> {
+        let Self { values, columns, first } = self;
+        let mine = first..columns.min(first + COLUMNS);
+        let mut sums = vec![0.0; mine.len()];
+        for row in values.chunks_exact(columns) {
+            sums.iter_mut().zip(&row[mine.clone()]).for_each(|(sum, x)| *sum += x.wide());
+        }
+        sums.into_iter().map(T::narrow).collect()
+    }
 }
 
 /// [`add_product`] by this thread alone.

@@ -12,6 +12,7 @@ pub(crate) mod format;
 mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod softmax;
 
 #[cfg(not(feature = "cuda"))]
 use candle_core::backend::{BackendDevice, BackendStorage};

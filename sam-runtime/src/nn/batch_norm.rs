@@ -1,7 +1,7 @@
 //! Batch normalisation whose running statistics come from the first pass alone.
 
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -16,12 +16,17 @@ use crate::kernels::cuda::{self, BatchNormed, Normalisation};
 use crate::kernels::float::{Float, View, for_float, like, output, view};
 use crate::kernels::is_known;
 use crate::kernels::norm::{self, Norm, Statistics};
+use crate::pass::{Step, WeakStep};
 use crate::weights::Displaced;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
 /// The second pass still normalises by the statistics of its batch, as the authors' code does; without this layer it
-/// would also move the running ones a second time, towards those of the perturbed network.
+/// would also move the running ones a second time, towards those of the perturbed network. A step that fails, because its
+/// loss is not finite for instance, puts the running statistics back. Outside a step they move as in PyTorch: a batch with a NaN
+/// makes them NaN.
+///
+/// Clones share variables and running statistics.
 ///
 /// On the CPU and on CUDA it is one operation, and one with the shortcut and the ReLU that follow it in residual networks: see
 /// [`forward_relu`](Self::forward_relu) and [`forward_add_relu`](Self::forward_add_relu).
@@ -29,6 +34,9 @@ use crate::weights::Displaced;
 pub struct BatchNorm {
     layer: candle_nn::BatchNorm,
     remove_mean: bool,
+    /// The steps under way whose first pass this layer has seen. A thread of a rayon pool that waits inside the second pass of
+    /// one training may run a plain forward pass of another, whose layers have not seen that step.
+    seen: Arc<Mutex<Vec<WeakStep>>>,
 }
 
 /// A batch normalisation over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
@@ -55,14 +63,14 @@ pub struct BatchNorm {
 pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: VarBuilder<'_>) -> Result<BatchNorm> {
     let config = config.into();
     let layer = candle_nn::batch_norm(num_features, config, vb)?;
-    Ok(BatchNorm { layer, remove_mean: config.remove_mean })
+    Ok(BatchNorm { layer, remove_mean: config.remove_mean, seen: Arc::default() })
 }
 
 impl BatchNorm {
     /// Normalises by the statistics of the batch, and moves the running ones towards them in all but the second pass.
     ///
     /// # Errors
-    /// If `x` has no dimension 1, or one of another size than the layer, or only one value for each channel.
+    /// If `x` has no dimension 1, or one of another size than the layer, or fewer than two values for each channel.
     pub fn forward_train(&self, x: &Tensor) -> Result<Tensor> {
         self.forward(x, None, false, true)
     }
@@ -92,12 +100,20 @@ impl BatchNorm {
             candle_core::bail!("expected a shortcut of {:?}, found {:?}", x.dims(), shortcut.dims())
         }
         if train && x.elem_count() <= channels {
-            candle_core::bail!("expected more than one value for each channel to train on, found {:?}", x.dims())
+            candle_core::bail!(
+                "expected at least two values for each channel to train on, found a batch of {:?}: choose the batch size, \
+                 and the m of `shards`, so that no batch and no shard has a single row",
+                x.dims()
+            )
         }
-        if is_known(x.device()) {
-            self.fused(x, shortcut, relu, train)
+        if !x.dtype().is_float() {
+            candle_core::bail!("expected a batch of floats to normalise, found {:?}", x.dtype())
+        }
+        let moves = train && self.begin_move()?;
+        if is_known(x.device()) && x.elem_count() > 0 {
+            self.fused(x, shortcut, relu, train, moves)
         } else {
-            let mut y = if train { self.stock_train(x)? } else { self.layer.forward_t(x, false)? };
+            let mut y = if train { self.stock_train(x, moves)? } else { self.layer.forward_t(x, false)? };
             if let Some(shortcut) = shortcut {
                 y = (y + shortcut)?;
             }
@@ -105,7 +121,27 @@ impl BatchNorm {
         }
     }
 
-    fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
+    /// Whether this pass moves the running statistics. If it does, the step knows what they were before.
+    fn begin_move(&self) -> Result<bool> {
+        let Some(step) = Step::current() else { return Ok(true) };
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_seen = seen.iter().any(|known| known.is(&step));
+            if Pass::current() == Pass::Descent {
+                if is_seen {
+                    return Ok(false);
+                }
+            } else if !is_seen {
+                seen.retain(|known| !known.is_over());
+                seen.push(step.downgrade());
+            }
+        }
+        step.keep(self.layer.running_mean())?;
+        step.keep(self.layer.running_var())?;
+        Ok(true)
+    }
+
+    fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool, moves: bool) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = ready(x)?;
         let norm = Norm {
@@ -123,7 +159,7 @@ impl BatchNorm {
             args.push(ready_beside(&x, &shortcut.to_dtype(dtype)?)?);
         }
         let affine = self.layer.weight_and_bias().is_some();
-        let (statistics, moves) = (Arc::new(OnceLock::new()), train && Pass::current() != Pass::Descent);
+        let statistics = Arc::new(OnceLock::new());
         let fixed = if train || !x.device().is_cpu() { None } else { Some(self.running()?) };
         #[cfg(feature = "cuda")]
         let on_device = OnDevice {
@@ -171,8 +207,8 @@ impl BatchNorm {
     }
 
     /// For other devices.
-    fn stock_train(&self, x: &Tensor) -> Result<Tensor> {
-        if Pass::current() != Pass::Descent {
+    fn stock_train(&self, x: &Tensor, moves: bool) -> Result<Tensor> {
+        if moves {
             return self.layer.forward_train(x);
         }
         let mut statistics = Displaced::default();

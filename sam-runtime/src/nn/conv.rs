@@ -144,8 +144,8 @@ fn sizes(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Conv> {
              {kernel_height}x{kernel_width}"
         )
     }
-    if images * channels * height * width * filters == 0 {
-        candle_core::bail!("expected at least one image, channel, row, column and filter, found {x:?} and {weight:?}")
+    if channels * height * width * filters == 0 {
+        candle_core::bail!("expected at least one channel, row, column and filter, found {x:?} and {weight:?}")
     }
     if channels != in_group * groups || filters % groups != 0 {
         candle_core::bail!(
@@ -192,6 +192,9 @@ impl Layer for Convolve {
         let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
         let Conv { images, filters, height, width, .. } = self.sizes;
         for_float!(args[0].dtype(), self.name(), |T| {
+            if images == 0 {
+                return Ok(output(Vec::<T>::new(), (images, filters, height.output, width.output)));
+            }
             let bias = bias.as_ref().map(View::elements::<T>).transpose()?;
             let y = conv::forward(&self.sizes, x.elements::<T>()?, w.elements()?, bias);
             Ok(output(y, (images, filters, height.output, width.output)))
@@ -199,6 +202,9 @@ impl Layer for Convolve {
     }
 
     fn backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        if self.sizes.images == 0 {
+            return Ok(vec![None; args.len()]);
+        }
         let (x, w, dy) = (view(&args[0]), view(&args[1]), view(dy));
         for_float!(args[0].dtype(), self.name(), |T| {
             let (x, w, dy) = (x.elements::<T>()?, w.elements::<T>()?, dy.elements::<T>()?);

@@ -1,16 +1,21 @@
-//! Random numbers of layers, the same in both passes of a step.
+//! Random numbers of layers, the same in all passes of a step.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Pass;
-use crate::pass::{Run, Step};
+use crate::pass::{Run, Step, WeakStep};
 use crate::variants::hash;
 
-/// Where the random layers of a network get their numbers from: each call takes the next place of one stream, and the
-/// second pass of a sharpness-aware step takes the places of the first again, as the authors' code does.
+/// The random stream of a network's layers: each call of a layer takes the next position of it, and the second pass of a
+/// sharpness-aware step takes the positions of the first again, as the authors' code does.
 ///
-/// Clones are the same stream. What is drawn is a function of the seed and the place, so a run that is taken up again
-/// [seeks](Self::seek) the place where it was.
+/// Clones are the same stream. The numbers are a function of the seed and the position, so a training that is resumed
+/// [seeks](Self::seek) the position where it was.
+///
+/// The positions are remembered for each step and each part of its batch, so other steps, other threads and evaluation
+/// may use the stream between the passes of a step. In further passes, calls are matched with those of the first pass
+/// by their order. All passes should therefore call the same layers in the same order; a call that the first pass does not
+/// have takes a new position.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
@@ -30,23 +35,74 @@ use crate::variants::hash;
 #[derive(Clone, Debug)]
 pub struct Draws {
     seed: u64,
-    places: Arc<Mutex<Places>>,
+    state: Arc<Mutex<State>>,
 }
 
-/// Which place is next.
-#[derive(Clone, Debug)]
-struct Places {
+#[derive(Debug, Default)]
+struct State {
+    /// The position that the next call takes.
     next: u64,
-    /// The first place of the step, for each part of its batch, and the first that it has not used.
-    starts: Vec<u64>,
-    end: u64,
-    step: Option<Step>,
-    run: Run,
+    /// Of the steps that are under way.
+    records: Vec<Record>,
 }
 
-impl Places {
-    fn at(place: u64) -> Self {
-        Self { next: place, starts: Vec::new(), end: place, step: None, run: Run::NONE }
+/// The positions that a step's first pass took.
+#[derive(Debug)]
+struct Record {
+    step: WeakStep,
+    /// For each part of the batch.
+    parts: Vec<Part>,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    positions: Vec<u64>,
+    /// The run that takes positions now, and how many it has taken.
+    run: u64,
+    taken: usize,
+}
+
+impl State {
+    fn fresh(&mut self) -> u64 {
+        let position = self.next;
+        self.next = self.next.wrapping_add(1);
+        position
+    }
+
+    /// The position of a call in a run of a step.
+    fn position(&mut self, step: &Step, run: Run) -> u64 {
+        let first = run.pass != Pass::Descent;
+        let known = self.records.iter().position(|record| record.step.is(step));
+        let index = match known {
+            Some(index) => index,
+            None if first => {
+                self.records.retain(|record| !record.step.is_over());
+                self.records.push(Record { step: step.downgrade(), parts: Vec::new() });
+                self.records.len() - 1
+            }
+            // The layer has no part in the step's first pass.
+            None => return self.fresh(),
+        };
+        let position = if first { Some(self.fresh()) } else { None };
+        let parts = &mut self.records[index].parts;
+        if first && parts.len() <= run.part {
+            parts.resize_with(run.part + 1, Part::default);
+        }
+        let Some(part) = parts.get_mut(run.part) else { return self.fresh() };
+        if part.run != run.number {
+            (part.run, part.taken) = (run.number, 0);
+            if first {
+                part.positions.clear();
+            }
+        }
+        part.taken += 1;
+        match position {
+            Some(position) => {
+                part.positions.push(position);
+                position
+            }
+            None => part.positions.get(part.taken - 1).copied().unwrap_or_else(|| self.fresh()),
+        }
     }
 }
 
@@ -54,47 +110,25 @@ impl Draws {
     /// From the beginning. Streams with the same seed have the same numbers.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
-        Self { seed, places: Arc::new(Mutex::new(Places::at(0))) }
+        Self { seed, state: Arc::default() }
     }
 
-    /// Goes on from this place, outside a step.
+    /// Continues at this position. For use between steps: those under way draw new numbers in their further passes.
     pub fn seek(&self, place: u64) {
-        *self.lock() = Places::at(place);
-    }
-
-    /// A stream of its own that goes on from the same place.
-    pub(super) fn fork(&self) -> Self {
-        Self { seed: self.seed, places: Arc::new(Mutex::new(self.lock().clone())) }
+        *self.lock() = State { next: place, records: Vec::new() };
     }
 
     /// A seed for one call of a layer.
     pub(super) fn next_seed(&self) -> u64 {
-        let (step, run) = (Step::current(), Run::current());
-        let mut places = self.lock();
-        if step != places.step {
-            places.next = places.end;
-            places.starts.clear();
-        }
-        if step != places.step || run != places.run {
-            if run.pass == Pass::Descent
-                && let Some(start) = places.starts.get(run.part)
-            {
-                places.next = *start;
-            } else {
-                let start = places.end;
-                places.next = start;
-                places.starts.resize(run.part, start);
-                places.starts.push(start);
-            }
-        }
-        (places.step, places.run) = (step, run);
-        places.next += 1;
-        places.end = places.end.max(places.next);
-        hash(self.seed ^ hash(places.next))
+        let position = match Step::current() {
+            Some(step) => self.lock().position(&step, Run::current()),
+            None => self.lock().fresh(),
+        };
+        hash(self.seed ^ hash(position.wrapping_add(1)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

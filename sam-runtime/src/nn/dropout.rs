@@ -16,12 +16,23 @@ use super::without_gaps;
 use crate::kernels::cuda;
 use crate::kernels::float::{output, view};
 use crate::kernels::is_known;
+use crate::variants::hash;
+
+/// Keeps the seeds of clones apart from those of masks.
+const CLONES: u64 = 0x636c_6f6e_6573;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
 ///
 /// The mask is a function of the seed and of how often the layer has been called, so a run can be repeated, also on the
 /// CPU, whose generator candle cannot seed. Both passes of a sharpness-aware step see the same masks, as in the authors'
-/// code. No mask is stored: the backward pass computes it again.
+/// code, also if other threads or evaluation use the layer between the passes (see [`Draws`]). No mask is stored: the
+/// backward pass computes it again.
+///
+/// # Clones
+///
+/// A clone of a layer from [`new`](Self::new) or [`seeded`](Self::seeded) draws masks of its own. Its seed is a function of the
+/// original's seed and of how many clones were made of it before; clones made in the second pass of a step have the seeds of those
+/// made in the first. A clone of a layer that was made [of](Self::of) a stream uses that stream too.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
@@ -48,6 +59,8 @@ use crate::kernels::is_known;
 pub struct Dropout {
     drop_p: f32,
     draws: Draws,
+    /// Seeds of clones. None if they use the same stream.
+    clones: Option<Draws>,
 }
 
 impl Dropout {
@@ -61,16 +74,17 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        Self::of(drop_p, Draws::seeded(seed))
+        let clones = Draws::seeded(hash(seed ^ CLONES));
+        Self { drop_p, draws: Draws::seeded(seed), clones: Some(clones) }
     }
 
-    /// With the numbers of this stream, which a run that is taken up again can [seek](Draws::seek) in.
+    /// With the numbers of this stream, in which a training that is resumed can [seek](Draws::seek).
     #[must_use]
     pub fn of(drop_p: f32, draws: Draws) -> Self {
-        Self { drop_p, draws }
+        Self { drop_p, draws, clones: None }
     }
 
-    /// Drops elements where `train`, hands `x` on where not.
+    /// Drops elements if `train`, and returns `x` as it is otherwise.
     ///
     /// # Errors
     /// If the probability is not in [0, 1), or `x` not a float tensor.
@@ -88,7 +102,10 @@ impl Dropout {
 
 impl Clone for Dropout {
     fn clone(&self) -> Self {
-        Self { drop_p: self.drop_p, draws: self.draws.fork() }
+        match &self.clones {
+            Some(clones) => Self::seeded(self.drop_p, clones.next_seed()),
+            None => Self::of(self.drop_p, self.draws.clone()),
+        }
     }
 }
 

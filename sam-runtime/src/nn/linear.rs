@@ -9,9 +9,9 @@ use super::layer::{Layer, apply};
 use super::{ready, ready_for};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{Float, for_float, like, output, view, zeros};
+use crate::kernels::float::{for_float, like, output, view, zeros};
 use crate::kernels::is_known;
-use crate::kernels::matmul::{Matrix, add_product};
+use crate::kernels::matmul::{Matrix, add_product, column_sums};
 
 /// `candle_nn::Linear`, except that on the CPU the bias is a part of the product, and its gradient no sum over copies.
 ///
@@ -161,12 +161,4 @@ impl Layer for Product {
     fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         cuda::linear_back(args, wanted, dy)
     }
-}
-
-fn column_sums<T: Float>(rows: &[T], columns: usize) -> Vec<T> {
-    let mut sums = vec![0.0; columns];
-    for row in rows.chunks_exact(columns.max(1)) {
-        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.wide());
-    }
-    sums.into_iter().map(T::narrow).collect()
 }

@@ -1,17 +1,40 @@
-//! Layers that know which pass is running, and that train at the pace of the CPU: drop-in for those of `candle_nn`.
+//! Layers that know which pass is running, and that train fast on the CPU: drop-in replacements for those of `candle_nn`.
 //!
-//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass the batch normalisation leaves
-//! its running statistics alone, and the dropout draws the masks of the first.
+//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalisation leaves
+//! its running statistics alone, and dropout draws the masks of the first. Both know the step they belong to, so other
+//! trainings and evaluation may use other threads, or the same layers, between the passes. Threads that the loss function uses
+//! itself have to enter its [`Context`](crate::Context).
 //!
-//! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints go both ways. On the CPU
-//! and on CUDA each layer is one operation with a backward pass of its own, in the same bits for any number of threads;
-//! elsewhere it is candle's. On CUDA the input may be in bf16 where the weights are in f32, and images may be
-//! [channels last](channels_last).
+//! Names, arguments, variables and their initial values are those of `candle_nn`, so checkpoints are compatible in both
+//! directions. On the CPU and on CUDA each layer is one operation with its own backward pass, bitwise identical for any
+//! number of threads; on other devices it is candle's. On CUDA images may be [channels last](channels_last).
 //!
-//! candle's backward pass adds each gradient to a tensor of zeros. Layers hand theirs to the layer before without that, and
-//! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Everything of candle's goes between,
-//! before and behind. Where nothing does, [`backward`] and the passes of a [`Sam`](crate::Sam) go from layer to layer
-//! without candle: [`add`], [`relu`], [`to_dtype`] and [`l2_penalty`] are there so that a whole loss can be of layers.
+//! # Precision
+//!
+//! Keep variables in f32. For bf16, convert the activations: [`to_dtype`] at the input of the network, and again in f32 before the
+//! loss. On CUDA the layers then compute in bf16 with weights in f32, whose gradients are in f32 too; on the CPU they compute
+//! bf16 and f16 in f32. Variables in bf16 train badly with any optimizer: a step, and w + ε̂, are often smaller than
+//! half the distance to the next bf16 number, and round to w.
+//!
+//! # Layers of `candle_nn` without a backward pass
+//!
+//! Some operations of `candle_nn` are for inference: they are applied with `apply_op*_no_bwd`, and their outputs are constants for
+//! the backward pass. Whatever is below them gets no gradient, silently:
+//!
+//! - `LayerNorm` with a bias and `ops::layer_norm`, on a contiguous input (`ops::layer_norm_slow` has a backward pass)
+//! - `RmsNorm` and `ops::rms_norm`, on a contiguous input (`RmsNorm::forward_diff` and `ops::rms_norm_slow` have one)
+//! - `ops::softmax_last_dim` (`ops::softmax` has one)
+//! - `rotary_emb::rope`, `rope_i` and `rope_thd` (`rope_slow` and `rope_i_slow` have one)
+//! - `ops::sdpa`
+//!
+//! With `vars = ..`, or [`Sam::vars`](crate::Sam::vars), a step refuses listed variables that get no gradient.
+//!
+//! # Gradients
+//!
+//! candle's backward pass adds each gradient to a tensor of zeros. Layers propagate theirs to the layer before without that, and
+//! [`Sgd::backward_step`](crate::optim::Sgd) takes those of the variables as they are. Operations of candle can be used
+//! between, before and after layers. If there are none, [`backward`] and the passes of a [`Sam`](crate::Sam) do without candle's
+//! backward pass: [`add`], [`relu`], [`to_dtype`] and [`l2_penalty`] are there so that a whole loss can consist of layers.
 
 mod batch_norm;
 mod conv;
@@ -36,7 +59,7 @@ pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu, to_dtype};
 pub(crate) use layer::backward_through_layers;
 pub use linear::{Linear, linear, linear_no_bias};
-pub use loss::{cross_entropy, cross_entropy_smoothed, cross_entropy_soft};
+pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_smoothed, cross_entropy_soft};
 pub use penalty::{backward, l2_penalty};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use shake::{Shake, ShakeDrop};

@@ -43,10 +43,10 @@ pub fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
 /// The mean of each channel: from (n, channels, height, width) to (n, channels).
 ///
 /// # Errors
-/// If `x` has other than four dimensions, or no elements.
+/// If `x` has other than four dimensions, or images without pixels.
 pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
-    if x.elem_count() == 0 {
+    if height * width == 0 {
         candle_core::bail!("expected images to take the mean of, found {:?}", x.dims())
     }
     if is_known(x.device()) {
@@ -66,7 +66,7 @@ fn pool(x: &Tensor, op: Pool) -> Result<Tensor> {
              and {padding}"
         )
     }
-    if x.elem_count() == 0 || height.min(width) + 2 * padding < kernel {
+    if height * width == 0 || height.min(width) + 2 * padding < kernel {
         candle_core::bail!("expected images of at least {kernel} with their padding, found {:?}", x.dims())
     }
     if is_known(x.device()) {

@@ -6,14 +6,15 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
 use crate::Pass;
-use crate::pass::{Run, Step};
+use crate::pass::{Run, Step, WeakStep};
 
-/// Hands the network's outputs on as they are. In the second pass of a step their gradient is the one that they had in the
-/// first, so that what comes of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
+/// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
+/// first, so that the result of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
 /// of the loss on top (Functional-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
 ///
-/// Called between the network and the loss, once in a pass; a network with several outputs has one of these for each. In
-/// further passes, where a variant has them, the slope is the first one's too.
+/// Call it between the network and the loss, once in a pass; a network with several outputs has one of these for each. In
+/// further passes, which some variants have, the slope is that of the first one too. Slopes are remembered for each step, so
+/// other steps, on this thread or on others, may use it between the passes.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
@@ -34,12 +35,13 @@ use crate::pass::{Run, Step};
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct Functional(Arc<Mutex<Option<First>>>);
+pub struct Functional(Arc<Mutex<Vec<First>>>);
 
 /// The slopes of the first pass of a step, one for each part of the batch.
 #[derive(Debug)]
 struct First {
-    step: Step,
+    number: u64,
+    step: WeakStep,
     slopes: Vec<(Run, Tensor)>,
 }
 
@@ -50,13 +52,19 @@ impl Functional {
     /// If candle fails. In the backward pass: if the second pass has outputs of another shape than the first.
     pub fn of(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(step) = Step::current() else { return Ok(outputs.clone()) };
-        outputs.contiguous()?.apply_op1(Slope { first: Arc::clone(&self.0), step, run: Run::current() })
+        let slope =
+            Slope { first: Arc::clone(&self.0), number: step.number(), step: step.downgrade(), run: Run::current() };
+        // The operation copies the whole buffer, so that of a view has to be its own.
+        let is_whole = outputs.layout().contiguous_offsets().is_some_and(|(start, _)| start == 0);
+        let outputs = if is_whole { outputs.clone() } else { outputs.force_contiguous()? };
+        outputs.apply_op1(slope)
     }
 }
 
 struct Slope {
-    first: Arc<Mutex<Option<First>>>,
-    step: Step,
+    first: Arc<Mutex<Vec<First>>>,
+    number: u64,
+    step: WeakStep,
     run: Run,
 }
 
@@ -78,23 +86,27 @@ impl CustomOp1 for Slope {
     }
 
     fn bwd(&self, _: &Tensor, z: &Tensor, dz: &Tensor) -> Result<Option<Tensor>> {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = steps.iter().position(|first| first.number == self.number);
         match self.run.pass {
             Pass::Plain => return Ok(Some(dz.clone())),
             Pass::Ascent => {
-                let known = first.take().filter(|first| first.step == self.step);
-                let mut slopes = known.map_or_else(Vec::new, |first| first.slopes);
+                let index = known.unwrap_or_else(|| {
+                    steps.retain(|first| !first.step.is_over());
+                    steps.push(First { number: self.number, step: self.step.clone(), slopes: Vec::new() });
+                    steps.len() - 1
+                });
+                let slopes = &mut steps[index].slopes;
                 if slopes.get(self.run.part).is_some_and(|(run, _)| *run == self.run) {
                     candle_core::bail!("`Functional::of` was called twice in a pass: make one for each output")
                 }
                 slopes.truncate(self.run.part);
                 slopes.push((self.run, dz.detach()));
-                *first = Some(First { step: self.step.clone(), slopes });
                 return Ok(Some(dz.clone()));
             }
             Pass::Descent => {}
         }
-        match first.as_ref().filter(|first| first.step == self.step).and_then(|first| first.slopes.get(self.run.part)) {
+        match known.and_then(|index| steps[index].slopes.get(self.run.part)) {
             Some((_, slope)) if slope.dims() == z.dims() => Ok(Some(slope.clone())),
             Some((_, slope)) => {
                 candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", slope.dims(), z.dims())
