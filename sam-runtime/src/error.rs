@@ -87,6 +87,69 @@ pub enum Error {
         dtype: DType,
     },
 
+    /// A part of the graph was computed before the pass that goes back through it.
+    #[error(
+        "the loss depends on a tensor{} that was computed from variables outside of the loss function, or in an earlier \
+         pass: its gradient would not be taken at w + eps; compute it inside the loss function, or `detach()` it if no \
+         gradient is to go through it", .shape.as_ref().map_or_else(String::new, |shape| format!(" of shape {shape:?}"))
+    )]
+    StaleGraph {
+        /// The tensor's shape, where it is one that the program has.
+        shape: Option<Shape>,
+    },
+
+    /// A sharpness-aware loss is a part of another one, and was not recognised as such in time.
+    #[error(
+        "a loss function under `#[sam]` was called inside another one on a thread of a rayon pool, where it cannot be \
+         told from another training: call the inner one as `sam_runtime::plain(|| ..)`"
+    )]
+    Nested,
+
+    /// A variable holds w + ε̂ of another step, or did so while this one was under way.
+    #[error(
+        "{variable} holds w + eps of another step, or did while this one ran: steps on the same weights must not overlap; \
+         finish one before the next, or give each thread a model of its own"
+    )]
+    Displaced {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// An optimizer has moved a variable between the passes of a step, or during one.
+    #[error(
+        "{variable} was moved by an optimizer while a step was under way: the optimizer's step belongs after the loss \
+         function, not into it"
+    )]
+    Moved {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// An optimizer was asked for a step inside a loss function.
+    #[error(
+        "an optimizer's step inside a sharpness-aware loss function: put `#[sam]` on the function that computes the loss, \
+         and the optimizer's step after it"
+    )]
+    OptimizerInPass,
+
+    /// A variable that `vars` names gets no gradient, and was not changed by the first pass either.
+    #[error(
+        "`vars` names {variable}, which the loss neither depends on nor changes: it would not be perturbed; leave it out, or \
+         look for an operation without a backward pass above it (`candle_nn`'s layer_norm, rms_norm, softmax_last_dim, \
+         rope and sdpa have none)"
+    )]
+    NoGradient {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// A `Sam` that remembers something from step to step is used for two steps at once.
+    #[error(
+        "a step of this `Sam` is under way, and it remembers something from step to step: give each training a `Sam` of \
+         its own, with `clone()`"
+    )]
+    SharedMemory,
+
     /// The loss depends on none of the variables that `vars` names.
     #[error("`vars` names no variable that the loss depends on: nothing would be perturbed")]
     NothingToPerturb,

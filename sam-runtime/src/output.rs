@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::Error;
 use crate::kernels::wide;
+use crate::overlap::storage_of;
 
 /// What a loss function returns in `Ok`: a [`Tensor`], or a tuple of one and of up to five [auxiliary values](Aux).
 #[diagnostic::on_unimplemented(
@@ -16,8 +17,10 @@ pub trait Output: Sized {
     fn loss(&self) -> &Tensor;
 
     /// The same values without their graph.
-    #[must_use]
-    fn detach(self) -> Self;
+    ///
+    /// # Errors
+    /// If candle fails to copy one.
+    fn detached(self) -> Result<Self>;
 
     /// The same auxiliary values with another loss.
     #[must_use]
@@ -45,8 +48,8 @@ pub trait Output: Sized {
 /// }
 ///
 /// impl Aux for Metrics {
-///     fn detach(self) -> Self {
-///         Self { logits: self.logits.detach(), ..self }
+///     fn detached(self) -> Result<Self> {
+///         Ok(Self { logits: self.logits.detached()?, ..self })
 ///     }
 /// }
 /// ```
@@ -57,8 +60,10 @@ pub trait Output: Sized {
 )]
 pub trait Aux: Sized {
     /// The same value without its graph.
-    #[must_use]
-    fn detach(self) -> Self;
+    ///
+    /// # Errors
+    /// If candle fails to copy it.
+    fn detached(self) -> Result<Self>;
 
     /// The values of several shards as that of the whole, each with its share of the examples: tensors are joined
     /// along dimension 0, scalar tensors and floats averaged, whole numbers added, vectors put one behind the other.
@@ -76,8 +81,8 @@ impl Output for Tensor {
         self
     }
 
-    fn detach(self) -> Self {
-        Tensor::detach(&self)
+    fn detached(self) -> Result<Self> {
+        value_of(&self)
     }
 
     fn with_loss(self, loss: Tensor) -> Self {
@@ -90,8 +95,8 @@ impl Output for Tensor {
 }
 
 impl Aux for Tensor {
-    fn detach(self) -> Self {
-        Tensor::detach(&self)
+    fn detached(self) -> Result<Self> {
+        value_of(&self)
     }
 
     fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -100,6 +105,17 @@ impl Aux for Tensor {
         }
         Tensor::cat(&parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>(), 0)
     }
+}
+
+/// The value of a tensor, without its graph: a value of its own, which no change of a variable reaches.
+///
+/// A tensor that was computed is one. A variable, a view of one, and what may be such a view are copied.
+pub(crate) fn value_of(tensor: &Tensor) -> Result<Tensor> {
+    let storage = storage_of(tensor);
+    let is_computed = tensor.track_op()
+        && !tensor.is_variable()
+        && tensor.sorted_nodes().iter().filter(|node| node.is_variable()).all(|var| storage_of(var) != storage);
+    if is_computed { Ok(tensor.detach()) } else { tensor.detach().force_contiguous() }
 }
 
 /// The weighted mean of scalars, whatever their type.
@@ -116,8 +132,8 @@ fn mean(parts: &[(f64, Tensor)]) -> Result<Tensor> {
 macro_rules! float_aux {
     ($($float:ty)*) => {$(
         impl Aux for $float {
-            fn detach(self) -> Self {
-                self
+            fn detached(self) -> Result<Self> {
+                Ok(self)
             }
 
             fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -130,8 +146,8 @@ macro_rules! float_aux {
 macro_rules! count_aux {
     ($($int:ty)*) => {$(
         impl Aux for $int {
-            fn detach(self) -> Self {
-                self
+            fn detached(self) -> Result<Self> {
+                Ok(self)
             }
 
             fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -145,8 +161,8 @@ float_aux! { f32 f64 }
 count_aux! { u8 u16 u32 u64 usize i8 i16 i32 i64 isize }
 
 impl<A: Aux> Aux for Option<A> {
-    fn detach(self) -> Self {
-        self.map(Aux::detach)
+    fn detached(self) -> Result<Self> {
+        self.map(Aux::detached).transpose()
     }
 
     /// None, unless every shard has a value.
@@ -156,8 +172,8 @@ impl<A: Aux> Aux for Option<A> {
 }
 
 impl<T: Aux> Aux for Vec<T> {
-    fn detach(self) -> Self {
-        self.into_iter().map(Aux::detach).collect()
+    fn detached(self) -> Result<Self> {
+        self.into_iter().map(Aux::detached).collect()
     }
 
     fn join(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -166,7 +182,9 @@ impl<T: Aux> Aux for Vec<T> {
 }
 
 impl Aux for () {
-    fn detach(self) {}
+    fn detached(self) -> Result<()> {
+        Ok(())
+    }
 
     fn join(_: Vec<(f64, Self)>) -> Result<()> {
         Ok(())
@@ -181,9 +199,9 @@ macro_rules! tuples {
                 &self.0
             }
 
-            fn detach(self) -> Self {
+            fn detached(self) -> Result<Self> {
                 let (loss, $($value),+) = self;
-                (Tensor::detach(&loss), $($value.detach()),+)
+                Ok((value_of(&loss)?, $($value.detached()?),+))
             }
 
             fn with_loss(self, loss: Tensor) -> Self {
@@ -205,9 +223,9 @@ macro_rules! tuples {
 
     (@aux $($type:ident $value:ident)+) => {
         impl<$($type: Aux),+> Aux for ($($type),+) {
-            fn detach(self) -> Self {
+            fn detached(self) -> Result<Self> {
                 let ($($value),+) = self;
-                ($($value.detach()),+)
+                Ok(($($value.detached()?),+))
             }
 
             fn join(parts: Vec<(f64, Self)>) -> Result<Self> {

@@ -601,9 +601,13 @@ impl Sam {
     }
 
     /// Says that a step is under way, as long as it lives.
-    pub(crate) fn under_way(&self) -> UnderWay<'_> {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self)
+    ///
+    /// # Errors
+    /// If another one is, and steps depend on those before.
+    pub(crate) fn under_way(&self) -> Result<UnderWay<'_>, Error> {
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let this = UnderWay(self);
+        if others > 0 && self.has_memory() { Err(Error::SharedMemory) } else { Ok(this) }
     }
 
     fn between_steps(&self) -> Result<(), Error> {
@@ -617,9 +621,9 @@ impl Sam {
     /// What a step that went well leaves behind.
     pub(crate) fn remember(&self, state: State, last: Last) {
         let mut memory = self.memory();
-        // Said while the step was under way.
-        let rate = memory.state.rate;
-        memory.state = State { rate, ..state };
+        // Set while the step was under way, by others.
+        let (rate, steps) = (memory.state.rate, memory.state.steps + 1);
+        memory.state = State { rate, steps, ..state };
         memory.last = Some(last);
     }
 

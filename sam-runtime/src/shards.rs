@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 
 use crate::gradient::{Gradient, Mean, loss_with_gradient};
+use crate::pass::Before;
 use crate::{Error, Output, Sam};
 
 /// The shards of one batch, and what they have come to so far. Made by [`Sam::shards`].
@@ -40,6 +41,8 @@ pub struct Shards<O> {
     current: Shard,
     parts: Vec<(f64, O)>,
     gradient: Option<Mean>,
+    /// What the state of layers was before the first shard: all shards go well, or it goes back.
+    before: Before,
 }
 
 /// Some consecutive examples of a batch.
@@ -131,7 +134,7 @@ impl<O> Shards<O> {
         }
         let current = Shard { start: 0, len: 0, whole: true };
         let m = sam.perturbs().then_some(m);
-        Ok(Self { m, rows: None, done: 0, current, parts: Vec::new(), gradient: None })
+        Ok(Self { m, rows: None, done: 0, current, parts: Vec::new(), gradient: None, before: Before::default() })
     }
 
     /// Names an argument that is split.
@@ -153,7 +156,8 @@ impl<O> Shards<O> {
     }
 
     /// Takes in what the current shard's step came to.
-    pub(crate) fn add(&mut self, output: O, gradient: Option<Gradient>) -> candle_core::Result<()> {
+    pub(crate) fn add(&mut self, output: O, gradient: Option<Gradient>, before: Before) -> candle_core::Result<()> {
+        self.before.append(before);
         let share = self.current.len as f64 / self.rows.unwrap_or(1) as f64;
         self.parts.push((share, output));
         if let Some(gradient) = gradient {
@@ -167,6 +171,17 @@ impl<O> Shards<O> {
     /// # Errors
     /// If auxiliary values cannot be [joined](crate::Aux::join).
     pub fn loss<E>(mut self) -> Result<O, E>
+    where
+        O: Output,
+        E: From<candle_core::Error>,
+    {
+        let before = std::mem::take(&mut self.before);
+        let output = self.joined()?;
+        before.forget();
+        Ok(output)
+    }
+
+    fn joined<E>(mut self) -> Result<O, E>
     where
         O: Output,
         E: From<candle_core::Error>,

@@ -18,8 +18,8 @@ struct Metrics {
 }
 
 impl Aux for Metrics {
-    fn detach(self) -> Self {
-        Self { logits: self.logits.detach(), ..self }
+    fn detached(self) -> candle_core::Result<Self> {
+        Ok(Self { logits: self.logits.detached()?, ..self })
     }
 }
 

@@ -16,6 +16,7 @@ use crate::kernels::cuda::{self, BatchNormed, Normalisation};
 use crate::kernels::float::{Float, View, for_float, like, output, view};
 use crate::kernels::is_known;
 use crate::kernels::norm::{self, Norm, Statistics};
+use crate::pass::Step;
 use crate::weights::Displaced;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
@@ -175,8 +176,8 @@ impl BatchNorm {
         if Pass::current() != Pass::Descent {
             return self.layer.forward_train(x);
         }
-        let mut statistics = Displaced::default();
-        statistics.keep([Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
+        let mut statistics = Displaced::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
+        statistics.keep(&[Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
         let y = self.layer.forward_train(x)?;
         statistics.restore()?;
         Ok(y)

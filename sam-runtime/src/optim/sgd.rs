@@ -10,6 +10,7 @@ use candle_nn::{Optimizer, VarMap};
 use crate::checkpoint::{names_of, read, write};
 use crate::gradient::gradient_to_read;
 use crate::kernels::{self, Move};
+use crate::overlap::{check_may_move, note_moved};
 use crate::variants::Velocities;
 
 /// The constants of [`Sgd`].
@@ -103,6 +104,7 @@ impl Optimizer for Sgd {
 
 impl Sgd {
     fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
+        check_may_move(self.vars.iter().map(|moving| &moving.var))?;
         let mut new = false;
         let mut moves = Vec::with_capacity(self.vars.len());
         for Moving { var, velocity } in &mut self.vars {
@@ -114,6 +116,7 @@ impl Sgd {
             moves.push(Move { var, grad: grad.detach().contiguous()?, velocity: velocity.as_ref() });
         }
         kernels::sgd(self.params, &moves)?;
+        note_moved(moves.iter().map(|step| step.var));
         if new {
             self.show_velocities();
         }

@@ -8,8 +8,8 @@ struct Metrics<'a> {
 }
 
 impl Aux for Metrics<'_> {
-    fn detach(self) -> Self {
-        Self { logits: self.logits.detach(), ..self }
+    fn detached(self) -> candle_core::Result<Self> {
+        Ok(Self { logits: self.logits.detached()?, ..self })
     }
 }
 
