@@ -1,7 +1,6 @@
 //! Files: an atomic and durable way to write one, and safetensors files that say what they hold.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -124,28 +123,30 @@ impl StateFile {
         // The widest first, so that all are aligned.
         let mut tensors: Vec<_> = self.tensors.into_iter().collect();
         tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
-        let mut header = format!("{{\"__metadata__\":{}", json(&self.labels)?);
-        let mut data = Vec::new();
-        for (key, tensor) in tensors {
-            let tensor = tensor.to_device(&Device::Cpu)?;
-            let start = data.len();
-            data.extend_from_slice(&safetensors::View::data(&tensor));
-            let data_offsets = (start, data.len());
-            let info = TensorInfo { dtype: tensor.dtype().into(), shape: tensor.dims().to_vec(), data_offsets };
-            write!(header, ",{}:{}", json(&key)?, json(&info)?).map_err(Error::wrap)?;
+        let labels = serde_json::to_string(&self.labels).map_err(Error::wrap)?;
+        let mut header = format!("{{\"__metadata__\":{labels}");
+        let mut end = 0;
+        for (key, tensor) in &tensors {
+            let start = end;
+            end += tensor.elem_count() * tensor.dtype().size_in_bytes();
+            let (dtype, shape) = (tensor.dtype().into(), tensor.dims().to_vec());
+            let key = serde_json::to_string(key).map_err(Error::wrap)?;
+            let info =
+                serde_json::to_string(&TensorInfo { dtype, shape, data_offsets: (start, end) }).map_err(Error::wrap)?;
+            header += &format!(",{key}:{info}");
         }
         header.push('}');
         let padding = header.len().next_multiple_of(8) - header.len();
         header.extend(std::iter::repeat_n(' ', padding));
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+
+        let mut file = Vec::with_capacity(8 + header.len() + end);
+        file.extend_from_slice(&(header.len() as u64).to_le_bytes());
         file.extend_from_slice(header.as_bytes());
-        file.append(&mut data);
+        for (_, tensor) in &tensors {
+            file.extend_from_slice(&safetensors::View::data(&tensor.to_device(&Device::Cpu)?));
+        }
         Ok(file)
     }
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(Error::wrap)
 }
 
 /// A state file that is being read.
