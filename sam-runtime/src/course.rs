@@ -69,6 +69,9 @@ impl<'a> Course<'a> {
                 Err(refuse("the second-order term is that of all examples"))?;
             }
         }
+        if Step::is_outermost() {
+            sam.check_rate()?;
+        }
         let state = sam.state();
         let rho = sam.radius.before(state.steps, state.rate);
         if !rho.is_finite() || rho < 0.0 {

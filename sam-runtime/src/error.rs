@@ -71,12 +71,15 @@ pub enum Error {
 
     /// The gradient has a NaN or an infinity.
     #[error(
-        "the gradient of the {pass} pass is not finite in variable {index} of {count}, counted from the loss down \
-         (shape {shape:?}, {dtype:?}): the weights are unchanged; lower the learning rate or scale the loss"
+        "the gradient of the {pass} pass is not finite in variable {}: the weights are unchanged; lower the learning rate or \
+         scale the loss",
+        which(.name.as_deref(), *.index, *.count, .shape, *.dtype)
     )]
     NonFiniteGradient {
         /// The pass that met it.
         pass: Pass,
+        /// The variable's name, where one is [registered](crate::name_variables).
+        name: Option<String>,
         /// Which variable, from 1.
         index: usize,
         /// How many variables the loss depends on.
@@ -189,5 +192,16 @@ pub enum Error {
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)
+    }
+}
+
+/// A variable by its name; without one, by its place among those that the loss depends on.
+fn which(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
+    let kind = format!("{} {:?}", dtype.as_str(), shape.dims());
+    match name {
+        Some(name) => format!("`{name}` ({kind})"),
+        None => format!(
+            "{index} of {count}, counted from the loss down ({kind}; `sam_runtime::name_variables` gives it a name here)"
+        ),
     }
 }

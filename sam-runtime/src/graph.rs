@@ -12,7 +12,7 @@ use candle_core::{Device, Result, Tensor, TensorId};
 use crate::Error;
 use crate::gradient::is_given;
 use crate::nn::is_mark;
-use crate::overlap::storage_of;
+use crate::names::storage_of;
 
 /// A moment of the process, among those at which tensors were made.
 #[derive(Clone, Copy, Debug)]

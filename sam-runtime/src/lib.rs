@@ -128,10 +128,12 @@ mod stages;
 pub mod variants;
 mod weights;
 
+pub use checkpoint::write_atomically;
 pub use error::Error;
 pub use examples::Examples;
 pub use kernels::not_finite_steps;
 pub use last::Last;
+pub use names::name_variables;
 pub use output::{Aux, Output};
 pub use pass::{Context, Pass, plain};
 pub use sam::Sam;

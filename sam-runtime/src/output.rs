@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::Error;
 use crate::kernels::wide;
-use crate::overlap::storage_of;
+use crate::names::storage_of;
 
 /// What a loss function returns in `Ok`: a [`Tensor`], or a tuple of one and of up to five [auxiliary values](Aux).
 #[diagnostic::on_unimplemented(

@@ -8,16 +8,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Var};
 
 use crate::Error;
-use crate::names::describe;
+use crate::names::{describe, storage_of};
 use crate::pass::{Step, is_inside_a_pass};
-
-/// Where a tensor's elements are: the same for a variable and its views, and for no other tensor that is alive.
-pub(crate) fn storage_of(tensor: &Tensor) -> usize {
-    &raw const *tensor.storage_and_layout().0 as usize
-}
 
 #[derive(Default)]
 struct List {

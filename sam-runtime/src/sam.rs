@@ -290,9 +290,25 @@ impl Sam {
         self.memory().last.clone()
     }
 
-    /// Says the learning rate, for a [`Radius::WithRate`].
+    /// Sets the learning rate that a [`Radius::WithRate`] goes with, as [`Sam::gsam`]'s does: call
+    /// `sam.set_learning_rate(opt.learning_rate())` before each step. Without it the first step is an error. With other radii
+    /// it does nothing. [`save`](Self::save) saves it as well.
     pub fn set_learning_rate(&self, rate: f64) {
         self.memory().state.rate = Some(rate);
+    }
+
+    /// An error if the radius goes with a learning rate that was never set, or is not finite.
+    pub(crate) fn check_rate(&self) -> Result<(), Error> {
+        match (&self.radius, self.memory().state.rate) {
+            (Radius::WithRate { .. }, None) => Err(Error::Settings {
+                what: "Radius::WithRate",
+                why: "no learning rate is set: call `sam.set_learning_rate(opt.learning_rate())` before each step",
+            }),
+            (Radius::WithRate { .. }, Some(value)) if !value.is_finite() => {
+                Err(Error::Setting { what: "learning rate", value, expected: "a finite number" })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
@@ -309,9 +325,13 @@ impl Sam {
         Ok(())
     }
 
-    /// Writes what it remembers from step to step to a safetensors file, under the names that the variables have in
-    /// `names`: counters, means, kept directions, masks. What is drawn depends on the seed and the counters, so a run that
-    /// goes on from here has the same bits as one that was not interrupted. The file is there whole or not at all.
+    /// Writes what it remembers from step to step to a safetensors file: counters, means, kept gradients, masks, under the
+    /// names that the variables have in `names` (the first in alphabetical order, where one has several; any is found when it
+    /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
+    /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
+    ///
+    /// The file says which pieces of this `Sam` remember something, such as [`Direction::Last`] or [`Combination::Look`]. It
+    /// can be loaded by a `Sam` in which these are the same; their constants may be others.
     ///
     /// # Errors
     /// If a step of it is under way, a variable has no name, or the file cannot be written.
@@ -336,16 +356,19 @@ impl Sam {
     /// ```
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
         self.between_steps()?;
-        self.memory().state.save(self.seed, names, path.as_ref())
+        let state = self.state();
+        state.save(self, names, path.as_ref())
     }
 
-    /// Reads what [`save`](Self::save) has written. On an error all is as before.
+    /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
+    /// 0.1.0 was released, are read as well, if this `Sam` has a use for all that is in them.
     ///
     /// # Errors
-    /// If a step of it is under way, the file cannot be read, or is that of other variables or another seed.
+    /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
+    /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
         self.between_steps()?;
-        let state = State::load(self.seed, names, path.as_ref())?;
+        let state = State::load(self, names, path.as_ref())?;
         self.memory().state = state;
         Ok(())
     }

@@ -726,7 +726,7 @@ mod tests {
         let wrapped = |error: Error| anyhow::Error::from(candle_core::Error::from(error));
         assert!(is_not_finite(&wrapped(Error::NonFiniteLoss { pass: Pass::Ascent, value: f64::NAN })));
         let (shape, dtype) = ((2, 3).into(), DType::F32);
-        let gradient = Error::NonFiniteGradient { pass: Pass::Descent, index: 1, count: 2, shape, dtype };
+        let gradient = Error::NonFiniteGradient { pass: Pass::Descent, name: None, index: 1, count: 2, shape, dtype };
         assert!(is_not_finite(&wrapped(gradient)));
         assert!(is_not_finite(&wrapped(Error::NonFiniteNorm(f64::INFINITY))));
         assert!(!is_not_finite(&wrapped(Error::Rho(f64::NAN))));

@@ -18,6 +18,7 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor, Var};
 
 use crate::gradient::Gradient;
+use crate::names::name_of;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
 use crate::{Error, Pass};
@@ -215,8 +216,8 @@ fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
         index += 1;
     }
     let (var, _) = &gradient[index];
-    let (shape, dtype) = (var.shape().clone(), var.dtype());
-    Ok(Error::NonFiniteGradient { pass, index: index + 1, count: gradient.len(), shape, dtype }.into())
+    let (name, shape, dtype) = (name_of(var), var.shape().clone(), var.dtype());
+    Ok(Error::NonFiniteGradient { pass, name, index: index + 1, count: gradient.len(), shape, dtype }.into())
 }
 
 #[cfg(test)]

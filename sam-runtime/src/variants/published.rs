@@ -23,7 +23,8 @@ impl Sam {
 
     /// GSAM (Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>): g₂ - α g⊥, α = 0.6, with ρ going from 0.6 to 0.1 as
     /// the learning rate goes through `rates` (the authors' constants for ImageNet in `big_vision`; their PyTorch example
-    /// has α = 0.4). Say the rate with [`set_learning_rate`](Self::set_learning_rate); until then ρ is the larger one.
+    /// has α = 0.4). Set the rate with [`set_learning_rate`](Self::set_learning_rate) before each step; without it the first step
+    /// is an error.
     pub fn gsam(rates: RangeInclusive<f64>) -> Self {
         Self::default()
             .radius(Radius::WithRate { rho: 0.1..=0.6, rate: rates })

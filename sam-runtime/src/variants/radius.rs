@@ -13,7 +13,8 @@ pub enum Radius {
     /// A function of the number of steps before this one.
     Schedule(Arc<dyn Fn(u64) -> f64 + Send + Sync>),
     /// ρ goes with the learning rate, from the smaller ρ at the smallest rate to the larger one at the largest (GSAM,
-    /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) says the rate.
+    /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) sets the rate; a step
+    /// without it is an error.
     WithRate {
         /// ρ
         rho: RangeInclusive<f64>,
