@@ -5,13 +5,15 @@ use std::collections::HashSet;
 use candle_core::{DType, Tensor, TensorId, Var};
 
 use crate::examples::{Portion, Rows, Rule};
-use crate::gradient::{Gradient, Mean, check_loss, gradient};
+use crate::gradient::{Gradient, check_loss, gradient};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
+use crate::mean::Mean;
 use crate::pass::{Context, Step};
 use crate::sam::UnderWay;
 use crate::variants::{
-    Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
+    Combination, Direction, Kept, LossFactor, Radius, State, When, mix_all, mixed, paired, ratio,
+    second_order_direction,
 };
 use crate::weights::{Displaced, exchange_all};
 use crate::{Error, Examples, Output, Pass, Sam};
@@ -49,7 +51,8 @@ impl<'a> Course<'a> {
             }
         }
         let state = sam.state();
-        let rho = sam.radius.before(state.steps, state.rate);
+        // A schedule runs once a step, and not while the memory is locked.
+        let rho = if Step::is_outermost() { sam.radius.before(state.steps, state.rate) } else { 0.0 };
         if !rho.is_finite() || rho < 0.0 {
             Err(Error::Rho(rho))?;
         }
@@ -182,10 +185,10 @@ impl<'a> Course<'a> {
         }
         let mut outputs = Vec::with_capacity(portions.len());
         let mut mean = Mean::default();
-        for (part, Portion { share, rows }) in portions.iter().enumerate() {
+        for (part, Portion { weight, rows, .. }) in portions.iter().enumerate() {
             let output = self.run(pass, part, rows, loss)?;
-            mean.add(*share, self.gradient(output.loss())?)?;
-            outputs.push((*share, output.detach()));
+            mean.add(*weight, self.gradient(output.loss())?)?;
+            outputs.push((*weight, output.detach()));
         }
         Ok((O::join(outputs)?, mean.finish()?))
     }
@@ -272,7 +275,7 @@ impl<'a> Course<'a> {
                 self.rho = largest.min(sigma / square.sqrt());
             }
         }
-        if !self.sam.combination.is_between(&self.state) {
+        if !self.sam.combination.is_between(all, &self.state) {
             return Ok(false);
         }
         check_finite(all, Pass::Ascent)?;
@@ -424,13 +427,18 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// What is told of the loss's backward pass, where more than the gradient depends on it.
+    pub(crate) fn loss_factor(&self) -> Option<LossFactor> {
+        (!self.state.remainder.is_empty()).then(|| self.state.factor.clone())
+    }
+
     /// The step has ended well: what it has found is remembered.
     pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<()> {
         if !self.outermost {
             return Ok(());
         }
         if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
-            self.state.kept = Kept::new(gradient.clone());
+            self.state.kept = self.state.kept.with(gradient.clone());
         }
         self.state.steps += 1;
         self.last.tell();

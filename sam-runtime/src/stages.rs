@@ -192,9 +192,11 @@ impl<O> Descent<'_, O> {
         O: Output,
         E: From<candle_core::Error>,
     {
+        let factor = self.course.loss_factor();
         let Done { output, gradient } = self.end()?;
         let Some(gradient) = gradient else { return Ok(output) };
         let loss = loss_with_gradient(output.loss(), gradient)?;
+        let loss = if let Some(factor) = factor { factor.watch(&loss)? } else { loss };
         Ok(output.with_loss(loss))
     }
 

@@ -44,6 +44,9 @@ impl Default for ParamsSgd {
 /// as in PyTorch's `SGD` without dampening. Variables without a gradient stay as they are. On the CPU one pass over the
 /// memory does it all: w, v and the gradient are read, w and v written; on CUDA so does one launch for all variables. Halves have their velocity in f32.
 ///
+/// Variables in f16 or bf16 are rounded after each step. A step of less than half the distance to the next number, in bf16
+/// 1/512 of the weight, leaves it where it is: train weights in f32, and convert them with `to_dtype` in the forward pass.
+///
 /// ```
 /// use candle_core::{Device, Result, Var};
 /// use candle_nn::Optimizer;

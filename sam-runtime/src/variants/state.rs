@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
+use super::factor::LossFactor;
 use crate::checkpoint::{names_of, read, write};
 use crate::gradient::Gradient;
 use crate::kernels::wide;
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) mask: Kept,
     /// What a decoupled step is still to do.
     pub(crate) remainder: Kept,
+    /// What the loss that it belongs to was multiplied by.
+    pub(crate) factor: LossFactor,
 }
 
 /// A tensor for some variables, in an order.
@@ -44,6 +47,20 @@ impl Kept {
 
     pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
         self.places.get(&var.id()).map(|place| &self.pairs[*place].1)
+    }
+
+    /// This, with other tensors for these variables.
+    pub(crate) fn with(&self, newer: Gradient) -> Self {
+        let mut all = self.clone();
+        for (var, value) in newer {
+            if let Some(place) = all.places.get(&var.id()) {
+                all.pairs[*place].1 = value;
+            } else {
+                all.places.insert(var.id(), all.pairs.len());
+                all.pairs.push((var, value));
+            }
+        }
+        all
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
