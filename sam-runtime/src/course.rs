@@ -5,17 +5,19 @@ use std::collections::HashSet;
 use candle_core::{DType, Tensor, TensorId, Var};
 
 use crate::examples::{Portion, Rows, Rule};
-use crate::gradient::{Gradient, Mean, check_loss, gradient_of, has_loss_of_call};
+use crate::gradient::{Gradient, check_loss, gradient_of, has_loss_of_call};
 use crate::graph::{Moment, check_made_since};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
+use crate::mean::Mean;
 use crate::names::describe;
 use crate::output::value_of;
 use crate::overlap::Watch;
 use crate::pass::{Before, Context, Step};
 use crate::sam::UnderWay;
 use crate::variants::{
-    Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
+    Combination, Direction, Kept, LossFactor, Radius, State, When, mix_all, mixed, paired, ratio,
+    second_order_direction,
 };
 use crate::weights::{Displaced, exchange_all};
 use crate::{Error, Examples, Output, Pass, Sam};
@@ -73,7 +75,8 @@ impl<'a> Course<'a> {
             sam.check_rate()?;
         }
         let state = sam.state();
-        let rho = sam.radius.before(state.steps, state.rate);
+        // A schedule runs once a step, and not while the memory is locked.
+        let rho = if Step::is_outermost() { sam.radius.before(state.steps, state.rate) } else { 0.0 };
         if !rho.is_finite() || rho < 0.0 {
             Err(Error::Rho(rho))?;
         }
@@ -212,10 +215,10 @@ impl<'a> Course<'a> {
         }
         let mut outputs = Vec::with_capacity(portions.len());
         let mut mean = Mean::default();
-        for (part, Portion { share, rows }) in portions.iter().enumerate() {
+        for (part, Portion { weight, rows, .. }) in portions.iter().enumerate() {
             let attempt = self.run(pass, part, rows, loss)?;
-            mean.add(*share, self.gradient(&attempt, pass)?)?;
-            outputs.push((*share, attempt.output.detached()?));
+            mean.add(*weight, self.gradient(&attempt, pass)?)?;
+            outputs.push((*weight, attempt.output.detached()?));
             self.watch.get_or_insert(attempt.watch);
         }
         Ok((O::join(outputs)?, mean.finish()?))
@@ -336,7 +339,7 @@ impl<'a> Course<'a> {
                 self.rho = largest.min(sigma / square.sqrt());
             }
         }
-        if !self.sam.combination.is_between(&self.state) {
+        if !self.sam.combination.is_between(all, &self.state) {
             return Ok(false);
         }
         check_finite(all, Pass::Ascent)?;
@@ -491,12 +494,17 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// What is told of the loss's backward pass, where more than the gradient depends on it.
+    pub(crate) fn loss_factor(&self) -> Option<LossFactor> {
+        (!self.state.remainder.is_empty()).then(|| self.state.factor.clone())
+    }
+
     /// The step has ended well: what it has found is remembered. Returns what the state of layers was before, for whoever
     /// can still fail.
     pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<Before> {
         if self.outermost {
             if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
-                self.state.kept = Kept::new(gradient.clone());
+                self.state.kept = self.state.kept.with(gradient.clone());
             }
             self.state.steps += 1;
             self.last.tell();

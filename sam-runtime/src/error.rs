@@ -153,13 +153,23 @@ pub enum Error {
     )]
     SharedMemory,
 
+    /// A variable in f16 or bf16 cannot hold w + ε̂: more than half of ε̂ would be lost to rounding.
+    #[error(
+        "{variable} cannot hold w + eps: rounding to {dtype:?} would lose {percent:.0} % of the perturbation; keep the weights \
+         in f32 and convert them with `to_dtype` in the forward pass, or take a larger `rho`", percent = 100.0 * .lost
+    )]
+    LostToRounding {
+        /// Shape and dtype of the variable that loses most.
+        variable: String,
+        /// Its dtype.
+        dtype: DType,
+        /// ‖lost‖ / ‖ε̂‖, from ½ to 1, or more.
+        lost: f64,
+    },
+
     /// The loss depends on none of the variables that `vars` names.
     #[error("`vars` names no variable that the loss depends on: nothing would be perturbed")]
     NothingToPerturb,
-
-    /// `m` of `shards` is zero.
-    #[error("`m` is 0: a shard needs at least one example")]
-    EmptyShard,
 
     /// Shards have a perturbation each, what is remembered is one for each step.
     #[error(

@@ -10,7 +10,7 @@ use candle_core::{
     Tensor, TensorId, Var,
 };
 
-use crate::kernels::{cuda_mark, wide};
+use crate::kernels::cuda_mark;
 use crate::nn::backward_through_layers;
 use crate::{Context, Error, Pass};
 
@@ -42,29 +42,6 @@ pub(crate) fn gradient_of<'a>(loss: &Tensor, nodes: impl Iterator<Item = &'a Ten
         gradient.push((Var::from_tensor(node)?, grad));
     }
     Ok(gradient)
-}
-
-/// A weighted sum of gradients, which shares that come to 1 make a mean. Halves are added up in f32: eight shards in bf16
-/// would leave five good bits.
-#[derive(Debug, Default)]
-pub(crate) struct Mean(Gradient);
-
-impl Mean {
-    pub(crate) fn add(&mut self, share: f64, gradient: Gradient) -> Result<()> {
-        for (var, grad) in gradient {
-            let grad = (grad.to_dtype(wide(grad.dtype()))? * share)?;
-            match self.0.iter_mut().find(|(known, _)| known.id() == var.id()) {
-                Some((_, sum)) => *sum = (&*sum + grad)?,
-                None => self.0.push((var, grad)),
-            }
-        }
-        Ok(())
-    }
-
-    /// The sum, in the types of the variables.
-    pub(crate) fn finish(self) -> Result<Gradient> {
-        self.0.into_iter().map(|(var, grad)| Ok((var.clone(), grad.to_dtype(var.dtype())?))).collect()
-    }
 }
 
 /// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not looked at,

@@ -195,10 +195,12 @@ impl<O> Descent<'_, O> {
         O: Output,
         E: From<candle_core::Error>,
     {
+        let factor = self.course.loss_factor();
         let (Done { output, gradient }, before) = self.end()?;
         let output = match gradient {
             Some(gradient) => {
                 let loss = loss_with_gradient(output.loss(), gradient)?;
+                let loss = if let Some(factor) = factor { factor.watch(&loss)? } else { loss };
                 output.with_loss(loss)
             }
             None => output,

@@ -461,7 +461,7 @@ impl<'a> Training<'a> {
         let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
         for part in parts {
             let share = part.len() as f64 / rows as f64;
-            let part = sam_runtime::Split::narrow(examples, part.start, part.len())?;
+            let part = sam_runtime::Split::narrow_rows(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
             let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
             sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);

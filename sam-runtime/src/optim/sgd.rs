@@ -56,6 +56,9 @@ impl Default for ParamsSgd {
 /// variable before any variable moves; on an error all is as before. They do not look for NaN and infinities, as PyTorch's do
 /// not: a sharpness-aware loss has checked its gradient (on the CPU), one that you take otherwise is yours to check.
 ///
+/// Variables in f16 or bf16 are rounded after each step. A step of less than half the distance to the next number, in bf16
+/// 1/512 of the weight, leaves it where it is: train weights in f32, and convert them with `to_dtype` in the forward pass.
+///
 /// ```
 /// use candle_core::{Device, Result, Var};
 /// use candle_nn::Optimizer;

@@ -69,6 +69,7 @@
 
 mod combination;
 mod direction;
+mod factor;
 mod functional;
 mod metric;
 mod noise;
@@ -85,6 +86,7 @@ pub use radius::Radius;
 pub use when::When;
 
 pub(crate) use combination::{mix_all, mixed, paired, ratio, second_order_direction};
+pub(crate) use factor::LossFactor;
 pub(crate) use noise::hash;
 pub(crate) use state::{Kept, State};
 

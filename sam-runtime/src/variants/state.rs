@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 use candle_nn::VarMap;
 use safetensors::tensor::TensorView;
 
+use super::factor::LossFactor;
 use super::{Combination, Direction, Mask, When};
 use crate::Sam;
 use crate::checkpoint::{Contents, Kind, StateFile, checked, read};
@@ -33,6 +34,8 @@ pub(crate) struct State {
     pub(crate) mask: Kept,
     /// What a decoupled step is still to do.
     pub(crate) remainder: Kept,
+    /// What the loss that it belongs to was multiplied by.
+    pub(crate) factor: LossFactor,
 }
 
 /// A tensor for some variables, in an order.
@@ -50,6 +53,20 @@ impl Kept {
 
     pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
         self.places.get(&var.id()).map(|place| &self.pairs[*place].1)
+    }
+
+    /// This, with other tensors for these variables.
+    pub(crate) fn with(&self, newer: Gradient) -> Self {
+        let mut all = self.clone();
+        for (var, value) in newer {
+            if let Some(place) = all.places.get(&var.id()) {
+                all.pairs[*place].1 = value;
+            } else {
+                all.places.insert(var.id(), all.pairs.len());
+                all.pairs.push((var, value));
+            }
+        }
+        all
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
