@@ -129,7 +129,7 @@ pub use error::Error;
 pub use examples::Examples;
 pub use kernels::not_finite_steps;
 pub use last::Last;
-pub use output::{Aux, Output};
+pub use output::{Aux, Output, Plain};
 pub use pass::{Pass, plain};
 pub use sam::Sam;
 pub use shards::{Shard, Shards, Split};
@@ -239,6 +239,7 @@ pub use variants::Functional;
 ///
 #[doc(inline)]
 pub use sam_macros::sam;
+pub use sam_macros::{Aux, Output};
 
 /// The example of the README, as a test.
 #[cfg(doctest)]

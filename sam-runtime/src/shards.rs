@@ -165,7 +165,7 @@ impl<O> Shards<O> {
     /// The loss of the whole batch.
     ///
     /// # Errors
-    /// If auxiliary values cannot be [joined](crate::Aux::join).
+    /// If auxiliary values cannot be [joined](crate::Aux::join_shards).
     pub fn loss<E>(mut self) -> Result<O, E>
     where
         O: Output,
@@ -174,11 +174,11 @@ impl<O> Shards<O> {
         let Some(gradient) = self.gradient.take() else {
             return match self.parts.pop() {
                 Some((_, output)) if self.parts.is_empty() => Ok(output),
-                Some(last) => Ok(O::join(self.parts.into_iter().chain([last]).collect())?),
+                Some(last) => Ok(O::join_shards(self.parts.into_iter().chain([last]).collect())?),
                 None => Err(candle_core::Error::from(Error::Rows(0, 0)).into()),
             };
         };
-        let output = O::join(self.parts)?;
+        let output = O::join_shards(self.parts)?;
         let loss = loss_with_gradient(output.loss(), gradient.finish()?)?;
         Ok(output.with_loss(loss))
     }
