@@ -3,8 +3,8 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, parse_quote, parse_quote_spanned,
-    spanned::Spanned as _,
+    Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, parse_quote,
+    parse_quote_spanned, spanned::Spanned as _,
 };
 
 // Input
@@ -96,7 +96,9 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
     let names = Names::new(&item.attrs)?;
     let Names { krate, candle, result, vec, f64 } = &names;
     let loss = match &item.fields {
-        Fields::Named(fields) => fields.named.iter().position(|field| field.ident.as_ref().is_some_and(|name| name == "loss")),
+        Fields::Named(fields) => {
+            fields.named.iter().position(|field| field.ident.as_ref().is_some_and(|name| name == "loss"))
+        }
         Fields::Unnamed(fields) if !fields.unnamed.is_empty() => Some(0),
         _ => None,
     };

@@ -69,16 +69,15 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
         Kind::Shards => (quote_spanned!(site=> #krate::Shard), Ident::new("__sam_shard", returned)),
         _ => (quote_spanned!(site=> #krate::Examples), Ident::new("__sam_examples", returned)),
     });
-    let routes: Vec<_> =
-        arguments.iter().filter_map(|argument| route(argument, &krate, portion.as_ref())).collect();
+    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, portion.as_ref())).collect();
 
     let sam = configure(args, &krate);
     let pieces = args.batch.iter().map(|batch| pieces(batch, args, &krate, returned));
     let given = if args.with.is_some() { quote_spanned!(site=> __sam) } else { quote_spanned!(site=> &__sam) };
     let hold = routes.iter().map(|route| &route.hold);
-    let hold_self = item.mutable_self().map(|Receiver { self_token, .. }| {
-        quote_spanned!(site=> let __sam_held_self = #self_token;)
-    });
+    let hold_self = item
+        .mutable_self()
+        .map(|Receiver { self_token, .. }| quote_spanned!(site=> let __sam_held_self = #self_token;));
     let (output, is_inferred) = closure_output(&sig.output);
     let mut body = body(item, &routes, &output, &krate);
     if is_inferred {
@@ -86,7 +85,8 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     }
     let stages = match &args.batch {
         None => {
-            let stages = stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
+            let stages =
+                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
             quote_spanned! {returned=>
                 #body
                 #stages
@@ -94,8 +94,10 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
             }
         }
         Some((_, batch)) if batch.kind == Kind::Shards => {
-            let split = split(arguments, &quote_spanned!(returned=> #krate::Shards), &Ident::new("__sam_shards", returned));
-            let stages = stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
+            let split =
+                split(arguments, &quote_spanned!(returned=> #krate::Shards), &Ident::new("__sam_shards", returned));
+            let stages =
+                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
             quote_spanned! {returned=>
                 #split
                 let mut __sam_shards = __sam_shards;
@@ -108,7 +110,8 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
             }
         }
         Some(_) => {
-            let split = split(arguments, &quote_spanned!(returned=> #krate::Examples), &Ident::new("__sam_examples", returned));
+            let split =
+                split(arguments, &quote_spanned!(returned=> #krate::Examples), &Ident::new("__sam_examples", returned));
             let first = quote_spanned!(returned=> #krate::Examples::ascend(&__sam_examples, &mut __sam_body));
             let stages = stages(&first, &krate, returned);
             quote_spanned! {returned=>
@@ -121,7 +124,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     };
     let mut signature = sig.clone();
     MoveMut(&routes).visit_signature_mut(&mut signature);
-    let plain = args.plain.iter().map(|(_, name)| plain(item, arguments, name));
+    let plain = args.plain.iter().map(|(_, name)| plain(item, name));
     let (error, loss) = if is_inferred {
         // The error's type is that of the closure, which the compiler has to be told.
         let error = quote_spanned!(returned=> let __sam_error = ::core::marker::PhantomData;);
@@ -183,10 +186,11 @@ fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &Path, returned: Span
 
 /// `owner`: the type of `pieces`, which is to know the arguments that are split.
 fn split(arguments: &[Argument], owner: &TokenStream, pieces: &Ident) -> TokenStream {
-    let split = arguments.iter().filter(|argument| argument.role == Some(Role::Batch)).map(|Argument { binding, .. }| {
-        let argument = reference(binding);
-        quote_spanned!(pieces.span()=> let #pieces = #owner::split(#pieces, #argument)?;)
-    });
+    let split =
+        arguments.iter().filter(|argument| argument.role == Some(Role::Batch)).map(|Argument { binding, .. }| {
+            let argument = reference(binding);
+            quote_spanned!(pieces.span()=> let #pieces = #owner::split(#pieces, #argument)?;)
+        });
     split.collect()
 }
 
@@ -230,9 +234,8 @@ fn body(item: &Item, routes: &[Route<'_>], output: &ReturnType, krate: &Path) ->
     let site = Span::mixed_site();
     let pass = Ident::new(if routes.iter().any(|route| route.turns) { "__sam_pass" } else { "_" }, site);
     let rebind = routes.iter().map(|route| &route.rebind);
-    let mutable_self = item.mutable_self().map(|Receiver { self_token, .. }| {
-        quote_spanned!(site=> #self_token = __sam_held_self;)
-    });
+    let mutable_self =
+        item.mutable_self().map(|Receiver { self_token, .. }| quote_spanned!(site=> #self_token = __sam_held_self;));
     let mut block = item.body.to_token_stream();
     if !routes.is_empty() || mutable_self.is_some() {
         // Around the user's block, so that no item in it comes after a statement.
@@ -280,8 +283,14 @@ fn route<'a>(
     let some = portion.map(|(of, examples)| quote_spanned!(examples.span()=> #of::of(&#examples, #value)?));
     let (hold, value) = match (role, by) {
         (Some(Role::Batch), By::Value) => (Some(kept), some?),
-        (Some(Role::Batch), By::RefToOwned) => (Some(kept), { let some = some?; quote_spanned!(site=> &#some) }),
-        (Some(Role::Batch), _) => (None, { let some = some?; quote_spanned!(site=> &#some) }),
+        (Some(Role::Batch), By::RefToOwned) => (Some(kept), {
+            let some = some?;
+            quote_spanned!(site=> &#some)
+        }),
+        (Some(Role::Batch), _) => (None, {
+            let some = some?;
+            quote_spanned!(site=> &#some)
+        }),
         (Some(Role::Replay), By::Value) => (Some(replayed), again),
         (_, By::Value) => (Some(kept), again),
         (_, By::RefToOwned) => (Some(kept), quote_spanned!(site=> &#again)),
@@ -351,7 +360,16 @@ impl VisitMut for InferImplTrait {
     }
 }
 
-fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &Ident) -> TokenStream {
+/// The function that is refused. What the attribute alone would use is not at fault, and is not reported as unused.
+pub(crate) fn as_written(item: &Item) -> TokenStream {
+    let Item { attrs, vis, sig, body } = item;
+    let mut signature = sig.clone();
+    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
+    quote!(#(#attrs)* #vis #signature #body)
+}
+
+fn plain(item: &Item, name: &Ident) -> TokenStream {
+    let Item { attrs, vis, sig, body } = item;
     let original = &sig.ident;
     let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
     // What clippy wants to read of a public function.
@@ -364,7 +382,7 @@ fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &I
     let docs = quote_spanned!(name.span()=> #(#[doc = #docs])*);
     // An error that has to do with the whole function begins at its name.
     let mut signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
-    Quiet(arguments).visit_signature_mut(&mut signature);
+    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
     quote_spanned! {Span::mixed_site()=>
         #docs
         #(#attrs)*
@@ -372,13 +390,13 @@ fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &I
     }
 }
 
-/// Marks the names that the body does not use as written by a macro. The loss warns of what nobody uses, and here nothing
-/// has to be said of what the attribute alone uses.
-struct Quiet<'a>(&'a [Argument]);
+/// Marks the names that the body does not use as written by a macro, of which the compiler does not report that they are
+/// unused.
+struct Quiet<'a>(&'a [Binding]);
 
 impl VisitMut for Quiet<'_> {
     fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
-        if self.0.iter().any(|Argument { binding, .. }| binding.name == pat.ident && !binding.is_used()) {
+        if self.0.iter().any(|binding| binding.name == pat.ident && !binding.is_used()) {
             pat.ident.set_span(pat.ident.span().resolved_at(Span::mixed_site()));
         }
         visit_mut::visit_pat_ident_mut(self, pat);

@@ -4,8 +4,8 @@ use std::{collections::HashSet, mem};
 
 use proc_macro2::{Delimiter, Group, Spacing, TokenStream, TokenTree};
 use syn::{
-    AttrStyle, Attribute, FnArg, Ident, Pat, PatIdent, PatOr, PatReference, PatType, Receiver, Result, Signature, Token,
-    Type, Visibility,
+    AttrStyle, Attribute, FnArg, Ident, Pat, PatIdent, PatOr, PatReference, PatType, Receiver, Result, Signature,
+    Token, Type, Visibility,
     ext::IdentExt as _,
     parse::{Parse, ParseStream, Parser as _},
     visit::{self, Visit},

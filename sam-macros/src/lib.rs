@@ -2,7 +2,6 @@
 //! this one.
 
 use proc_macro2::TokenStream;
-use quote::quote;
 
 use crate::args::Args;
 
@@ -147,9 +146,8 @@ fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
     match valid::check(Args::read(args), syn::parse2(item.clone())) {
         Ok(loss) => expand::expand(&loss),
         Err(errors) => {
-            // What the attribute alone would use is not at fault.
-            let quiet = quote!(#[allow(unused_variables)]);
-            [quiet, item, errors.into_compile_error()].into_iter().collect()
+            let item = syn::parse2(item.clone()).map_or(item, |function| expand::as_written(&function));
+            [item, errors.into_compile_error()].into_iter().collect()
         }
     }
 }

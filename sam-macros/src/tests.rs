@@ -278,10 +278,7 @@ fn what_cannot_be_read() {
         ("unnormalised = true", "`unnormalised` is written `unnormalised`"),
         ("plain", "`plain` is written `plain = plain_loss`"),
         ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
-        (
-            "with = self.sam",
-            "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`",
-        ),
+        ("with = self.sam", "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`"),
         ("with(sam)", "`with` is written `with = sam`"),
         ("eta = 0.1", "unknown key `eta`: write `adaptive` or `adaptive = 0.01`"),
         ("m = 3", "unknown key `m`: write `shards(x, y; m = 32)`"),
@@ -430,8 +427,10 @@ fn what_is_a_whole_step() {
     assert_eq!(refusals(source).len(), 1);
     assert_eq!(
         refusals("#[sam] fn f(&mut self) -> Result<Tensor> { let l = self.l()?; self.opt.backward_step(&l)?; Ok(l) }"),
-        ["`backward_step` inside a loss: `#[sam]` goes on the function that computes the loss, and the optimizer's step \
-          stays outside it"]
+        [
+            "`backward_step` inside a loss: `#[sam]` goes on the function that computes the loss, and the optimizer's step \
+          stays outside it"
+        ]
     );
     for item in [
         "fn f(opt: &AdamW) -> Result<Tensor> { scale(opt.learning_rate()) }",

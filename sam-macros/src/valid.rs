@@ -164,7 +164,8 @@ fn receiver_type(receiver: &Receiver) -> By {
 
 /// Refuses what is not a loss but a training step: it would run twice, and move the weights in the first pass.
 fn check_for_a_step(item: &Item, errors: &mut Errors) {
-    const WHERE: &str = "`#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
+    const WHERE: &str =
+        "`#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
     let bindings = item.bindings();
     let mut stepped: Vec<&Binding> = Vec::new();
     for binding in bindings.iter().filter(|binding| binding.in_body && can_step(binding, &item.sig.generics)) {
@@ -190,7 +191,8 @@ fn same_argument(a: &Binding, b: &Binding) -> bool {
 /// Whether a step can be taken with what is bound: an optimizer, and not one that can only be read.
 fn can_step(Binding { ty, by, .. }: &Binding, generics: &Generics) -> bool {
     let has = |names: &[&str]| NamesIn::any(ty, |name| names.iter().any(|other| name == other));
-    let is_optimizer = |name: &Ident| OPTIMIZERS.iter().any(|other| name == other) || name.to_string().ends_with("Optimizer");
+    let is_optimizer =
+        |name: &Ident| OPTIMIZERS.iter().any(|other| name == other) || name.to_string().ends_with("Optimizer");
     let mut bounded = HashSet::new();
     for param in generics.type_params() {
         if param.bounds.iter().any(|bound| NamesIn::any_in_bound(bound, is_optimizer)) {

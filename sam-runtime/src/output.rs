@@ -616,7 +616,9 @@ mod tests {
         let now = Instant::now();
         assert_eq!(join([now + Duration::from_secs(1), now]).unwrap(), now);
         assert_eq!(join(["norm", "norm"]).unwrap(), "norm");
-        assert!(join(["norm".to_owned(), "loss".to_owned()]).unwrap_err().to_string().contains("\"norm\" for one shard"));
+        assert!(
+            join(["norm".to_owned(), "loss".to_owned()]).unwrap_err().to_string().contains("\"norm\" for one shard")
+        );
         assert!(join([true, false]).is_err());
         let map = |keys: &[&'static str]| keys.iter().map(|key| (*key, 1)).collect::<HashMap<_, _>>();
         assert_eq!(join([map(&["a", "b"]), map(&["b", "a"])]).unwrap()["a"], 2);
