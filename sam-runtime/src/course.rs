@@ -221,7 +221,7 @@ impl<'a> Course<'a> {
             outputs.push((*weight, attempt.output.detached()?));
             self.watch.get_or_insert(attempt.watch);
         }
-        Ok((O::join(outputs)?, mean.finish()?))
+        Ok((O::join_shards(outputs)?, mean.finish()?))
     }
 
     /// Runs the loss function on some of the examples.
@@ -315,7 +315,11 @@ impl<'a> Course<'a> {
         let Some(vars) = &self.sam.vars else { return Ok(()) };
         self.step.forget(all.iter().map(|(var, _)| var));
         for var in others(vars, all.iter().map(|(var, _)| var.id())) {
-            if var.dtype().is_float() && var.device().is_cpu() && var.elem_count() > 0 && self.step.is_unchanged(&var)? {
+            if var.dtype().is_float()
+                && var.device().is_cpu()
+                && var.elem_count() > 0
+                && self.step.is_unchanged(&var)?
+            {
                 Err(Error::NoGradient { variable: describe(&var) })?;
             }
         }

@@ -195,7 +195,9 @@ pub enum Error {
     ShardedScalar,
 
     /// An auxiliary value that does not say how the values of several shards make one.
-    #[error("auxiliary values of type `{0}` cannot be joined over shards: implement `Aux::join` for it")]
+    #[error(
+        "auxiliary values of type `{0}` cannot be joined over shards: implement `sam_runtime::Aux::join_shards` for it"
+    )]
     Join(&'static str),
 }
 

@@ -71,7 +71,10 @@ pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<T
     let mut level = Vec::with_capacity(gradient.len().div_ceil(3));
     for vars in gradient.chunks(3) {
         let grads = vars.iter().map(|(_, grad)| grad.clone()).collect();
-        level.push(given(&vars.iter().map(|(var, _)| var.as_tensor()).collect::<Vec<_>>(), Given::Leaf { grads, dtype })?);
+        level.push(given(
+            &vars.iter().map(|(var, _)| var.as_tensor()).collect::<Vec<_>>(),
+            Given::Leaf { grads, dtype },
+        )?);
     }
     while level.len() > 1 {
         nodes.extend(level.iter().map(Tensor::id));

@@ -11,8 +11,8 @@ use candle_core::{Device, Result, Tensor, TensorId};
 
 use crate::Error;
 use crate::gradient::is_given;
-use crate::nn::is_mark;
 use crate::names::storage_of;
+use crate::nn::is_mark;
 
 /// A moment of the process, among those at which tensors were made.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
+use crate::argument::Rho;
 use crate::dual_norm::DualNorm;
 use crate::examples::{Examples, Rule};
 use crate::kernels;
@@ -142,7 +143,7 @@ impl Sam {
     pub const ETA: f64 = 0.01;
 
     /// A Euclidean ball of radius `rho` around the weights. With `rho` = 0 a step is one plain pass.
-    pub fn new(rho: impl Into<f64>) -> Self {
+    pub fn new(rho: impl Rho) -> Self {
         Self {
             radius: Radius::Constant(rho.into()),
             p: 2.0,

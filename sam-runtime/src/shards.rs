@@ -141,7 +141,16 @@ impl<O> Shards<O> {
         }
         let current = Shard { part: Part { start: 0, len: 0, weight: 1.0 }, whole: true };
         let (m, shares) = (sam.perturbs().then_some(m), Shares::default());
-        Ok(Self { m, rows: None, shares, next: None, current, values: Vec::new(), gradient: None, before: Before::default() })
+        Ok(Self {
+            m,
+            rows: None,
+            shares,
+            next: None,
+            current,
+            values: Vec::new(),
+            gradient: None,
+            before: Before::default(),
+        })
     }
 
     /// Names an argument that is split.
@@ -214,7 +223,7 @@ impl<O> Shards<O> {
     /// The loss of the whole batch.
     ///
     /// # Errors
-    /// If auxiliary values cannot be [joined](crate::Aux::join).
+    /// If auxiliary values cannot be [joined](crate::Aux::join_shards).
     pub fn loss<E>(mut self) -> Result<O, E>
     where
         O: Output,
@@ -234,11 +243,11 @@ impl<O> Shards<O> {
         let Some(gradient) = self.gradient.take() else {
             return match self.values.pop() {
                 Some((_, output)) if self.values.is_empty() => Ok(output),
-                Some(last) => Ok(O::join(self.values.into_iter().chain([last]).collect())?),
+                Some(last) => Ok(O::join_shards(self.values.into_iter().chain([last]).collect())?),
                 None => Err(candle_core::Error::from(Error::Rows(0, 0)).into()),
             };
         };
-        let output = O::join(self.values)?;
+        let output = O::join_shards(self.values)?;
         let loss = loss_with_gradient(output.loss(), gradient.finish()?)?;
         Ok(output.with_loss(loss))
     }

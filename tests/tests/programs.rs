@@ -104,8 +104,12 @@ fn programs() -> impl Strategy<Value = Program> {
         (0..SIDE * SIDE).prop_map(End::Element),
         (0..SIDE * SIDE).prop_map(End::TransposedElement),
     ];
-    (prop::collection::vec(op, 1..12), outer, end, any::<bool>())
-        .prop_map(|(ops, outer, end, tied)| Program { ops, outer, end, tied })
+    (prop::collection::vec(op, 1..12), outer, end, any::<bool>()).prop_map(|(ops, outer, end, tied)| Program {
+        ops,
+        outer,
+        end,
+        tied,
+    })
 }
 
 /// The variables of a program, and what it takes from outside.

@@ -99,11 +99,14 @@ fn what_may_be_made_before() -> Result<()> {
             sum + part.exp()?.sum_all()?
         };
         let sam = Sam::new(0.1).combination(combination);
-        let (found, expected) = (sam.loss(loss)?, sam.loss(|| {
-            let square = w.reshape((2, 2))?.t()?;
-            let sum = ((square.sqr()? + &half)? * &constant)?.sum_all()?;
-            sum + w.narrow(0, 1, 2)?.exp()?.sum_all()?
-        })?);
+        let (found, expected) = (
+            sam.loss(loss)?,
+            sam.loss(|| {
+                let square = w.reshape((2, 2))?.t()?;
+                let sum = ((square.sqr()? + &half)? * &constant)?.sum_all()?;
+                sum + w.narrow(0, 1, 2)?.exp()?.sum_all()?
+            })?,
+        );
         assert_eq!(gradient(&found, &w), gradient(&expected, &w));
     }
     Ok(())

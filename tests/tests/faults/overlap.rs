@@ -85,12 +85,17 @@ fn an_optimizer_inside_a_pass() {
     refused(a_whole_step(&w, &sgd), &["optimizer's step", "after it"]);
     assert_eq!(numbers(&w), [3., 4.]);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    refused(pool.install(|| Sam::new(0.05).loss(|| {
-        let loss = w.sqr()?.sum_all()?;
-        let mut sgd = Sgd::new(vec![w.clone()], ParamsSgd::default())?;
-        sgd.backward_step(&loss)?;
-        Ok::<_, Error>(loss)
-    })), &["optimizer"]);
+    refused(
+        pool.install(|| {
+            Sam::new(0.05).loss(|| {
+                let loss = w.sqr()?.sum_all()?;
+                let mut sgd = Sgd::new(vec![w.clone()], ParamsSgd::default())?;
+                sgd.backward_step(&loss)?;
+                Ok::<_, Error>(loss)
+            })
+        }),
+        &["optimizer"],
+    );
 }
 
 /// What a variant remembers is of one training.

@@ -39,10 +39,12 @@ fn running_statistics_go_back() {
         &["on purpose"],
     );
     assert_eq!(statistics(&norm), before);
-    let panics = std::panic::AssertUnwindSafe(|| Sam::new(0.).loss(|| -> Result<Tensor> {
-        forward()?;
-        panic!("on purpose")
-    }));
+    let panics = std::panic::AssertUnwindSafe(|| {
+        Sam::new(0.).loss(|| -> Result<Tensor> {
+            forward()?;
+            panic!("on purpose")
+        })
+    });
     std::panic::catch_unwind(panics).unwrap_err();
     assert_eq!(statistics(&norm), before);
     let nan = (&x * f64::NAN).unwrap();

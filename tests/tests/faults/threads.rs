@@ -29,9 +29,16 @@ impl Net {
     fn new(seed: u64) -> Self {
         let var = |dims: &[usize], seed| Var::from_tensor(&tensor(dims, DType::F32, seed)).unwrap();
         let (first, head) = (var(&[SIZE, SIZE], seed), var(&[8, SIZE], seed + 1));
-        let norm = nn::batch_norm(SIZE, 1e-5, VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu)).unwrap();
+        let norm =
+            nn::batch_norm(SIZE, 1e-5, VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu)).unwrap();
         let vars = vec![first.clone(), head.clone()];
-        Self { first, norm, dropout: nn::Dropout::seeded(0.2, seed), head: nn::Linear::new(head.as_tensor().clone(), None), vars }
+        Self {
+            first,
+            norm,
+            dropout: nn::Dropout::seeded(0.2, seed),
+            head: nn::Linear::new(head.as_tensor().clone(), None),
+            vars,
+        }
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -44,7 +51,10 @@ impl Net {
 fn loss(net: &Net, x: &Tensor) -> Result<Tensor> {
     // What a loss function does on other threads itself.
     let pass = Context::current();
-    let (logits, factor) = rayon::join(|| pass.enter(|| net.forward(x, true)), || (0..64).into_par_iter().map(|i| 1. / f64::from(i + 1)).sum::<f64>());
+    let (logits, factor) = rayon::join(
+        || pass.enter(|| net.forward(x, true)),
+        || (0..64).into_par_iter().map(|i| 1. / f64::from(i + 1)).sum::<f64>(),
+    );
     assert!(factor > 1.);
     nn::cross_entropy(&logits?, &Tensor::from_vec((0..SIZE as u32).map(|i| i % 8).collect(), SIZE, &Device::Cpu)?)
 }
@@ -73,7 +83,9 @@ const STEPS: usize = 250;
 
 fn alone() -> Vec<Vec<Vec<u64>>> {
     static ALONE: std::sync::OnceLock<Vec<Vec<Vec<u64>>>> = std::sync::OnceLock::new();
-    ALONE.get_or_init(|| thread::spawn(|| (0..TRAININGS).map(|seed| train(seed, STEPS)).collect()).join().unwrap()).clone()
+    ALONE
+        .get_or_init(|| thread::spawn(|| (0..TRAININGS).map(|seed| train(seed, STEPS)).collect()).join().unwrap())
+        .clone()
 }
 
 fn pool(threads: usize) -> rayon::ThreadPool {
@@ -117,7 +129,14 @@ fn in_a_scope_of_the_global_pool() {
 
 #[test]
 fn by_a_parallel_iterator() {
-    same(pool(4).install(|| (0..TRAININGS).collect::<Vec<_>>().into_par_iter().with_max_len(1).map(|seed| (seed, train(seed, STEPS))).collect()));
+    same(pool(4).install(|| {
+        (0..TRAININGS)
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|seed| (seed, train(seed, STEPS)))
+            .collect()
+    }));
 }
 
 #[test]
@@ -169,12 +188,15 @@ fn the_pass_on_other_threads() {
     let w = Var::ones(1000, DType::F64, &Device::Cpu).unwrap();
     let (a, b) = (nn::Dropout::seeded(0.5, 1), nn::Dropout::seeded(0.5, 2));
     let mut seen = Vec::new();
-    let carried = Sam::new(0.).loss(|| -> Result<Tensor> { a.forward(&w, true)?.sum_all()? + b.forward(&w, true)?.sum_all()? });
+    let carried =
+        Sam::new(0.).loss(|| -> Result<Tensor> { a.forward(&w, true)?.sum_all()? + b.forward(&w, true)?.sum_all()? });
     carried.unwrap();
     Sam::new(0.5)
         .loss(|| -> Result<Tensor> {
             let pass = Context::current();
-            let half = |layer: &nn::Dropout| pass.enter(|| Ok::<_, candle_core::Error>((Pass::current(), layer.forward(&w, true)?)));
+            let half = |layer: &nn::Dropout| {
+                pass.enter(|| Ok::<_, candle_core::Error>((Pass::current(), layer.forward(&w, true)?)))
+            };
             let (a, b) = rayon::join(|| half(&a), || half(&b));
             let ((pass_a, a), (pass_b, b)) = (a?, b?);
             let mask = |x: &Tensor| x.ne(0.)?.to_vec1::<u8>();

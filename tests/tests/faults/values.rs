@@ -71,9 +71,11 @@ fn auxiliary_values_that_are_views() {
 #[test]
 fn ids_of_a_gradient_store() {
     let vars = [var(&[0.3, 0.4]), var(&[0.5]), var(&[0.6]), var(&[0.7])];
-    let loss = Sam::new(0.).loss(|| vars.iter().try_fold(Tensor::new(0f64, vars[0].device())?, |sum, var| sum + var.sqr()?.sum_all()?));
+    let loss = Sam::new(0.)
+        .loss(|| vars.iter().try_fold(Tensor::new(0f64, vars[0].device())?, |sum, var| sum + var.sqr()?.sum_all()?));
     let store = loss.unwrap().backward().unwrap();
-    let norm: f64 = store.get_ids().map(|id| numbers(store.get_id(*id).unwrap()).iter().map(|g| g * g).sum::<f64>()).sum();
+    let norm: f64 =
+        store.get_ids().map(|id| numbers(store.get_id(*id).unwrap()).iter().map(|g| g * g).sum::<f64>()).sum();
     assert_eq!(store.get_ids().count(), 4);
     close(&[norm], &[4. * (0.25 + 0.25 + 0.36 + 0.49)]);
 }
