@@ -22,12 +22,12 @@ impl Split for Examples {
         self.x.rows()
     }
 
-    fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        Ok(Self { x: self.x.narrow(0, start, len)?, target: self.target.narrow(0, start, len)? })
+    fn narrow_rows(&self, start: usize, len: usize) -> Result<Self> {
+        Ok(Self { x: self.x.narrow_rows(start, len)?, target: self.target.narrow_rows(start, len)? })
     }
 
-    fn select(&self, rows: &[usize]) -> Result<Self> {
-        Ok(Self { x: Split::select(&self.x, rows)?, target: Split::select(&self.target, rows)? })
+    fn select_rows(&self, rows: &[usize]) -> Result<Self> {
+        Ok(Self { x: self.x.select_rows(rows)?, target: self.target.select_rows(rows)? })
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
             let head = trained(&model).into_iter().find(|(name, _)| name == "head.weight").unwrap().1;
             gradient.get(&head).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        let halves = [0, 3].map(|start| gradient(usize::MAX, &Split::narrow(&all, start, 3).unwrap()));
+        let halves = [0, 3].map(|start| gradient(usize::MAX, &all.narrow_rows(start, 3).unwrap()));
         for (i, g) in gradient(3, &all).iter().enumerate() {
             assert!((g - f32::midpoint(halves[0][i], halves[1][i])).abs() < 1e-6);
         }

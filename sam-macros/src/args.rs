@@ -33,6 +33,22 @@ const FORMS: [(&str, &str); 17] = [
     ("crate", "`crate = ::sam_runtime`"),
 ];
 
+const WITH: &str = "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`";
+
+/// What one may have meant by a key that is none, and the key that does it.
+const NEAR: [(&str, &str); 10] = [
+    ("eta", "adaptive"),
+    ("alpha", "gsam"),
+    ("gamma", "wsam"),
+    ("radius", "rho"),
+    ("m", "shards"),
+    ("k", "hardest"),
+    ("reduction", "shards"),
+    ("weights", "shards"),
+    ("unnormalized", "unnormalised"),
+    ("sam", "with"),
+];
+
 #[derive(Default)]
 pub(crate) struct Args {
     pub(crate) rho: Option<Keyed<Expr>>,
@@ -66,6 +82,17 @@ pub(crate) struct Batch {
     pub(crate) kind: Kind,
     pub(crate) names: Vec<Ident>,
     pub(crate) size: Expr,
+    pub(crate) weighting: Weighting,
+}
+
+/// How the losses and gradients of the pieces of a batch are added up.
+pub(crate) enum Weighting {
+    /// Averaged over the examples.
+    Mean,
+    /// `reduction = sum`: the loss is a sum over examples.
+    Sum,
+    /// `weights = EXPR`: a weighted mean over the examples.
+    Weights(Expr),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -93,6 +120,11 @@ impl Kind {
             Self::Shards | Self::Parts => "m",
             Self::Hardest | Self::Sharpest => "k",
         }
+    }
+
+    /// Whether it goes through the whole batch, piece by piece.
+    fn goes_through_all(self) -> bool {
+        matches!(self, Self::Shards | Self::Parts)
     }
 }
 
@@ -141,14 +173,18 @@ impl Args {
             ("vars", Value::Is(expr)) => set(&mut self.vars, key, expr),
             ("replay", Value::List(list)) => set(&mut self.replay, key, read_list(names, key, list)?),
             ("plain", Value::Is(expr)) => set(&mut self.plain, key, name(key, &expr)?),
-            ("with", Value::Is(expr)) => set(&mut self.with, key, name(key, &expr)?),
+            ("with", Value::Is(expr)) => match path(&expr).and_then(Path::get_ident) {
+                Some(name) => set(&mut self.with, key, name.clone()),
+                None => Err(Error::new_spanned(expr, WITH)),
+            },
             ("crate", Value::Is(expr)) => match path(&expr) {
                 Some(path) => set(&mut self.krate, key, path.clone()),
                 None => Err(misspelt(key, expr)),
             },
             (_, Value::List(list)) if let Some(kind) = Kind::of(key) => {
-                let batch = |input: ParseStream<'_>| batch(kind, input);
-                set(&mut self.batch, key, read_list(batch, key, list)?)
+                let (mut batch, rest) = read_list(|input: ParseStream<'_>| batch(kind, input), key, list)?;
+                batch.weighting = (|input: ParseStream<'_>| weighting(key, kind, input)).parse2(rest)?;
+                set(&mut self.batch, key, batch)
             }
             _ => Err(misspelt(key, key)),
         }
@@ -215,14 +251,60 @@ fn names(input: ParseStream<'_>) -> Result<Vec<Ident>> {
     Ok(names)
 }
 
-fn batch(kind: Kind, input: ParseStream<'_>) -> Result<Batch> {
+/// The names and the size. What may follow stays to be read.
+fn batch(kind: Kind, input: ParseStream<'_>) -> Result<(Batch, TokenStream)> {
     let names = names(input)?;
     input.parse::<Token![;]>()?;
     if input.parse::<Ident>()? != kind.size() {
         return Err(input.error("another name"));
     }
     input.parse::<Token![=]>()?;
-    Ok(Batch { kind, names, size: input.parse()? })
+    let size = input.parse()?;
+    if !input.is_empty() {
+        input.parse::<Token![,]>()?;
+    }
+    Ok((Batch { kind, names, size, weighting: Weighting::Mean }, input.parse()?))
+}
+
+/// `reduction = sum` or `weights = EXPR`, after the size of `key`.
+fn weighting(key: &Ident, kind: Kind, input: ParseStream<'_>) -> Result<Weighting> {
+    let mut found: Option<(Ident, Weighting)> = None;
+    while !input.is_empty() {
+        let option = input.call(Ident::parse_any)?;
+        let fault = |why: String| Err(Error::new_spanned(&option, why));
+        let name = option.to_string();
+        if !matches!(&*name, "reduction" | "weights") {
+            return fault(match kind.goes_through_all() {
+                true => format!("unknown option `{option}` of `{key}`: expected `reduction = sum` or `weights = EXPR`"),
+                false => format!("unknown option `{option}` of `{key}`: there is only `{}`", kind.size()),
+            });
+        }
+        if !kind.goes_through_all() {
+            return fault(format!("`{option}` is for `shards` and `parts`: `{key}` averages over its examples"));
+        }
+        if let Some((known, _)) = &found {
+            return fault(match *known == option {
+                true => format!("`{option}` is given twice: keep one"),
+                false => format!("`{option}` and `{known}` cannot be used together: keep one"),
+            });
+        }
+        if input.parse::<Option<Token![=]>>()?.is_none() || input.is_empty() || input.peek(Token![,]) {
+            let form = if name == "weights" { "`weights = EXPR`" } else { "`reduction = sum` or `reduction = mean`" };
+            return fault(format!("`{option}` is written {form}"));
+        }
+        let value: Expr = input.parse()?;
+        let weighting = match (&*name, path(&value).and_then(Path::get_ident).map(Ident::to_string).as_deref()) {
+            ("weights", _) => Weighting::Weights(value),
+            (_, Some("sum")) => Weighting::Sum,
+            (_, Some("mean")) => Weighting::Mean,
+            _ => return Err(Error::new_spanned(value, "`reduction` is `sum` or `mean`")),
+        };
+        found = Some((option, weighting));
+        if !input.is_empty() && input.parse::<Option<Token![,]>>()?.is_none() {
+            return Err(input.error("expected `,`"));
+        }
+    }
+    Ok(found.map_or(Weighting::Mean, |(_, weighting)| weighting))
 }
 
 fn read_list<T>(read: impl Fn(ParseStream<'_>) -> Result<T>, key: &Ident, list: TokenStream) -> Result<T> {
@@ -231,11 +313,18 @@ fn read_list<T>(read: impl Fn(ParseStream<'_>) -> Result<T>, key: &Ident, list: 
 }
 
 fn misspelt(key: &Ident, at: impl ToTokens) -> Error {
-    let message = match FORMS.iter().find(|(known, _)| key == known) {
-        Some((_, form)) => format!("`{key}` is written {form}"),
-        None => format!("unknown key `{key}`: expected {}", keys()),
+    let message = match form(&key.to_string()) {
+        Some(form) => format!("`{key}` is written {form}"),
+        None => match NEAR.iter().find(|(near, _)| key == near).and_then(|(_, meant)| form(meant)) {
+            Some(form) => format!("unknown key `{key}`: write {form}"),
+            None => format!("unknown key `{key}`: expected {}", keys()),
+        },
     };
     Error::new_spanned(at, message)
+}
+
+fn form(key: &str) -> Option<&'static str> {
+    FORMS.iter().find(|(known, _)| *known == key).map(|(_, form)| *form)
 }
 
 fn keys() -> String {

@@ -3,7 +3,7 @@
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Meta, MetaList, PatIdent, Path, ReturnType, Safety, Signature, Token, Type,
+    Attribute, Meta, MetaList, PatIdent, Path, Receiver, ReturnType, Safety, Signature, Token, Type,
     ext::IdentExt as _,
     parse_quote_spanned,
     punctuated::Punctuated,
@@ -12,7 +12,7 @@ use syn::{
 };
 
 use crate::{
-    args::{self, Args, Combination, Kind},
+    args::{self, Args, Batch, Combination, Keyed, Kind, Weighting},
     item::{Binding, By, Item},
     valid::{Argument, Loss, Role},
 };
@@ -25,20 +25,34 @@ use crate::{
 // Output
 //
 //     fn loss(model: &Net, x: Tensor, rng: &mut Rng) -> Result<Tensor> {
-//         let sam = ::sam_runtime::Sam::new(0.05).p(2);
-//         let held_x = x;
-//         let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-//             let mut x = ::sam_runtime::argument::again(&held_x);
-//             let rng = &mut *rng;
-//             { BODY }
+//         let __sam = ::sam_runtime::Sam::new(0.05);
+//         let __sam = ::sam_runtime::Sam::p(__sam, 2);
+//         let __sam_held_x = x;
+//         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
+//             let mut x @ _ = ::sam_runtime::argument::again(&__sam_held_x);
+//             let rng @ _ = &mut *rng;
+//             match () { () => { BODY } }
 //         };
-//         sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+//         let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
+//         let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
+//         let __sam_descent = ::sam_runtime::Perturbed::descend(__sam_perturbed, &mut __sam_body)?;
+//         let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
+//         __sam_loss
 //     }
 //
-// and on each `let` of the closure, for those who deny them, an `allow` of clippy's shadowing lints. With `shards`, the
-// closure and the stages stand in a loop over the shards; with the other keys about examples, `examples` stands before
-// the closure, which asks it for its arguments, and takes the place of `sam` in the stages. All that is quoted has the hygiene of `macro_rules!`
-// (`mixed_site`), so that no name here can meet one of the user's.
+// With `shards`, the closure and the stages stand in a loop over the shards. With the other keys about a batch, the
+// closure asks `__sam_examples` for its arguments, and the stages begin there.
+//
+// It has to compile in any edition, below any lint and beside any names:
+//
+// - Every function is called by its path: a method call could mean a method of some trait that is in scope.
+// - Names begin with `__sam`: a `let` cannot have the name of a constant or a static, whatever its hygiene.
+//   Otherwise all that is quoted has the hygiene of `macro_rules!` (`mixed_site`).
+// - No temporary lives to the end of a block: editions differ in when it is dropped then. So the last expression is a
+//   name, and the body stands in an arm of a `match`, at the end of which temporaries are dropped in every edition.
+//   There its braces are needed, too: `unused_braces` looks at blocks that end a block.
+// - `x @ _` is `x`, but clippy sees that a macro has written it, and does not report that it shadows an argument. There
+//   is no `#[allow]`: it is an error below `#![forbid]`.
 pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let site = Span::mixed_site();
     let Item { attrs, vis, sig, .. } = item;
@@ -51,49 +65,81 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
         ReturnType::Type(_, ty) => ty.span().resolved_at(site),
         ReturnType::Default => site,
     };
-    let narrow = Ident::new(
-        if matches!(&args.batch, Some((_, batch)) if batch.kind == Kind::Shards) { "shard" } else { "examples" },
-        returned,
-    );
-    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, &narrow)).collect();
+    let portion = args.batch.as_ref().map(|(_, batch)| match batch.kind {
+        Kind::Shards => (quote_spanned!(site=> #krate::Shard), Ident::new("__sam_shard", returned)),
+        _ => (quote_spanned!(site=> #krate::Examples), Ident::new("__sam_examples", returned)),
+    });
+    let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, portion.as_ref())).collect();
 
     let sam = configure(args, &krate);
-    let size = args.batch.iter().map(|(_, batch)| {
-        let (name, size) = (Ident::new(batch.kind.size(), site), &batch.size);
-        quote_spanned!(site=> let #name: ::core::primitive::usize = #size;)
-    });
+    let pieces = args.batch.iter().map(|batch| pieces(batch, args, &krate, returned));
+    let given = if args.with.is_some() { quote_spanned!(site=> __sam) } else { quote_spanned!(site=> &__sam) };
     let hold = routes.iter().map(|route| &route.hold);
-    let body = body(item, &routes, &krate);
-    let descended = quote_spanned!(returned=> .ascend(&mut body)?.perturb()?.descend(&mut body)?);
-    let split = arguments.iter().filter(|argument| argument.role == Some(Role::Batch));
-    let split = split.map(|argument| reference(&argument.binding));
+    let hold_self = item
+        .mutable_self()
+        .map(|Receiver { self_token, .. }| quote_spanned!(site=> let __sam_held_self = #self_token;));
+    let (output, is_inferred) = closure_output(&sig.output);
+    let mut body = body(item, &routes, &output, &krate);
+    if is_inferred {
+        body.extend(quote_spanned!(site=> #krate::argument::has_error(&__sam_body, __sam_error);));
+    }
     let stages = match &args.batch {
-        None => quote_spanned!(returned=> #body sam #descended.restore()),
-        Some((_, batch)) if batch.kind == Kind::Shards => quote_spanned! {returned=>
-            let mut shards = sam.shards(m)? #(.split(#split)?)*;
-            while let ::core::option::Option::Some(shard) = shards.next_shard() {
-                #body
-                sam #descended.restore_into(&mut shards)?;
-            }
-            shards.loss()
-        },
-        Some((key, batch)) => {
-            let (choose, size) = (Ident::new(&key.to_string(), returned), Ident::new(batch.kind.size(), site));
+        None => {
+            let stages =
+                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
             quote_spanned! {returned=>
-                let examples = sam.#choose(#size)? #(.split(#split)?)*;
                 #body
-                examples #descended.restore()
+                #stages
+                let __sam_loss = #krate::Descent::restore(__sam_descent);
+            }
+        }
+        Some((_, batch)) if batch.kind == Kind::Shards => {
+            let split =
+                split(arguments, &quote_spanned!(returned=> #krate::Shards), &Ident::new("__sam_shards", returned));
+            let stages =
+                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
+            quote_spanned! {returned=>
+                #split
+                let mut __sam_shards = __sam_shards;
+                while let ::core::option::Option::Some(__sam_shard) = #krate::Shards::next_shard(&mut __sam_shards) {
+                    #body
+                    #stages
+                    #krate::Descent::restore_into(__sam_descent, &mut __sam_shards)?;
+                }
+                let __sam_loss = #krate::Shards::loss(__sam_shards);
+            }
+        }
+        Some(_) => {
+            let split =
+                split(arguments, &quote_spanned!(returned=> #krate::Examples), &Ident::new("__sam_examples", returned));
+            let first = quote_spanned!(returned=> #krate::Examples::ascend(&__sam_examples, &mut __sam_body));
+            let stages = stages(&first, &krate, returned);
+            quote_spanned! {returned=>
+                #split
+                #body
+                #stages
+                let __sam_loss = #krate::Descent::restore(__sam_descent);
             }
         }
     };
     let mut signature = sig.clone();
     MoveMut(&routes).visit_signature_mut(&mut signature);
-    let plain = args.plain.iter().map(|(_, name)| plain(item, arguments, name));
+    let plain = args.plain.iter().map(|(_, name)| plain(item, name));
+    let (error, loss) = if is_inferred {
+        // The error's type is that of the closure, which the compiler has to be told.
+        let error = quote_spanned!(returned=> let __sam_error = ::core::marker::PhantomData;);
+        (Some(error), quote_spanned!(returned=> #krate::argument::with_error(__sam_loss, __sam_error)))
+    } else {
+        (None, quote_spanned!(returned=> __sam_loss))
+    };
     let stages = quote_spanned! {site=>
         #sam
-        #(#size)*
+        #(#pieces)*
+        #hold_self
         #(#hold)*
+        #error
         #stages
+        #loss
     };
     // Where the user's body was: lints look there, to see whose function this is.
     let mut block = Group::new(Delimiter::Brace, stages);
@@ -105,11 +151,54 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     }
 }
 
+fn stages(first: &TokenStream, krate: &Path, returned: Span) -> TokenStream {
+    quote_spanned! {returned=>
+        let __sam_ascent = #first?;
+        let __sam_perturbed = #krate::Ascent::perturb(__sam_ascent)?;
+        let __sam_descent = #krate::Perturbed::descend(__sam_perturbed, &mut __sam_body)?;
+    }
+}
+
+/// What knows the pieces of the batch, before it knows the arguments.
+fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &Path, returned: Span) -> TokenStream {
+    let site = Span::mixed_site();
+    let given = if args.with.is_some() { quote_spanned!(site=> __sam) } else { quote_spanned!(site=> &__sam) };
+    let (owner, pieces) = match batch.kind {
+        Kind::Shards => ("Shards", "__sam_shards"),
+        _ => ("Examples", "__sam_examples"),
+    };
+    let (owner, pieces) = (Ident::new(owner, site), Ident::new(pieces, returned));
+    let (choose, size) = (Ident::new(&key.to_string(), returned), &batch.size);
+    let weighting = match &batch.weighting {
+        Weighting::Mean => None,
+        Weighting::Sum => Some(quote_spanned!(site=> let #pieces = #krate::#owner::sum(#pieces);)),
+        Weighting::Weights(weights) => {
+            Some(quote_spanned!(site=> let #pieces = #krate::#owner::weights(#pieces, #weights)?;))
+        }
+    };
+    let size = quote_spanned!(site=> let __sam_size: ::core::primitive::usize = #size;);
+    quote_spanned! {returned=>
+        #size
+        let #pieces = #krate::Sam::#choose(#given, __sam_size)?;
+        #weighting
+    }
+}
+
+/// `owner`: the type of `pieces`, which is to know the arguments that are split.
+fn split(arguments: &[Argument], owner: &TokenStream, pieces: &Ident) -> TokenStream {
+    let split =
+        arguments.iter().filter(|argument| argument.role == Some(Role::Batch)).map(|Argument { binding, .. }| {
+            let argument = reference(binding);
+            quote_spanned!(pieces.span()=> let #pieces = #owner::split(#pieces, #argument)?;)
+        });
+    split.collect()
+}
+
 fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
     let site = Span::mixed_site();
     if let Some((_, name)) = with {
         let given = quote_spanned!(name.span().resolved_at(site)=> &*#name);
-        return quote_spanned!(site=> let sam: &#krate::Sam = #given;);
+        return quote_spanned!(site=> let __sam: &#krate::Sam = #given;);
     }
     let rho = rho.as_ref().map_or_else(|| quote_spanned!(site=> #krate::Sam::RHO), |(_, rho)| rho.to_token_stream());
     let p = p.iter().map(|(_, p)| match args::path(p) {
@@ -120,7 +209,8 @@ fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. 
         None => quote_spanned!(site=> #krate::Sam::ETA),
         _ => eta.to_token_stream(),
     });
-    let unnormalised = unnormalised.iter().map(|_| quote_spanned!(site=> .unnormalised()));
+    let unnormalised =
+        unnormalised.iter().map(|_| quote_spanned!(site=> let __sam = #krate::Sam::unnormalised(__sam);));
     let float = quote_spanned!(site=> ::core::primitive::f64::from);
     let combination = combination.iter().map(|(_, combination)| match combination {
         Combination::Gsam(alpha) => quote_spanned!(site=> Gsam { alpha: #float(#alpha) }),
@@ -130,28 +220,35 @@ fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. 
     });
     let vars = vars.iter().map(|(_, vars)| vars);
     quote_spanned! {site=>
-        let sam = #krate::Sam::new(#rho)
-            #(.p(#p))*
-            #(.adaptive(#eta))*
-            #(#unnormalised)*
-            #(.combination(#krate::variants::Combination::#combination))*
-            #(.vars(#vars))*;
+        let __sam = #krate::Sam::new(#rho);
+        #(let __sam = #krate::Sam::p(__sam, #p);)*
+        #(let __sam = #krate::Sam::adaptive(__sam, #eta);)*
+        #(#unnormalised)*
+        #(let __sam = #krate::Sam::combination(__sam, #krate::variants::Combination::#combination);)*
+        #(let __sam = #krate::Sam::vars(__sam, #krate::argument::variables(#vars));)*
     }
 }
 
 /// The closure that a pass runs.
-fn body(item: &Item, routes: &[Route<'_>], krate: &Path) -> TokenStream {
+fn body(item: &Item, routes: &[Route<'_>], output: &ReturnType, krate: &Path) -> TokenStream {
     let site = Span::mixed_site();
-    let mut output = item.sig.output.clone();
-    InferImplTrait.visit_return_type_mut(&mut output);
-    let pass = Ident::new(if routes.iter().any(|route| route.turns) { "pass" } else { "_" }, site);
+    let pass = Ident::new(if routes.iter().any(|route| route.turns) { "__sam_pass" } else { "_" }, site);
     let rebind = routes.iter().map(|route| &route.rebind);
+    let mutable_self =
+        item.mutable_self().map(|Receiver { self_token, .. }| quote_spanned!(site=> #self_token = __sam_held_self;));
     let mut block = item.body.to_token_stream();
-    if !routes.is_empty() {
+    if !routes.is_empty() || mutable_self.is_some() {
         // Around the user's block, so that no item in it comes after a statement.
-        block = quote_spanned!(site=> { #(#rebind)* #block });
+        block = quote_spanned!(site=> { #mutable_self #(#rebind)* match () { () => #block } });
     }
-    quote_spanned!(site=> let mut body = |#pass: #krate::Pass| #output #block;)
+    quote_spanned!(site=> let mut __sam_body = |#pass: #krate::Pass| #output #block;)
+}
+
+/// What the closure returns, and whether a part of it is left to the compiler.
+fn closure_output(output: &ReturnType) -> (ReturnType, bool) {
+    let (mut output, mut infer) = (output.clone(), InferImplTrait::default());
+    infer.visit_return_type_mut(&mut output);
+    (output, infer.found)
 }
 
 /// How an argument that the body uses gets into both passes, unless it goes as it is.
@@ -165,8 +262,12 @@ struct Route<'a> {
     turns: bool,
 }
 
-/// `narrow`: what knows the examples that a pass works with.
-fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, narrow: &Ident) -> Option<Route<'a>> {
+/// `portion`: the type and the name of what knows the examples that a pass works with.
+fn route<'a>(
+    Argument { binding, role }: &'a Argument,
+    krate: &Path,
+    portion: Option<&(TokenStream, Ident)>,
+) -> Option<Route<'a>> {
     let Binding { attrs, name, mutability, by, .. } = binding;
     if !binding.in_body {
         return None;
@@ -174,52 +275,55 @@ fn route<'a>(Argument { binding, role }: &'a Argument, krate: &Path, narrow: &Id
     let site = Span::mixed_site();
     let (held, value) = (&held(binding), reference(binding));
     let kept = quote_spanned!(site=> let #held = #name;);
-    let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name););
-    let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name););
-    let turn = quote_spanned!(held.span()=> #held.turn(pass));
-    let some = quote_spanned!(narrow.span()=> #narrow.of(#value)?);
+    let replayed = quote_spanned!(site=> let #held = #krate::argument::replayed(#name)?;);
+    let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name)?;);
+    let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name)?;);
+    let turn = |kind| quote_spanned!(held.span()=> #krate::argument::#kind::turn(&mut #held, __sam_pass));
+    let again = quote_spanned!(site=> #krate::argument::again(#value));
+    let some = portion.map(|(of, examples)| quote_spanned!(examples.span()=> #of::of(&#examples, #value)?));
     let (hold, value) = match (role, by) {
-        (Some(Role::Batch), By::Value) => (Some(kept), some),
-        (Some(Role::Batch), _) => (None, quote_spanned!(site=> &#some)),
-        (_, By::Value) => (Some(kept), quote_spanned!(site=> #krate::argument::again(#value))),
-        (Some(Role::Replay), By::RefMut) => (Some(replay), turn),
-        (Some(Role::Replay), By::Ref) => (Some(replay_ref), turn),
+        (Some(Role::Batch), By::Value) => (Some(kept), some?),
+        (Some(Role::Batch), By::RefToOwned) => (Some(kept), {
+            let some = some?;
+            quote_spanned!(site=> &#some)
+        }),
+        (Some(Role::Batch), _) => (None, {
+            let some = some?;
+            quote_spanned!(site=> &#some)
+        }),
+        (Some(Role::Replay), By::Value) => (Some(replayed), again),
+        (_, By::Value) => (Some(kept), again),
+        (_, By::RefToOwned) => (Some(kept), quote_spanned!(site=> &#again)),
+        (_, By::RefMutToOwned) => (Some(kept), quote_spanned!(site=> &mut #again)),
+        (Some(Role::Replay), By::RefMut) => (Some(replay), turn(quote_spanned!(site=> Replay))),
+        (Some(Role::Replay), By::Ref) => (Some(replay_ref), turn(quote_spanned!(site=> ReplayRef))),
         (None, By::RefMut) => (None, quote_spanned!(site=> &mut *#name)),
-        (None, By::Ref) if mutability.is_some() => (None, quote_spanned!(site=> #name)),
+        (None | Some(Role::With), By::Ref) if mutability.is_some() => (None, quote_spanned!(site=> #name)),
         (Some(Role::With), _) | (None, By::Ref) => return None,
-    };
-    // The name is the user's, so for clippy the shadowing is too. It has three lints for it.
-    let shadow = match (&hold, role) {
-        (Some(_), _) => quote_spanned!(site=> shadow_unrelated),
-        (None, Some(_)) => quote_spanned!(site=> shadow_reuse),
-        (None, None) => quote_spanned!(site=> shadow_same),
     };
     let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr"));
     Some(Route {
         name,
         hold: hold.map(|hold| quote_spanned!(site=> #(#cfgs)* #hold)),
-        rebind: quote_spanned!(site=> #(#attrs)* #[allow(clippy::#shadow)] let #mutability #name = #value;),
-        turns: *role == Some(Role::Replay) && *by != By::Value,
+        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ _ = #value;),
+        turns: *role == Some(Role::Replay) && matches!(by, By::Ref | By::RefMut),
     })
 }
 
 /// What keeps an argument for both passes.
 fn held(Binding { name, ty, .. }: &Binding) -> Ident {
-    format_ident!("held_{}", name.unraw(), span = end(ty).resolved_at(Span::mixed_site()))
+    format_ident!("__sam_held_{}", name.unraw(), span = end(ty).resolved_at(Span::mixed_site()))
 }
 
 /// A reference to the argument. It stands where the type does, so that what the type lacks is reported there.
 fn reference(binding: &Binding) -> TokenStream {
-    let Binding { name, by, ty, in_body, .. } = binding;
-    let start = ty.span().resolved_at(Span::mixed_site());
+    let Binding { name, by, ty, .. } = binding;
+    let (start, held) = (ty.span().resolved_at(Span::mixed_site()), held(binding));
     let mut name = name.clone();
     name.set_span(name.span().located_at(end(ty)));
     match by {
-        By::Value if *in_body => {
-            let held = held(binding);
-            quote_spanned!(start=> &#held)
-        }
-        By::Value => quote_spanned!(start=> &#name),
+        By::Value => quote_spanned!(start=> &#held),
+        By::RefToOwned | By::RefMutToOwned => quote_spanned!(start=> &*#held),
         By::Ref | By::RefMut => name.into_token_stream(),
     }
 }
@@ -241,18 +345,31 @@ impl VisitMut for MoveMut<'_> {
 }
 
 /// A closure cannot return `impl Trait`, but `_`.
-struct InferImplTrait;
+#[derive(Default)]
+struct InferImplTrait {
+    found: bool,
+}
 
 impl VisitMut for InferImplTrait {
     fn visit_type_mut(&mut self, ty: &mut Type) {
         if let Type::ImplTrait(_) = ty {
+            self.found = true;
             *ty = parse_quote_spanned!(ty.span()=> _);
         }
         visit_mut::visit_type_mut(self, ty);
     }
 }
 
-fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &Ident) -> TokenStream {
+/// The function that is refused. What the attribute alone would use is not at fault, and is not reported as unused.
+pub(crate) fn as_written(item: &Item) -> TokenStream {
+    let Item { attrs, vis, sig, body } = item;
+    let mut signature = sig.clone();
+    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
+    quote!(#(#attrs)* #vis #signature #body)
+}
+
+fn plain(item: &Item, name: &Ident) -> TokenStream {
+    let Item { attrs, vis, sig, body } = item;
     let original = &sig.ident;
     let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
     // What clippy wants to read of a public function.
@@ -261,17 +378,28 @@ fn plain(Item { attrs, vis, sig, body }: &Item, arguments: &[Argument], name: &I
         docs.extend([String::new(), format!(" # {section}"), String::new(), format!(" As `{original}`.")]);
     }
     let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
-    // The loss warns of what nobody uses; here is also unused what the attribute alone does.
-    let quiet = arguments.iter().find(|argument| !argument.binding.in_body).map(|_| quote!(#[allow(unused_variables)]));
     // Written by the user, as far as clippy can see: what an attribute writes does not count as documentation for it.
     let docs = quote_spanned!(name.span()=> #(#[doc = #docs])*);
     // An error that has to do with the whole function begins at its name.
-    let signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
+    let mut signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
+    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
     quote_spanned! {Span::mixed_site()=>
         #docs
-        #quiet
         #(#attrs)*
         #vis #signature #body
+    }
+}
+
+/// Marks the names that the body does not use as written by a macro, of which the compiler does not report that they are
+/// unused.
+struct Quiet<'a>(&'a [Binding]);
+
+impl VisitMut for Quiet<'_> {
+    fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
+        if self.0.iter().any(|binding| binding.name == pat.ident && !binding.is_used()) {
+            pat.ident.set_span(pat.ident.span().resolved_at(Span::mixed_site()));
+        }
+        visit_mut::visit_pat_ident_mut(self, pat);
     }
 }
 

@@ -4,7 +4,8 @@ use std::{collections::HashSet, mem};
 
 use proc_macro2::{Delimiter, Group, Spacing, TokenStream, TokenTree};
 use syn::{
-    AttrStyle, Attribute, FnArg, Ident, Pat, PatIdent, PatOr, PatType, Result, Signature, Token, Type, Visibility,
+    AttrStyle, Attribute, FnArg, Ident, Pat, PatIdent, PatOr, PatReference, PatType, Receiver, Result, Signature,
+    Token, Type, Visibility,
     ext::IdentExt as _,
     parse::{Parse, ParseStream, Parser as _},
     visit::{self, Visit},
@@ -27,15 +28,27 @@ pub(crate) struct Binding {
     pub(crate) by: By,
     /// That of the whole argument.
     pub(crate) ty: Type,
+    /// Whether it is also that of the name.
+    pub(crate) is_whole: bool,
+    /// Whether the body has a variable of this name.
     pub(crate) in_body: bool,
+    /// Whether the body may mean it without having it: in a format string, or in an included file.
+    pub(crate) hidden_in_body: bool,
 }
 
 /// How a name is bound, as far as one can see without knowing types.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum By {
+    /// The function owns what the name stands for.
     Value,
+    /// Of type `&T`.
     Ref,
+    /// Of type `&mut T`.
     RefMut,
+    /// By `ref`: a reference to what the function owns.
+    RefToOwned,
+    /// By `ref mut`.
+    RefMutToOwned,
 }
 
 impl Parse for Item {
@@ -82,18 +95,40 @@ fn lift_attributes(body: Group, attrs: &mut Vec<Attribute>) -> Result<Group> {
 impl Item {
     /// The names that the arguments bind, in written order; `self` is not one of them.
     pub(crate) fn bindings(&self) -> Vec<Binding> {
-        let mut variables = HashSet::new();
-        collect_variables(self.body.clone().into(), &mut variables);
+        let mut body = Body::default();
+        body.collect(self.body.clone().into());
         let mut bindings = Vec::new();
         for arg in &self.sig.inputs {
             if let FnArg::Typed(arg) = arg {
                 // What a pattern takes apart has a type that only the compiler knows.
-                let by = if matches!(*arg.pat, Pat::Ident(_)) { By::of(&arg.ty) } else { By::Value };
-                let mut names = Names { arg, by, variables: &variables, bindings: &mut bindings };
+                let by = if is_name(&arg.pat) { By::of(&arg.ty) } else { By::Value };
+                let mut names = Names { arg, by, behind_reference: false, body: &body, bindings: &mut bindings };
                 names.visit_pat(&arg.pat);
             }
         }
         bindings
+    }
+
+    /// `mut self: &Self`.
+    pub(crate) fn mutable_self(&self) -> Option<&Receiver> {
+        match self.sig.inputs.first() {
+            Some(FnArg::Receiver(receiver)) if receiver.mutability.is_some() => Some(receiver),
+            _ => None,
+        }
+    }
+}
+
+fn is_name(pat: &Pat) -> bool {
+    match pat {
+        Pat::Ident(_) => true,
+        Pat::Paren(pat) => is_name(&pat.pat),
+        _ => false,
+    }
+}
+
+impl Binding {
+    pub(crate) fn is_used(&self) -> bool {
+        self.in_body || self.hidden_in_body
     }
 }
 
@@ -113,7 +148,8 @@ impl By {
 struct Names<'a> {
     arg: &'a PatType,
     by: By,
-    variables: &'a HashSet<Ident>,
+    behind_reference: bool,
+    body: &'a Body,
     bindings: &'a mut Vec<Binding>,
 }
 
@@ -121,45 +157,83 @@ impl<'a> Visit<'a> for Names<'a> {
     fn visit_pat_ident(&mut self, pat: &'a PatIdent) {
         // Only the outermost name has the argument's type.
         let by = mem::replace(&mut self.by, By::Value);
+        let name = pat.ident.unraw();
         self.bindings.push(Binding {
             attrs: self.arg.attrs.clone(),
             name: pat.ident.clone(),
             mutability: pat.mutability.filter(|_| pat.by_ref.is_none()),
-            by: match (&pat.by_ref, &pat.mutability) {
-                (Some(_), Some(_)) => By::RefMut,
-                (Some(_), None) => By::Ref,
-                (None, _) => by,
+            by: match (&pat.by_ref, &pat.mutability, self.behind_reference) {
+                (Some(_), Some(_), true) => By::RefMut,
+                (Some(_), Some(_), false) => By::RefMutToOwned,
+                (Some(_), None, true) => By::Ref,
+                (Some(_), None, false) => By::RefToOwned,
+                (None, ..) => by,
             },
             ty: (*self.arg.ty).clone(),
-            in_body: self.variables.contains(&pat.ident.unraw()),
+            is_whole: is_name(&self.arg.pat),
+            in_body: self.body.variables.contains(&name),
+            hidden_in_body: self.body.includes || self.body.formatted.contains(&name),
         });
         visit::visit_pat_ident(self, pat);
     }
 
+    fn visit_pat_reference(&mut self, pat: &'a PatReference) {
+        let outer = mem::replace(&mut self.behind_reference, true);
+        visit::visit_pat_reference(self, pat);
+        self.behind_reference = outer;
+    }
+
     /// All alternatives bind the same names.
     fn visit_pat_or(&mut self, pat: &'a PatOr) {
-        self.visit_pat(&pat.cases[0]);
+        if let Some(first) = pat.cases.first() {
+            self.visit_pat(first);
+        }
     }
 }
 
-/// The identifiers that can be a variable: `.name` is a field and `name:` labels one.
-fn collect_variables(tokens: TokenStream, variables: &mut HashSet<Ident>) {
-    let mut tokens = tokens.into_iter().peekable();
-    let mut after_dot = false;
-    while let Some(token) = tokens.next() {
-        match &token {
-            TokenTree::Group(group) => collect_variables(group.stream(), variables),
-            TokenTree::Ident(name) if !after_dot && !tokens.peek().is_some_and(is_colon) => {
-                variables.insert(name.unraw());
+/// The names that a body has, as far as tokens tell.
+#[derive(Default)]
+struct Body {
+    /// The identifiers that can be a variable: `.name` is a field and `name:` labels one.
+    variables: HashSet<Ident>,
+    /// Those inside the braces of string literals.
+    formatted: HashSet<Ident>,
+    /// Whether there is an `include!`, which can have any name.
+    includes: bool,
+}
+
+impl Body {
+    fn collect(&mut self, tokens: TokenStream) {
+        let mut tokens = tokens.into_iter().peekable();
+        let mut after_dot = false;
+        while let Some(token) = tokens.next() {
+            match &token {
+                TokenTree::Group(group) => self.collect(group.stream()),
+                TokenTree::Ident(name) if !after_dot && !tokens.peek().is_some_and(is_colon) => {
+                    self.includes |= name == "include" && tokens.peek().is_some_and(is_bang);
+                    self.variables.insert(name.unraw());
+                }
+                TokenTree::Literal(literal) => self.formatted.extend(formatted(&literal.to_string())),
+                _ => {}
             }
-            _ => {}
+            // The second dot of `..name` ends a range, it does not begin a field.
+            after_dot = !after_dot && matches!(&token, TokenTree::Punct(dot) if dot.as_char() == '.');
         }
-        // The second dot of `..name` ends a range, it does not begin a field.
-        after_dot = !after_dot && matches!(&token, TokenTree::Punct(dot) if dot.as_char() == '.');
     }
+}
+
+/// The names in `{name:width$}`.
+fn formatted(literal: &str) -> impl Iterator<Item = Ident> {
+    let braced = literal.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or(rest));
+    let names = braced.flat_map(|text| text.split(|c: char| c != '_' && !c.is_alphanumeric()));
+    names.filter_map(|name| syn::parse_str(name).ok())
 }
 
 fn is_colon(token: &TokenTree) -> bool {
     matches!(token, TokenTree::Punct(colon)
         if colon.as_char() == ':' && colon.spacing() == Spacing::Alone)
+}
+
+fn is_bang(token: &TokenTree) -> bool {
+    matches!(token, TokenTree::Punct(bang) if bang.as_char() == '!')
 }

@@ -114,7 +114,7 @@ fn shards() {
 #[sam(with = config, shards(x, y, weight; m = y.dim(0)?.div_ceil(4)))]
 fn loss(config: &mut Sam, model: &Net, x: &Tensor, mut y: Tensor, weight: Tensor, scale: Tensor) -> Result<Tensor> {
     y = (y * &scale)?;
-    model.forward(x)?.sub(&y)?.sqr()?.mean_all()
+    model.forward(x)?.sub(&y)?.sqr()?.mul(&weight)?.mean_all()
 }";
     check_expansion(source, &expect_file!["../tests/snapshots/shards.rs"]);
 }
@@ -127,6 +127,40 @@ fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
     cross_entropies(&model.forward(x)?, &y)
 }";
     check_expansion(source, &expect_file!["../tests/snapshots/variants.rs"]);
+}
+
+#[test]
+fn sums() {
+    let source = "
+#[sam(shards(x; m = 32, reduction = sum))]
+fn loss(model: &Net, x: &Tensor) -> Result<Tensor> {
+    model.forward(x)?.sum_all()
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/sums.rs"]);
+}
+
+#[test]
+fn weights() {
+    let source = "
+#[sam(with = sam, parts(ids, labels; m = 8, weights = &tokens(&labels)?))]
+fn loss(sam: &Sam, model: &Net, ids: &Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
+    let logits = model.forward(ids)?;
+    Ok((cross_entropy(&logits, &labels)?, logits))
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/weights.rs"]);
+}
+
+#[test]
+fn what_outlives_a_pass() {
+    let source = "
+#[sam]
+fn loss(mut self: &Self, ref shared: Cell<f64>, ref mut count: f64, &(ref name, _): &(String, f64)) -> Result<Tensor, impl Error> {
+    *count *= 2.;
+    shared.set(*count);
+    self = self.next(name);
+    self.w.sqr()?.sum_all()? * *count
+}";
+    check_expansion(source, &expect_file!["../tests/snapshots/what_outlives_a_pass.rs"]);
 }
 
 #[test]
@@ -188,6 +222,9 @@ fn what_is_accepted() {
         "wsam = 0.9, hardest(x; k = x.dim(0)? / 3)",
         "stable, sharpest(x, y; k = 5)",
         "second_order, rho = 1",
+        "shards(x; m = 2, reduction = mean), with = sam",
+        "shards(x; m = 2, reduction = sum,)",
+        "parts(x, y; m = 2, weights = &weights(y)?)",
         "with = r#sam, plain = r#loop, crate = ::a::b",
     ] {
         assert_eq!(refusals_of(args), [""; 0], "{args}");
@@ -241,7 +278,16 @@ fn what_cannot_be_read() {
         ("unnormalised = true", "`unnormalised` is written `unnormalised`"),
         ("plain", "`plain` is written `plain = plain_loss`"),
         ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
-        ("with = self.sam", "`with` is written `with = sam`"),
+        ("with = self.sam", "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`"),
+        ("with(sam)", "`with` is written `with = sam`"),
+        ("eta = 0.1", "unknown key `eta`: write `adaptive` or `adaptive = 0.01`"),
+        ("m = 3", "unknown key `m`: write `shards(x, y; m = 32)`"),
+        ("shards(x; m = 3, n = 3)", "unknown option `n` of `shards`: expected `reduction = sum` or `weights = EXPR`"),
+        ("hardest(x; k = 3, n = 3)", "unknown option `n` of `hardest`: there is only `k`"),
+        ("shards(x; m = 3, reduction)", "`reduction` is written `reduction = sum` or `reduction = mean`"),
+        ("shards(x; m = 3, reduction = max)", "`reduction` is `sum` or `mean`"),
+        ("parts(x; m = 3, weights)", "`weights` is written `weights = EXPR`"),
+        ("parts(x; m = 3, weights = w v)", "expected `,`"),
         ("crate = \"::a\"", "`crate` is written `crate = ::sam_runtime`"),
     ] {
         assert_eq!(refusals_of(args), [refusal], "{args}");
@@ -298,6 +344,19 @@ fn what_does_not_go_together() {
         ("replay(y, y)", "`y` is named twice: one key can have it, once"),
         ("replay(y), shards(y; m = 1)", "`y` is named twice: one key can have it, once"),
         ("shards(rng; m = 1)", "`rng` is behind `&mut` and cannot be split: take `rng: &Tensor`"),
+        (
+            "shards(x; m = 1, reduction = sum, weights = w)",
+            "`weights` and `reduction` cannot be used together: keep one",
+        ),
+        ("shards(x; m = 1, weights = w, weights = w)", "`weights` is given twice: keep one"),
+        (
+            "hardest(x; k = 1, reduction = sum)",
+            "`reduction` is for `shards` and `parts`: `hardest` averages over its examples",
+        ),
+        (
+            "sharpest(x; k = 1, weights = w)",
+            "`weights` is for `shards` and `parts`: `sharpest` averages over its examples",
+        ),
         ("plain = loss", "`loss` is the loss itself: give the plain function another name"),
         ("crate = sam_runtime", "`crate` must be an absolute path, like `::sam_runtime`"),
         ("crate = super::sam", "`crate` must be an absolute path, like `::sam_runtime`"),
@@ -341,6 +400,89 @@ fn what_no_loss_can_be() {
         assert_eq!(refusals(&format!("#[sam] {item}")), [refusal], "{item}");
     }
     assert_eq!(refusals("#[sam(with = x)] fn f() -> Result<Tensor> {}"), ["`x` is not an argument: there is none"]);
+}
+
+#[test]
+fn what_is_a_whole_step() {
+    let is = "is an optimizer: `#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
+    for argument in [
+        "opt: &mut impl Optimizer",
+        "opt: &mut dyn candle_nn::Optimizer",
+        "opt: Box<dyn Optimizer>",
+        "opt: &mut candle_nn::AdamW",
+        "opt: &mut SGD",
+        "opt: Option<Sgd>",
+        "opt: &mut [Adam]",
+        "opt: &RefCell<Sgd>",
+        "opt: Arc<Mutex<AdamW>>",
+        "opt: &mut MyOptimizer",
+        "opt: &mut O",
+        "opt: &mut P",
+    ] {
+        let source =
+            format!("#[sam] fn f<O: Optimizer, P>({argument}) -> Result<Tensor> where P: x::Optimizer {{ step(opt) }}");
+        assert_eq!(refusals(&source), [format!("`opt` {is}")], "{argument}");
+    }
+    let source = "#[sam] fn f((a, opt): (&Tensor, &mut Sgd), self_: &Self) -> Result<Tensor> { step(a, opt) }";
+    assert_eq!(refusals(source).len(), 1);
+    assert_eq!(
+        refusals("#[sam] fn f(&mut self) -> Result<Tensor> { let l = self.l()?; self.opt.backward_step(&l)?; Ok(l) }"),
+        [
+            "`backward_step` inside a loss: `#[sam]` goes on the function that computes the loss, and the optimizer's step \
+          stays outside it"
+        ]
+    );
+    for item in [
+        "fn f(opt: &AdamW) -> Result<Tensor> { scale(opt.learning_rate()) }",
+        "fn f(opt: &mut AdamW, w: &Var) -> Result<Tensor> { w.sqr() }",
+        "fn f(options: &mut OptimizerOptions, step: &dyn Fn(&mut Sgd)) -> Result<Tensor> { g(options, step) }",
+    ] {
+        assert_eq!(refusals(&format!("#[sam(rho = opt.learning_rate())] {item}")), [""; 0], "{item}");
+    }
+}
+
+#[test]
+fn what_a_pass_cannot_begin_with() {
+    for (ty, handle) in [
+        ("Arc<Mutex<StdRng>>", "Arc"),
+        ("&Arc<Mutex<StdRng>>", "Arc"),
+        ("&mut std::rc::Rc<RefCell<StdRng>>", "Rc"),
+        ("&mut Option<Rc<Cell<u64>>>", "Rc"),
+        ("&mut rand::rngs::ThreadRng", "ThreadRng"),
+        ("ThreadRng", "ThreadRng"),
+        ("&&RefCell<StdRng>", "&"),
+        ("&mut &Counter", "&"),
+    ] {
+        let source = format!("#[sam(replay(rng))] fn f(rng: {ty}) -> Result<Tensor> {{ draw(rng) }}");
+        let refusal = format!(
+            "`rng` cannot be replayed: a clone of `{handle}` shares its state; take the state itself, e.g. \
+             `rng: &mut StdRng`"
+        );
+        assert_eq!(refusals(&source), [refusal], "{ty}");
+    }
+    let elsewhere = "cannot point elsewhere in the second pass: take";
+    for (item, refusal) in [
+        (
+            "fn f(mut self: &mut Self, sam: &Sam) -> Result<Tensor> { g(self) }",
+            format!("`self` {elsewhere} `&mut self`, and write `let mut this = &mut *self;` in the body"),
+        ),
+        (
+            "fn f(mut sam: &mut Sam) -> Result<Tensor> { g(sam) }",
+            format!("`sam` {elsewhere} `sam: &mut Sam`, without `mut`"),
+        ),
+    ] {
+        assert_eq!(refusals(&format!("#[sam(with = sam)] {item}")), [refusal], "{item}");
+    }
+    // An argument that only an included file uses is not seen.
+    for (key, body) in [
+        ("shards(x; m = 1)", "include!(\"body.rs\")"),
+        ("parts(x; m = 1)", "println!(\"{x}\"); w.sqr()"),
+        ("hardest(x; k = 1)", "w.x.sqr()"),
+    ] {
+        let name = key.split('(').next().unwrap_or(key);
+        let source = format!("#[sam({key})] fn f(w: &Var, x: &Tensor) -> Result<Tensor> {{ {body} }}");
+        assert_eq!(refusals(&source), [format!("`{name}` cannot split `x`: the body does not use `x`")], "{body}");
+    }
 }
 
 #[test]

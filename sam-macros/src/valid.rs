@@ -1,13 +1,18 @@
 //! What is refused, and in which words. What passes raises no more questions.
 
-use std::{fmt::Display, mem};
+use std::{collections::HashSet, fmt::Display, mem};
 
-use proc_macro2::TokenTree;
+use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
-use syn::{Error, Expr, FnArg, Ident, Lit, Path, Receiver, ReceiverKind, ReturnType, Type, UnOp, ext::IdentExt as _};
+use syn::{
+    Error, Expr, FnArg, Generics, Ident, Lit, ParenthesizedGenericArguments, Path, Receiver, ReceiverKind, ReturnType,
+    Type, TypeGroup, TypeParamBound, TypeParen, UnOp, WherePredicate,
+    ext::IdentExt as _,
+    visit::{self, Visit},
+};
 
 use crate::{
-    args::{Args, Combination},
+    args::{Args, Batch, Combination},
     item::{Binding, By, Item},
 };
 
@@ -40,6 +45,7 @@ pub(crate) fn check(mut args: Args, item: syn::Result<Item>) -> syn::Result<Loss
         Err(error) => return errors.and(Err(error)),
     };
     check_function(&item, &mut errors);
+    check_for_a_step(&item, &mut errors);
     if let Some((_, name)) = &args.plain
         && *name == item.sig.ident
     {
@@ -123,10 +129,15 @@ fn check_function(Item { attrs, sig, body, .. }: &Item, errors: &mut Errors) {
     if let Some(variadic) = &sig.variadic {
         errors.refuse(variadic.dots, "a loss cannot be variadic: take a slice");
     }
-    if let Some(FnArg::Receiver(receiver)) = sig.inputs.first()
-        && !is_reference(receiver)
-    {
-        errors.refuse(receiver, "`self` cannot be moved into both passes: take `&self` or `&mut self`");
+    if let Some(FnArg::Receiver(receiver)) = sig.inputs.first() {
+        if !is_reference(receiver) {
+            errors.refuse(receiver, "`self` cannot be moved into both passes: take `&self` or `&mut self`");
+        } else if receiver.mutability.is_some() && !matches!(receiver_type(receiver), By::Ref) {
+            errors.refuse(
+                receiver,
+                "`self` cannot point elsewhere in the second pass: take `&mut self`, and write `let mut this = &mut *self;` in the body",
+            );
+        }
     }
     let why = "a loss returns a `Result`: write `-> Result<Tensor>`";
     match &sig.output {
@@ -140,10 +151,109 @@ fn check_function(Item { attrs, sig, body, .. }: &Item, errors: &mut Errors) {
 }
 
 fn is_reference(receiver: &Receiver) -> bool {
+    receiver_type(receiver) != By::Value
+}
+
+fn receiver_type(receiver: &Receiver) -> By {
     match &receiver.kind {
-        ReceiverKind::Reference(..) => true,
-        ReceiverKind::Typed(_, ty) => By::of(ty) != By::Value,
-        _ => false,
+        ReceiverKind::Reference(.., mutability) => mutability.map_or(By::Ref, |_| By::RefMut),
+        ReceiverKind::Typed(_, ty) => By::of(ty),
+        _ => By::Value,
+    }
+}
+
+/// Refuses what is not a loss but a training step: it would run twice, and move the weights in the first pass.
+fn check_for_a_step(item: &Item, errors: &mut Errors) {
+    const WHERE: &str =
+        "`#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
+    let bindings = item.bindings();
+    let mut stepped: Vec<&Binding> = Vec::new();
+    for binding in bindings.iter().filter(|binding| binding.in_body && can_step(binding, &item.sig.generics)) {
+        // One error for an argument, however many names it binds.
+        if !stepped.iter().any(|other| same_argument(other, binding)) {
+            stepped.push(binding);
+        }
+    }
+    for binding in stepped {
+        errors.refuse(&binding.ty, format!("`{}` is an optimizer: {WHERE}", binding.name));
+    }
+    let mut steps = Vec::new();
+    collect_steps(item.body.clone().into(), &mut steps);
+    for step in steps {
+        errors.refuse(&step, format!("`{step}` inside a loss: {WHERE}"));
+    }
+}
+
+fn same_argument(a: &Binding, b: &Binding) -> bool {
+    !a.is_whole && !b.is_whole && a.ty.to_token_stream().to_string() == b.ty.to_token_stream().to_string()
+}
+
+/// Whether a step can be taken with what is bound: an optimizer, and not one that can only be read.
+fn can_step(Binding { ty, by, .. }: &Binding, generics: &Generics) -> bool {
+    let has = |names: &[&str]| NamesIn::any(ty, |name| names.iter().any(|other| name == other));
+    let is_optimizer =
+        |name: &Ident| OPTIMIZERS.iter().any(|other| name == other) || name.to_string().ends_with("Optimizer");
+    let mut bounded = HashSet::new();
+    for param in generics.type_params() {
+        if param.bounds.iter().any(|bound| NamesIn::any_in_bound(bound, is_optimizer)) {
+            bounded.insert(&param.ident);
+        }
+    }
+    for predicate in generics.where_clause.iter().flat_map(|clause| &clause.predicates) {
+        if let WherePredicate::Type(predicate) = predicate
+            && predicate.bounds.iter().any(|bound| NamesIn::any_in_bound(bound, is_optimizer))
+            && let Type::Path(ty) = &predicate.bounded_ty
+            && let Some(name) = ty.path.get_ident()
+        {
+            bounded.insert(name);
+        }
+    }
+    let found = NamesIn::any(ty, |name| is_optimizer(name) || bounded.contains(name));
+    found && (*by != By::Ref || has(&["Cell", "RefCell", "Mutex", "RwLock"]))
+}
+
+/// Those of candle, of crates around it, and ours. Other names count if they end in `Optimizer`.
+const OPTIMIZERS: [&str; 15] = [
+    "SGD", "Sgd", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "AdaMax", "NAdam", "RAdam", "RMSprop", "RmsProp",
+    "Lbfgs", "LBFGS", "Lion",
+];
+
+/// Looks for a type or trait by the last segment of its path, not in what a closure takes.
+struct NamesIn<F>(F, bool);
+
+impl<F: Fn(&Ident) -> bool> NamesIn<F> {
+    fn any(ty: &Type, wanted: F) -> bool {
+        let mut names = Self(wanted, false);
+        names.visit_type(ty);
+        names.1
+    }
+
+    fn any_in_bound(bound: &TypeParamBound, wanted: F) -> bool {
+        let mut names = Self(wanted, false);
+        names.visit_type_param_bound(bound);
+        names.1
+    }
+}
+
+impl<'a, F: Fn(&Ident) -> bool> Visit<'a> for NamesIn<F> {
+    fn visit_path(&mut self, path: &'a Path) {
+        self.1 |= path.segments.last().is_some_and(|last| (self.0)(&last.ident));
+        visit::visit_path(self, path);
+    }
+
+    fn visit_parenthesized_generic_arguments(&mut self, _: &'a ParenthesizedGenericArguments) {}
+}
+
+/// The names in `.backward_step(..)`.
+fn collect_steps(tokens: TokenStream, steps: &mut Vec<Ident>) {
+    let mut after_dot = false;
+    for token in tokens {
+        match &token {
+            TokenTree::Group(group) => collect_steps(group.stream(), steps),
+            TokenTree::Ident(name) if after_dot && name == "backward_step" => steps.push(name.clone()),
+            _ => {}
+        }
+        after_dot = matches!(&token, TokenTree::Punct(dot) if dot.as_char() == '.');
     }
 }
 
@@ -180,11 +290,27 @@ fn give_roles(args: &Args, item: &Item, errors: &mut Errors) -> Vec<Argument> {
             errors.refuse(name, why);
         }
     }
+    if let Some((key, Batch { names, .. })) = &args.batch {
+        for name in names {
+            let unused = |argument: &Argument| {
+                argument.is(name) && argument.role == Some(Role::Batch) && !argument.binding.in_body
+            };
+            if arguments.iter().any(unused) {
+                errors.refuse(name, format!("`{key}` cannot split `{name}`: the body does not use `{name}`"));
+            }
+        }
+    }
     arguments
 }
 
+impl Argument {
+    fn is(&self, name: &Ident) -> bool {
+        self.binding.name.unraw() == name.unraw()
+    }
+}
+
 fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(), String> {
-    let Some(i) = arguments.iter().position(|argument| argument.binding.name.unraw() == name.unraw()) else {
+    let Some(i) = arguments.iter().position(|argument| argument.is(name)) else {
         let names: Vec<_> = arguments.iter().map(|argument| format!("`{}`", argument.binding.name)).collect();
         return Err(match names.as_slice() {
             [] => format!("`{name}` is not an argument: there is none"),
@@ -192,16 +318,45 @@ fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(),
         });
     };
     let Argument { binding, role: slot } = &mut arguments[i];
-    match (slot.replace(role), role, binding.by) {
+    match (*slot, role, binding.by) {
         (Some(_), ..) => Err(format!("`{name}` is named twice: one key can have it, once")),
-        (None, Role::Batch, By::RefMut) => {
+        (None, Role::Batch, By::RefMut | By::RefMutToOwned) => {
             Err(format!("`{name}` is behind `&mut` and cannot be split: take `{name}: &Tensor`"))
         }
-        (None, Role::With, By::Value) => {
+        (None, Role::With, By::Value | By::RefToOwned | By::RefMutToOwned) => {
             Err(format!("`{name}` is not a reference: take `{name}: &Sam` or `{name}: &mut Sam`"))
         }
-        (None, ..) => Ok(()),
+        (None, Role::With, By::RefMut) if binding.mutability.is_some() => {
+            Err(format!("`{name}` cannot point elsewhere in the second pass: take `{name}: &mut Sam`, without `mut`"))
+        }
+        (None, Role::Replay, _) if let Some(handle) = handle(binding) => Err(format!(
+            "`{name}` cannot be replayed: a clone of `{handle}` shares its state; take the state itself, \
+             e.g. `{name}: &mut StdRng`"
+        )),
+        (None, ..) => {
+            *slot = Some(role);
+            Ok(())
+        }
     }
+}
+
+/// What makes a clone of the argument share its state, if the type says so.
+fn handle(binding: &Binding) -> Option<&'static str> {
+    const HANDLES: [&str; 6] = ["Arc", "Rc", "Weak", "ThreadRng", "OsRng", "SysRng"];
+    if !binding.is_whole {
+        return None;
+    }
+    let mut state = &binding.ty;
+    while let Type::Group(TypeGroup { elem, .. }) | Type::Paren(TypeParen { elem, .. }) = state {
+        state = elem;
+    }
+    if let Type::Reference(reference) = state {
+        state = &reference.elem;
+        if By::of(state) != By::Value {
+            return Some("&");
+        }
+    }
+    HANDLES.into_iter().find(|handle| NamesIn::any(state, |name| name == handle))
 }
 
 /// The value of a literal; NaN, which no range contains, for one that is not a number.

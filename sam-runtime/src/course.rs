@@ -5,13 +5,19 @@ use std::collections::HashSet;
 use candle_core::{DType, Tensor, TensorId, Var};
 
 use crate::examples::{Portion, Rows, Rule};
-use crate::gradient::{Gradient, Mean, check_loss, gradient};
+use crate::gradient::{Gradient, check_loss, gradient_of, has_loss_of_call};
+use crate::graph::{Moment, check_made_since};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
 use crate::last::{Alignment, AscentSeen, Last, read};
-use crate::pass::{Context, Step};
+use crate::mean::Mean;
+use crate::names::describe;
+use crate::output::value_of;
+use crate::overlap::Watch;
+use crate::pass::{Before, Context, Step};
 use crate::sam::UnderWay;
 use crate::variants::{
-    Combination, Direction, Kept, Radius, State, When, mix_all, mixed, paired, ratio, second_order_direction,
+    Combination, Direction, Kept, LossFactor, Radius, State, When, mix_all, mixed, paired, ratio,
+    second_order_direction,
 };
 use crate::weights::{Displaced, exchange_all};
 use crate::{Error, Examples, Output, Pass, Sam};
@@ -34,7 +40,24 @@ pub(crate) struct Course<'a> {
     losses_at_w: Vec<f64>,
     state: State,
     last: Last,
+    /// The first pass, as long as its gradient is of use.
+    watch: Option<Watch>,
     _under_way: Option<UnderWay<'a>>,
+}
+
+/// A run of the loss function whose gradient is to be taken.
+struct Attempt<O> {
+    output: O,
+    began: Moment,
+    watch: Watch,
+    call: u64,
+}
+
+impl Drop for Course<'_> {
+    /// A step that did not end failed: the state of layers goes back, as the weights do.
+    fn drop(&mut self) {
+        drop(self.step.take_before());
+    }
 }
 
 impl<'a> Course<'a> {
@@ -48,8 +71,12 @@ impl<'a> Course<'a> {
                 Err(refuse("the second-order term is that of all examples"))?;
             }
         }
+        if Step::is_outermost() {
+            sam.check_rate()?;
+        }
         let state = sam.state();
-        let rho = sam.radius.before(state.steps, state.rate);
+        // A schedule runs once a step, and not while the memory is locked.
+        let rho = if Step::is_outermost() { sam.radius.before(state.steps, state.rate) } else { 0.0 };
         if !rho.is_finite() || rho < 0.0 {
             Err(Error::Rho(rho))?;
         }
@@ -57,18 +84,21 @@ impl<'a> Course<'a> {
             let why = "the last step is not finished: call `Sam::finish` after the optimizer's step";
             Err(Error::Settings { what: "WsamDecoupled", why })?;
         }
+        let outermost = Step::is_outermost();
+        let under_way = if outermost { Some(sam.under_way()?) } else { None };
         Ok(Self {
             sam,
             examples,
             step: Step::begin(),
-            outermost: Step::is_outermost(),
+            outermost,
             rho,
             portions: examples.map_or_else(|| vec![Portion::ALL], Examples::portions),
             losses: Vec::new(),
             losses_at_w: Vec::new(),
             state,
             last: Last::default(),
-            _under_way: Step::is_outermost().then(|| sam.under_way()),
+            watch: None,
+            _under_way: under_way,
         })
     }
 
@@ -83,7 +113,7 @@ impl<'a> Course<'a> {
 
     // ------------------------------------------------------------------------------------------------ passes
 
-    /// The loss as it is written, with its own graph where nothing has to be done to its gradient.
+    /// The loss as it is written: with its own graph, where it is a part of another one, else with the gradient at w.
     pub(crate) fn plain<O, E>(
         &mut self,
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
@@ -92,20 +122,19 @@ impl<'a> Course<'a> {
         O: Output,
         E: From<candle_core::Error>,
     {
-        let untouched =
-            self.portions.len() == 1 && self.sam.loss_scale == 1.0 && !matches!(self.sam.direction, Direction::Last);
-        if !self.outermost || untouched {
-            let (output, _) = Context::call(|| loss(Pass::Plain));
-            let output = output?;
-            self.last.passes = 1.0;
-            let output = self.one_loss(output, Pass::Plain)?;
-            self.last.loss = Some(output.loss().detach());
+        if !self.outermost {
+            let (output, call) = Context::call(|| loss(Pass::Plain));
+            let output = self.one_loss(output?, Pass::Plain)?;
+            if rayon::current_thread_index().is_some() {
+                check_not_nested(&output.loss().sorted_nodes(), call)?;
+            }
             return Ok((output, None));
         }
         let (output, gradient) = self.pass(Pass::Plain, loss)?;
         check_finite(&gradient, Pass::Plain)?;
-        self.last.loss = Some(output.loss().detach());
-        Ok((output.detach(), Some(gradient)))
+        self.last.loss = Some(value_of(output.loss())?);
+        let gradient = (!gradient.is_empty()).then_some(gradient);
+        Ok((output.detached()?, gradient))
     }
 
     /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
@@ -116,19 +145,21 @@ impl<'a> Course<'a> {
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
             let (output, gradient) = self.pass(Pass::Ascent, loss)?;
-            self.last.loss = Some(output.loss().detach());
+            self.check_listed(&gradient)?;
+            self.last.loss = Some(value_of(output.loss())?);
             self.losses_at_w.clone_from(&self.losses);
             return Ok((output, gradient));
         };
-        let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
-        let mut state = Displaced::default();
-        state.keep(self.state_of(output.loss()))?;
-        let output = output.detach();
+        let Attempt { output, .. } = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
+        let mut state = Displaced::new(&self.step, Vec::new())?;
+        state.keep(&self.state_of(output.loss()))?;
+        let output = output.detached()?;
         self.last.passes += FORWARD;
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
         state.restore()?;
-        self.last.loss = Some(chosen.loss().detach());
+        self.check_listed(&gradient)?;
+        self.last.loss = Some(value_of(chosen.loss())?);
         Ok((output, gradient))
     }
 
@@ -151,11 +182,11 @@ impl<'a> Course<'a> {
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Sharpest) else {
             let (there, gradient) = self.pass(Pass::Descent, loss)?;
-            self.last.perturbed_loss = Some(there.loss().detach());
+            self.last.perturbed_loss = Some(value_of(there.loss())?);
             return Ok(gradient);
         };
-        let there = self.run(Pass::Descent, 0, &Rows::All, loss)?;
-        self.last.perturbed_loss = Some(there.loss().detach());
+        let Attempt { output: there, .. } = self.run(Pass::Descent, 0, &Rows::All, loss)?;
+        self.last.perturbed_loss = Some(value_of(there.loss())?);
         self.last.passes += FORWARD;
         drop(there);
         let rises: Vec<_> = self.losses.iter().zip(&self.losses_at_w).map(|(there, here)| there - here).collect();
@@ -174,20 +205,23 @@ impl<'a> Course<'a> {
         E: From<candle_core::Error>,
     {
         let portions = self.portions.clone();
+        self.watch = None;
         self.last.passes += portions.iter().map(|portion| portion.share).sum::<f64>();
         if let [Portion { rows, .. }] = &portions[..] {
-            let output = self.run(pass, 0, rows, loss)?;
-            let gradient = self.gradient(output.loss())?;
-            return Ok((output, gradient));
+            let attempt = self.run(pass, 0, rows, loss)?;
+            let gradient = self.gradient(&attempt, pass)?;
+            self.watch = Some(attempt.watch);
+            return Ok((attempt.output, gradient));
         }
         let mut outputs = Vec::with_capacity(portions.len());
         let mut mean = Mean::default();
-        for (part, Portion { share, rows }) in portions.iter().enumerate() {
-            let output = self.run(pass, part, rows, loss)?;
-            mean.add(*share, self.gradient(output.loss())?)?;
-            outputs.push((*share, output.detach()));
+        for (part, Portion { weight, rows, .. }) in portions.iter().enumerate() {
+            let attempt = self.run(pass, part, rows, loss)?;
+            mean.add(*weight, self.gradient(&attempt, pass)?)?;
+            outputs.push((*weight, attempt.output.detached()?));
+            self.watch.get_or_insert(attempt.watch);
         }
-        Ok((O::join(outputs)?, mean.finish()?))
+        Ok((O::join_shards(outputs)?, mean.finish()?))
     }
 
     /// Runs the loss function on some of the examples.
@@ -197,7 +231,7 @@ impl<'a> Course<'a> {
         part: usize,
         rows: &Rows,
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
-    ) -> Result<O, E>
+    ) -> Result<Attempt<O>, E>
     where
         O: Output,
         E: From<candle_core::Error>,
@@ -205,10 +239,11 @@ impl<'a> Course<'a> {
         if let Some(examples) = self.examples {
             examples.show(rows.clone());
         }
-        let output = self.step.run(pass, part, loss)?;
-        let output = self.one_loss(output, pass)?;
+        let (began, watch) = (Moment::now()?, Watch::begin(&self.step));
+        let (output, call) = self.step.run(pass, part, |pass| (loss(pass), Context::current_call()));
+        let output = self.one_loss(output?, pass)?;
         check_loss(output.loss(), pass)?;
-        Ok(output)
+        Ok(Attempt { output, began, watch, call })
     }
 
     /// The mean, where the loss function returns a loss for each example.
@@ -224,16 +259,27 @@ impl<'a> Course<'a> {
     }
 
     /// ∇L, taken of the scaled loss and then unscaled.
-    fn gradient(&self, loss: &Tensor) -> candle_core::Result<Gradient> {
-        let scale = self.sam.loss_scale;
-        if scale == 1.0 {
-            return gradient(loss);
+    fn gradient<O: Output>(&self, attempt: &Attempt<O>, pass: Pass) -> candle_core::Result<Gradient> {
+        let Attempt { output, began, watch, call } = attempt;
+        let loss = output.loss();
+        let nodes = loss.sorted_nodes();
+        check_not_nested(&nodes, *call)?;
+        if pass != Pass::Plain {
+            check_made_since(*began, &nodes)?;
         }
-        let unscaled = |(var, grad): (Var, Tensor)| {
-            let grad = (grad.to_dtype(wide(grad.dtype()))? * scale.recip())?.to_dtype(var.dtype())?;
-            Ok((var, grad))
+        let nodes = nodes.into_iter();
+        let scale = self.sam.loss_scale;
+        let gradient = if scale == 1.0 {
+            gradient_of(loss, nodes)?
+        } else {
+            let unscaled = |(var, grad): (Var, Tensor)| {
+                let grad = (grad.to_dtype(wide(grad.dtype()))? * scale.recip())?.to_dtype(var.dtype())?;
+                Ok((var, grad))
+            };
+            gradient_of(&(loss * scale)?, nodes)?.into_iter().map(unscaled).collect::<candle_core::Result<_>>()?
         };
-        gradient(&(loss * scale)?)?.into_iter().map(unscaled).collect()
+        watch.check(gradient.iter().map(|(var, _)| var))?;
+        Ok(gradient)
     }
 
     /// Those listed variables that the loss does not depend on.
@@ -255,6 +301,31 @@ impl<'a> Course<'a> {
         Ok((perturbed, others(vars, all.iter().map(|(var, _)| var.id()))))
     }
 
+    /// Keeps the listed variables as they are before the first pass, which may change those that are state: all but those
+    /// that are about to be moved.
+    pub(crate) fn keep_listed(&self, moved: &Gradient) -> candle_core::Result<()> {
+        let Some(vars) = &self.sam.vars else { return Ok(()) };
+        let moved = moved.iter().map(|(var, _)| var.id());
+        others(vars, moved).iter().try_for_each(|var| self.step.keep(var))
+    }
+
+    /// Of the listed variables, those that get no gradient have to be state, which the first pass has changed. On other
+    /// devices than the CPU values are not compared.
+    fn check_listed(&self, all: &Gradient) -> candle_core::Result<()> {
+        let Some(vars) = &self.sam.vars else { return Ok(()) };
+        self.step.forget(all.iter().map(|(var, _)| var));
+        for var in others(vars, all.iter().map(|(var, _)| var.id())) {
+            if var.dtype().is_float()
+                && var.device().is_cpu()
+                && var.elem_count() > 0
+                && self.step.is_unchanged(&var)?
+            {
+                Err(Error::NoGradient { variable: describe(&var) })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
     pub(crate) fn needs_no_second(&mut self, perturbed: &Gradient, all: &Gradient) -> candle_core::Result<bool> {
         let asks = matches!(self.sam.when, When::Sharp { .. }) || matches!(self.sam.radius, Radius::LossBudget { .. });
@@ -272,7 +343,7 @@ impl<'a> Course<'a> {
                 self.rho = largest.min(sigma / square.sqrt());
             }
         }
-        if !self.sam.combination.is_between(&self.state) {
+        if !self.sam.combination.is_between(all, &self.state) {
             return Ok(false);
         }
         check_finite(all, Pass::Ascent)?;
@@ -328,8 +399,11 @@ impl<'a> Course<'a> {
             exchange_all(&values)?;
             return Ok(weights);
         }
-        let mut weights = Displaced::new(values)?;
-        weights.keep(state.iter().cloned())?;
+        if let Some(watch) = &self.watch {
+            watch.check(values.iter().map(|(var, _)| var))?;
+        }
+        let mut weights = Displaced::new(&self.step, values)?;
+        weights.keep(state)?;
         Ok(weights)
     }
 
@@ -424,19 +498,30 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// The step has ended well: what it has found is remembered.
-    pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<()> {
-        if !self.outermost {
-            return Ok(());
-        }
-        if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
-            self.state.kept = Kept::new(gradient.clone());
-        }
-        self.state.steps += 1;
-        self.last.tell();
-        self.sam.remember(self.state.after(&self.sam.state())?, self.last);
-        Ok(())
+    /// What is told of the loss's backward pass, where more than the gradient depends on it.
+    pub(crate) fn loss_factor(&self) -> Option<LossFactor> {
+        (!self.state.remainder.is_empty()).then(|| self.state.factor.clone())
     }
+
+    /// The step has ended well: what it has found is remembered. Returns what the state of layers was before, for whoever
+    /// can still fail.
+    pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<Before> {
+        if self.outermost {
+            if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
+                self.state.kept = self.state.kept.with(gradient.clone());
+            }
+            self.state.steps += 1;
+            self.last.tell();
+            let state = std::mem::take(&mut self.state).after(&self.sam.state())?;
+            self.sam.remember(state, std::mem::take(&mut self.last));
+        }
+        Ok(self.step.take_before())
+    }
+}
+
+/// An error if a sharpness-aware loss that was made inside this call of a loss function is a part of the loss.
+fn check_not_nested(nodes: &[&Tensor], call: u64) -> candle_core::Result<()> {
+    if has_loss_of_call(nodes.iter().copied(), call) { Err(Error::Nested.into()) } else { Ok(()) }
 }
 
 /// Those of `vars` that are none of these, each once.

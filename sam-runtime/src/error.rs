@@ -71,12 +71,15 @@ pub enum Error {
 
     /// The gradient has a NaN or an infinity.
     #[error(
-        "the gradient of the {pass} pass is not finite in variable {index} of {count}, counted from the loss down \
-         (shape {shape:?}, {dtype:?}): the weights are unchanged; lower the learning rate or scale the loss"
+        "the gradient of the {pass} pass is not finite in variable {}: the weights are unchanged; lower the learning rate or \
+         scale the loss",
+        which(.name.as_deref(), *.index, *.count, .shape, *.dtype)
     )]
     NonFiniteGradient {
         /// The pass that met it.
         pass: Pass,
+        /// The variable's name, where one is [registered](crate::name_variables).
+        name: Option<String>,
         /// Which variable, from 1.
         index: usize,
         /// How many variables the loss depends on.
@@ -87,13 +90,86 @@ pub enum Error {
         dtype: DType,
     },
 
+    /// A part of the graph was computed before the pass that goes back through it.
+    #[error(
+        "the loss depends on a tensor{} that was computed from variables outside of the loss function, or in an earlier \
+         pass: its gradient would not be taken at w + eps; compute it inside the loss function, or `detach()` it if no \
+         gradient is to go through it", .shape.as_ref().map_or_else(String::new, |shape| format!(" of shape {shape:?}"))
+    )]
+    StaleGraph {
+        /// The tensor's shape, where it is one that the program has.
+        shape: Option<Shape>,
+    },
+
+    /// A sharpness-aware loss is a part of another one, and was not recognised as such in time.
+    #[error(
+        "a loss function under `#[sam]` was called inside another one on a thread of a rayon pool, where it cannot be \
+         told from another training: call the inner one as `sam_runtime::plain(|| ..)`"
+    )]
+    Nested,
+
+    /// A variable holds w + ε̂ of another step, or did so while this one was under way.
+    #[error(
+        "{variable} holds w + eps of another step, or did while this one ran: steps on the same weights must not overlap; \
+         finish one before the next, or give each thread a model of its own"
+    )]
+    Displaced {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// An optimizer has moved a variable between the passes of a step, or during one.
+    #[error(
+        "{variable} was moved by an optimizer while a step was under way: the optimizer's step belongs after the loss \
+         function, not into it"
+    )]
+    Moved {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// An optimizer was asked for a step inside a loss function.
+    #[error(
+        "an optimizer's step inside a sharpness-aware loss function: put `#[sam]` on the function that computes the loss, \
+         and the optimizer's step after it"
+    )]
+    OptimizerInPass,
+
+    /// A variable that `vars` names gets no gradient, and was not changed by the first pass either.
+    #[error(
+        "`vars` names {variable}, which the loss neither depends on nor changes: it would not be perturbed; leave it out, or \
+         look for an operation without a backward pass above it (`candle_nn`'s layer_norm, rms_norm, softmax_last_dim, \
+         rope and sdpa have none)"
+    )]
+    NoGradient {
+        /// Its name, if it has one, shape and type.
+        variable: String,
+    },
+
+    /// A `Sam` that remembers something from step to step is used for two steps at once.
+    #[error(
+        "a step of this `Sam` is under way, and it remembers something from step to step: give each training a `Sam` of \
+         its own, with `clone()`"
+    )]
+    SharedMemory,
+
+    /// A variable in f16 or bf16 cannot hold w + ε̂: more than half of ε̂ would be lost to rounding.
+    #[error(
+        "{variable} cannot hold w + eps: rounding to {dtype:?} would lose {percent:.0} % of the perturbation; keep the weights \
+         in f32 and convert them with `to_dtype` in the forward pass, or take a larger `rho`", percent = 100.0 * .lost
+    )]
+    LostToRounding {
+        /// Shape and dtype of the variable that loses most.
+        variable: String,
+        /// Its dtype.
+        dtype: DType,
+        /// ‖lost‖ / ‖ε̂‖, from ½ to 1, or more.
+        lost: f64,
+    },
+
     /// The loss depends on none of the variables that `vars` names.
     #[error("`vars` names no variable that the loss depends on: nothing would be perturbed")]
     NothingToPerturb,
-
-    /// `m` of `shards` is zero.
-    #[error("`m` is 0: a shard needs at least one example")]
-    EmptyShard,
 
     /// Shards have a perturbation each, what is remembered is one for each step.
     #[error(
@@ -119,12 +195,25 @@ pub enum Error {
     ShardedScalar,
 
     /// An auxiliary value that does not say how the values of several shards make one.
-    #[error("auxiliary values of type `{0}` cannot be joined over shards: implement `Aux::join` for it")]
+    #[error(
+        "auxiliary values of type `{0}` cannot be joined over shards: implement `sam_runtime::Aux::join_shards` for it"
+    )]
     Join(&'static str),
 }
 
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)
+    }
+}
+
+/// A variable by its name; without one, by its place among those that the loss depends on.
+fn which(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
+    let kind = format!("{} {:?}", dtype.as_str(), shape.dims());
+    match name {
+        Some(name) => format!("`{name}` ({kind})"),
+        None => format!(
+            "{index} of {count}, counted from the loss down ({kind}; `sam_runtime::name_variables` gives it a name here)"
+        ),
     }
 }

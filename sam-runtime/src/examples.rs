@@ -4,11 +4,17 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::shards::same_rows;
+use crate::shards::rows_of;
+use crate::shares::{Part, Shares, same_rows};
 use crate::stages::Ascent;
-use crate::{Error, Output, Pass, Sam, Split};
+use crate::{Error, Output, Pass, Sam, Split, Weights};
 
 /// Examples chosen from a batch, or taken part by part. Made by [`Sam::parts`], [`Sam::hardest`] and [`Sam::sharpest`].
+///
+/// The loss of the whole batch is the mean of the losses of the parts, with their numbers of examples as weights. For a loss
+/// that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as tokens,
+/// [`weights`](Self::weights). The last part has what remains of the batch; a single example joins the part before it
+/// (unless m is 1), because a batch normalisation cannot normalise one example.
 ///
 /// A loss function asks it for its arguments, and the stages begin with it:
 ///
@@ -34,6 +40,7 @@ pub struct Examples<'a> {
     /// Examples in a part, or to choose.
     size: usize,
     rows: Option<usize>,
+    shares: Shares,
     current: RefCell<Rows>,
 }
 
@@ -54,15 +61,18 @@ impl Rule {
     }
 }
 
-/// Some of the batch, and how much of it that is.
+/// Some of the batch.
 #[derive(Clone, Debug)]
 pub(crate) struct Portion {
+    /// Its share of the examples.
     pub(crate) share: f64,
+    /// What its loss is multiplied by in the loss of the whole.
+    pub(crate) weight: f64,
     pub(crate) rows: Rows,
 }
 
 impl Portion {
-    pub(crate) const ALL: Self = Self { share: 1.0, rows: Rows::All };
+    pub(crate) const ALL: Self = Self { share: 1.0, weight: 1.0, rows: Rows::All };
 }
 
 #[derive(Clone, Debug)]
@@ -75,9 +85,13 @@ pub(crate) enum Rows {
 impl<'a> Examples<'a> {
     pub(crate) fn new(sam: &'a Sam, rule: Rule, size: usize) -> candle_core::Result<Self> {
         if size == 0 {
-            Err(Error::EmptyShard)?;
+            let (what, expected) = match rule {
+                Rule::Parts => ("m", "at least one example in a part"),
+                Rule::Hardest | Rule::Sharpest => ("k", "at least one example to choose"),
+            };
+            Err(Error::Setting { what, value: 0.0, expected })?;
         }
-        Ok(Self { sam, rule, size, rows: None, current: RefCell::new(Rows::All) })
+        Ok(Self { sam, rule, size, rows: None, shares: Shares::default(), current: RefCell::new(Rows::All) })
     }
 
     /// Names an argument that has a row for each example.
@@ -85,7 +99,41 @@ impl<'a> Examples<'a> {
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
     pub fn split(mut self, argument: &impl Split) -> candle_core::Result<Self> {
-        self.rows = Some(same_rows(self.rows, argument)?);
+        self.rows = Some(rows_of(self.rows, argument)?);
+        Ok(self)
+    }
+
+    /// For a loss that is a sum over examples: the losses of the parts, their gradients and their auxiliary floats are
+    /// added up. For [`Sam::parts`]; in place of [`weights`](Self::weights), if these were given.
+    ///
+    /// ```
+    /// use candle_core::{Device, Result, Tensor, Var};
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// let (w, x) = (Var::new(2f64, &Device::Cpu)?, Tensor::new(&[1f64, 2., 3.], &Device::Cpu)?);
+    /// let sam = Sam::new(0.5);
+    /// let parts = sam.parts(2)?.split(&x)?.sum();
+    /// let mut loss = |_| -> Result<Tensor> { parts.of(&x)?.broadcast_mul(&w)?.sum_all() };
+    /// let loss: Tensor = parts.ascend(&mut loss)?.perturb()?.descend(&mut loss)?.restore::<candle_core::Error>()?;
+    /// assert_eq!(loss.to_scalar::<f64>()?, 12.);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sum(mut self) -> Self {
+        self.shares = Shares::Sum;
+        self
+    }
+
+    /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the parts, their gradients and
+    /// their auxiliary floats are averaged with the sums of the weights in each part. Examples that weigh nothing are put
+    /// into a neighbouring part, where they would fill one. For [`Sam::parts`].
+    ///
+    /// # Errors
+    /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.
+    pub fn weights<W: Weights + ?Sized>(mut self, weights: &W) -> candle_core::Result<Self> {
+        self.shares = Shares::weighted(weights)?;
+        self.rows = self.shares.rows().map(|found| same_rows(self.rows, found)).transpose()?;
         Ok(self)
     }
 
@@ -96,8 +144,8 @@ impl<'a> Examples<'a> {
     pub fn of<T: Split + Clone>(&self, argument: &T) -> candle_core::Result<T> {
         match &*self.current.borrow() {
             Rows::All => Ok(argument.clone()),
-            Rows::Range(start, len) => argument.narrow(*start, *len),
-            Rows::Chosen(rows) => argument.select(rows),
+            Rows::Range(start, len) => argument.narrow_rows(*start, *len),
+            Rows::Chosen(rows) => argument.select_rows(rows),
         }
     }
 
@@ -112,6 +160,12 @@ impl<'a> Examples<'a> {
     {
         self.current.replace(Rows::All);
         self.sam.check()?;
+        if self.rule.is_per_example() && !matches!(self.shares, Shares::Examples) {
+            let what = if matches!(self.shares, Shares::Sum) { "sum" } else { "weights" };
+            let why =
+                "it says how the losses of parts are added up: `hardest` and `sharpest` have a loss for each example";
+            Err(candle_core::Error::from(Error::Settings { what, why }))?;
+        }
         Ascent::run(self.sam, Some(self), loss)
     }
 
@@ -126,14 +180,20 @@ impl<'a> Examples<'a> {
     /// What a pass goes over, before any are chosen.
     pub(crate) fn portions(&self) -> Vec<Portion> {
         let rows = self.rows.unwrap_or(1);
-        if self.rule.is_per_example() || self.size >= rows {
+        if self.rule.is_per_example() {
             return vec![Portion::ALL];
         }
-        let part = |start| {
-            let len = self.size.min(rows - start);
-            Portion { share: len as f64 / rows as f64, rows: Rows::Range(start, len) }
+        let parts = self.shares.cut(rows, self.size);
+        if parts.len() == 1 {
+            return vec![Portion::ALL];
+        }
+        let share = |len: usize| len as f64 / rows as f64;
+        let portion = |part: Part| Portion {
+            share: share(part.len),
+            weight: part.weight,
+            rows: Rows::Range(part.start, part.len),
         };
-        (0..rows).step_by(self.size).map(part).collect()
+        parts.into_iter().map(portion).collect()
     }
 
     /// Those with the largest of these numbers, the first of equals first, in the order of the batch.
@@ -145,7 +205,7 @@ impl<'a> Examples<'a> {
         rows.sort_by(|a, b| sizes[*b].total_cmp(&sizes[*a]));
         rows.truncate(self.size);
         rows.sort_unstable();
-        Portion { share: self.size as f64 / sizes.len() as f64, rows: Rows::Chosen(rows) }
+        Portion { share: self.size as f64 / sizes.len() as f64, weight: 1.0, rows: Rows::Chosen(rows) }
     }
 
     /// One loss for each example, on the host.

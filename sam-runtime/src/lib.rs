@@ -51,9 +51,11 @@
 //! # State and randomness
 //!
 //! A step runs the loss function twice. The layers of [`nn`] know it: their batch normalisation takes its statistics from
-//! the first pass alone, their dropout draws the same masks in both. With candle's own layers, say `vars = ..` for the
-//! first, and hand a generator as an argument and say `replay(rng)` for the second. [`Pass::current`] tells which pass is
-//! running. [`plain`] runs annotated functions as they are written.
+//! the first pass alone, their dropout draws the same masks in both. For candle's own batch normalisation pass `vars = ..`.
+//! Candle's own dropout, and `Tensor::randn` on the CPU, cannot be replayed: use [`nn::Dropout`]. A seeded generator of
+//! your own is an argument, `rng: &mut StdRng`, and `replay(rng)` makes both passes draw the same numbers from it; see
+//! [`argument`] for what else can be replayed. [`Pass::current`] tells which pass is running. [`plain`] runs annotated
+//! functions without SAM.
 //!
 //! # Variants
 //!
@@ -113,26 +115,34 @@ mod dual_norm;
 mod error;
 mod examples;
 mod gradient;
+mod graph;
 mod kernels;
 mod last;
+mod mean;
+mod names;
 pub mod nn;
 pub mod optim;
 mod output;
+mod overlap;
 mod pass;
 mod sam;
 mod shards;
+mod shares;
 mod stages;
 pub mod variants;
 mod weights;
 
+pub use checkpoint::write_atomically;
 pub use error::Error;
 pub use examples::Examples;
 pub use kernels::not_finite_steps;
 pub use last::Last;
-pub use output::{Aux, Output};
+pub use names::name_variables;
+pub use output::{Aux, Output, Plain};
 pub use pass::{Context, Pass, plain};
 pub use sam::Sam;
 pub use shards::{Shard, Shards, Split};
+pub use shares::Weights;
 pub use stages::{Ascent, Descent, Perturbed};
 pub use variants::Functional;
 
@@ -239,6 +249,7 @@ pub use variants::Functional;
 ///
 #[doc(inline)]
 pub use sam_macros::sam;
+pub use sam_macros::{Aux, Output};
 
 /// The example of the README, as a test.
 #[cfg(doctest)]

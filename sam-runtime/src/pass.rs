@@ -12,11 +12,13 @@
 //! ([`Error::Nested`](crate::Error::Nested)).
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor, TensorId, Var};
 
 /// What the loss function is being run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -234,12 +236,26 @@ impl Step {
         self.before().keep(var)
     }
 
-    /// What it has remembered, for whoever decides whether all went well.
+    /// Forgets what these variables were.
+    pub(crate) fn forget<'a>(&self, vars: impl Iterator<Item = &'a Var>) {
+        let mut before = self.before();
+        vars.for_each(|var| before.remove(var));
+    }
+
+    /// Whether a variable that it remembers has the same values still.
+    pub(crate) fn is_unchanged(&self, var: &Var) -> Result<bool> {
+        match self.before().get(var) {
+            Some(before) => Ok(var.as_detached_tensor().ne(before)?.flatten_all()?.max(0)?.to_scalar::<u8>()? == 0),
+            None => Ok(false),
+        }
+    }
+
+    /// What it has remembered.
     pub(crate) fn take_before(&self) -> Before {
         std::mem::take(&mut self.before())
     }
 
-    fn before(&self) -> std::sync::MutexGuard<'_, Before> {
+    fn before(&self) -> MutexGuard<'_, Before> {
         self.0.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -263,32 +279,52 @@ impl WeakStep {
     }
 }
 
-/// Values of variables from before a step.
+/// Whether this thread is certainly inside a loss function. On a thread of a rayon pool that is not certain.
+pub(crate) fn is_inside_a_pass() -> bool {
+    CURRENT.with_borrow(|context| context.place == Place::Pass) && rayon::current_thread_index().is_none()
+}
+
+/// Values of variables from before a step. Dropped, it puts them back.
 #[derive(Debug, Default)]
-pub(crate) struct Before(Vec<(Var, Tensor)>);
+pub(crate) struct Before(HashMap<TensorId, (Var, Tensor)>);
 
 impl Before {
     fn keep(&mut self, var: &Tensor) -> Result<()> {
-        if self.0.iter().all(|(known, _)| known.id() != var.id()) {
+        if let Entry::Vacant(place) = self.0.entry(var.id()) {
             let var = Var::from_tensor(var)?;
-            let value = var.as_detached_tensor().copy()?;
-            self.0.push((var, value));
+            let value = var.as_detached_tensor().copy()?.detach();
+            place.insert((var, value));
         }
         Ok(())
     }
 
-    /// Keeps what was before both, `self` being the earlier one.
-    pub(crate) fn append(&mut self, later: Self) {
-        for (var, value) in later.0 {
-            if self.0.iter().all(|(known, _)| known.id() != var.id()) {
-                self.0.push((var, value));
-            }
-        }
+    /// What a variable was, if it was kept.
+    pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
+        self.0.get(&var.id()).map(|(_, value)| value)
     }
 
-    /// Puts the values back.
-    pub(crate) fn restore(self) {
-        for (var, value) in self.0 {
+    /// Forgets a variable.
+    pub(crate) fn remove(&mut self, var: &Var) {
+        self.0.remove(&var.id());
+    }
+
+    /// Keeps what was before both, `self` being the earlier one.
+    pub(crate) fn append(&mut self, mut later: Self) {
+        for (id, kept) in self.0.drain() {
+            later.0.insert(id, kept);
+        }
+        std::mem::swap(&mut self.0, &mut later.0);
+    }
+
+    /// All went well: what has changed stays so.
+    pub(crate) fn forget(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        for (_, (var, value)) in self.0.drain() {
             if let Err(error) = var.set(&value) {
                 tracing::error!(%error, "a state variable could not be put back after a failed step");
             }

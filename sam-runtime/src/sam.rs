@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
+use crate::argument::Rho;
 use crate::dual_norm::DualNorm;
 use crate::examples::{Examples, Rule};
 use crate::kernels;
@@ -142,7 +143,7 @@ impl Sam {
     pub const ETA: f64 = 0.01;
 
     /// A Euclidean ball of radius `rho` around the weights. With `rho` = 0 a step is one plain pass.
-    pub fn new(rho: impl Into<f64>) -> Self {
+    pub fn new(rho: impl Rho) -> Self {
         Self {
             radius: Radius::Constant(rho.into()),
             p: 2.0,
@@ -217,7 +218,8 @@ impl Sam {
         self
     }
 
-    /// ρ as a function of the number of steps before this one.
+    /// ρ as a function of the number of steps before this one. Called once at the beginning of each step; it may ask this
+    /// `Sam` for what is known of the [last](Self::last) one.
     pub fn rho_schedule(self, rho: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
         self.radius(Radius::Schedule(Arc::new(rho)))
     }
@@ -249,9 +251,11 @@ impl Sam {
 
     /// Perturbs these variables only, the others stay where they are; without it, whatever the loss depends on is
     /// perturbed. Variables among these that get no gradient, such as the statistics of a batch normalisation, are
-    /// state, and keep what the first pass has made of them.
+    /// state, and keep what the first pass has made of them. A variable that is listed several times, such as a tied weight
+    /// under two names, counts once.
     pub fn vars(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
-        self.vars = Some(vars.into_iter().collect());
+        let mut known = HashSet::new();
+        self.vars = Some(vars.into_iter().filter(|var| known.insert(var.id())).collect());
         self
     }
 
@@ -266,7 +270,9 @@ impl Sam {
     /// done with them, so that small gradients survive a network in f16. A gradient that overflows is, on the CPU, an
     /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Elsewhere
     /// nobody looks: the gradient that is handed on is not finite then, and what is remembered stays as it was.
-    /// Variables should be f32 (master weights): gradients are handed on in the type of their variable.
+    /// Variables should be f32 (master weights): gradients are returned in the dtype of their variable, and variables in f16
+    /// or bf16 lose much of a small ε̂ to rounding. On the CPU that is an [`Error::LostToRounding`], where they would lose more
+    /// than half of it.
     pub fn loss_scale(mut self, scale: f64) -> Self {
         self.loss_scale = scale;
         self
@@ -290,28 +296,71 @@ impl Sam {
         self.memory().last.clone()
     }
 
-    /// Says the learning rate, for a [`Radius::WithRate`].
+    /// Sets the learning rate that a [`Radius::WithRate`] goes with, as [`Sam::gsam`]'s does: call
+    /// `sam.set_learning_rate(opt.learning_rate())` before each step. Without it the first step is an error. With other radii
+    /// it does nothing. [`save`](Self::save) saves it as well.
     pub fn set_learning_rate(&self, rate: f64) {
         self.memory().state.rate = Some(rate);
+    }
+
+    /// An error if the radius goes with a learning rate that was never set, or is not finite.
+    pub(crate) fn check_rate(&self) -> Result<(), Error> {
+        match (&self.radius, self.memory().state.rate) {
+            (Radius::WithRate { .. }, None) => Err(Error::Settings {
+                what: "Radius::WithRate",
+                why: "no learning rate is set: call `sam.set_learning_rate(opt.learning_rate())` before each step",
+            }),
+            (Radius::WithRate { .. }, Some(value)) if !value.is_finite() => {
+                Err(Error::Setting { what: "learning rate", value, expected: "a finite number" })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
     /// all others. Where the optimizer's step was left out, `finish(0.)` does away with it.
     ///
+    /// What the loss was multiplied by before its backward pass multiplies g₂ - g too, as it multiplies g. It is that of the
+    /// last backward pass; a loss without one counts as not scaled. What is done to the gradients afterwards, such as
+    /// clipping them by their norm, cannot be known here: pass a smaller rate.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Result, Tensor, Var};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// let w = Var::new(3f64, &Device::Cpu)?;
+    /// let (sam, mut sgd) = (Sam::wsam(), SGD::new(vec![w.clone()], 0.1)?);
+    /// let loss = sam.loss(|| -> Result<Tensor> { w.sqr() })?;
+    /// sgd.backward_step(&(loss * 0.5)?)?;                               // w - lr g / 2 = 3 - 0.1 · 6 / 2
+    /// sam.finish(0.1)?;                                                 // - lr · 9 (g₂ - g) / 2 = 0.1 · 9 · 0.1 / 2
+    /// assert!((w.to_scalar::<f64>()? - 2.655).abs() < 1e-12);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// If candle fails.
     pub fn finish(&self, learning_rate: f64) -> candle_core::Result<()> {
-        let remainder = std::mem::take(&mut self.memory().state.remainder);
+        let (remainder, factor) = {
+            let state = &mut self.memory().state;
+            (std::mem::take(&mut state.remainder), std::mem::take(&mut state.factor))
+        };
         for (var, rest) in remainder.iter() {
             let one = kernels::number(rest, 1.0)?;
-            kernels::mix(var.as_tensor(), &one, rest, &kernels::number(rest, -learning_rate)?)?;
+            kernels::mix(var.as_tensor(), &one, rest, &factor.times(-learning_rate, rest)?)?;
         }
         Ok(())
     }
 
-    /// Writes what it remembers from step to step to a safetensors file, under the names that the variables have in
-    /// `names`: counters, means, kept directions, masks. What is drawn depends on the seed and the counters, so a run that
-    /// goes on from here has the same bits as one that was not interrupted. The file is there whole or not at all.
+    /// Writes what it remembers from step to step to a safetensors file: counters, means, kept gradients, masks, under the
+    /// names that the variables have in `names` (the first in alphabetical order, where one has several; any is found when it
+    /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
+    /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
+    ///
+    /// The file says which pieces of this `Sam` remember something, such as [`Direction::Last`] or [`Combination::Look`]. It
+    /// can be loaded by a `Sam` in which these are the same; their constants may be others.
     ///
     /// # Errors
     /// If a step of it is under way, a variable has no name, or the file cannot be written.
@@ -336,21 +385,26 @@ impl Sam {
     /// ```
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
         self.between_steps()?;
-        self.memory().state.save(self.seed, names, path.as_ref())
+        let mut state = self.state();
+        state.remainder = state.factor.applied(&state.remainder)?;
+        state.save(self, names, path.as_ref())
     }
 
-    /// Reads what [`save`](Self::save) has written. On an error all is as before.
+    /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
+    /// 0.1.0 was released, are read as well, if this `Sam` has a use for all that is in them.
     ///
     /// # Errors
-    /// If a step of it is under way, the file cannot be read, or is that of other variables or another seed.
+    /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
+    /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
         self.between_steps()?;
-        let state = State::load(self.seed, names, path.as_ref())?;
+        let state = State::load(self, names, path.as_ref())?;
         self.memory().state = state;
         Ok(())
     }
 
-    /// Whether every setting is in range, and all go together; a step asks this first.
+    /// Whether every setting is in range, and all go together; a step asks this first. What a ρ schedule returns is checked
+    /// by the step that uses it.
     ///
     /// # Errors
     /// If one is not, or two do not.
@@ -370,7 +424,8 @@ impl Sam {
         let radius = |rho: f64| if rho.is_finite() && rho >= 0.0 { Ok(()) } else { Err(Error::Rho(rho)) };
         match &self.radius {
             Radius::Constant(rho) => radius(*rho)?,
-            Radius::Schedule(rho) => radius(rho(self.memory().state.steps))?,
+            // Checked by the step that asks for it.
+            Radius::Schedule(_) => {}
             Radius::WithRate { rho, rate } => {
                 radius(*rho.start())?;
                 radius(*rho.end())?;
@@ -541,7 +596,8 @@ impl Sam {
         Ascent::run(self, None, loss)
     }
 
-    /// Splits a batch into shards of `m` examples, for a step with each (m-sharpness): one ε̂ for each shard.
+    /// Splits a batch into shards of `m` examples, for a step with each (m-sharpness): one ε̂ for each shard. For losses
+    /// that are no means over examples see [`Shards::sum`] and [`Shards::weights`].
     ///
     /// # Errors
     /// If `m` is 0, or a piece of this remembers something from step to step.
@@ -550,7 +606,8 @@ impl Sam {
     }
 
     /// Takes a batch in parts of `m` examples, in each pass one after the other: one ε̂ from all of them, and the memory of
-    /// one part (gradient accumulation).
+    /// one part (gradient accumulation). For losses that are no means over examples see [`Examples::sum`] and
+    /// [`Examples::weights`].
     ///
     /// # Errors
     /// If `m` is 0.
@@ -579,8 +636,11 @@ impl Sam {
 
     /// Whether a step that begins now may have a perturbation.
     pub(crate) fn perturbs(&self) -> bool {
-        let memory = self.memory();
-        self.radius.before(memory.state.steps, memory.state.rate) > 0.0 && Step::is_outermost()
+        let (steps, rate) = {
+            let memory = self.memory();
+            (memory.state.steps, memory.state.rate)
+        };
+        Step::is_outermost() && self.radius.before(steps, rate) > 0.0
     }
 
     /// Whether a step depends on those before.
@@ -601,9 +661,13 @@ impl Sam {
     }
 
     /// Says that a step is under way, as long as it lives.
-    pub(crate) fn under_way(&self) -> UnderWay<'_> {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self)
+    ///
+    /// # Errors
+    /// If another one is, and steps depend on those before.
+    pub(crate) fn under_way(&self) -> Result<UnderWay<'_>, Error> {
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let this = UnderWay(self);
+        if others > 0 && self.has_memory() { Err(Error::SharedMemory) } else { Ok(this) }
     }
 
     fn between_steps(&self) -> Result<(), Error> {
@@ -617,9 +681,9 @@ impl Sam {
     /// What a step that went well leaves behind.
     pub(crate) fn remember(&self, state: State, last: Last) {
         let mut memory = self.memory();
-        // Said while the step was under way.
-        let rate = memory.state.rate;
-        memory.state = State { rate, ..state };
+        // Set while the step was under way, by others.
+        let (rate, steps) = (memory.state.rate, memory.state.steps + 1);
+        memory.state = State { rate, steps, ..state };
         memory.last = Some(last);
     }
 

@@ -6,14 +6,15 @@ use candle_core::Var;
 use crate::course::Course;
 use crate::gradient::{Gradient, loss_with_gradient};
 use crate::kernels::check_finite;
+use crate::pass::Before;
 use crate::weights::Displaced;
 use crate::{Examples, Output, Pass, Sam, Shards};
 
 /// After stage one: L(w) and ∇L(w) are known, the graph is gone.
 #[must_use = "the step goes on with `.perturb()`"]
 pub struct Ascent<'a, O> {
-    course: Course<'a>,
     found: Found<O>,
+    course: Course<'a>,
 }
 
 enum Found<O> {
@@ -47,8 +48,9 @@ struct Slope<O> {
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step goes on with `.descend(..)`"]
 pub struct Perturbed<'a, O> {
-    course: Course<'a>,
+    // The weights go back first, then the state of layers, which may be among the variables that are kept with them.
     moved: Moved<O>,
+    course: Course<'a>,
 }
 
 enum Moved<O> {
@@ -68,9 +70,9 @@ enum Moved<O> {
 /// After stage three: ∇L(w + ε̂) is known, the variables still hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step ends with `.restore()`"]
 pub struct Descent<'a, O> {
-    course: Course<'a>,
     done: Done<O>,
     weights: Option<Displaced>,
+    course: Course<'a>,
 }
 
 impl<'a, O: Output> Ascent<'a, O> {
@@ -98,15 +100,16 @@ impl<O: Output> Found<O> {
             let (output, gradient) = course.plain(loss)?;
             return Ok(Self::Done(Done { output, gradient }));
         }
+        course.keep_listed(along.as_ref().unwrap_or(&Gradient::new()))?;
         if let Some(direction) = along {
             return Ok(Self::Direction(direction));
         }
 
         let (output, all) = course.first(loss)?;
+        let output = output.detached()?;
         if all.is_empty() {
             return Ok(Self::Done(Done { output, gradient: None }));
         }
-        let output = output.detach();
         let (gradient, state) = course.perturbed_among(&all)?;
         if course.needs_no_second(&gradient, &all)? {
             return Ok(Self::Done(Done { output, gradient: Some(all) }));
@@ -175,7 +178,7 @@ impl<'a, O> Perturbed<'a, O> {
             Moved::Only { weights } => {
                 let (output, gradient) = course.only(loss)?;
                 check_finite(&gradient, Pass::Ascent)?;
-                (output.detach(), gradient, weights)
+                (output.detached()?, gradient, weights)
             }
         };
         Ok(Descent { course, done: Done { output, gradient: Some(gradient) }, weights: Some(weights) })
@@ -192,10 +195,18 @@ impl<O> Descent<'_, O> {
         O: Output,
         E: From<candle_core::Error>,
     {
-        let Done { output, gradient } = self.end()?;
-        let Some(gradient) = gradient else { return Ok(output) };
-        let loss = loss_with_gradient(output.loss(), gradient)?;
-        Ok(output.with_loss(loss))
+        let factor = self.course.loss_factor();
+        let (Done { output, gradient }, before) = self.end()?;
+        let output = match gradient {
+            Some(gradient) => {
+                let loss = loss_with_gradient(output.loss(), gradient)?;
+                let loss = if let Some(factor) = factor { factor.watch(&loss)? } else { loss };
+                output.with_loss(loss)
+            }
+            None => output,
+        };
+        before.forget();
+        Ok(output)
     }
 
     /// Stage four, for one [shard](Shards) of a batch: w ← w, and the gradient joins the average.
@@ -206,16 +217,16 @@ impl<O> Descent<'_, O> {
     where
         O: Output,
     {
-        let Done { output, gradient } = self.end()?;
-        shards.add(output, gradient)
+        let (Done { output, gradient }, before) = self.end()?;
+        shards.add(output, gradient, before)
     }
 
-    fn end(self) -> candle_core::Result<Done<O>> {
+    fn end(self) -> candle_core::Result<(Done<O>, Before)> {
         let Self { course, done, weights } = self;
         if let Some(weights) = weights {
             weights.restore()?;
         }
-        course.end(done.gradient.as_ref())?;
-        Ok(done)
+        let before = course.end(done.gradient.as_ref())?;
+        Ok((done, before))
     }
 }

@@ -10,40 +10,50 @@ use std::mem;
 use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, MetalStorage, Result, Tensor, Var};
 
 use crate::gradient::Gradient;
+use crate::overlap::Claim;
+use crate::pass::Step;
 
 /// Variables that hold other values for a while. Dropped, it puts them back.
-#[derive(Debug, Default)]
-pub(crate) struct Displaced(Vec<(Var, Tensor)>);
+#[derive(Debug)]
+pub(crate) struct Displaced {
+    values: Vec<(Var, Tensor)>,
+    claim: Claim,
+}
 
 impl Displaced {
     /// Gives each variable the value beside it, and keeps its own for the way back.
-    pub(crate) fn new(values: Vec<(Var, Tensor)>) -> Result<Self> {
-        let mut displaced = Self(Vec::with_capacity(values.len()));
+    ///
+    /// # Errors
+    /// If a variable is displaced already; none is then touched.
+    pub(crate) fn new(step: &Step, values: Vec<(Var, Tensor)>) -> Result<Self> {
+        let mut displaced = Self { values: Vec::with_capacity(values.len()), claim: Claim::new(step) };
+        displaced.claim.add(values.iter().map(|(var, _)| var))?;
         for (var, value) in values {
             exchange(&var, &value)?;
-            displaced.0.push((var, value));
+            displaced.values.push((var, value));
         }
         Ok(displaced)
     }
 
     /// Keeps what these variables hold now: whatever is written to them meanwhile is undone.
-    pub(crate) fn keep(&mut self, vars: impl IntoIterator<Item = Var>) -> Result<()> {
+    pub(crate) fn keep(&mut self, vars: &[Var]) -> Result<()> {
+        self.claim.add(vars.iter())?;
         for var in vars {
-            let scratch = var.as_detached_tensor().copy()?;
-            exchange(&var, &scratch)?;
-            self.0.push((var, scratch));
+            let scratch = var.as_detached_tensor().copy()?.detach();
+            exchange(var, &scratch)?;
+            self.values.push((var.clone(), scratch));
         }
         Ok(())
     }
 
     /// The variables, and what they held before.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
-        self.0.iter()
+        self.values.iter()
     }
 
     /// The part of a gradient that belongs to these variables.
     pub(crate) fn of(&self, gradient: &Gradient) -> Gradient {
-        let mine: HashSet<_> = self.0.iter().map(|(var, _)| var.id()).collect();
+        let mine: HashSet<_> = self.values.iter().map(|(var, _)| var.id()).collect();
         gradient.iter().filter(|(var, _)| mine.contains(&var.id())).cloned().collect()
     }
 
@@ -54,7 +64,7 @@ impl Displaced {
 
     fn put_back(&mut self) -> Result<()> {
         let mut outcome = Ok(());
-        while let Some((var, old)) = self.0.pop() {
+        while let Some((var, old)) = self.values.pop() {
             outcome = outcome.and(exchange(&var, &old));
         }
         outcome

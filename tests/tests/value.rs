@@ -18,8 +18,8 @@ struct Metrics {
 }
 
 impl Aux for Metrics {
-    fn detach(self) -> Self {
-        Self { logits: self.logits.detach(), ..self }
+    fn detached(self) -> Result<Self> {
+        Ok(Self { logits: self.logits.detached()?, ..self })
     }
 }
 
@@ -99,7 +99,7 @@ fn auxiliary_values_of_shards() {
         step.restore_into(&mut shards).unwrap();
     };
     let error = outcome.unwrap_err().to_string();
-    assert!(error.contains("Metrics") && error.contains("Aux::join"), "{error}");
+    assert!(error.contains("Metrics") && error.contains("Aux::join_shards"), "{error}");
 }
 
 #[test]

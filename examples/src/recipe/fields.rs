@@ -315,11 +315,7 @@ impl Recipe {
         );
         let part = rows / count;
         let shard = if self.rho == 0.0 && self.m > 0 { self.m } else { part.max(1) };
-        let shards = |start: usize| {
-            let end = start + part;
-            (start..end).step_by(shard).map(move |at| at..end.min(at + shard))
-        };
-        Ok((0..count).flat_map(|i| shards(i * part)).collect())
+        Ok((0..count).flat_map(|i| cut(i * part..(i + 1) * part, shard)).collect())
     }
 
     /// How many times a batch of so many images is normalised: once a shard, of SAM or of the parts.
@@ -328,7 +324,7 @@ impl Recipe {
     /// As [`parts`](Self::parts).
     pub fn shards(&self, rows: usize) -> Result<usize> {
         let shard = if self.m == 0 { usize::MAX } else { self.m };
-        Ok(self.parts(rows)?.iter().map(|part| part.len().div_ceil(shard)).sum())
+        Ok(self.parts(rows)?.into_iter().map(|part| cut(part, shard).len()).sum())
     }
 
     /// What is done to training images.
@@ -336,6 +332,19 @@ impl Recipe {
     pub fn augment(&self) -> Augment {
         Augment { basic: self.basic, auto: self.auto_augment.0, cutout: self.cutout }
     }
+}
+
+/// Shards of `m`, as SAM has them: a single image that remains joins the shard before it.
+fn cut(range: Range<usize>, m: usize) -> Vec<Range<usize>> {
+    let mut shards: Vec<_> = range.clone().step_by(m).map(|at| at..range.end.min(at.saturating_add(m))).collect();
+    if m > 1
+        && shards.len() > 1
+        && shards.pop_if(|last| last.len() == 1).is_some()
+        && let Some(last) = shards.last_mut()
+    {
+        last.end = range.end;
+    }
+    shards
 }
 
 #[cfg(test)]
@@ -413,6 +422,7 @@ mod tests {
         };
         assert_eq!(parts("rho = 0.05\nm = 4", 10), [(0, 10)]);
         assert_eq!(parts("m = 4", 10), [(0, 4), (4, 8), (8, 10)]);
+        assert_eq!(parts("m = 4", 9), [(0, 4), (4, 9)]);
         assert_eq!(parts("rho = 0.05\naccumulate = 2\nm = 4", 12), [(0, 6), (6, 12)]);
         assert_eq!(parts("accumulate = 2\nm = 4", 12), [(0, 4), (4, 6), (6, 10), (10, 12)]);
         assert_eq!(parts("", 12), [(0, 12)]);

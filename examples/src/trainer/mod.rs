@@ -461,7 +461,7 @@ impl<'a> Training<'a> {
         let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
         for part in parts {
             let share = part.len() as f64 / rows as f64;
-            let part = sam_runtime::Split::narrow(examples, part.start, part.len())?;
+            let part = sam_runtime::Split::narrow_rows(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
             let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
             sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);
@@ -726,7 +726,7 @@ mod tests {
         let wrapped = |error: Error| anyhow::Error::from(candle_core::Error::from(error));
         assert!(is_not_finite(&wrapped(Error::NonFiniteLoss { pass: Pass::Ascent, value: f64::NAN })));
         let (shape, dtype) = ((2, 3).into(), DType::F32);
-        let gradient = Error::NonFiniteGradient { pass: Pass::Descent, index: 1, count: 2, shape, dtype };
+        let gradient = Error::NonFiniteGradient { pass: Pass::Descent, name: None, index: 1, count: 2, shape, dtype };
         assert!(is_not_finite(&wrapped(gradient)));
         assert!(is_not_finite(&wrapped(Error::NonFiniteNorm(f64::INFINITY))));
         assert!(!is_not_finite(&wrapped(Error::Rho(f64::NAN))));

@@ -36,41 +36,42 @@ unsafe fn loss(
     f: impl Fn(&Tensor) -> Result<Tensor> + Clone,
     unused: Tensor,
 ) -> Result<Tensor> {
-    let sam = ::sam_runtime::Sam::new(radius(step));
-    let held_x = x;
-    let held_logits = logits;
-    let held_y = y;
-    let held_mask = mask;
+    let __sam = ::sam_runtime::Sam::new(radius(step));
+    let __sam_held_x = x;
+    let __sam_held_logits = logits;
+    let __sam_held_y = y;
+    let __sam_held_mask = mask;
     #[cfg(feature = "cuda")]
-    let held_stream = stream;
-    let held_f = f;
-    let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        #[allow(clippy::shadow_unrelated)]
-        let mut x = ::sam_runtime::argument::again(&held_x);
-        #[allow(clippy::shadow_unrelated)]
-        let logits = ::sam_runtime::argument::again(&held_logits);
-        #[allow(clippy::shadow_unrelated)]
-        let mut y = ::sam_runtime::argument::again(&held_y);
-        #[allow(clippy::shadow_unrelated)]
-        let mask = ::sam_runtime::argument::again(&held_mask);
-        #[allow(clippy::shadow_same)]
-        let mut best = best;
-        #[allow(clippy::shadow_same)]
-        let rng = &mut *rng;
+    let __sam_held_stream = stream;
+    let __sam_held_f = f;
+    let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
+        let mut x @ _ = ::sam_runtime::argument::again(&__sam_held_x);
+        let logits @ _ = ::sam_runtime::argument::again(&__sam_held_logits);
+        let mut y @ _ = ::sam_runtime::argument::again(&__sam_held_y);
+        let mask @ _ = ::sam_runtime::argument::again(&__sam_held_mask);
+        let mut best @ _ = best;
+        let rng @ _ = &mut *rng;
         #[cfg(feature = "cuda")]
-        #[allow(clippy::shadow_unrelated)]
-        let stream = ::sam_runtime::argument::again(&held_stream);
-        #[allow(clippy::shadow_unrelated)]
-        let f = ::sam_runtime::argument::again(&held_f);
-        {
-            x = f(&x)?;
-            y = mask.where_cond(&y, &logits)?;
-            if rng.random() {
-                best = &x;
+        let stream @ _ = ::sam_runtime::argument::again(&__sam_held_stream);
+        let f @ _ = ::sam_runtime::argument::again(&__sam_held_f);
+        match () {
+            () => {
+                x = f(&x)?;
+                y = mask.where_cond(&y, &logits)?;
+                if rng.random() {
+                    best = &x;
+                }
+                #[cfg(feature = "cuda")] stream.wait()?;
+                best.sub(&y)?.sqr()?.mean_all()
             }
-            #[cfg(feature = "cuda")] stream.wait()?;
-            best.sub(&y)?.sqr()?.mean_all()
         }
     };
-    sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+    let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
+    let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
+    let __sam_descent = ::sam_runtime::Perturbed::descend(
+        __sam_perturbed,
+        &mut __sam_body,
+    )?;
+    let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
+    __sam_loss
 }

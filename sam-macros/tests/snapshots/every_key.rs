@@ -11,24 +11,41 @@
 // Output
 
 fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
-    let sam = ::facade::sam::Sam::new(0.05)
-        .p(::core::primitive::f64::INFINITY)
-        .adaptive(::facade::sam::Sam::ETA)
-        .vars(model.vars());
-    let m: ::core::primitive::usize = 32;
-    let mut held_rng = ::facade::sam::argument::Replay::new(rng);
-    let mut shards = sam.shards(m)?.split(x)?;
-    while let ::core::option::Option::Some(shard) = shards.next_shard() {
-        let mut body = |pass: ::facade::sam::Pass| -> Result<Tensor> {
-            #[allow(clippy::shadow_reuse)]
-            let x = &shard.of(x)?;
-            #[allow(clippy::shadow_unrelated)]
-            let rng = held_rng.turn(pass);
-            { model.forward(x, rng)?.mean_all() }
+    let __sam = ::facade::sam::Sam::new(0.05);
+    let __sam = ::facade::sam::Sam::p(__sam, ::core::primitive::f64::INFINITY);
+    let __sam = ::facade::sam::Sam::adaptive(__sam, ::facade::sam::Sam::ETA);
+    let __sam = ::facade::sam::Sam::vars(
+        __sam,
+        ::facade::sam::argument::variables(model.vars()),
+    );
+    let __sam_size: ::core::primitive::usize = 32;
+    let __sam_shards = ::facade::sam::Sam::shards(&__sam, __sam_size)?;
+    let mut __sam_held_rng = ::facade::sam::argument::Replay::new(rng)?;
+    let __sam_shards = ::facade::sam::Shards::split(__sam_shards, x)?;
+    let mut __sam_shards = __sam_shards;
+    while let ::core::option::Option::Some(__sam_shard) = ::facade::sam::Shards::next_shard(
+        &mut __sam_shards,
+    ) {
+        let mut __sam_body = |__sam_pass: ::facade::sam::Pass| -> Result<Tensor> {
+            let x @ _ = &::facade::sam::Shard::of(&__sam_shard, x)?;
+            let rng @ _ = ::facade::sam::argument::Replay::turn(
+                &mut __sam_held_rng,
+                __sam_pass,
+            );
+            match () {
+                () => model.forward(x, rng)?.mean_all(),
+            }
         };
-        sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore_into(&mut shards)?;
+        let __sam_ascent = ::facade::sam::Sam::ascend(&__sam, &mut __sam_body)?;
+        let __sam_perturbed = ::facade::sam::Ascent::perturb(__sam_ascent)?;
+        let __sam_descent = ::facade::sam::Perturbed::descend(
+            __sam_perturbed,
+            &mut __sam_body,
+        )?;
+        ::facade::sam::Descent::restore_into(__sam_descent, &mut __sam_shards)?;
     }
-    shards.loss()
+    let __sam_loss = ::facade::sam::Shards::loss(__sam_shards);
+    __sam_loss
 }
 /// `loss` without SAM: the function as it was written.
 ///

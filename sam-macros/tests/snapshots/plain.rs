@@ -23,17 +23,25 @@
 #[cfg_attr(docsrs, doc = "Nightly.", must_use)]
 #[inline]
 pub fn loss(x: &Tensor, y: Tensor, rho: f64) -> Result<Tensor> {
-    let sam = ::sam_runtime::Sam::new(rho);
-    let held_y = y;
-    let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        #[allow(clippy::shadow_unrelated)]
-        let mut y = ::sam_runtime::argument::again(&held_y);
-        {
-            y = (x - y)?;
-            y.sqr()?.mean_all()
+    let __sam = ::sam_runtime::Sam::new(rho);
+    let __sam_held_y = y;
+    let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
+        let mut y @ _ = ::sam_runtime::argument::again(&__sam_held_y);
+        match () {
+            () => {
+                y = (x - y)?;
+                y.sqr()?.mean_all()
+            }
         }
     };
-    sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+    let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
+    let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
+    let __sam_descent = ::sam_runtime::Perturbed::descend(
+        __sam_perturbed,
+        &mut __sam_body,
+    )?;
+    let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
+    __sam_loss
 }
 /// `loss` without SAM: the function as it was written.
 ///
@@ -44,7 +52,6 @@ pub fn loss(x: &Tensor, y: Tensor, rho: f64) -> Result<Tensor> {
 /// # Panics
 ///
 /// As `loss`.
-#[allow(unused_variables)]
 #[cfg_attr(docsrs, must_use)]
 #[inline]
 pub fn plain_loss(x: &Tensor, mut y: Tensor, rho: f64) -> Result<Tensor> {

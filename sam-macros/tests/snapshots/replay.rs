@@ -15,21 +15,35 @@ fn loss(
     dropout: &Dropout,
     seed: u64,
 ) -> Result<Tensor> {
-    let sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO).p(1.5).adaptive(0.1);
-    let mut held_rng = ::sam_runtime::argument::Replay::new(rng);
-    let mut held_dropout = ::sam_runtime::argument::ReplayRef::new(dropout);
-    let held_seed = seed;
-    let mut body = |pass: ::sam_runtime::Pass| -> Result<Tensor> {
-        #[allow(clippy::shadow_unrelated)]
-        let rng = held_rng.turn(pass);
-        #[allow(clippy::shadow_unrelated)]
-        let mut dropout = held_dropout.turn(pass);
-        #[allow(clippy::shadow_unrelated)]
-        let mut seed = ::sam_runtime::argument::again(&held_seed);
-        {
-            seed += 1;
-            dropout.forward(&model.forward(x, rng, seed)?)
+    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO);
+    let __sam = ::sam_runtime::Sam::p(__sam, 1.5);
+    let __sam = ::sam_runtime::Sam::adaptive(__sam, 0.1);
+    let mut __sam_held_rng = ::sam_runtime::argument::Replay::new(rng)?;
+    let mut __sam_held_dropout = ::sam_runtime::argument::ReplayRef::new(dropout)?;
+    let __sam_held_seed = ::sam_runtime::argument::replayed(seed)?;
+    let mut __sam_body = |__sam_pass: ::sam_runtime::Pass| -> Result<Tensor> {
+        let rng @ _ = ::sam_runtime::argument::Replay::turn(
+            &mut __sam_held_rng,
+            __sam_pass,
+        );
+        let mut dropout @ _ = ::sam_runtime::argument::ReplayRef::turn(
+            &mut __sam_held_dropout,
+            __sam_pass,
+        );
+        let mut seed @ _ = ::sam_runtime::argument::again(&__sam_held_seed);
+        match () {
+            () => {
+                seed += 1;
+                dropout.forward(&model.forward(x, rng, seed)?)
+            }
         }
     };
-    sam.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+    let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
+    let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
+    let __sam_descent = ::sam_runtime::Perturbed::descend(
+        __sam_perturbed,
+        &mut __sam_body,
+    )?;
+    let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
+    __sam_loss
 }

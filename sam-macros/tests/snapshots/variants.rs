@@ -8,20 +8,35 @@
 // Output
 
 fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
-    let sam = ::sam_runtime::Sam::new(0.2)
-        .unnormalised()
-        .combination(::sam_runtime::variants::Combination::Gsam {
+    let __sam = ::sam_runtime::Sam::new(0.2);
+    let __sam = ::sam_runtime::Sam::unnormalised(__sam);
+    let __sam = ::sam_runtime::Sam::combination(
+        __sam,
+        ::sam_runtime::variants::Combination::Gsam {
             alpha: ::core::primitive::f64::from(alpha),
-        });
-    let k: ::core::primitive::usize = x.dim(0)? / 3;
-    let held_y = y;
-    let examples = sam.hardest(k)?.split(x)?.split(&held_y)?;
-    let mut body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        #[allow(clippy::shadow_reuse)]
-        let x = &examples.of(x)?;
-        #[allow(clippy::shadow_unrelated)]
-        let y = examples.of(&held_y)?;
-        { cross_entropies(&model.forward(x)?, &y) }
+        },
+    );
+    let __sam_size: ::core::primitive::usize = x.dim(0)? / 3;
+    let __sam_examples = ::sam_runtime::Sam::hardest(&__sam, __sam_size)?;
+    let __sam_held_y = y;
+    let __sam_examples = ::sam_runtime::Examples::split(__sam_examples, x)?;
+    let __sam_examples = ::sam_runtime::Examples::split(__sam_examples, &__sam_held_y)?;
+    let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
+        let x @ _ = &::sam_runtime::Examples::of(&__sam_examples, x)?;
+        let y @ _ = ::sam_runtime::Examples::of(&__sam_examples, &__sam_held_y)?;
+        match () {
+            () => cross_entropies(&model.forward(x)?, &y),
+        }
     };
-    examples.ascend(&mut body)?.perturb()?.descend(&mut body)?.restore()
+    let __sam_ascent = ::sam_runtime::Examples::ascend(
+        &__sam_examples,
+        &mut __sam_body,
+    )?;
+    let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
+    let __sam_descent = ::sam_runtime::Perturbed::descend(
+        __sam_perturbed,
+        &mut __sam_body,
+    )?;
+    let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
+    __sam_loss
 }

@@ -7,7 +7,7 @@
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -18,6 +18,7 @@ use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::Slope;
+use super::rounding::Rounding;
 use crate::dual_norm::Power;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
@@ -72,16 +73,31 @@ pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
     Ok(Some(Measure { max, sum }))
 }
 
-/// g ← w + ε̂.
-pub(crate) fn perturb(ball: Ball, measure: Measure, slopes: &[Slope]) -> Result<()> {
-    let perturb = |slope: &Slope| slope.grad.inplace_op2(&slope.var, &Perturb { ball, measure, eta: slope.eta() });
-    slopes.iter().try_for_each(perturb)
+/// g ← w + ε̂. `rounding` takes account of what the variables cannot hold.
+pub(crate) fn perturb(
+    ball: Ball,
+    measure: Measure,
+    slopes: &[Slope],
+    mut rounding: Option<Rounding>,
+) -> Result<Option<Rounding>> {
+    for slope in slopes {
+        let lost = rounding.is_some().then(Cell::default);
+        let perturb = Perturb { ball, measure, eta: slope.eta(), lost };
+        slope.grad.inplace_op2(&slope.var, &perturb)?;
+        if let (Some(rounding), Some(lost)) = (&mut rounding, perturb.lost) {
+            let [step, lost] = lost.into_inner();
+            rounding.add(&slope.var, step, lost);
+        }
+    }
+    Ok(rounding)
 }
 
 struct Perturb {
     ball: Ball,
     measure: Measure,
     eta: Option<f64>,
+    /// ‖ε̂‖² and the squared norm of what rounding takes from it, if they are asked for.
+    lost: Option<Cell<[f64; 2]>>,
 }
 
 /// Runs `$write` on two buffers of one type, the first of them to be written.
@@ -136,9 +152,43 @@ impl Perturb {
     /// g ← w + T · `step`(T g)
     fn fill<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64) -> f64 + Copy + Send + Sync) {
         match self.eta {
-            None => fill(g, w, move |g, w| w + step(g)),
-            Some(eta) => fill(g, w, move |g, w| w + (w.abs() + eta) * step((w.abs() + eta) * g)),
+            None => self.fill_with(g, w, move |g, _| step(g)),
+            Some(eta) => self.fill_with(g, w, move |g, w| (w.abs() + eta) * step((w.abs() + eta) * g)),
         }
+    }
+
+    /// g ← w + `step`(g, w)
+    fn fill_with<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
+        if let Some(lost) = &self.lost {
+            let sums = |(g, w): (&[T], &[T])| ARCH.dispatch(Loss { g, w, step });
+            let sums: Vec<_> = g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(sums).collect();
+            lost.set(sums.into_iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]));
+        }
+        fill(g, w, move |g, w| w + step(g, w));
+    }
+}
+
+/// Σ ε̂² and Σ (rounded(w + ε̂) - (w + ε̂))².
+struct Loss<'a, T, F> {
+    g: &'a [T],
+    w: &'a [T],
+    step: F,
+}
+
+impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Loss<'_, T, F> {
+    type Output = [f64; 2];
+
+    #[inline(always)]
+    fn call(self) -> [f64; 2] {
+        let (mut size, mut lost) = (0.0, 0.0);
+        for (g, w) in self.g.iter().zip(self.w) {
+            let (g, w) = (g.to_f64(), w.to_f64());
+            let step = (self.step)(g, w);
+            let rounded = T::from_f64(w + step).to_f64() - (w + step);
+            size += step * step;
+            lost += rounded * rounded;
+        }
+        [size, lost]
     }
 }
 
@@ -146,6 +196,52 @@ impl Perturb {
 pub(crate) fn dot<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
     let guards = guards(pairs);
     Ok(reduce(&slices(&guards)?, |pair| pair.reduce(Sum(|a: f64, b: f64| a * b))))
+}
+
+/// ‖a‖₂, in f64.
+pub(crate) fn norm(a: &Tensor) -> Result<f64> {
+    let guards = guards([(a, a)].into_iter());
+    let pairs = slices(&guards)?;
+    let sum = reduce(&pairs, |pair| pair.reduce(Sum(|a: f64, _| a * a)));
+    if sum.is_normal() {
+        return Ok(sum.sqrt());
+    }
+    let max = reduce_max(&pairs, |pair| pair.reduce(Max(|a: f64, _| a.abs())));
+    if max == 0.0 || !max.is_finite() {
+        return Ok(max);
+    }
+    Ok(max * reduce(&pairs, |pair| pair.reduce(Sum(move |a: f64, _| (a / max) * (a / max)))).sqrt())
+}
+
+/// a ← a - β b, and 0 where that is less than `tolerance` times a.
+pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<()> {
+    a.inplace_op2(b, &Residual { beta, tolerance })
+}
+
+struct Residual {
+    beta: f64,
+    tolerance: f64,
+}
+
+impl InplaceOp2 for Residual {
+    fn name(&self) -> &'static str {
+        "sam-residual"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
+        on_slices!(self, write, a, a_layout, b, b_layout)
+    }
+}
+
+impl Residual {
+    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+        let Self { beta, tolerance } = *self;
+        fill(a, b, move |a, b| {
+            let rest = a - beta * b;
+            // NaN and infinity stay what they are.
+            if rest.abs() < tolerance * a.abs() { 0.0 } else { rest }
+        });
+    }
 }
 
 /// a ← α a + β b.

@@ -1,8 +1,12 @@
-//! Equation 2 in candle's own operations: for any device, without a word back to the host.
+//! Equation 2 in candle's own operations, for any device and without a device-to-host copy.
+//!
+//! On the CPU they compute in f64 whatever the variables hold. On other devices they compute in f32, and for f64 variables
+//! in f64: not every device has it.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::{Scaling, Slope};
+use super::rounding::Rounding;
+use super::{Scaling, Slope, exact, exact_dtype};
 use crate::dual_norm::Power;
 use crate::gradient::Gradient;
 use crate::optim::ParamsSgd;
@@ -11,72 +15,128 @@ use crate::weights::exchange;
 
 /// w + ε̂, in new buffers. Where the gradient is zero or not finite, w.
 pub(super) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
-    let Some(first) = slopes.first() else { return Ok(Vec::new()) };
-    let home = first.var.device().clone();
-    let norm = ball.norm();
-
-    let mut max = Tensor::zeros((), DType::F32, &home)?;
-    let mut finite = Tensor::zeros((), DType::F32, &home)?;
-    for slope in &slopes {
-        let size = scaled(slope)?.abs()?.flatten_all()?;
-        max = max.to_dtype(size.dtype())?.maximum(&size.max(0)?.to_device(&home)?)?;
-        finite = (finite + (size * 0.0)?.sum_all()?.to_dtype(DType::F32)?.to_device(&home)?)?;
-    }
-    let some = max.gt(&max.zeros_like()?)?;
-    let max = if ball.normalised { some.where_cond(&max, &max.ones_like()?)? } else { max.ones_like()? };
-
-    // ρ / (Σ r^q)^(1/p), and 0 where there is no direction to go.
-    let scale = if ball.normalised {
-        let mut sum = max.zeros_like()?;
-        for slope in &slopes {
-            let ratio = scaled(slope)?.abs()?.broadcast_div(&on(&max, &slope.grad)?)?;
-            sum = (sum + on(&power(norm.term(), &ratio)?.sum_all()?, &max)?)?;
+    let scale = Scale::of(ball, &slopes)?;
+    let mut rounding = Rounding::of(&slopes);
+    let values = slopes.into_iter().map(|slope| {
+        if slope.var.elem_count() == 0 {
+            return Ok((slope.var, slope.grad));
         }
-        let scale = (sum.powf(-norm.root())? * ball.rho)?;
-        some.where_cond(&scale, &scale.zeros_like()?)?
-    } else {
-        (max.ones_like()? * ball.rho)?
-    };
-    let scale = finite.eq(&finite.zeros_like()?)?.where_cond(&scale, &scale.zeros_like()?)?;
+        let step = scale.step(ball, &slope)?;
+        let w = exact(&slope.var)?;
+        let moved = (&w + &step)?;
+        let there = moved.to_dtype(slope.var.dtype())?;
+        if let Some(rounding) = &mut rounding {
+            let lost = (exact(&there)? - moved)?;
+            rounding.add(&slope.var, number(&step.sqr()?.sum_all()?)?, number(&lost.sqr()?.sum_all()?)?);
+        }
+        Ok((slope.var, there))
+    });
+    let values = values.collect::<Result<_>>()?;
+    rounding.map_or(Ok(()), Rounding::check)?;
+    Ok(values)
+}
 
-    slopes
-        .into_iter()
-        .map(|slope| {
-            let along = scaled(&slope)?;
-            let ratio = along.abs()?.broadcast_div(&on(&max, &slope.grad)?)?;
-            let size = (power(norm.size(), &ratio)? * along.sign()?)?.broadcast_mul(&on(&scale, &slope.grad)?)?;
-            let mut step = match metric(&slope)? {
-                Some(metric) => size.broadcast_mul(&metric)?,
-                None => size,
-            };
-            if let Some(mask) = &slope.mask {
-                step = (step * wide(mask)?)?;
+/// What is known of all variables together, as numbers on one device.
+struct Scale {
+    /// M = max|Tg|, and 1 for a zero gradient.
+    max: Tensor,
+    /// ρ / (Σ (|Tg|/M)^q)^(1/p), and 0 where there is no direction to go.
+    factor: Tensor,
+}
+
+impl Scale {
+    fn of(ball: Ball, slopes: &[Slope]) -> Result<Self> {
+        let slopes: Vec<_> = slopes.iter().filter(|slope| slope.var.elem_count() > 0).collect();
+        // The numbers are f64 where one of the variables is: the largest of its gradient may be below what f32 can hold.
+        let widest = |slope: &&&Slope| exact_dtype(&slope.grad) == DType::F64;
+        let Some(home) = slopes.iter().find(widest).or(slopes.first()) else {
+            let zero = Tensor::new(0f64, &Device::Cpu)?;
+            return Ok(Self { max: zero.ones_like()?, factor: zero });
+        };
+        let zero = Tensor::zeros((), exact_dtype(&home.grad), home.var.device())?;
+        let at_home = |number: &Tensor| number.to_device(zero.device())?.to_dtype(zero.dtype());
+
+        let (mut max, mut finite) = (zero.clone(), zero.clone());
+        for slope in &slopes {
+            let size = scaled(slope)?.abs()?.flatten_all()?;
+            max = max.maximum(&at_home(&size.max(0)?)?)?;
+            finite = (finite + at_home(&(size * 0.0)?.sum_all()?)?)?;
+        }
+        let some = max.gt(&zero)?;
+        let one = zero.ones_like()?;
+        let factor = if ball.normalised {
+            max = some.where_cond(&max, &one)?;
+            let mut sum = zero.clone();
+            for slope in &slopes {
+                let ratio = ratio(&scaled(slope)?, &max)?;
+                sum = (sum + at_home(&power(ball.norm().term(), &ratio)?.sum_all()?)?)?;
             }
-            // 0 times a gradient that is not finite is not 0.
-            let step = step.ne(&step)?.where_cond(&step.zeros_like()?, &step)?;
-            let there = (wide(&slope.var)? + step)?.to_dtype(slope.var.dtype())?;
-            Ok((slope.var, there))
-        })
-        .collect()
+            let factor = (sum.powf(-ball.norm().root())? * ball.rho)?;
+            some.where_cond(&factor, &zero)?
+        } else {
+            max = one.clone();
+            (one * ball.rho)?
+        };
+        let factor = finite.eq(&zero)?.where_cond(&factor, &zero)?;
+        Ok(Self { max, factor })
+    }
+
+    /// ε̂ of one variable.
+    fn step(&self, ball: Ball, slope: &Slope) -> Result<Tensor> {
+        let along = scaled(slope)?;
+        let size = power(ball.norm().size(), &ratio(&along, &self.max)?)?;
+        let mut step = (size * along.sign()?)?.broadcast_mul(&on(&self.factor, &along)?)?;
+        if let Some(metric) = metric(slope)? {
+            step = step.broadcast_mul(&metric)?;
+        }
+        if let Some(mask) = &slope.mask {
+            step = (step * exact(mask)?)?;
+        }
+        // 0 times a gradient that is not finite is not 0.
+        step.ne(&step)?.where_cond(&step.zeros_like()?, &step)
+    }
+}
+
+/// |Tg| / M
+fn ratio(along: &Tensor, max: &Tensor) -> Result<Tensor> {
+    let max = on(max, along)?;
+    // Too small for this variable's numbers, which are then all 0.
+    let max = max.eq(&max.zeros_like()?)?.where_cond(&max.ones_like()?, &max)?;
+    along.abs()?.broadcast_div(&max)
 }
 
 /// Σ a b, on the device of the first.
 pub(super) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for (a, b) in pairs {
-        let part = (wide(a)? * wide(b)?)?.sum_all()?;
+        let part = (exact(a)? * exact(b)?)?.sum_all()?;
         sum = Some(match sum {
             Some(sum) => (&sum + on(&part, &sum)?)?,
             None => part,
         });
     }
-    sum.map_or_else(|| Tensor::new(0f32, &Device::Cpu), Ok)
+    sum.map_or_else(|| Tensor::new(0f64, &Device::Cpu), Ok)
+}
+
+/// ‖a‖₂, which overflows or vanishes only if the norm itself does.
+pub(super) fn norm(a: &Tensor) -> Result<Tensor> {
+    let size = exact(a)?.abs()?.flatten_all()?;
+    let max = size.max(0)?;
+    let divisor = max.eq(&max.zeros_like()?)?.where_cond(&max.ones_like()?, &max)?;
+    size.broadcast_div(&divisor)?.sqr()?.sum_all()?.sqrt()? * max
 }
 
 /// a ← α a + β b.
 pub(super) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
-    let mixed = (wide(a)?.broadcast_mul(&on(alpha, a)?)? + wide(b)?.broadcast_mul(&on(beta, a)?)?)?;
+    let (wide_a, wide_b) = (exact(a)?, exact(b)?);
+    let mixed = (wide_a.broadcast_mul(&on(alpha, &wide_a)?)? + wide_b.broadcast_mul(&on(beta, &wide_a)?)?)?;
     exchange(a, &mixed.to_dtype(a.dtype())?)
+}
+
+/// a - β b, and 0 where that is less than `tolerance` times a.
+pub(super) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
+    let rest = (a - (b * beta)?)?;
+    rest.abs()?.lt(&(a.abs()? * tolerance)?)?.where_cond(&rest.zeros_like()?, &rest)
 }
 
 /// One step of stochastic gradient descent.
@@ -99,28 +159,39 @@ pub(super) fn sgd(params: ParamsSgd, var: &Var, grad: &Tensor, velocity: Option<
 fn metric(slope: &Slope) -> Result<Option<Tensor>> {
     Ok(match &slope.metric {
         Scaling::One => None,
-        Scaling::Weights(eta) => Some((wide(&slope.var)?.abs()? + *eta)?),
-        Scaling::Given(metric) => Some(wide(metric)?),
+        Scaling::Weights(eta) => Some((exact(&slope.var)?.abs()? + *eta)?),
+        Scaling::Given(metric) => Some(metric.to_dtype(exact_dtype(&slope.grad))?),
     })
 }
 
 /// T g.
 fn scaled(slope: &Slope) -> Result<Tensor> {
+    let grad = exact(&slope.grad)?;
     match metric(slope)? {
-        Some(metric) => wide(&slope.grad)?.broadcast_mul(&metric),
-        None => wide(&slope.grad),
+        Some(metric) => grad.broadcast_mul(&metric),
+        None => Ok(grad),
     }
 }
 
-/// Halves are reckoned in f32.
+/// f16 and bf16 in f32.
 fn wide(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach();
     tensor.to_dtype(super::wide(tensor.dtype()))
 }
 
-/// A number, where and in the type in which it is used next.
+/// A number, on the device and in the dtype of the tensor that it is used with.
 fn on(number: &Tensor, like: &Tensor) -> Result<Tensor> {
-    number.to_dtype(super::wide(like.dtype()))?.to_device(like.device())
+    // f64 stays where it is known.
+    if like.dtype() == DType::F64 {
+        number.to_device(like.device())?.to_dtype(DType::F64)
+    } else {
+        number.to_dtype(like.dtype())?.to_device(like.device())
+    }
+}
+
+/// A number on the CPU.
+fn number(number: &Tensor) -> Result<f64> {
+    number.to_dtype(DType::F64)?.to_scalar()
 }
 
 fn power(power: Power, x: &Tensor) -> Result<Tensor> {

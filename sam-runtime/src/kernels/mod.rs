@@ -12,6 +12,7 @@ pub(crate) mod format;
 mod generic;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+mod rounding;
 pub(crate) mod softmax;
 
 #[cfg(not(feature = "cuda"))]
@@ -19,13 +20,36 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor, Var};
 
 use crate::gradient::Gradient;
+use crate::last::read;
+use crate::names::name_of;
 use crate::optim::ParamsSgd;
 use crate::sam::Ball;
 use crate::{Error, Pass};
+use rounding::Rounding;
 
 /// The type that numbers of this one are added up in on any device: halves would lose them.
 pub(crate) fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// The distance from 1 to the next number.
+pub(crate) fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => f64::EPSILON,
+        DType::F16 => half::f16::EPSILON.to_f64(),
+        DType::BF16 => half::bf16::EPSILON.to_f64(),
+        _ => f64::from(f32::EPSILON),
+    }
+}
+
+/// The dtype that numbers of a tensor are computed in where there is no kernel for it: f64 on the CPU, else [`wide`].
+fn exact_dtype(tensor: &Tensor) -> DType {
+    if tensor.device().is_cpu() { DType::F64 } else { wide(tensor.dtype()) }
+}
+
+/// The tensor in that dtype, without its graph.
+pub(crate) fn exact(tensor: &Tensor) -> Result<Tensor> {
+    tensor.detach().to_dtype(exact_dtype(tensor))
 }
 
 /// A variable, its gradient, and the shape of the ball there.
@@ -69,7 +93,8 @@ impl Slope {
 
 /// w + ε̂ for each variable. The gradient's buffers are written over.
 ///
-/// On the CPU a gradient that is not finite is an error. Elsewhere nobody looks at it, which would wait for the
+/// On the CPU a gradient that is not finite is an error, and so is a perturbation that the variables' dtype cannot hold.
+/// Elsewhere nobody looks at it, which would wait for the
 /// device: ε̂ is then 0, and the gradient that the caller gets is the plain one.
 pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
     #[cfg(feature = "cuda")]
@@ -82,7 +107,9 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
     if slopes.iter().all(Slope::is_fused)
         && let Some(measure) = cpu::measure(ball, &slopes)?
     {
-        cpu::perturb(ball, measure, &slopes)?;
+        if let Some(rounding) = cpu::perturb(ball, measure, &slopes, Rounding::of(&slopes))? {
+            rounding.check()?;
+        }
         return Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect());
     }
     let gradient: Gradient = slopes.iter().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
@@ -133,6 +160,27 @@ pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Resu
     mix_all(&[(a, b)], alpha, beta)
 }
 
+/// a - β b in new buffers, with b in the [`wide`] dtype of a, and so the result. 0 where it is less than `tolerance` times a:
+/// what is left of a difference by rounding is no direction.
+pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
+    let a = a.to_dtype(wide(a.dtype()))?;
+    if !a.device().is_cpu() {
+        return generic::residual(&a, beta, b, tolerance);
+    }
+    let a = a.copy()?;
+    cpu::residual(&a, beta, b, tolerance)?;
+    Ok(a)
+}
+
+/// ‖a‖₂ as a number on the tensor's device, which overflows or vanishes only if the norm itself does. In f64 on the CPU and
+/// for f64.
+pub(crate) fn norm_of(a: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() {
+        return Tensor::new(cpu::norm(a)?, &Device::Cpu);
+    }
+    if a.elem_count() == 0 { Tensor::zeros((), wide(a.dtype()), a.device()) } else { generic::norm(a) }
+}
+
 /// [`mix`] for each pair of tensors.
 pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
@@ -140,11 +188,7 @@ pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tenso
         return cuda::mix(pairs, alpha, beta);
     }
     pairs.iter().try_for_each(|(a, b)| {
-        if a.device().is_cpu() {
-            cpu::mix(a, alpha.to_scalar()?, b, beta.to_scalar()?)
-        } else {
-            generic::mix(a, alpha, b, beta)
-        }
+        if a.device().is_cpu() { cpu::mix(a, read(alpha)?, b, read(beta)?) } else { generic::mix(a, alpha, b, beta) }
     })
 }
 
@@ -216,8 +260,8 @@ fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
         index += 1;
     }
     let (var, _) = &gradient[index];
-    let (shape, dtype) = (var.shape().clone(), var.dtype());
-    Ok(Error::NonFiniteGradient { pass, index: index + 1, count: gradient.len(), shape, dtype }.into())
+    let (name, shape, dtype) = (name_of(var), var.shape().clone(), var.dtype());
+    Ok(Error::NonFiniteGradient { pass, name, index: index + 1, count: gradient.len(), shape, dtype }.into())
 }
 
 #[cfg(test)]

@@ -211,8 +211,8 @@ impl BatchNorm {
         if moves {
             return self.layer.forward_train(x);
         }
-        let mut statistics = Displaced::default();
-        statistics.keep([Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
+        let mut statistics = Displaced::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
+        statistics.keep(&[Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
         let y = self.layer.forward_train(x)?;
         statistics.restore()?;
         Ok(y)

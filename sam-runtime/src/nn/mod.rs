@@ -57,7 +57,7 @@ pub use dropout::Dropout;
 #[cfg(test)]
 pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu, to_dtype};
-pub(crate) use layer::backward_through_layers;
+pub(crate) use layer::{backward_through_layers, is_mark};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_smoothed, cross_entropy_soft};
 pub use penalty::{backward, l2_penalty};

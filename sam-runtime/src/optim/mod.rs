@@ -1,4 +1,10 @@
-//! The optimizer of the paper's recipe, which `candle_nn` lacks.
+//! Stochastic gradient descent with momentum, which `candle_nn` lacks.
+//!
+//! Any other optimizer of candle works with SAM as well. Two optimizers that step one after the other, each with a part of
+//! the variables, should take their gradients from one backward pass: `let grads = loss.backward()?`, then `step(&grads)` for
+//! each. If each calls `backward_step(&loss)` on a plain loss, the second backward pass runs after the first optimizer has
+//! moved its variables, and gradients that depend on their values are those at the moved ones, as in candle in general. (The
+//! gradient of a sharpness-aware loss is fixed when the loss is returned, and does not change.)
 
 mod sgd;
 

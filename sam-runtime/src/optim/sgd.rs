@@ -1,16 +1,20 @@
 //! Stochastic gradient descent with momentum, as the paper trains.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
-use crate::checkpoint::{names_of, read, write};
+use crate::checkpoint::{Contents, Kind, StateFile, checked, read};
 use crate::gradient::gradient_to_read;
 use crate::kernels::{self, Move};
+use crate::names::{Names, describe, storage_of};
+use crate::overlap::{check_may_move, note_moved};
 use crate::variants::Velocities;
+
+const FILE: Kind = Kind { label: "sam-runtime sgd velocities", what: "the velocities of an `Sgd`", version: 1 };
 
 /// The constants of [`Sgd`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +45,19 @@ impl Default for ParamsSgd {
 /// w ← w - lr v                classical
 /// ```
 ///
-/// as in PyTorch's `SGD` without dampening. Variables without a gradient stay as they are. On the CPU one pass over the
-/// memory does it all: w, v and the gradient are read, w and v written; on CUDA so does one launch for all variables. Halves have their velocity in f32.
+/// as in PyTorch's `SGD` without dampening. Variables without a gradient stay as they are. On the CPU, w, v and the gradient
+/// are read once and w and v written once; on CUDA one launch does this for all variables. Variables in half precision (f16,
+/// bf16) have their velocity in f32.
+///
+/// A variable that is listed several times, as [`VarMap::all_vars`] lists one that has two names (tied weights), is one
+/// variable: it moves once in a step, and has one velocity. Variables that are not of a floating point type are ignored.
+///
+/// [`step`](Optimizer::step) and `backward_step` compare the shape, type and device of every gradient with those of its
+/// variable before any variable moves; on an error all is as before. They do not look for NaN and infinities, as PyTorch's do
+/// not: a sharpness-aware loss has checked its gradient (on the CPU), one that you take otherwise is yours to check.
+///
+/// Variables in f16 or bf16 are rounded after each step. A step of less than half the distance to the next number, in bf16
+/// 1/512 of the weight, leaves it where it is: train weights in f32, and convert them with `to_dtype` in the forward pass.
 ///
 /// ```
 /// use candle_core::{Device, Result, Var};
@@ -77,7 +92,8 @@ impl Optimizer for Sgd {
     type Config = ParamsSgd;
 
     fn new(vars: Vec<Var>, params: ParamsSgd) -> Result<Self> {
-        let vars = vars.into_iter().filter(|var| var.dtype().is_float());
+        let mut seen = HashSet::new();
+        let vars = vars.into_iter().filter(|var| var.dtype().is_float() && seen.insert(storage_of(var)));
         let vars = vars.map(|var| Moving { var, velocity: None }).collect();
         Ok(Self { vars, params, shown: Velocities::default() })
     }
@@ -86,7 +102,7 @@ impl Optimizer for Sgd {
         self.advance(|var| grads.get(var))
     }
 
-    /// Backward and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, come without a copy.
+    /// The backward pass and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, are not copied.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
         let gradient: HashMap<_, _> = gradient_to_read(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
         self.advance(|var| gradient.get(&var.id()))
@@ -103,68 +119,82 @@ impl Optimizer for Sgd {
 
 impl Sgd {
     fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
-        let mut new = false;
-        let mut moves = Vec::with_capacity(self.vars.len());
-        for Moving { var, velocity } in &mut self.vars {
-            let Some(grad) = grad(var) else { continue };
-            if self.params.momentum != 0.0 && velocity.is_none() {
-                *velocity = Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?);
-                new = true;
-            }
-            moves.push(Move { var, grad: grad.detach().contiguous()?, velocity: velocity.as_ref() });
+        check_may_move(self.vars.iter().map(|moving| &moving.var))?;
+        let with_grads: Vec<(usize, &Tensor)> =
+            self.vars.iter().enumerate().filter_map(|(i, moving)| Some((i, grad(&moving.var)?))).collect();
+        let mut written = HashSet::new();
+        for (i, grad) in &with_grads {
+            let Moving { var, velocity } = &self.vars[*i];
+            check_gradient(var, grad)?;
+            written.insert(storage_of(var));
+            written.extend(velocity.as_ref().map(storage_of));
         }
+
+        let mut steps = Vec::with_capacity(with_grads.len());
+        for (i, grad) in with_grads {
+            let Moving { var, velocity } = &self.vars[i];
+            // A gradient may be a variable itself, that of xy by x is y: it must not change while others move.
+            let grad = if written.contains(&storage_of(grad)) { grad.copy()? } else { grad.contiguous()? };
+            let velocity = match velocity {
+                None if self.params.momentum != 0.0 => {
+                    Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?)
+                }
+                velocity => velocity.clone(),
+            };
+            steps.push((i, grad.detach().contiguous()?, velocity));
+        }
+        let moves: Vec<_> = steps
+            .iter()
+            .map(|(i, grad, velocity)| Move {
+                var: &self.vars[*i].var,
+                grad: grad.clone(),
+                velocity: velocity.as_ref(),
+            })
+            .collect();
         kernels::sgd(self.params, &moves)?;
+        note_moved(moves.iter().map(|step| step.var));
+
+        let mut new = false;
+        for (i, _, velocity) in steps {
+            new |= self.vars[i].velocity.is_none() && velocity.is_some();
+            self.vars[i].velocity = velocity;
+        }
         if new {
             self.show_velocities();
         }
         Ok(())
     }
 
-    /// Writes the velocities to a safetensors file, under the names that their variables have in `names`. The file is
-    /// there whole or not at all.
+    /// Writes the velocities to a safetensors file, under the names that their variables have in `names`. One with several
+    /// names is saved under the first in alphabetical order, and can be loaded under any. The file is replaced
+    /// [atomically](crate::write_atomically), and the same velocities give the same bytes.
     ///
     /// # Errors
     /// If a variable has no name, or the file cannot be written.
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        let names = names_of(names);
-        let mut velocities = HashMap::new();
+        let names = Names::of(names);
+        let mut file = StateFile::new(&FILE);
         for Moving { var, velocity } in &self.vars {
-            let Some(velocity) = velocity else { continue };
-            let Some(name) = names.get(&var.id()) else {
-                candle_core::bail!("a variable of shape {:?} has no name to save its velocity under", var.shape())
-            };
-            velocities.insert(name.clone(), velocity.clone());
+            if let Some(velocity) = velocity {
+                let name = file.name(&names, var)?.to_owned();
+                file.insert(name, velocity);
+            }
         }
-        write(&velocities, path.as_ref())
+        file.write(path.as_ref())
     }
 
-    /// Reads the velocities from a file of [`save`](Self::save). On an error all is as before.
+    /// Reads the velocities from a file of [`save`](Self::save). Variables that have none there begin anew. On an error all is
+    /// as before.
+    ///
+    /// Files that do not say what they hold, from before 0.1.0 was released, are read as well. If such a file holds the
+    /// values of the variables themselves, it is taken for one of weights and refused.
     ///
     /// # Errors
-    /// If the file cannot be read, has a velocity under a name that no variable has, or one of another shape.
+    /// If the file cannot be read or holds something else, if it has a velocity for a variable that is not here, or one of
+    /// another shape or type, or one that is not finite.
     pub fn load(&mut self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        let names = names_of(names);
-        let velocities = read(path.as_ref(), |mut file| {
-            let mut velocities = Vec::with_capacity(self.vars.len());
-            for Moving { var, .. } in &self.vars {
-                let velocity = names.get(&var.id()).and_then(|name| Some((name, file.remove(name)?)));
-                velocities.push(match velocity {
-                    Some((name, velocity)) if velocity.shape() != var.shape() => candle_core::bail!(
-                        "the velocity of `{name}` has shape {:?}, its variable {:?}",
-                        velocity.shape(),
-                        var.shape()
-                    ),
-                    Some((_, velocity)) => {
-                        Some(velocity.to_dtype(kernels::wide(var.dtype()))?.to_device(var.device())?)
-                    }
-                    None => None,
-                });
-            }
-            match file.into_keys().min() {
-                Some(name) => candle_core::bail!("the velocity of `{name}` belongs to no variable of this optimizer"),
-                None => Ok(velocities),
-            }
-        })?;
+        let names = Names::of(names);
+        let velocities = read(path.as_ref(), &FILE, |file| self.velocities_of(&names, &file))?;
         for (moving, velocity) in self.vars.iter_mut().zip(velocities) {
             moving.velocity = velocity;
         }
@@ -172,7 +202,33 @@ impl Sgd {
         Ok(())
     }
 
-    /// The velocities, for whoever follows them: [`Direction::Momentum`](crate::variants::Direction::Momentum).
+    /// The velocity of each variable in a file.
+    fn velocities_of(&self, names: &Names, file: &Contents<'_>) -> Result<Vec<Option<Tensor>>> {
+        let indices: HashMap<_, _> =
+            self.vars.iter().enumerate().map(|(i, moving)| (storage_of(&moving.var), i)).collect();
+        let mut velocities = vec![None; self.vars.len()];
+        for (name, view) in &file.tensors {
+            let var = names.find(&file.all_names(name))?;
+            let Some(i) = var.and_then(|var| indices.get(&storage_of(var))) else {
+                candle_core::bail!("the velocity of `{name}` belongs to no variable of this optimizer")
+            };
+            let var = &self.vars[*i].var;
+            let velocity = checked(&format!("the velocity of `{name}`"), view, var, kernels::wide(var.dtype()))?;
+            if !file.is_labelled() && is_value_of(var, &velocity)? {
+                candle_core::bail!("`{name}` holds the values of the variable: expected {}, found weights", FILE.what)
+            }
+            if velocities[*i].replace(velocity.to_device(var.device())?).is_some() {
+                candle_core::bail!(
+                    "`{name}` is the second velocity of {}: its names are those of two variables in the file",
+                    describe(var)
+                )
+            }
+        }
+        Ok(velocities)
+    }
+
+    /// The velocities, for [`Direction::Momentum`](crate::variants::Direction::Momentum) or your own use: what they are after
+    /// the latest step.
     #[must_use]
     pub fn velocities(&self) -> Velocities {
         self.shown.clone()
@@ -182,4 +238,27 @@ impl Sgd {
         let velocities = self.vars.iter().filter_map(|moving| Some((moving.var.clone(), moving.velocity.clone()?)));
         *self.shown.lock() = velocities.collect();
     }
+}
+
+/// An error if a gradient is not like its variable.
+fn check_gradient(var: &Var, grad: &Tensor) -> Result<()> {
+    if grad.shape() != var.shape() || grad.dtype() != var.dtype() || !grad.device().same_device(var.device()) {
+        candle_core::bail!(
+            "the gradient of {} is {} {:?} on {:?}: expected the shape, type and device of the variable ({:?}); no \
+             variable has moved",
+            describe(var),
+            grad.dtype().as_str(),
+            grad.dims(),
+            grad.device().location(),
+            var.device().location()
+        )
+    }
+    Ok(())
+}
+
+/// Whether these are the values of a variable, and not all 0.
+fn is_value_of(var: &Var, values: &Tensor) -> Result<bool> {
+    let bits = |tensor: &Tensor| tensor.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>();
+    let (own, values) = (bits(&var.to_device(values.device())?)?, bits(values)?);
+    Ok(own == values && values.iter().any(|value| *value != 0.0))
 }

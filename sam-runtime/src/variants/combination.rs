@@ -1,10 +1,13 @@
 //! What the gradients at w and at w + ε̂ come to together.
 
+use std::mem;
+
 use candle_core::{Result, Tensor};
 
+use super::factor::LossFactor;
 use super::state::{Kept, State};
 use crate::gradient::Gradient;
-use crate::kernels::{self, dot, number, square};
+use crate::kernels::{self, dot, epsilon, number, square};
 
 /// The gradient that the caller gets: of g at w and g₂ at w + ε̂.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,12 +29,19 @@ pub enum Combination {
     },
     /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::finish`](crate::Sam::finish) does that. WSAM as its
     /// authors run it: the sharpness takes no part in momentum.
+    ///
+    /// Whatever the loss is multiplied by before its backward pass multiplies g₂ - g as well. Clipping is done to the
+    /// gradients afterwards and does not: the authors clip both gradients, here only g is clipped.
     WsamDecoupled {
         /// γ, from 0 up to but not 1; the authors: 0.9.
         gamma: f64,
     },
     /// g₂ every k steps; between them one pass and g + α (‖g‖ / ‖gᵥ‖) gᵥ, with gᵥ the part of the last g₂ that was
-    /// orthogonal to its g (LookSAM, Liu et al. 2022, <https://arxiv.org/abs/2203.02714>).
+    /// orthogonal to its g (LookSAM, Liu et al. 2022, <https://arxiv.org/abs/2203.02714>). A gᵥ that is no larger than the
+    /// rounding of g₂ counts as 0.
+    ///
+    /// A step is one with g₂ also where one of its variables has no gᵥ from the last k steps. So losses that share some or
+    /// none of their variables can take turns with one `Sam`.
     Look {
         /// k; the authors: 5.
         every: u64,
@@ -55,9 +65,10 @@ impl Combination {
         matches!(self, Self::Look { .. } | Self::WsamDecoupled { .. })
     }
 
-    /// Whether this step does without a second pass.
-    pub(crate) fn is_between(self, state: &State) -> bool {
-        matches!(self, Self::Look { every, .. } if !state.steps.is_multiple_of(every) && !state.kept.is_empty())
+    /// Whether this step, whose gradient is `first`, does without a second pass.
+    pub(crate) fn is_between(self, first: &Gradient, state: &State) -> bool {
+        let Self::Look { every, .. } = self else { return false };
+        !state.steps.is_multiple_of(every) && first.iter().all(|(var, _)| state.kept.get(var).is_some())
     }
 
     /// Makes the gradient of such a step out of that at w.
@@ -94,11 +105,19 @@ impl Combination {
             Self::WsamDecoupled { gamma } => {
                 let a = number(beside, gamma / (1.0 - gamma))?;
                 state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
+                state.factor = LossFactor::default();
                 mix_all(&pairs, &number(beside, 0.0)?, &one)
             }
-            Self::Look { .. } => {
+            Self::Look { every, .. } => {
                 let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
-                state.kept = Kept::new(mixed(second, &one, &kept, &along)?);
+                let across = mixed(second, &one, &kept, &along)?;
+                without_rounding(&across, second, &second_square()?)?;
+                // Every k steps all are found anew, so that none is older.
+                let before =
+                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.kept) };
+                // A variable without a second gradient has no such part.
+                let zeros = first.iter().map(|(var, grad)| Ok((var.clone(), grad.zeros_like()?)));
+                state.kept = before.with(zeros.collect::<Result<_>>()?).with(across);
                 Ok(())
             }
             Self::Stable => {
@@ -107,6 +126,18 @@ impl Combination {
             }
         }
     }
+}
+
+/// Makes the part of a gradient that is orthogonal to another one 0, where it is no larger than the rounding of their
+/// difference: its direction means nothing then, and its length is about to be changed.
+fn without_rounding(across: &Gradient, second: &Gradient, second_square: &Tensor) -> Result<()> {
+    let epsilon = across.iter().map(|(_, across)| epsilon(across.dtype())).fold(0.0, f64::max);
+    let size = square(across.iter().map(|(_, across)| across))?.sqrt()?;
+    let is_more = size.gt(&(second_square.sqrt()? * (2.0 * epsilon))?)?.to_dtype(size.dtype())?;
+    let second = Kept::new(second.clone());
+    let pairs = paired(across, &second);
+    let Some((beside, _)) = pairs.first() else { return Ok(()) };
+    mix_all(&pairs, &is_more, &number(beside, 0.0)?)
 }
 
 /// u of the second-order term, and what it leads to: the direction in which the gradient is differentiated.

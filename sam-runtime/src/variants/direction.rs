@@ -7,9 +7,12 @@ use candle_core::{Result, Tensor, Var};
 use super::noise::gaussian;
 use super::state::{Kept, State};
 use crate::gradient::Gradient;
-use crate::kernels::{self, number, wide};
+use crate::kernels::{self, epsilon, number, wide};
 
 /// The direction that is climbed; the paper's is the gradient.
+///
+/// What is remembered is remembered for each variable: one that takes no part in a step keeps its mean, and so do the
+/// variables of one loss while another takes its turn with the same `Sam`.
 ///
 /// With the last three there is no pass at w: a step is one pass, at w + ε̂, and so is the value that it returns. Their
 /// first step, before there is anything to follow, is a plain one.
@@ -26,18 +29,21 @@ pub enum Direction {
         theta: f64,
     },
     /// g - σ m, then m ← λ m + (1 - λ) g: the noise of the batch without what all batches share (F-SAM, Li et al. 2024,
-    /// <https://arxiv.org/abs/2403.12350>). As in the authors' code the m of the step before is taken away; the first
-    /// step follows g.
+    /// <https://arxiv.org/abs/2403.12350>). As in the authors' code (`utils.py` of nblt/F-SAM) the m of the step before is
+    /// taken away, the first step follows g, and m begins as its g. Coordinates in which g and σ m differ by rounding alone
+    /// are not perturbed.
     Residual {
         /// σ; the authors: 1.
         sigma: f64,
-        /// λ, from 0 to 1; the authors: 0.6, 0.9 or 0.95.
+        /// λ, from 0 to 1; the authors: 0.9 as the default of their class, 0.6 or 0.95 in their run script.
         lambda: f64,
     },
     /// -v, v being the optimizer's velocity: [`Sgd::velocities`](crate::optim::Sgd::velocities) (MSAM, Becker et al. 2024,
     /// <https://arxiv.org/abs/2401.12033>; with the sign of the authors' code).
     Momentum(Velocities),
-    /// The gradient that the last step came to. In the spirit of AsyncSAM, which takes it from another device.
+    /// The last gradient of each variable, in one ball around all variables that had one. In the spirit of AsyncSAM, which
+    /// takes it from another device. For losses that take turns on different variables, use a `Sam` for each: otherwise the
+    /// perturbation is shared out among the variables of both.
     Last,
     /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars) to know what to perturb before the only pass:
     /// without those that are state, whose new values would be lost.
@@ -81,24 +87,22 @@ impl Direction {
         match *self {
             Self::Average { theta } => {
                 state.average = averaged(&state.average, &gradient, [1.0 - theta, theta])?;
-                in_own_types(&state.average)
+                let own = |(var, grad): (Var, Tensor)| {
+                    let mean = state.average.get(&var).map_or(Ok(grad), |mean| in_own_type(&var, mean))?;
+                    Ok((var, mean))
+                };
+                gradient.into_iter().map(own).collect()
             }
             Self::Residual { sigma, lambda } => {
                 let mut residual = Gradient::with_capacity(gradient.len());
                 for (var, grad) in &gradient {
-                    let along = grad.copy()?;
-                    if let Some(mean) = state.average.get(var) {
-                        let one = number(&along, 1.0)?;
-                        kernels::mix(&along, &one, &mean.to_dtype(along.dtype())?, &number(&along, -sigma)?)?;
-                    }
-                    residual.push((var.clone(), along));
+                    let along = match state.average.get(var) {
+                        Some(mean) => kernels::residual(grad, sigma, mean, rounding(mean, lambda))?,
+                        None => grad.copy()?,
+                    };
+                    residual.push((var.clone(), along.to_dtype(var.dtype())?));
                 }
-                // m begins at 0.
-                let shares = [lambda, 1.0 - lambda];
-                if state.average.is_empty() {
-                    state.average = Kept::new(zeros_of(&gradient)?);
-                }
-                state.average = averaged(&state.average, &gradient, shares)?;
+                state.average = averaged(&state.average, &gradient, [lambda, 1.0 - lambda])?;
                 Ok(residual)
             }
             _ => Ok(gradient),
@@ -114,9 +118,10 @@ impl Direction {
                 };
                 let mut along: Gradient = velocities.lock().iter().map(against).collect::<Result<_>>()?;
                 along.sort_by_key(|(var, _)| creation(var));
+                along.dedup_by_key(|(var, _)| var.id());
                 Ok(along)
             }
-            Self::Last => in_own_types(&state.kept),
+            Self::Last => state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect(),
             Self::Random => {
                 let mut floats: Vec<_> = vars.iter().filter(|var| var.dtype().is_float()).collect();
                 floats.sort_by_key(|var| creation(var));
@@ -135,7 +140,8 @@ fn creation(var: &Var) -> (usize, String) {
     (number.len(), number)
 }
 
-/// m ← a m + b g, where there is an m; m = g where there is none. Halves are averaged in f32.
+/// m ← a m + b g, and m = g for a variable that has no m yet. Variables without a gradient in this step keep theirs. f16 and
+/// bf16 are averaged in f32.
 fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> {
     let mut means = Gradient::with_capacity(gradient.len());
     for (var, grad) in gradient {
@@ -150,21 +156,16 @@ fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> 
         };
         means.push((var.clone(), mean));
     }
-    Ok(Kept::new(means))
+    Ok(kept.with(means))
 }
 
-fn zeros_of(gradient: &Gradient) -> Result<Gradient> {
-    let zeros = |(var, grad): &(Var, Tensor)| {
-        Ok((var.clone(), Tensor::zeros(grad.shape(), wide(grad.dtype()), grad.device())?))
-    };
-    gradient.iter().map(zeros).collect()
+/// What g - m may be of g by rounding alone. m ← λ m + (1 - λ) g rounds in each step, and forgets a part 1 - λ of it.
+fn rounding(mean: &Tensor, lambda: f64) -> f64 {
+    let steps = if lambda < 1.0 { 1.0 / (1.0 - lambda) } else { 1.0 };
+    (2.0 * epsilon(mean.dtype()) * steps).min(1.0)
 }
 
-/// Copies, in the types of the variables.
-fn in_own_types(kept: &Kept) -> Result<Gradient> {
-    let own = |(var, mean): &(Var, Tensor)| {
-        let own = if mean.dtype() == var.dtype() { mean.copy()? } else { mean.to_dtype(var.dtype())? };
-        Ok((var.clone(), own))
-    };
-    kept.iter().map(own).collect()
+/// A copy, in the dtype of the variable.
+fn in_own_type(var: &Var, value: &Tensor) -> Result<Tensor> {
+    if value.dtype() == var.dtype() { value.copy() } else { value.to_dtype(var.dtype()) }
 }

@@ -1,13 +1,14 @@
 //! How the ball is shaped: T, by which it is scaled in each coordinate, and what of ε̂ is left out.
 
 use std::collections::HashSet;
+use std::mem;
 
 use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 
 use super::noise::bernoulli;
 use super::state::{Kept, State};
 use crate::gradient::Gradient;
-use crate::kernels::{Scaling, Slope, wide};
+use crate::kernels::{Scaling, Slope, exact, norm_of};
 
 /// T of the ball ‖T⁻¹ ε‖ₚ ≤ ρ, so that ε̂ = T ε̂(T g).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,7 +28,8 @@ pub enum Metric {
         /// η
         eta: f64,
     },
-    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is LayerSAM's.
+    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is LayerSAM's. A variable of zeros
+    /// is not perturbed.
     Layer,
 }
 
@@ -36,14 +38,16 @@ pub enum Metric {
 #[non_exhaustive]
 pub enum Mask {
     /// Each with this probability, and then by its inverse more (ESAM's stochastic weight perturbation, Du et al. 2022,
-    /// <https://arxiv.org/abs/2110.03141>; the authors: 0.6 and 0.5). Drawn anew in each step.
+    /// <https://arxiv.org/abs/2110.03141>; the authors: 0.6 and 0.5). Drawn anew in each step, and for each coordinate, as in
+    /// the paper; the authors' code draws once for each whole tensor, in the step before.
     Random {
         /// The probability, above 0, up to 1.
         keep: f64,
     },
     /// Those where the squared gradient is largest, found anew every so many steps (SSAM-F, Mi et al. 2022,
     /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
-    /// the batch). Finding them reads the gradient on the host.
+    /// the batch). Finding them reads the gradient on the host. A variable that has taken no part since the last search
+    /// gets its mask in the next step that it takes part in, among the variables of that step that have none.
     Largest {
         /// The share of coordinates that stay where they are, from 0 up to but not 1; the authors: 0.5.
         sparsity: f64,
@@ -61,7 +65,8 @@ pub enum Scope {
     Joint,
     /// Each variable by itself, every one with radius ρ.
     Variable,
-    /// Each of these groups, every one with radius ρ, and one more around the variables that are in none.
+    /// Each of these groups, every one with radius ρ, and one more around the variables that are in none. A variable in
+    /// several groups belongs to the first of them.
     Groups(Vec<Vec<Var>>),
 }
 
@@ -95,16 +100,17 @@ impl Metric {
         Ok(match self {
             Self::Euclidean => Scaling::One,
             Self::Weights { eta } => Scaling::Weights(eta),
-            Self::Fisher { eta } => {
-                let square = grad.to_dtype(wide(grad.dtype()))?.sqr()?;
-                Scaling::Given((square * eta)?.affine(1.0, 1.0)?.sqrt()?.recip()?)
-            }
-            Self::Layer => {
-                let w = var.as_detached_tensor();
-                Scaling::Given(w.to_dtype(wide(w.dtype()))?.sqr()?.sum_all()?.sqrt()?)
-            }
+            Self::Fisher { eta } => Scaling::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
+            Self::Layer => Scaling::Given(norm_of(&var.as_detached_tensor())?),
         })
     }
+}
+
+/// (1 + x²)^(-½), without the square of a large number.
+fn inverse_root(x: &Tensor) -> Result<Tensor> {
+    let size = x.abs()?;
+    let (large, small) = (size.maximum(1.0)?, size.minimum(1.0)?);
+    (large * ((small / &size.maximum(1.0)?)?.sqr()? + 1.0)?.sqrt()?)?.recip()
 }
 
 impl Mask {
@@ -122,9 +128,11 @@ impl Mask {
                 along.iter().enumerate().map(mask).collect::<Result<_>>().map(Kept::new)
             }
             Self::Largest { sparsity, every } => {
-                if state.steps.is_multiple_of(every) || state.mask.is_empty() {
-                    state.mask = largest(along, sparsity)?;
-                }
+                // Every so many steps all are found anew, so that none is older; between them those that are missing.
+                let known =
+                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.mask) };
+                let missing: Gradient = along.iter().filter(|(var, _)| known.get(var).is_none()).cloned().collect();
+                state.mask = known.with(largest(&missing, sparsity)?);
                 Ok(state.mask.clone())
             }
         }
@@ -133,13 +141,13 @@ impl Mask {
 
 /// 1 for the share `1 - sparsity` of all coordinates with the largest squared gradient, and for those that equal the
 /// smallest of them, 0 for the others.
-fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
+fn largest(along: &Gradient, sparsity: f64) -> Result<Gradient> {
     let mut sizes = Vec::new();
     for (_, grad) in along {
         sizes.extend(on_host(grad)?.abs()?.flatten_all()?.to_vec1::<f64>()?);
     }
     if sizes.is_empty() {
-        return Ok(Kept::default());
+        return Ok(Gradient::new());
     }
     #[expect(clippy::cast_sign_loss, reason = "a share of a length")]
     let left_out = (sparsity * sizes.len() as f64) as usize;
@@ -149,7 +157,7 @@ fn largest(along: &Gradient, sparsity: f64) -> Result<Kept> {
         let kept = sizes.ge(&(sizes.ones_like()? * least)?)?;
         Ok((var.clone(), kept.to_dtype(var.dtype())?.to_device(var.device())?))
     };
-    along.iter().map(mask).collect::<Result<_>>().map(Kept::new)
+    along.iter().map(mask).collect()
 }
 
 fn on_host(tensor: &Tensor) -> Result<Tensor> {

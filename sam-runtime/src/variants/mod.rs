@@ -69,6 +69,7 @@
 
 mod combination;
 mod direction;
+mod factor;
 mod functional;
 mod metric;
 mod noise;
@@ -85,14 +86,17 @@ pub use radius::Radius;
 pub use when::When;
 
 pub(crate) use combination::{mix_all, mixed, paired, ratio, second_order_direction};
+pub(crate) use factor::LossFactor;
 pub(crate) use noise::hash;
 pub(crate) use state::{Kept, State};
 
 use candle_core::Var;
 use candle_nn::VarMap;
 
+use crate::names::Names;
+
 /// The variables whose names are kept, in the order of their names: for [`Sam::vars`](crate::Sam::vars) and
-/// [`Sam::metric_for`](crate::Sam::metric_for).
+/// [`Sam::metric_for`](crate::Sam::metric_for). Also [registers](crate::name_variables) the names.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result};
@@ -112,8 +116,5 @@ use candle_nn::VarMap;
 /// ```
 #[must_use]
 pub fn named(vars: &VarMap, keep: impl Fn(&str) -> bool) -> Vec<Var> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut named: Vec<_> = vars.iter().filter(|(name, _)| keep(name)).collect();
-    named.sort_by_key(|(name, _)| *name);
-    named.into_iter().map(|(_, var)| var.clone()).collect()
+    Names::of(vars).into_vars().into_iter().filter(|(name, _)| keep(name)).map(|(_, var)| var).collect()
 }

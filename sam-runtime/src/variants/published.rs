@@ -23,7 +23,8 @@ impl Sam {
 
     /// GSAM (Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>): g₂ - α g⊥, α = 0.6, with ρ going from 0.6 to 0.1 as
     /// the learning rate goes through `rates` (the authors' constants for ImageNet in `big_vision`; their PyTorch example
-    /// has α = 0.4). Say the rate with [`set_learning_rate`](Self::set_learning_rate); until then ρ is the larger one.
+    /// has α = 0.4). Set the rate with [`set_learning_rate`](Self::set_learning_rate) before each step; without it the first step
+    /// is an error.
     pub fn gsam(rates: RangeInclusive<f64>) -> Self {
         Self::default()
             .radius(Radius::WithRate { rho: 0.1..=0.6, rate: rates })
@@ -36,14 +37,14 @@ impl Sam {
         Self::new(0.1).combination(Combination::Look { every: 5, alpha: 0.7 })
     }
 
-    /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. Its other
-    /// half is [`sharpest`](Self::sharpest), with half of the batch: `#[sam(with = sam, sharpest(x, y; k = 64))]`.
+    /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. The
+    /// authors' code draws for each whole tensor instead, see [`Mask::Random`]. Its other half is [`sharpest`](Self::sharpest), with half of the batch: `#[sam(with = sam, sharpest(x, y; k = 64))]`.
     pub fn esam() -> Self {
         Self::new(0.05).mask(Mask::Random { keep: 0.6 })
     }
 
-    /// F-SAM (Li et al. 2024, <https://arxiv.org/abs/2403.12350>): along g - σ m with m ← λ m + (1 - λ) g. σ = 1, λ = 0.9,
-    /// ρ = 0.2.
+    /// F-SAM (Li et al. 2024, <https://arxiv.org/abs/2403.12350>): along g - σ m with m ← λ m + (1 - λ) g. σ = 1 and λ = 0.9,
+    /// the defaults of the authors' class, and ρ = 0.2, that of their run script, where λ is 0.6 (`run.sh` of nblt/F-SAM).
     pub fn f_sam() -> Self {
         Self::new(0.2).direction(Direction::Residual { sigma: 1.0, lambda: 0.9 })
     }
@@ -55,6 +56,9 @@ impl Sam {
 
     /// MSAM (Becker et al. 2024, <https://arxiv.org/abs/2401.12033>): against the optimizer's velocity, ρ = 3 (10 for ViT).
     /// One pass a step.
+    ///
+    /// An optimizer's weight decay is taken at w here, since the weights are back before its step. In the authors' code the
+    /// weights stay at w + ε̂ between steps, and the decay is taken there.
     ///
     /// ```
     /// # use candle_core::{Device, Result, Var};
@@ -121,11 +125,15 @@ impl Sam {
 
     /// LayerSAM (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>), for large batches: each variable has a ball of its
     /// own, ε̂ = ρ ‖w‖ g / ‖g‖. ρ = 0.1.
+    ///
+    /// There is no code of the authors that we know of, and reimplementations differ: one public one has
+    /// ρ min(‖w‖ / ‖g‖, 20) g / ‖G‖, with the norms of the layer in the ratio and the norm of all variables G below.
     pub fn layer_sam() -> Self {
         Self::new(0.1).metric(Metric::Layer).scope(Scope::Variable)
     }
 
-    /// LE-SAM: ρ = min(σ / ‖g‖, `largest`), so that the loss rises by about σ in each step.
+    /// LE-SAM (<https://arxiv.org/abs/2605.10183>): ρ = min(σ / ‖g‖, `largest`), so that the loss rises by about σ in each
+    /// step. The publication lets σ fall to 0 in the course of a run; here it is constant.
     pub fn le_sam(sigma: f64, largest: f64) -> Self {
         Self::default().radius(Radius::LossBudget { sigma, largest })
     }

@@ -10,17 +10,19 @@ use std::sync::Arc;
 pub enum Radius {
     /// The same in every step.
     Constant(f64),
-    /// A function of the number of steps before this one.
+    /// A function of the number of steps before this one. Called once a step.
     Schedule(Arc<dyn Fn(u64) -> f64 + Send + Sync>),
     /// ρ goes with the learning rate, from the smaller ρ at the smallest rate to the larger one at the largest (GSAM,
-    /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) says the rate.
+    /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) sets the rate; a step
+    /// without it is an error.
     WithRate {
         /// ρ
         rho: RangeInclusive<f64>,
         /// The learning rate.
         rate: RangeInclusive<f64>,
     },
-    /// min(σ / ‖g‖₂, largest): the loss rises by about σ in each step (LE-SAM). Reads ‖g‖ on the host.
+    /// min(σ / ‖g‖₂, largest): the loss rises by about σ in each step (LE-SAM, <https://arxiv.org/abs/2605.10183>, with a
+    /// constant σ). Reads ‖g‖ on the host.
     LossBudget {
         /// σ
         sigma: f64,

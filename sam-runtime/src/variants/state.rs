@@ -1,14 +1,21 @@
-//! What a [`Sam`](crate::Sam) keeps from step to step, and how it outlives a process.
+//! What a [`Sam`] keeps from step to step, and how it is saved and loaded.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::{self, Write as _};
 use std::path::Path;
 
-use candle_core::{Device, Result, Tensor, TensorId, Var};
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 use candle_nn::VarMap;
+use safetensors::tensor::TensorView;
 
-use crate::checkpoint::{names_of, read, write};
+use super::factor::LossFactor;
+use super::{Combination, Direction, Mask, When};
+use crate::Sam;
+use crate::checkpoint::{Contents, Kind, StateFile, checked, read};
 use crate::gradient::Gradient;
 use crate::kernels::wide;
+use crate::names::{Names, describe};
 
 /// Changes when a step ends, and never halfway.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +34,8 @@ pub(crate) struct State {
     pub(crate) mask: Kept,
     /// What a decoupled step is still to do.
     pub(crate) remainder: Kept,
+    /// What the loss that it belongs to was multiplied by.
+    pub(crate) factor: LossFactor,
 }
 
 /// A tensor for some variables, in an order.
@@ -44,6 +53,20 @@ impl Kept {
 
     pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
         self.places.get(&var.id()).map(|place| &self.pairs[*place].1)
+    }
+
+    /// This, with other tensors for these variables.
+    pub(crate) fn with(&self, newer: Gradient) -> Self {
+        let mut all = self.clone();
+        for (var, value) in newer {
+            if let Some(place) = all.places.get(&var.id()) {
+                all.pairs[*place].1 = value;
+            } else {
+                all.places.insert(var.id(), all.pairs.len());
+                all.pairs.push((var, value));
+            }
+        }
+        all
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Var, Tensor)> {
@@ -70,10 +93,20 @@ impl Kept {
     }
 }
 
+const FILE: Kind = Kind { label: "sam-runtime sam state", what: "the state of a `Sam`", version: 1 };
+
 const STEPS: &str = "steps";
 const SEED: &str = "seed";
 const RATE: &str = "rate";
 const MOMENTS: &str = "moments";
+
+const AVERAGE: &str = "average";
+const KEPT: &str = "kept";
+const MASK: &str = "mask";
+const REMAINDER: &str = "remainder";
+
+/// A counter beyond this is damaged: a step a microsecond would take it three centuries.
+const MOST_STEPS: u64 = 1 << 53;
 
 impl State {
     /// This state, after a step from `before`. On the CPU a step with numbers that are not finite was an error; elsewhere
@@ -89,88 +122,201 @@ impl State {
     }
 
     fn parts(&self) -> [(&'static str, &Kept); 4] {
-        [("average", &self.average), ("kept", &self.kept), ("mask", &self.mask), ("remainder", &self.remainder)]
+        [(AVERAGE, &self.average), (KEPT, &self.kept), (MASK, &self.mask), (REMAINDER, &self.remainder)]
     }
 
-    pub(crate) fn save(&self, seed: u64, names: &VarMap, path: &Path) -> Result<()> {
-        let names = names_of(names);
-        let mut tensors = HashMap::new();
+    fn part_mut(&mut self, part: &str) -> Option<&mut Kept> {
+        match part {
+            AVERAGE => Some(&mut self.average),
+            KEPT => Some(&mut self.kept),
+            MASK => Some(&mut self.mask),
+            REMAINDER => Some(&mut self.remainder),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn save(&self, sam: &Sam, names: &VarMap, path: &Path) -> Result<()> {
+        let names = Names::of(names);
+        let mut file = StateFile::new(&FILE);
+        for (piece, name) in pieces_with_memory(sam) {
+            file.label(piece, name);
+        }
         for (part, kept) in self.parts() {
-            for (place, (var, value)) in kept.iter().enumerate() {
-                let Some(name) = names.get(&var.id()) else {
-                    candle_core::bail!("a variable of shape {:?} has no name to save its state under", var.shape())
-                };
-                // The place keeps the order of sums.
-                tensors.insert(format!("{part}.{place}.{name}"), value.clone());
+            for (index, (var, value)) in kept.iter().enumerate() {
+                // The index keeps the order of sums.
+                let key = format!("{part}.{index}.{}", file.name(&names, var)?);
+                file.insert(key, value);
             }
         }
         let whole = |number: u64| Tensor::new(number.cast_signed(), &Device::Cpu);
-        tensors.insert(STEPS.to_owned(), whole(self.steps)?);
-        tensors.insert(SEED.to_owned(), whole(seed)?);
+        file.insert(STEPS, &whole(self.steps)?);
+        file.insert(SEED, &whole(sam.seed)?);
         if let Some(rate) = self.rate {
-            tensors.insert(RATE.to_owned(), Tensor::new(rate, &Device::Cpu)?);
+            file.insert(RATE, &Tensor::new(rate, &Device::Cpu)?);
         }
         if let Some((mean, variance)) = self.moments {
-            tensors.insert(MOMENTS.to_owned(), Tensor::new(&[mean, variance], &Device::Cpu)?);
+            file.insert(MOMENTS, &Tensor::new(&[mean, variance], &Device::Cpu)?);
         }
-        write(&tensors, path)
+        file.write(path)
     }
 
-    pub(crate) fn load(seed: u64, names: &VarMap, path: &Path) -> Result<Self> {
-        read(path, |mut tensors| {
-            let mut whole = |key: &str| match tensors.remove(key) {
-                Some(number) => Ok(number.to_scalar::<i64>()?.cast_unsigned()),
-                None => candle_core::bail!("there is no `{key}`: expected the state of a `Sam`"),
+    pub(crate) fn load(sam: &Sam, names: &VarMap, path: &Path) -> Result<Self> {
+        let names = Names::of(names);
+        read(path, &FILE, |file| Self::from_file(sam, &names, file))
+    }
+
+    fn from_file(sam: &Sam, names: &Names, mut file: Contents<'_>) -> Result<Self> {
+        check_pieces(sam, &file)?;
+        let steps: i64 = required(&mut file, STEPS)?;
+        let Some(steps) = u64::try_from(steps).ok().filter(|steps| *steps <= MOST_STEPS) else {
+            candle_core::bail!("`{STEPS}` is {steps}: expected a number of steps from 0 to 2^53")
+        };
+        let seed = i64::cast_unsigned(required(&mut file, SEED)?);
+        if seed != sam.seed {
+            candle_core::bail!("it is the state of a `Sam` with seed {seed}, this one has {}", sam.seed)
+        }
+        let mut state = Self { steps, rate: number(&mut file, RATE)?, ..Self::default() };
+        if state.rate.is_some_and(|rate| !rate.is_finite()) {
+            candle_core::bail!("`{RATE}` is not finite: expected a learning rate")
+        }
+        if let Some(moments) = file.tensors.remove(MOMENTS) {
+            state.moments = Some(moments_of(sam, &moments)?);
+        }
+        state.load_parts(sam, names, &file)?;
+        Ok(state)
+    }
+
+    fn load_parts(&mut self, sam: &Sam, names: &Names, file: &Contents<'_>) -> Result<()> {
+        let mut parts: BTreeMap<&str, BTreeMap<usize, (Var, Tensor)>> = BTreeMap::new();
+        for (key, view) in &file.tensors {
+            let mut words = key.splitn(3, '.');
+            let (part, index, name) = (words.next(), words.next(), words.next());
+            let (Some(part), Some(Ok(index)), Some(name)) = (part, index.map(str::parse), name) else {
+                candle_core::bail!("expected {}, found `{key}`", FILE.what)
             };
-            let mut state = Self { steps: whole(STEPS)?, ..Self::default() };
-            let found = whole(SEED)?;
-            if found != seed {
-                candle_core::bail!("it is the state of a `Sam` with seed {found}, this one has {seed}")
+            let Some(var) = names.find(&file.all_names(name))? else {
+                candle_core::bail!("the state of `{name}` belongs to no variable")
+            };
+            let dtype = if part == AVERAGE { wide(var.dtype()) } else { var.dtype() };
+            let value = checked(&format!("the state of `{name}`"), view, var, dtype)?.to_device(var.device())?;
+            if parts.entry(part).or_default().insert(index, (var.clone(), value)).is_some() {
+                candle_core::bail!("there are two entries `{part}.{index}`: the file is damaged")
             }
-            state.rate = tensors.remove(RATE).map(|rate| rate.to_scalar()).transpose()?;
-            if let Some(moments) = tensors.remove(MOMENTS) {
-                let moments = moments.to_vec1::<f64>()?;
-                let [mean, variance] = moments[..] else {
-                    candle_core::bail!("expected two numbers as `{MOMENTS}`, found {}", moments.len())
-                };
-                state.moments = Some((mean, variance));
+        }
+        for (part, entries) in parts {
+            let Some(kept) = self.part_mut(part) else { candle_core::bail!("expected {}, found `{part}`", FILE.what) };
+            if !uses(sam, part) {
+                candle_core::bail!("the file has `{part}`, which this `Sam` does not use: it is of another variant")
             }
-            let vars = names.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let mut parts: HashMap<&str, Vec<(usize, Var, Tensor)>> = HashMap::new();
-            for (key, value) in &tensors {
-                let mut words = key.splitn(3, '.');
-                let (part, place, name) = (words.next(), words.next(), words.next());
-                let (Some(part), Some(Ok(place)), Some(name)) = (part, place.map(str::parse), name) else {
-                    candle_core::bail!("expected the state of a `Sam`, found `{key}`")
-                };
-                let Some(var) = vars.get(name) else {
-                    candle_core::bail!("the state of `{name}` belongs to no variable")
-                };
-                if var.shape() != value.shape() {
-                    candle_core::bail!(
-                        "the state of `{name}` has shape {:?}, its variable {:?}",
-                        value.shape(),
-                        var.shape()
-                    )
-                }
-                if ![var.dtype(), wide(var.dtype())].contains(&value.dtype()) {
-                    candle_core::bail!("the state of `{name}` is {:?}, its variable {:?}", value.dtype(), var.dtype())
-                }
-                parts.entry(part).or_default().push((place, var.clone(), value.to_device(var.device())?));
+            if !entries.keys().copied().eq(0..entries.len()) {
+                candle_core::bail!("entries of `{part}` are missing: the file is damaged")
             }
-            for (part, mut entries) in parts {
-                entries.sort_by_key(|(place, ..)| *place);
-                let kept = Kept::new(entries.into_iter().map(|(_, var, value)| (var, value)).collect());
-                match part {
-                    "average" => state.average = kept,
-                    "kept" => state.kept = kept,
-                    "mask" => state.mask = kept,
-                    "remainder" => state.remainder = kept,
-                    other => candle_core::bail!("expected the state of a `Sam`, found `{other}`"),
-                }
+            let mut seen = HashSet::new();
+            if let Some((var, _)) = entries.values().find(|(var, _)| !seen.insert(var.id())) {
+                candle_core::bail!("`{part}` has two entries for {}", describe(var))
             }
-            Ok(state)
-        })
+            *kept = Kept::new(entries.into_values().collect());
+        }
+        Ok(())
+    }
+}
+
+/// The pieces of a `Sam` that remember something, each with the name of what it is. State is for the same pieces only.
+fn pieces_with_memory(sam: &Sam) -> BTreeMap<&'static str, String> {
+    let pieces = [
+        ("direction", sam.direction.has_memory().then(|| variant_name(&sam.direction))),
+        ("mask", sam.mask.filter(|mask| mask.has_memory()).map(|mask| variant_name(&mask))),
+        ("when", sam.when.has_memory().then(|| variant_name(&sam.when))),
+        ("combination", sam.combination.has_memory().then(|| variant_name(&sam.combination))),
+    ];
+    pieces.into_iter().filter_map(|(piece, name)| Some((piece, name?))).collect()
+}
+
+/// `Look` of `Look { every: 5, alpha: 0.7 }`.
+fn variant_name(piece: &impl fmt::Debug) -> String {
+    struct FirstWord(String);
+    impl fmt::Write for FirstWord {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let word = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+            self.0.push_str(word);
+            // Ends here: what the variant holds may be a whole model.
+            if word.len() == text.len() { Ok(()) } else { Err(fmt::Error) }
+        }
+    }
+    let mut name = FirstWord(String::new());
+    let _ended_early = write!(name, "{piece:?}");
+    name.0
+}
+
+fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
+    if !file.is_labelled() {
+        return Ok(());
+    }
+    let own = pieces_with_memory(sam);
+    for piece in ["direction", "mask", "when", "combination"] {
+        let (found, expected) = (file.label(piece), own.get(piece).map(String::as_str));
+        if found != expected {
+            let say = |name: Option<&str>| {
+                name.map_or_else(|| "none that remembers anything".to_owned(), |name| format!("`{name}`"))
+            };
+            candle_core::bail!(
+                "it is the state of another variant: its {piece} is {}, that of this `Sam` {}",
+                say(found),
+                say(expected)
+            )
+        }
+    }
+    Ok(())
+}
+
+/// Whether a `Sam` has a piece that keeps its memory there.
+fn uses(sam: &Sam, part: &str) -> bool {
+    match part {
+        AVERAGE => matches!(sam.direction, Direction::Average { .. } | Direction::Residual { .. }),
+        KEPT => matches!(sam.direction, Direction::Last) || matches!(sam.combination, Combination::Look { .. }),
+        MASK => matches!(sam.mask, Some(Mask::Largest { .. })),
+        REMAINDER => matches!(sam.combination, Combination::WsamDecoupled { .. }),
+        _ => false,
+    }
+}
+
+/// Takes a number out of a file.
+fn number<T: candle_core::WithDType>(file: &mut Contents<'_>, key: &str) -> Result<Option<T>> {
+    let Some(view) = file.tensors.remove(key) else { return Ok(None) };
+    if !view.shape().is_empty() || view.dtype() != T::DTYPE.into() {
+        candle_core::bail!(
+            "`{key}` is {:?} of shape {:?}: expected one number of type {:?}",
+            view.dtype(),
+            view.shape(),
+            T::DTYPE
+        )
+    }
+    view.load(&Device::Cpu)?.to_scalar().map(Some)
+}
+
+fn required<T: candle_core::WithDType>(file: &mut Contents<'_>, key: &str) -> Result<T> {
+    match number(file, key)? {
+        Some(number) => Ok(number),
+        None => candle_core::bail!("there is no `{key}`: expected {}", FILE.what),
+    }
+}
+
+fn moments_of(sam: &Sam, view: &TensorView<'_>) -> Result<(f64, f64)> {
+    if !matches!(sam.when, When::Sharp { .. }) {
+        candle_core::bail!("the file has `{MOMENTS}`, which this `Sam` does not use: it is of another variant")
+    }
+    if view.shape() != [2] || view.dtype() != DType::F64.into() {
+        candle_core::bail!(
+            "`{MOMENTS}` is {:?} of shape {:?}: expected two numbers of type F64",
+            view.dtype(),
+            view.shape()
+        )
+    }
+    match view.load(&Device::Cpu)?.to_vec1::<f64>()?[..] {
+        [mean, variance] if [mean, variance].iter().all(|x| x.is_finite() && *x >= 0.0) => Ok((mean, variance)),
+        ref found => {
+            candle_core::bail!("`{MOMENTS}` are {found:?}: expected a mean and a variance, finite and 0 or more")
+        }
     }
 }
 

@@ -156,9 +156,9 @@ fn directions_that_remember() {
     let mut m: Option<Vector> = None;
     assert_is(&Sam::f_sam(), |w, step| {
         let g = step.g(w);
-        // The authors' code: the m of the step before.
+        // The authors' code: the m of the step before, and m = g after the first.
         let residual = m.as_ref().map_or(g.clone(), |m| mix(1.0, &g, -1.0, m));
-        m = Some(mix(0.9, &m.clone().unwrap_or(vec![0.0; 83]), 0.1, &g));
+        m = Some(m.as_ref().map_or(g.clone(), |m| mix(0.9, m, 0.1, &g)));
         step.g(&add(w, &along(0.2, &residual)))
     });
     let mut d: Option<Vector> = None;

@@ -5,8 +5,11 @@
 mod costs;
 mod formulas;
 mod identities;
+mod participation;
 mod promises;
 mod reference;
 mod resume;
+mod rounding;
 mod scaling;
 mod second_order;
+mod weighted;

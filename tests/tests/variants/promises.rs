@@ -32,7 +32,11 @@ pub(crate) fn all() -> Vec<Variant> {
         variant("p = 1", |_| Sam::new(0.3).p(1)),
         variant("p = inf", |_| Sam::new(0.05).p(f64::INFINITY)),
         variant("asam", |net| Sam::asam(&named(net))),
-        variant("gsam", |_| Sam::gsam(0.0..=1.0)),
+        variant("gsam", |_| {
+            let sam = Sam::gsam(0.0..=1.0);
+            sam.set_learning_rate(1.0);
+            sam
+        }),
         variant("look", |_| Sam::look_sam()),
         variant("esam", |_| Sam::esam()),
         variant("f-sam", |_| Sam::f_sam()),

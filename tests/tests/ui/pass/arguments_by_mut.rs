@@ -16,8 +16,8 @@ fn count(counter: &mut usize) {
     *counter += 1;
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut passes, mut counter, mut slots) = (three_four(), vec![], 0, [0; 4]);
     let sharp = loss(&w, &mut passes, &mut counter, &mut slots)?;
     assert_sharp(&sharp, &w, 1.);

@@ -15,8 +15,8 @@ fn loss(mut w: Tensor, factors: Vec<f64>, mut scale: f64, mut other: &Var) -> Re
     w.mul(other)?.sum_all()
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     let sharp = loss(w.as_tensor().clone(), vec![0.5, 2.], 1., &w)?;
     assert_sharp(&sharp, &w, 1.);

@@ -51,8 +51,8 @@ fn not_yet(_: &Var) -> Result<Tensor> {
     panic!("not yet")
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     assert_sharp(&loss(&w, &[], true)?, &w, 1.);
     assert_sharp(&loss(&w, &["2", "3"], false)?, &w, 6.);

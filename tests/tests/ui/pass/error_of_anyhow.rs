@@ -10,8 +10,8 @@ fn loss(w: &Var, x: &Tensor, rho: &str, scale: Option<f64>) -> Result<(Tensor, u
     Ok(((w.sqr()?.sum_all()?.mul(&x.mean_all()?)? * scale)?, x.dim(0)?))
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     let x = Tensor::ones((5, 1), w.dtype(), w.device())?;
     let (sharp, rows) = loss(&w, &x, "0.5", Some(2.))?;

@@ -27,8 +27,8 @@ fn generic<E: From<candle_core::Error> + From<String>>(w: &Var, scale: &str) -> 
     Ok((w.sqr()?.sum_all()? * scale)?)
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     assert_sharp(&loss(&w, 2., 0.5)?, &w, 2.);
     assert!(matches!(loss(&w, -1., 0.5), Err(Error::Scale(-1.))));

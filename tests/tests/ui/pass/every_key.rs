@@ -61,8 +61,8 @@ fn with_mut(w: &Var, config: &mut Sam, x: Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()?.mul(&x.mean_all()?)
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut draws) = (three_four(), 0);
     let x = Tensor::ones((4, 3), w.dtype(), w.device())?;
     let vars = [w.clone()];

@@ -7,8 +7,8 @@ fn loss(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     assert_sharp(&loss(&w)?, &w, 1.);
     assert_flat(&plain(|| loss(&w))?, &w, 1.);

@@ -16,8 +16,8 @@ where
     Ok(((loss * factors.iter().product::<f64>())?, name.to_string().len() + K))
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     let (sharp, n) = loss::<Var, str, 2>(&w, "w", [2., 3.])?;
     assert_sharp(&sharp, &w, 6.);

@@ -18,8 +18,8 @@ fn loss(
     Ok(shared(loss))
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut seen) = (three_four(), 0);
     let model = |x: &Tensor| x.broadcast_mul(&w);
     let x = Tensor::ones(2, w.dtype(), w.device())?;

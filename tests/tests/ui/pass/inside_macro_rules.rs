@@ -68,8 +68,8 @@ losses! {
     rho = 1. / 2., plain = plain_by_value, replay = draws;
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut counter, mut draws) = (three_four(), 0, 0);
     let two = Tensor::new(2f64, w.device())?;
     assert_sharp(&in_parts(&w, two)?, &w, 2.);

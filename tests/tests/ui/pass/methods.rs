@@ -42,8 +42,8 @@ impl Net<'_> {
     }
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     let mut net = Net { w: &w, rho: 0.5, calls: 0 };
     assert_sharp(&net.loss(3.)?, &w, 3.);

@@ -38,8 +38,8 @@ fn loss(
     sam.sqr()?.sum_all()?.mul(&scale)? * (held_shard * held_pass) as ::core::primitive::f64
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut pass) = (three_four(), 0);
     let x = Tensor::ones((1, 2), w.dtype(), w.device())?;
     let sharp = loss(&w, x.clone(), &x, 1, &mut pass, 2, 3)?;

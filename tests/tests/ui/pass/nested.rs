@@ -32,8 +32,8 @@ fn odd(w: &Var, n: u32) -> Result<Tensor> {
     even(w, n - 1)? * 3.
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut passes, mut calls) = (three_four(), vec![], 0);
     assert_sharp(&outer(&w, &mut passes)?, &w, 1.);
     assert_eq!(passes, [Pass::Ascent, Pass::Descent]);

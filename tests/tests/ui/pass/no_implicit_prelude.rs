@@ -22,8 +22,8 @@ mod loss {
     }
 }
 
-#[test]
-fn main() -> ::candle_core::Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> ::candle_core::Result<()> {
     let w = ::sam_tests::three_four();
     let x = ::candle_core::Tensor::ones((2, 1), w.dtype(), w.device())?;
     let mut draws = 0;

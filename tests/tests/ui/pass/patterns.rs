@@ -26,8 +26,8 @@ fn loss(
     w.sqr()?.sum_all()? * (b + c + d + e + f[0])
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     let batch = Batch { w: w.clone(), scales: Scales(1., 2.) };
     let sharp = loss(batch, (4., [8., 0., 0.]), &(16., String::new()), Err(32.), w.detach(), vec![64.])?;

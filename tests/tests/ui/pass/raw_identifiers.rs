@@ -14,8 +14,8 @@ fn r#loop(r#use: &Sam, w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut n) = (three_four(), 0);
     let x = Tensor::ones((2, 3), w.dtype(), w.device())?;
     assert_sharp(&r#match(&w, x.clone(), &x, 0.5, 1., &mut n)?, &w, 2.);

@@ -28,8 +28,8 @@ pub mod losses {
     }
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let (w, mut n) = (three_four(), 0);
     let x = candle_core::Tensor::ones((2, 3), w.dtype(), w.device())?;
     assert_sharp(&losses::loss(&w, &x, x.clone(), &mut n)?, &w, 1.);

@@ -29,8 +29,8 @@ impl Model for Var {
     }
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     assert_sharp(&Model::loss(&w)?, &w, 1.);
     assert_sharp(&w.unsized_loss()?, &w, 1.);

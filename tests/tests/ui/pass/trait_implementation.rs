@@ -28,8 +28,8 @@ impl<M: Model> Model for Box<M> {
     }
 }
 
-#[test]
-fn main() -> Result<(), candle_core::Error> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<(), candle_core::Error> {
     let w = three_four();
     let net = Net(w.clone());
     let dynamic: &dyn Model<Error = candle_core::Error> = &net;

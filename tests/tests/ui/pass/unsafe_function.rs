@@ -26,8 +26,8 @@ unsafe fn as_before_2024(w: &Var, scale: *const f64) -> Result<Tensor> {
     w.sqr()?.sum_all()? * *scale
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     // SAFETY: a pointer to what lives until the end of the statement.
     assert_sharp(&unsafe { loss(&w, &2.) }?, &w, 2.);

@@ -61,8 +61,8 @@ fn sharpest(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum(1)?.sqr()
 }
 
-#[test]
-fn each_is_a_loss_of_its_own() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = Var::new(&[3f64, 4.], &Device::Cpu)?;
     let gradient = |loss: Tensor| -> Result<Vec<f64>> { loss.backward()?.get(&w).expect("a gradient").to_vec1() };
     // w^2 has the same direction everywhere: no part of g is orthogonal to the second gradient, 2 (w + 0.1 w / |w|).

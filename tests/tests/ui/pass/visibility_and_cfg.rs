@@ -34,8 +34,8 @@ mod losses {
     }
 }
 
-#[test]
-fn main() -> Result<()> {
+#[cfg_attr(test, test)]
+pub(crate) fn main() -> Result<()> {
     let w = three_four();
     assert_sharp(&losses::loss(&w, 2.)?, &w, 2.);
     assert_flat(&losses::plain_loss(&w, 2.)?, &w, 2.);

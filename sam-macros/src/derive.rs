@@ -1,0 +1,223 @@
+//! `#[derive(Aux)]` and `#[derive(Output)]`: what the runtime asks of a value, asked of each of its fields.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens as _, format_ident, quote, quote_spanned};
+use syn::{
+    Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, parse_quote,
+    parse_quote_spanned, spanned::Spanned as _,
+};
+
+// Input
+//
+//     #[derive(Aux)]
+//     struct Metrics<T> { logits: Tensor, rest: T }
+//
+// Output
+//
+//     impl<T: ::sam_runtime::Aux> ::sam_runtime::Aux for Metrics<T> {
+//         fn detached(self) -> Result<Self> {
+//             match self {
+//                 Self { logits: __sam_0, rest: __sam_1 } => Ok(Self {
+//                     logits: <Tensor as ::sam_runtime::Aux>::detached(__sam_0)?,
+//                     rest: <T as ::sam_runtime::Aux>::detached(__sam_1)?,
+//                 }),
+//             }
+//         }
+//
+//         fn join_shards(__sam_parts: Vec<(f64, Self)>) -> Result<Self> {
+//             let mut __sam_0 = Vec::new();
+//             let mut __sam_1 = Vec::new();
+//             for (__sam_share, __sam_part) in __sam_parts {
+//                 let Self { logits: __sam_value_0, rest: __sam_value_1 } = __sam_part;
+//                 Vec::push(&mut __sam_0, (__sam_share, __sam_value_0));
+//                 Vec::push(&mut __sam_1, (__sam_share, __sam_value_1));
+//             }
+//             Ok(Self {
+//                 logits: <Tensor as ::sam_runtime::Aux>::join_shards(__sam_0)?,
+//                 rest: <T as ::sam_runtime::Aux>::join_shards(__sam_1)?,
+//             })
+//         }
+//     }
+//
+// with all names as paths. An enum has no `join_shards`: the trait's own is an error.
+pub(crate) fn aux(input: TokenStream) -> Result<TokenStream> {
+    let item = syn::parse2(input)?;
+    let (ident, attrs, generics) = match &item {
+        Item::Struct(item) => (&item.ident, &item.attrs, &item.generics),
+        Item::Enum(item) => (&item.ident, &item.attrs, &item.generics),
+        other => return Err(Error::new_spanned(other, "`Aux` is derived for structs and enums: implement it by hand")),
+    };
+    let names = Names::new(attrs)?;
+    let Names { krate, candle, result, vec, f64 } = &names;
+    let bound = parse_quote!(#krate::Aux);
+    let (arms, join) = match &item {
+        Item::Enum(item) => {
+            let arms = item.variants.iter().map(|variant| {
+                let variant_name = &variant.ident;
+                arm(&quote!(Self::#variant_name), &variant.fields, &vec![&bound; variant.fields.len()])
+            });
+            (arms.collect(), None)
+        }
+        Item::Struct(item) => {
+            let traits = vec![&bound; item.fields.len()];
+            (arm(&quote!(Self), &item.fields, &traits), Some(join(&item.fields, &traits, &names)))
+        }
+        _ => (TokenStream::new(), None),
+    };
+    let generics = bounded(generics, &bound);
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let join = join.map(|join| {
+        quote! {
+            fn join_shards(__sam_parts: #vec<(#f64, Self)>) -> #candle::Result<Self> {
+                #join
+            }
+        }
+    });
+    Ok(quote! {
+        #[automatically_derived]
+        impl #impl_generics #bound for #ident #type_generics #where_clause {
+            fn detached(self) -> #candle::Result<Self> {
+                #result::Ok(match self { #arms })
+            }
+            #join
+        }
+    })
+}
+
+// As above, with `Output` for the field of the loss and `Aux` for the others, and with the methods that `Output` has more.
+pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
+    let item = match syn::parse2(input)? {
+        Item::Struct(item) => item,
+        other => {
+            let why = "`Output` is derived for structs: a loss function returns a `Tensor`, a tuple or a struct";
+            return Err(Error::new_spanned(other, why));
+        }
+    };
+    let names = Names::new(&item.attrs)?;
+    let Names { krate, candle, result, vec, f64 } = &names;
+    let loss = match &item.fields {
+        Fields::Named(fields) => {
+            fields.named.iter().position(|field| field.ident.as_ref().is_some_and(|name| name == "loss"))
+        }
+        Fields::Unnamed(fields) if !fields.unnamed.is_empty() => Some(0),
+        _ => None,
+    };
+    let Some(loss) = loss else {
+        let why = "`Output` needs the loss: add a field `loss: Tensor`";
+        return Err(Error::new_spanned(&item.ident, why));
+    };
+    let (output, aux): (Path, Path) = (parse_quote!(#krate::Output), parse_quote!(#krate::Aux));
+    let traits: Vec<_> = (0..item.fields.len()).map(|i| if i == loss { &output } else { &aux }).collect();
+    let (arm, join) = (arm(&quote!(Self), &item.fields, &traits), join(&item.fields, &traits, &names));
+    let field = item.fields.iter().nth(loss).map(|field| &field.ty);
+    let member = members(&item.fields).swap_remove(loss);
+    let ident = &item.ident;
+    let generics = bounded(&item.generics, &aux);
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let loss_span = field.map_or_else(Span::mixed_site, |ty| ty.span().resolved_at(Span::mixed_site()));
+    let a_tensor = quote_spanned!(loss_span=> &self.#member);
+    Ok(quote! {
+        #[automatically_derived]
+        impl #impl_generics #output for #ident #type_generics #where_clause {
+            fn loss(&self) -> &#candle::Tensor {
+                #a_tensor
+            }
+            fn detached(self) -> #candle::Result<Self> {
+                #result::Ok(match self { #arm })
+            }
+            fn with_loss(self, __sam_loss: #candle::Tensor) -> Self {
+                Self { #member: __sam_loss, ..self }
+            }
+            fn join_shards(__sam_parts: #vec<(#f64, Self)>) -> #candle::Result<Self> {
+                #join
+            }
+        }
+    })
+}
+
+/// Paths that mean the same wherever they stand.
+struct Names {
+    krate: Path,
+    candle: Path,
+    result: Path,
+    vec: Path,
+    f64: Path,
+}
+
+impl Names {
+    fn new(attrs: &[Attribute]) -> Result<Self> {
+        let site = Span::mixed_site();
+        let mut krate: Path = parse_quote_spanned!(site=> ::sam_runtime);
+        for attr in attrs.iter().filter(|attr| attr.path().is_ident("aux")) {
+            attr.parse_nested_meta(|meta| {
+                if !meta.path.is_ident("crate") {
+                    return Err(meta.error("expected `#[aux(crate = ::path)]`"));
+                }
+                krate = meta.value()?.call(Path::parse_mod_style)?;
+                Ok(())
+            })?;
+        }
+        Ok(Self {
+            candle: parse_quote_spanned!(site=> #krate::argument::candle_core),
+            result: parse_quote_spanned!(site=> ::core::result::Result),
+            vec: parse_quote_spanned!(site=> ::std::vec::Vec),
+            f64: parse_quote_spanned!(site=> ::core::primitive::f64),
+            krate,
+        })
+    }
+}
+
+/// A bound on each type parameter, as in the standard library's derives.
+fn bounded(generics: &Generics, bound: &Path) -> Generics {
+    let mut generics = generics.clone();
+    for param in generics.type_params_mut() {
+        param.colon_token.get_or_insert_with(<Token![:]>::default);
+        param.bounds.push(parse_quote!(#bound));
+    }
+    generics
+}
+
+fn members(fields: &Fields) -> Vec<Member> {
+    let member = |(i, field): (usize, &Field)| match &field.ident {
+        Some(name) => Member::Named(name.clone()),
+        None => Member::Unnamed(Index { index: u32::try_from(i).unwrap_or(u32::MAX), span: Span::mixed_site() }),
+    };
+    fields.iter().enumerate().map(member).collect()
+}
+
+/// `of`: the path of the struct or variant.
+fn arm(of: &TokenStream, fields: &Fields, traits: &[&Path]) -> TokenStream {
+    let (members, values) = (members(fields), locals("__sam_", fields));
+    let detached = calls("detached", fields, traits, &values);
+    quote!(#of { #(#members: #values),* } => #of { #(#members: #detached),* },)
+}
+
+fn join(fields: &Fields, traits: &[&Path], Names { result, vec, .. }: &Names) -> TokenStream {
+    let (members, columns, values) = (members(fields), locals("__sam_", fields), locals("__sam_value_", fields));
+    let joined = calls("join_shards", fields, traits, &columns);
+    let share = if columns.is_empty() { quote!(_) } else { quote!(__sam_share) };
+    quote! {
+        #(let mut #columns = #vec::new();)*
+        for (#share, __sam_part) in __sam_parts {
+            let Self { #(#members: #values),* } = __sam_part;
+            #(#vec::push(&mut #columns, (__sam_share, #values));)*
+        }
+        #result::Ok(Self { #(#members: #joined),* })
+    }
+}
+
+/// The method of each field's type. What the type lacks is reported there.
+fn calls(method: &str, fields: &Fields, traits: &[&Path], values: &[Ident]) -> Vec<TokenStream> {
+    let call = |((field, bound), value): ((&Field, &&Path), &Ident)| {
+        let (ty, at) = (&field.ty, field.ty.span().resolved_at(Span::mixed_site()));
+        let method = Ident::new(method, at);
+        let bound = bound.to_token_stream();
+        let bound = quote_spanned!(at=> #bound);
+        quote_spanned!(at=> <#ty as #bound>::#method(#value)?)
+    };
+    fields.iter().zip(traits).zip(values).map(call).collect()
+}
+
+fn locals(prefix: &str, fields: &Fields) -> Vec<Ident> {
+    (0..fields.len()).map(|i| format_ident!("{prefix}{i}", span = Span::mixed_site())).collect()
+}
