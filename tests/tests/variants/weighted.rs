@@ -137,7 +137,7 @@ fn examples_that_weigh_nothing() {
         let (_, loss, _) = in_shards(&sam, &setting, mean_of_tokens, shards);
         close(&[loss], &expected);
         let parts = sam.parts(m).unwrap().weights(lengths).unwrap().split(x).unwrap();
-        let mut body = |_| Ok(mean_of_tokens(w, &parts.of(x)?, &parts.of(mask)?)?.0);
+        let mut body = |_| -> Result<Tensor> { Ok(mean_of_tokens(w, &parts.of(x)?, &parts.of(mask)?)?.0) };
         let stages = parts.ascend(&mut body).unwrap().perturb().unwrap().descend(&mut body).unwrap();
         let loss: Tensor = stages.restore::<candle_core::Error>().unwrap();
         close(&values(&loss), &expected);
