@@ -211,7 +211,7 @@ fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. 
     });
     let unnormalised =
         unnormalised.iter().map(|_| quote_spanned!(site=> let __sam = #krate::Sam::unnormalised(__sam);));
-    let float = quote_spanned!(site=> ::core::primitive::f64::from);
+    let float = quote_spanned!(site=> <::core::primitive::f64 as ::core::convert::From<_>>::from);
     let combination = combination.iter().map(|(_, combination)| match combination {
         Combination::Gsam(alpha) => quote_spanned!(site=> Gsam { alpha: #float(#alpha) }),
         Combination::Wsam(gamma) => quote_spanned!(site=> Wsam { gamma: #float(#gamma) }),

@@ -134,7 +134,7 @@ impl<'a> Course<'a> {
         check_finite(&gradient, Pass::Plain)?;
         self.last.loss = Some(value_of(output.loss())?);
         let gradient = (!gradient.is_empty()).then_some(gradient);
-        Ok((output.detached()?, gradient))
+        Ok((output.into_detached()?, gradient))
     }
 
     /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
@@ -153,7 +153,7 @@ impl<'a> Course<'a> {
         let Attempt { output, .. } = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
         let mut state = Displaced::new(&self.step, Vec::new())?;
         state.keep(&self.state_of(output.loss()))?;
-        let output = output.detached()?;
+        let output = output.into_detached()?;
         self.last.passes += FORWARD;
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
@@ -218,7 +218,7 @@ impl<'a> Course<'a> {
         for (part, Portion { weight, rows, .. }) in portions.iter().enumerate() {
             let attempt = self.run(pass, part, rows, loss)?;
             mean.add(*weight, self.gradient(&attempt, pass)?)?;
-            outputs.push((*weight, attempt.output.detached()?));
+            outputs.push((*weight, attempt.output.into_detached()?));
             self.watch.get_or_insert(attempt.watch);
         }
         Ok((O::join_shards(outputs)?, mean.finish()?))
