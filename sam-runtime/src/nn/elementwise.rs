@@ -73,7 +73,7 @@ impl Layer for Relu {
     }
 }
 
-/// x + y, of one shape: a residual connection, whose gradient is handed on as it is.
+/// x + y, of one shape: a residual connection. Both get the gradient of the sum.
 ///
 /// # Errors
 /// If the shapes or types differ, or are not those of float tensors.
@@ -130,10 +130,13 @@ impl Layer for Add {
     }
 }
 
-/// `x.to_dtype(dtype)`, as a layer: a network whose last logits are in f32 and the others in bf16 is all of layers with it.
+/// `x.to_dtype(dtype)`, as a layer, so that a network that computes in bf16 can consist of layers only.
+///
+/// For mixed precision keep the variables in f32, convert the images to bf16 with it, and the logits back to f32 before
+/// the loss: on CUDA the layers between compute in the type of their input, and gradients of variables are in f32.
 ///
 /// # Errors
-/// If one of the types is not that of floats.
+/// If one of the types is not a float type.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};

@@ -78,10 +78,11 @@ pub fn cross_entropy_smoothed(logits: &Tensor, target: &Tensor, smoothing: f64) 
 }
 
 fn of_labels(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i64>) -> Result<Tensor> {
-    let (&[n, classes, ..], shape) = (logits.dims(), logits.dims()) else {
-        candle_core::bail!("expected logits (n, classes) or (n, classes, ..), found {:?}", logits.dims())
+    let shape = logits.dims();
+    let &[n, classes, ref rest @ ..] = shape else {
+        candle_core::bail!("expected logits (n, classes) or (n, classes, ..), found {shape:?}")
     };
-    let expected = [&[n], &shape[2..]].concat();
+    let expected = [&[n], rest].concat();
     if target.dims() != expected || !target.dtype().is_int() {
         candle_core::bail!(
             "expected integer labels {expected:?} for logits {shape:?}, whose classes are dimension 1, found {:?} of {:?}",

@@ -69,10 +69,10 @@ use crate::kernels::format::Format;
 /// The same images with the channels of each pixel side by side in memory, as PyTorch's `channels_last` has it: the shape
 /// stays (images, channels, height, width), and everything can be done with them that could be done before.
 ///
-/// On CUDA the layers of this module take such images as they are and hand on others like them, forward and backward, so
-/// that it is enough to convert the batch; images of one channel, which are both, after their first convolution. cuDNN
-/// multiplies them on tensor cores (bf16, f16, TF32) as they are, where it has to turn others first. Elsewhere they are
-/// copied into candle's order, for each layer that meets them.
+/// On CUDA the layers of this module take such images and return such images, in the forward and the backward pass, so
+/// that it is enough to convert the batch; images of one channel, which have both formats, after their first convolution. cuDNN
+/// multiplies them on tensor cores (bf16, f16, TF32) directly, and has to transpose others first. On other devices each
+/// layer copies them into candle's order.
 ///
 /// # Errors
 /// If `x` has other than four dimensions.

@@ -13,10 +13,12 @@ use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 use crate::kernels::is_known;
 
 /// The largest element of each window of `kernel` by `kernel`, every `stride` rows and columns of (n, channels, height,
-/// width), with `padding` places around that no window chooses. The first of equals has the gradient, as in PyTorch.
+/// width), with `padding` elements on each side that are never the largest. Of equal elements the first gets the gradient, as
+/// in PyTorch.
 ///
 /// # Errors
-/// If the sizes do not fit, if the padding is more than half a window, or if there is one elsewhere than on the CPU and CUDA.
+/// If the sizes do not fit, if the padding is more than half a window, or if there is padding on a device other than the CPU
+/// and CUDA.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
@@ -74,7 +76,7 @@ fn pool(x: &Tensor, op: Pool) -> Result<Tensor> {
     }
     match kind {
         _ if padding > 0 => {
-            candle_core::bail!("expected no padding elsewhere than on the CPU and CUDA, found {padding}")
+            candle_core::bail!("expected no padding on a device other than the CPU and CUDA, found {padding}")
         }
         Kind::Max => x.max_pool2d_with_stride(kernel, stride),
         Kind::Mean => x.avg_pool2d_with_stride(kernel, stride),

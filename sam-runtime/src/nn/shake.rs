@@ -86,7 +86,7 @@ impl ShakeDrop {
         Self { survival, draws }
     }
 
-    /// The branch (n, ..), kept or shaken.
+    /// The branch (n, ..), each example multiplied by 1 or by its random number.
     ///
     /// # Errors
     /// If the probability is not in [0, 1], or `x` has no dimension.
