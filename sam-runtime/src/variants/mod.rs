@@ -36,7 +36,7 @@
 //! | WSAM, coupled | (1 - a) g + a g₂, a = γ / (1 - γ) | 2 | g | γ 0.9, ρ 0.05 | the same, within momentum | -1.7 ± 0.1 | `wsam = 0.9` |
 //! | Stable SAM | (‖g‖ / ‖g₂‖) g₂ | 2 | g | ρ 0.05* | where SAM is unstable | -0.1 ± 0.1 | [`Sam::stable`](crate::Sam::stable) |
 //! | Functional-SAM | J(w + ε̂)ᵀ ∂L/∂z at w, z the outputs | 2 | outputs | none | language models | -0.2 ± 0.1 | [`Functional`] |
-//! | F-SAM | ε̂ along g - σ m, m ← λ m + (1 - λ) g | 2 | 2 | σ 1 and λ 0.9 of the class, ρ 0.2 of the run script | small batches | -0.0 ± 0.1 | [`Sam::f_sam`](crate::Sam::f_sam) |
+//! | F-SAM | ε̂ along g - σ m, m ← λ m + (1 - λ) g | 2 | 2 | σ 1 and λ 0.9 of the class, ρ 0.2 of the run script | small batches | 0.0 ± 0.1 | [`Sam::f_sam`](crate::Sam::f_sam) |
 //! | VaSSO | ε̂ along d ← (1 - θ) d + θ g | 2 | 2 | θ 0.9, ρ 0.2 | small batches | -0.1 ± 0.0 | [`Sam::vasso`](crate::Sam::vasso) |
 //! | MSAM | ε̂ = -ρ v / ‖v‖, v the optimizer's velocity | 1 | - | ρ 3 | the time of one pass | -0.4 ± 0.1 | [`Sam::m_sam`](crate::Sam::m_sam) |
 //! | LookSAM | g₂ every fifth step, else g + α (‖g‖ / ‖gᵥ‖) gᵥ | 1.2 | g + 2 | α 0.7, ρ 0.1* | little time | -0.9 ± 0.2 | [`Sam::look_sam`](crate::Sam::look_sam) |
