@@ -1,7 +1,7 @@
 //! `#[derive(Aux)]` and `#[derive(Output)]`: what the runtime asks of a value, asked of each of its fields.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens as _, format_ident, quote, quote_spanned};
+use quote::{format_ident, quote, quote_spanned};
 use syn::{
     Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, parse_quote,
     parse_quote_spanned, spanned::Spanned as _,
@@ -49,22 +49,23 @@ pub(crate) fn aux(input: TokenStream) -> Result<TokenStream> {
     };
     let names = Names::new(attrs)?;
     let Names { krate, candle, result, vec, f64 } = &names;
-    let bound = parse_quote!(#krate::Aux);
+    let aux = Trait { path: parse_quote!(#krate::Aux), detached: "detached" };
+    let bound = &aux.path;
     let (arms, join) = match &item {
         Item::Enum(item) => {
             let arms = item.variants.iter().map(|variant| {
                 let variant_name = &variant.ident;
-                arm(&quote!(Self::#variant_name), &variant.fields, &vec![&bound; variant.fields.len()])
+                arm(&quote!(Self::#variant_name), &variant.fields, &vec![&aux; variant.fields.len()])
             });
             (arms.collect(), None)
         }
         Item::Struct(item) => {
-            let traits = vec![&bound; item.fields.len()];
+            let traits = vec![&aux; item.fields.len()];
             (arm(&quote!(Self), &item.fields, &traits), Some(join(&item.fields, &traits, &names)))
         }
         _ => (TokenStream::new(), None),
     };
-    let generics = bounded(generics, &bound);
+    let generics = bounded(generics, bound);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let join = join.map(|join| {
         quote! {
@@ -106,23 +107,26 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
         let why = "`Output` needs the loss: add a field `loss: Tensor`";
         return Err(Error::new_spanned(&item.ident, why));
     };
-    let (output, aux): (Path, Path) = (parse_quote!(#krate::Output), parse_quote!(#krate::Aux));
+    let output = Trait { path: parse_quote!(#krate::Output), detached: "into_detached" };
+    let aux = Trait { path: parse_quote!(#krate::Aux), detached: "detached" };
     let traits: Vec<_> = (0..item.fields.len()).map(|i| if i == loss { &output } else { &aux }).collect();
     let (arm, join) = (arm(&quote!(Self), &item.fields, &traits), join(&item.fields, &traits, &names));
     let field = item.fields.iter().nth(loss).map(|field| &field.ty);
     let member = members(&item.fields).swap_remove(loss);
-    let ident = &item.ident;
-    let generics = bounded(&item.generics, &aux);
+    let (ident, path) = (&item.ident, &output.path);
+    let generics = bounded(&item.generics, &aux.path);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let loss_span = field.map_or_else(Span::mixed_site, |ty| ty.span().resolved_at(Span::mixed_site()));
-    let a_tensor = quote_spanned!(loss_span=> &self.#member);
+    // What is no tensor is reported under the type of the field.
+    let this = Ident::new("self", loss_span);
+    let a_tensor = quote_spanned!(loss_span=> &#this.#member);
     Ok(quote! {
         #[automatically_derived]
-        impl #impl_generics #output for #ident #type_generics #where_clause {
-            fn loss(&self) -> &#candle::Tensor {
+        impl #impl_generics #path for #ident #type_generics #where_clause {
+            fn loss(&#this) -> &#candle::Tensor {
                 #a_tensor
             }
-            fn detached(self) -> #candle::Result<Self> {
+            fn into_detached(self) -> #candle::Result<Self> {
                 #result::Ok(match self { #arm })
             }
             fn with_loss(self, __sam_loss: #candle::Tensor) -> Self {
@@ -133,6 +137,12 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
             }
         }
     })
+}
+
+/// A trait that a field has to implement, and what it calls the method that takes the graph away.
+struct Trait {
+    path: Path,
+    detached: &'static str,
 }
 
 /// Paths that mean the same wherever they stand.
@@ -186,15 +196,15 @@ fn members(fields: &Fields) -> Vec<Member> {
 }
 
 /// `of`: the path of the struct or variant.
-fn arm(of: &TokenStream, fields: &Fields, traits: &[&Path]) -> TokenStream {
+fn arm(of: &TokenStream, fields: &Fields, traits: &[&Trait]) -> TokenStream {
     let (members, values) = (members(fields), locals("__sam_", fields));
-    let detached = calls("detached", fields, traits, &values);
+    let detached = calls(|of| of.detached, fields, traits, &values);
     quote!(#of { #(#members: #values),* } => #of { #(#members: #detached),* },)
 }
 
-fn join(fields: &Fields, traits: &[&Path], Names { result, vec, .. }: &Names) -> TokenStream {
+fn join(fields: &Fields, traits: &[&Trait], Names { result, vec, .. }: &Names) -> TokenStream {
     let (members, columns, values) = (members(fields), locals("__sam_", fields), locals("__sam_value_", fields));
-    let joined = calls("join_shards", fields, traits, &columns);
+    let joined = calls(|_| "join_shards", fields, traits, &columns);
     let share = if columns.is_empty() { quote!(_) } else { quote!(__sam_share) };
     quote! {
         #(let mut #columns = #vec::new();)*
@@ -207,13 +217,11 @@ fn join(fields: &Fields, traits: &[&Path], Names { result, vec, .. }: &Names) ->
 }
 
 /// The method of each field's type. What the type lacks is reported there.
-fn calls(method: &str, fields: &Fields, traits: &[&Path], values: &[Ident]) -> Vec<TokenStream> {
-    let call = |((field, bound), value): ((&Field, &&Path), &Ident)| {
+fn calls(method: fn(&Trait) -> &str, fields: &Fields, traits: &[&Trait], values: &[Ident]) -> Vec<TokenStream> {
+    let call = |((field, of), value): ((&Field, &&Trait), &Ident)| {
         let (ty, at) = (&field.ty, field.ty.span().resolved_at(Span::mixed_site()));
-        let method = Ident::new(method, at);
-        let bound = bound.to_token_stream();
-        let bound = quote_spanned!(at=> #bound);
-        quote_spanned!(at=> <#ty as #bound>::#method(#value)?)
+        let (of, method) = (&of.path, Ident::new(method(of), at));
+        quote_spanned!(at=> <#ty as #of>::#method(#value)?)
     };
     fields.iter().zip(traits).zip(values).map(call).collect()
 }

@@ -172,7 +172,7 @@ impl<'a> Visit<'a> for Names<'a> {
             ty: (*self.arg.ty).clone(),
             is_whole: is_name(&self.arg.pat),
             in_body: self.body.variables.contains(&name),
-            hidden_in_body: self.body.includes || self.body.formatted.contains(&name),
+            hidden_in_body: self.body.includes || self.body.formatted.contains(&name.to_string()),
         });
         visit::visit_pat_ident(self, pat);
     }
@@ -197,7 +197,7 @@ struct Body {
     /// The identifiers that can be a variable: `.name` is a field and `name:` labels one.
     variables: HashSet<Ident>,
     /// Those inside the braces of string literals.
-    formatted: HashSet<Ident>,
+    formatted: HashSet<String>,
     /// Whether there is an `include!`, which can have any name.
     includes: bool,
 }
@@ -222,11 +222,11 @@ impl Body {
     }
 }
 
-/// The names in `{name:width$}`.
-fn formatted(literal: &str) -> impl Iterator<Item = Ident> {
+/// The names in `{name:width$}`, and other words between braces.
+fn formatted(literal: &str) -> impl Iterator<Item = String> {
     let braced = literal.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or(rest));
-    let names = braced.flat_map(|text| text.split(|c: char| c != '_' && !c.is_alphanumeric()));
-    names.filter_map(|name| syn::parse_str(name).ok())
+    let words = braced.flat_map(|text| text.split(|c: char| c != '_' && !c.is_alphanumeric()));
+    words.map(str::to_owned)
 }
 
 fn is_colon(token: &TokenTree) -> bool {

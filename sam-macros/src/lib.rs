@@ -1,14 +1,11 @@
 //! The macros of `sam-runtime`, which re-exports them as `sam_runtime::{sam, Aux, Output}`: depend on that crate, not on
 //! this one.
 
-use proc_macro2::TokenStream;
-
-use crate::args::Args;
-
 mod args;
 mod derive;
 mod expand;
 mod item;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod valid;
@@ -119,7 +116,7 @@ mod valid;
 /// `cargo test --release -p sam-tests --test check_time -- --nocapture` measures it, and fails at two seconds.
 #[proc_macro_attribute]
 pub fn sam(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
-    rewrite(args.into(), item.into()).into()
+    rewrite::rewrite(args.into(), item.into()).into()
 }
 
 /// Implements `sam_runtime::Aux` for a struct or an enum whose fields are `Aux`: a value that a loss function returns next
@@ -139,15 +136,4 @@ pub fn derive_aux(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
 #[proc_macro_derive(Output, attributes(aux))]
 pub fn derive_output(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     derive::output(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
-}
-
-/// Parse, validate, expand. If that fails the item stays, so that an editor still knows it.
-fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
-    match valid::check(Args::read(args), syn::parse2(item.clone())) {
-        Ok(loss) => expand::expand(&loss),
-        Err(errors) => {
-            let item = syn::parse2(item.clone()).map_or(item, |function| expand::as_written(&function));
-            [item, errors.into_compile_error()].into_iter().collect()
-        }
-    }
 }

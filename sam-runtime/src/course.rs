@@ -104,7 +104,7 @@ impl<'a> Course<'a> {
         let (output, gradient) = self.pass(Pass::Plain, loss)?;
         check_finite(&gradient, Pass::Plain)?;
         self.last.loss = Some(output.loss().detach());
-        Ok((output.detached()?, Some(gradient)))
+        Ok((output.into_detached()?, Some(gradient)))
     }
 
     /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
@@ -122,7 +122,7 @@ impl<'a> Course<'a> {
         let output = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
         let mut state = Displaced::default();
         state.keep(self.state_of(output.loss()))?;
-        let output = output.detached()?;
+        let output = output.into_detached()?;
         self.last.passes += FORWARD;
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
@@ -184,7 +184,7 @@ impl<'a> Course<'a> {
         for (part, Portion { share, rows }) in portions.iter().enumerate() {
             let output = self.run(pass, part, rows, loss)?;
             mean.add(*share, self.gradient(output.loss())?)?;
-            outputs.push((*share, output.detached()?));
+            outputs.push((*share, output.into_detached()?));
         }
         Ok((O::join_shards(outputs)?, mean.finish()?))
     }

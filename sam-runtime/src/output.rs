@@ -59,7 +59,7 @@ pub trait Output: Sized {
     /// # Errors
     ///
     /// If a tensor cannot be copied.
-    fn detached(self) -> Result<Self>;
+    fn into_detached(self) -> Result<Self>;
 
     /// The same auxiliary values with another loss.
     #[must_use]
@@ -195,7 +195,7 @@ impl Output for Tensor {
         self
     }
 
-    fn detached(self) -> Result<Self> {
+    fn into_detached(self) -> Result<Self> {
         value_of(&self)
     }
 
@@ -299,8 +299,8 @@ macro_rules! count_aux {
 
 /// Types whose values have to be the same for all shards.
 macro_rules! same_aux {
-    ($($(<$lifetime:lifetime>)? $type:ty,)*) => {$(
-        impl $(<$lifetime>)? Aux for $type {
+    ($($type:ty)*) => {$(
+        impl Aux for $type {
             fn detached(self) -> Result<Self> {
                 Ok(self)
             }
@@ -312,7 +312,7 @@ macro_rules! same_aux {
                     Some(other) => candle_core::bail!(
                         "an auxiliary value of type `{}` is {first:?} for one shard and {other:?} for another: return one \
                          that can be joined, or implement `sam_runtime::Aux` for a type of your own",
-                        stringify!($type)
+                        std::any::type_name::<Self>()
                     ),
                     None => Ok(first),
                 }
@@ -343,7 +343,7 @@ count_aux! {
     i8 = 0i8, i16 = 0i16, i32 = 0i32, i64 = 0i64, i128 = 0i128, isize = 0isize,
     Duration = Duration::ZERO,
 }
-same_aux! { bool, char, String, DType, <'a> &'a str, <'a> Cow<'a, str>, Box<str>, Arc<str>, }
+same_aux! { bool char String DType &str Cow<'_, str> Box<str> Arc<str> }
 earliest_aux! { Instant SystemTime }
 
 impl<A: Aux> Aux for Option<A> {
@@ -480,7 +480,7 @@ macro_rules! tuples {
                 &self.0
             }
 
-            fn detached(self) -> Result<Self> {
+            fn into_detached(self) -> Result<Self> {
                 let (loss, $($value),+) = self;
                 Ok((value_of(&loss)?, $($value.detached()?),+))
             }

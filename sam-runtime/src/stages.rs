@@ -106,7 +106,7 @@ impl<O: Output> Found<O> {
         if all.is_empty() {
             return Ok(Self::Done(Done { output, gradient: None }));
         }
-        let output = output.detached()?;
+        let output = output.into_detached()?;
         let (gradient, state) = course.perturbed_among(&all)?;
         if course.needs_no_second(&gradient, &all)? {
             return Ok(Self::Done(Done { output, gradient: Some(all) }));
@@ -175,7 +175,7 @@ impl<'a, O> Perturbed<'a, O> {
             Moved::Only { weights } => {
                 let (output, gradient) = course.only(loss)?;
                 check_finite(&gradient, Pass::Ascent)?;
-                (output.detached()?, gradient, weights)
+                (output.into_detached()?, gradient, weights)
             }
         };
         Ok(Descent { course, done: Done { output, gradient: Some(gradient) }, weights: Some(weights) })

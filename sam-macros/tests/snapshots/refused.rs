@@ -8,7 +8,6 @@
 //
 // Output
 
-#[allow(unused_variables)]
 /// The item stays as it is.
 async fn loss(model: &Net, mut x: Tensor) -> Tensor {
     model.forward(&x).await

@@ -13,7 +13,7 @@ fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
     let __sam = ::sam_runtime::Sam::combination(
         __sam,
         ::sam_runtime::variants::Combination::Gsam {
-            alpha: ::core::primitive::f64::from(alpha),
+            alpha: <::core::primitive::f64 as ::core::convert::From<_>>::from(alpha),
         },
     );
     let __sam_size: ::core::primitive::usize = x.dim(0)? / 3;

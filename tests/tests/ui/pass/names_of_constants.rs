@@ -39,7 +39,7 @@ fn of_examples(w: &Var, x: &Tensor) -> Result<Tensor> {
 }
 
 #[::sam_runtime::sam(rho = 0.5)]
-fn of_all(w: &Var, x: Tensor) -> Result<Tensor, impl From<candle_core::Error> + std::fmt::Debug> {
+fn of_all(w: &Var, x: Tensor) -> std::result::Result<Tensor, impl From<candle_core::Error> + std::fmt::Debug> {
     w.sqr()?.sum_all()?.mul(&x.mean_all()?)
 }
 

@@ -37,7 +37,7 @@ fn matched(w: &Var, scale: RefCell<Option<f64>>) -> Result<Tensor> {
 
 #[rustfmt::skip]
 #[sam(rho = 0.5)]
-fn diverges(_: &Var, x: Tensor) -> Result<Tensor> { panic!("{x}") }
+fn diverges(_: &Var, x: Tensor) -> Result<Tensor> { panic!("rank {}", x.rank()) }
 
 #[cfg_attr(test, test)]
 pub(crate) fn main() -> Result<()> {

@@ -1,0 +1,16 @@
+//! From the attribute and the item to what stands in their place.
+
+use proc_macro2::TokenStream;
+
+use crate::{args::Args, expand, valid};
+
+/// Parse, validate, expand. If that fails the item stays, so that an editor still knows it.
+pub(crate) fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
+    match valid::check(Args::read(args), syn::parse2(item.clone())) {
+        Ok(loss) => expand::expand(&loss),
+        Err(errors) => {
+            let item = syn::parse2(item.clone()).map_or(item, |function| expand::as_written(&function));
+            [item, errors.into_compile_error()].into_iter().collect()
+        }
+    }
+}
