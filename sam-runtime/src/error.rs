@@ -61,7 +61,7 @@ pub enum Error {
     NotFloat(DType),
 
     /// The loss is NaN or infinite.
-    #[error("the loss is {value} in the {pass} pass: no gradient was taken, the weights are unchanged")]
+    #[error("the loss is {value} in the {}: no gradient was taken, the weights are unchanged", in_words(*.pass))]
     NonFiniteLoss {
         /// The pass that met it.
         pass: Pass,
@@ -71,8 +71,9 @@ pub enum Error {
 
     /// The gradient has a NaN or an infinity.
     #[error(
-        "the gradient of the {pass} pass is not finite in variable {}: the weights are unchanged; lower the learning rate or \
-         scale the loss",
+        "the gradient of the {} is not finite in variable {}: the weights are unchanged; lower the learning rate or scale \
+         the loss",
+        in_words(*.pass),
         which(.name.as_deref(), *.index, *.count, .shape, *.dtype)
     )]
     NonFiniteGradient {
@@ -204,6 +205,15 @@ pub enum Error {
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)
+    }
+}
+
+/// Which of the passes of a step.
+fn in_words(pass: Pass) -> &'static str {
+    match pass {
+        Pass::Plain => "plain pass",
+        Pass::Ascent => "ascent pass (the first one)",
+        Pass::Descent => "descent pass (the second one, at w + eps)",
     }
 }
 

@@ -37,16 +37,52 @@
 //!
 //! # What a step promises
 //!
-//! - The value, and every [auxiliary value](Aux), is that of the plain function at w, to the bit on the CPU. (Of the
-//!   [variants] with a single pass, at w + ε̂.)
+//! - The value, and every [auxiliary value](Aux), is that of the plain function at w, bitwise on the CPU. (Of the
+//!   [variants] with a single pass, at w + ε̂.) It is a value of its own: also where the function returns a variable or a view
+//!   of one, later changes of the variable do not reach it.
 //! - The gradient is ∇L(w + ε̂), times whatever is done to the loss afterwards, for every variable that the loss depends on.
-//! - The weights are bit for bit what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
-//!   copied: buffers change places.
+//! - The weights are bitwise what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
+//!   copied: buffers change places. After an error the running statistics of [`nn::BatchNorm`], and all that `vars` lists, are
+//!   what they were before the step as well.
 //! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights. [Variants](variants)
-//!   that remember or mix gradients say what they keep beside.
+//!   that remember or mix gradients say what they keep in addition.
 //! - A zero gradient gives ε̂ = 0. A loss or a gradient that is not finite is an [`Error`] that says where, before any
-//!   weight is touched (on the CPU; elsewhere nobody looks, and ε̂ = 0).
+//!   weight is touched (on the CPU; on other devices values are not checked, and ε̂ = 0). Steps without a perturbation are
+//!   checked in the same way.
 //! - The same bits for any number of threads, and for every order in which a map hands out its variables.
+//!
+//! What would not be a sharpness-aware gradient is an error that says what to do: see [`Error`].
+//!
+//! # Graphs
+//!
+//! Each pass has to make its graph itself. A tensor that was computed from variables outside of the loss function, or in an
+//! earlier pass, stays where it was when the weights move: logits or features from outside, a weight derived once, a cached
+//! hidden state. A loss whose gradient goes through one is refused ([`Error::StaleGraph`]); compute it inside, or `detach()`
+//! it. Views of variables move with them and may be made outside. So may a loss with a sharpness-aware gradient, which is
+//! that gradient everywhere.
+//!
+//! An operation without a backward pass cuts the graph, and candle does not say so: `candle_nn`'s `layer_norm`, `rms_norm`,
+//! `softmax_last_dim`, `rope` and `sdpa` are such. What lies before it is neither perturbed nor trained. With `vars` a
+//! variable that is listed, gets no gradient, and is not changed by the first pass either, is an error
+//! ([`Error::NoGradient`]); without it nobody knows that the variable exists.
+//!
+//! Backward passes may run inside backward passes, as in gradient checkpointing, and several at once through one graph. (On
+//! CUDA two that are nested on one thread must not share layers of [`nn`].)
+//!
+//! # Threads
+//!
+//! Trainings may run side by side, on plain threads, on tokio's blocking pool, and on one rayon pool (`spawn`, `scope`,
+//! `join`, parallel iterators): each ends with the bits that it has alone, provided that each has a model and an optimizer of
+//! its own, and a [`Sam`] of its own if that remembers something. Steps that meet on the same variables are refused
+//! ([`Error::Displaced`]), and so is a step of [`Sgd`](optim::Sgd) on variables that hold w + ε̂ ([`Error::Moved`]).
+//!
+//! The passes of a step are told apart on the thread that runs the loss function. On threads that the loss function uses
+//! itself they are not: there [`Pass::current`] is [`Pass::Plain`], dropout draws other masks in each pass, and batch
+//! normalisation moves its statistics in both. [`Context`] carries the pass to them.
+//!
+//! An annotated function that is called inside another one is a part of that loss, and runs plainly. On a thread of a rayon
+//! pool it cannot be told from the step of another training, which rayon may give to a thread that waits inside a pass; there
+//! call it as [`plain`]`(|| ..)`, or the outer step is an error ([`Error::Nested`]).
 //!
 //! # State and randomness
 //!
@@ -104,9 +140,14 @@
 //!
 //! # Limits
 //!
-//! While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that. A step belongs to
-//! one thread: [`Pass::current`] and [`plain`] are about the thread that they run on. A loss function should be a function:
-//! what it does beside computing a value it does twice.
+//! - While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that.
+//! - A loss function should be a function: what it does in addition to computing a value it does twice.
+//! - Optimizers of other crates write to variables without asking. A step that one takes between the two passes is undone
+//!   when the weights return.
+//! - A loss keeps its gradient alive, which is as large as the weights. Keep `loss.detach()` or its number for a curve.
+//! - Two optimizers that take steps on one plain loss see what the other has moved, as in PyTorch.
+//! - Variables in f16 or bf16 round w + ε̂ to their type. Where more than half of ε̂ is lost the step is an error: keep weights
+//!   in f32.
 
 pub mod argument;
 mod checkpoint;

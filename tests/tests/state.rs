@@ -132,7 +132,7 @@ fn dropout_draws_the_same_masks_in_both_passes() {
 #[test]
 fn dropout_is_a_mask_and_a_scale() {
     for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
-        let x = candle_core::Var::ones((50, 40), dtype, device()).unwrap();
+        let x = Var::ones((50, 40), dtype, device()).unwrap();
         let dropout = Dropout::seeded(0.25, 9);
         let y = dropout.forward(&x, true).unwrap();
         let g = y.sum_all().unwrap().backward().unwrap();
