@@ -3,7 +3,7 @@
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Meta, MetaList, PatIdent, Path, Receiver, ReturnType, Safety, Signature, Token, Type,
+    Attribute, Meta, MetaList, PatIdent, PatType, Path, Receiver, ReturnType, Safety, Signature, Token, Type,
     ext::IdentExt as _,
     parse_quote_spanned,
     punctuated::Punctuated,
@@ -395,6 +395,15 @@ fn plain(item: &Item, name: &Ident) -> TokenStream {
 struct Quiet<'a>(&'a [Binding]);
 
 impl VisitMut for Quiet<'_> {
+    /// One that is expected to be unused has to be reported.
+    fn visit_pat_type_mut(&mut self, arg: &mut PatType) {
+        let expects =
+            |attr: &Attribute| attr.path().is_ident("expect") && attr.to_token_stream().to_string().contains("unused");
+        if !arg.attrs.iter().any(expects) {
+            visit_mut::visit_pat_type_mut(self, arg);
+        }
+    }
+
     fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
         if self.0.iter().any(|binding| binding.name == pat.ident && !binding.is_used()) {
             pat.ident.set_span(pat.ident.span().resolved_at(Span::mixed_site()));

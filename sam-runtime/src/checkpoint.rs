@@ -133,7 +133,7 @@ impl StateFile {
             let key = serde_json::to_string(key).map_err(Error::wrap)?;
             let info =
                 serde_json::to_string(&TensorInfo { dtype, shape, data_offsets: (start, end) }).map_err(Error::wrap)?;
-            header += &format!(",{key}:{info}");
+            header.extend([",", &key, ":", &info]);
         }
         header.push('}');
         let padding = header.len().next_multiple_of(8) - header.len();
@@ -171,7 +171,7 @@ pub(crate) fn read<T>(path: &Path, kind: &Kind, make: impl FnOnce(Contents<'_>) 
     read().map_err(|error: Error| error.with_path(path))
 }
 
-impl<'a> Contents<'a> {
+impl Contents<'_> {
     fn check_kind(&self, kind: &Kind) -> Result<()> {
         let Some(labels) = &self.labels else { return Ok(()) };
         match labels.get(KIND) {

@@ -320,8 +320,8 @@ impl Sam {
     /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
     /// all others. Where the optimizer's step was left out, `finish(0.)` does away with it.
     ///
-    /// What the loss was multiplied by before its backward pass multiplies g₂ - g too, as it multiplies g. It is that of the
-    /// last backward pass; a loss without one counts as not scaled. What is done to the gradients afterwards, such as
+    /// What the loss was multiplied by before its backward pass multiplies g₂ - g too, as it multiplies g. The last backward
+    /// pass counts; without one there is nothing left to do. What is done to the gradients afterwards, such as
     /// clipping them by their norm, cannot be known here: pass a smaller rate.
     ///
     /// ```

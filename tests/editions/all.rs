@@ -1,5 +1,8 @@
 //! All that the attribute accepts, `tests/ui/pass`, in the edition of the crate that this file is the root of.
 
+#![deny(warnings)]
+#![allow(non_fmt_panics, reason = "before edition 2021 a message without arguments is no format string")]
+
 /// Names the files, and calls what each of them has to show.
 macro_rules! files {
     ($($name:ident)*) => {

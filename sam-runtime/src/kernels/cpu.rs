@@ -80,7 +80,7 @@ pub(crate) fn perturb(
     slopes: &[Slope],
     mut rounding: Option<Rounding>,
 ) -> Result<Option<Rounding>> {
-    for slope in slopes {
+    for slope in slopes.iter().filter(|slope| slope.var.elem_count() > 0) {
         let lost = rounding.is_some().then(Cell::default);
         let perturb = Perturb { ball, measure, eta: slope.eta(), lost };
         slope.grad.inplace_op2(&slope.var, &perturb)?;

@@ -164,7 +164,7 @@ pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Resu
 /// what is left of a difference by rounding is no direction.
 pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
     let a = a.to_dtype(wide(a.dtype()))?;
-    if !a.device().is_cpu() {
+    if !a.device().is_cpu() || a.elem_count() == 0 {
         return generic::residual(&a, beta, b, tolerance);
     }
     let a = a.copy()?;
@@ -187,7 +187,8 @@ pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tenso
     if cuda::is_home_of(pairs.iter().flat_map(|(a, b)| [*a, *b])) {
         return cuda::mix(pairs, alpha, beta);
     }
-    pairs.iter().try_for_each(|(a, b)| {
+    // Candle takes the strides of an empty tensor for repeated elements, and refuses to write to it.
+    pairs.iter().filter(|(a, _)| a.elem_count() > 0).try_for_each(|(a, b)| {
         if a.device().is_cpu() { cpu::mix(a, read(alpha)?, b, read(beta)?) } else { generic::mix(a, alpha, b, beta) }
     })
 }
@@ -206,7 +207,7 @@ pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
     if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
         return cuda::sgd(params, moves);
     }
-    moves.iter().try_for_each(|Move { var, grad, velocity }| {
+    moves.iter().filter(|Move { var, .. }| var.elem_count() > 0).try_for_each(|Move { var, grad, velocity }| {
         if var.device().is_cpu() {
             cpu::sgd(params, var, grad, *velocity)
         } else {

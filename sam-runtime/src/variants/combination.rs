@@ -105,7 +105,7 @@ impl Combination {
             Self::WsamDecoupled { gamma } => {
                 let a = number(beside, gamma / (1.0 - gamma))?;
                 state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
-                state.factor = LossFactor::default();
+                state.factor = LossFactor::new();
                 mix_all(&pairs, &number(beside, 0.0)?, &one)
             }
             Self::Look { every, .. } => {

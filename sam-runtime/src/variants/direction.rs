@@ -56,7 +56,8 @@ pub enum Direction {
 pub struct Velocities(Arc<Mutex<Gradient>>);
 
 impl Velocities {
-    /// Says what they are now. Until there is one a step along them is a plain step.
+    /// Sets what they are now. Until there is one a step along them is a plain step. Of a variable that is listed several
+    /// times the first counts.
     pub fn set(&self, velocities: impl IntoIterator<Item = (Var, Tensor)>) {
         *self.lock() = velocities.into_iter().collect();
     }

@@ -9,25 +9,34 @@ use super::state::Kept;
 use crate::kernels::{mix, number};
 
 /// The derivative of what was differentiated with respect to a loss, as the last backward pass through the loss has found
-/// it: 1, unless the loss was scaled.
+/// it; 0 if there was none, as candle has none through a loss that was multiplied by 0. The default belongs to no loss: 1.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LossFactor(Arc<Mutex<Option<Tensor>>>);
+pub(crate) struct LossFactor(Option<Arc<Mutex<Option<Tensor>>>>);
 
 impl LossFactor {
+    /// For a loss that is about to be returned.
+    pub(crate) fn new() -> Self {
+        Self(Some(Arc::default()))
+    }
+
     /// The same loss, which tells this its factor in each backward pass.
     pub(crate) fn watch(&self, loss: &Tensor) -> Result<Tensor> {
         loss.apply_op1(Watched(self.clone()))
     }
 
     fn record(&self, outer: &Tensor) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outer.detach());
+        if let Some(found) = &self.0 {
+            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(outer.detach());
+        }
     }
 
     /// `value` times the factor, as a number for tensors like `beside`.
     pub(crate) fn times(&self, value: f64, beside: &Tensor) -> Result<Tensor> {
+        let Some(found) = &self.0 else { return number(beside, value) };
+        let Some(factor) = found.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+            return number(beside, 0.0);
+        };
         let value = number(beside, value)?;
-        let factor = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(factor) = factor else { return Ok(value) };
         let factor = factor.flatten_all()?.squeeze(0)?.to_dtype(value.dtype())?.to_device(value.device())?;
         value * factor
     }

@@ -36,7 +36,7 @@
 //! | WSAM, coupled | (1 - a) g + a g₂, a = γ / (1 - γ) | 2 | g | γ 0.9, ρ 0.05 | the same, within momentum | -1.7 ± 0.1 | `wsam = 0.9` |
 //! | Stable SAM | (‖g‖ / ‖g₂‖) g₂ | 2 | g | ρ 0.05* | where SAM is unstable | -0.1 ± 0.1 | [`Sam::stable`](crate::Sam::stable) |
 //! | Functional-SAM | J(w + ε̂)ᵀ ∂L/∂z at w, z the outputs | 2 | outputs | none | language models | -0.2 ± 0.1 | [`Functional`] |
-//! | F-SAM | ε̂ along g - σ m, m ← λ m + (1 - λ) g | 2 | 2 | σ 1, λ 0.9, ρ 0.2 | small batches | -0.0 ± 0.1 | [`Sam::f_sam`](crate::Sam::f_sam) |
+//! | F-SAM | ε̂ along g - σ m, m ← λ m + (1 - λ) g | 2 | 2 | σ 1 and λ 0.9 of the class, ρ 0.2 of the run script | small batches | 0.0 ± 0.1 | [`Sam::f_sam`](crate::Sam::f_sam) |
 //! | VaSSO | ε̂ along d ← (1 - θ) d + θ g | 2 | 2 | θ 0.9, ρ 0.2 | small batches | -0.1 ± 0.0 | [`Sam::vasso`](crate::Sam::vasso) |
 //! | MSAM | ε̂ = -ρ v / ‖v‖, v the optimizer's velocity | 1 | - | ρ 3 | the time of one pass | -0.4 ± 0.1 | [`Sam::m_sam`](crate::Sam::m_sam) |
 //! | LookSAM | g₂ every fifth step, else g + α (‖g‖ / ‖gᵥ‖) gᵥ | 1.2 | g + 2 | α 0.7, ρ 0.1* | little time | -0.9 ± 0.2 | [`Sam::look_sam`](crate::Sam::look_sam) |
@@ -45,7 +45,7 @@
 //! | AE-SAM | g₂ where ‖g‖² is large for the run so far, else g | about 1.5 | - | ρ 0.05* | less time | -0.8 ± 0.1 | [`Sam::ae_sam`](crate::Sam::ae_sam) |
 //! | RST | g₂ with probability ½, else the plain step | 1.5 | - | ρ 0.05* | less time | 0.0 ± 0.1 | [`Sam::rst`](crate::Sam::rst) |
 //! | LE-SAM | ρ = min(σ / ‖g‖, largest) | 2 | - | none | gradients of changing size | -0.2 ± 0.1 | [`Sam::le_sam`](crate::Sam::le_sam) |
-//! | last steps only | the plain step, then SAM | 1 to 2 | - | the last tenth | less time | -0.7 ± 0.1 | [`When::After`] |
+//! | last steps only | the plain step, then SAM | 1 to 2 | - | the last half* | less time | -0.7 ± 0.1 | [`When::After`] |
 //! | several ascents | ε ← onto the ball(ε + a ∇L(w + ε) / ‖·‖) | n + 1 | - | none | to study the maximum | -0.1 ± 0.1 | [`Sam::ascents`](crate::Sam::ascents) |
 //! | second order | g₂ + H u, the gradient of L(w + ε̂(w)) | 4 | g + 2 | ρ 0.05 | to study the dropped term | -0.0 ± 0.1 | [`Sam::second_order`](crate::Sam::second_order) |
 //! | stale direction | ε̂ along the last step's gradient | 1 | 1 | ρ 0.05 | the time of one pass | -2.1 ± 0.4 | [`Sam::stale`](crate::Sam::stale) |
@@ -59,6 +59,21 @@
 //! LayerSAM and GSAM, for language models Functional-SAM, as their authors found. K-SAM and ESAM choose the examples whose labels
 //! are wrong, where some are. Random and stale directions, several ascents and the second-order term are there to learn
 //! something, not to win.
+//!
+//! # Several losses, and variables that take no part
+//!
+//! What a [`Sam`](crate::Sam) remembers of gradients it remembers for each variable. A variable that takes no part in a step keeps its
+//! mean ([`Direction::Average`], [`Direction::Residual`]) and its last gradient ([`Direction::Last`]); one that took no part
+//! when [`Mask::Largest`] or [`Combination::Look`] looked at the gradients is looked at in the next step that it takes part
+//! in. So one `Sam` can serve losses that take turns. Counters of steps ([`When`], schedules of [`Radius`]) and the mean of
+//! [`When::Sharp`] are one for all of them: where that is not wanted, use a `Sam` for each loss.
+//!
+//! # Half precision
+//!
+//! Keep weights in f32 and convert them with `to_dtype` in the forward pass. Variables in f16 and bf16 cannot hold w + ε̂ where
+//! ε̂ is less than the distance between two neighbouring numbers, in bf16 about 1/256 of the weight. On the CPU a step that
+//! would lose more than half of ‖ε̂‖ to rounding is an [`Error::LostToRounding`](crate::Error::LostToRounding); on other devices
+//! it is not checked, because checking would synchronise with the device.
 //!
 //! # What is not here
 //!

@@ -3,7 +3,8 @@
 use super::noise::uniform;
 use super::state::State;
 
-/// When a step is a sharpness-aware one.
+/// When a step is a sharpness-aware one. Steps are those of one [`Sam`](crate::Sam), whatever their loss: for losses that take
+/// turns, use a `Sam` for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum When {

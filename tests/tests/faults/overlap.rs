@@ -4,8 +4,8 @@ use std::thread;
 
 use candle_core::{Error, Result, Tensor};
 use candle_nn::Optimizer;
+use sam_runtime::Sam;
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::{Sam, sam};
 
 use super::{close, gradient, numbers, refused, var};
 
@@ -17,7 +17,7 @@ fn two_steps_on_one_thread() {
     let first = sam.ascend(&mut square).unwrap().perturb().unwrap();
     close(&numbers(&w), &[3.6, 4.8]);
     let mut linear = |_| -> Result<Tensor> { w.sum_all() };
-    refused(sam.ascend(&mut linear).map(|_| ()), &["shape [2]", "w + eps of another step"]);
+    refused(sam.ascend(&mut linear).map(|_| ()), &["f64 [2]", "w + eps of another step"]);
     drop(first);
     assert_eq!(numbers(&w), [3., 4.]);
 
@@ -71,31 +71,22 @@ fn an_optimizer_between_the_passes() {
     refused(begun.perturb().map(|_| ()), &["moved by an optimizer"]);
 }
 
-#[sam]
-fn a_whole_step(w: &Tensor, sgd: &std::cell::RefCell<Sgd>) -> Result<Tensor> {
-    let loss = w.sqr()?.sum_all()?;
-    sgd.borrow_mut().backward_step(&loss)?;
-    Ok(loss)
-}
-
 #[test]
 fn an_optimizer_inside_a_pass() {
     let w = var(&[3., 4.]);
-    let sgd = Sgd::new(vec![w.clone()], ParamsSgd { lr: 0.1, ..Default::default() }).unwrap().into();
-    refused(a_whole_step(&w, &sgd), &["optimizer's step", "after it"]);
+    let whole_step = || {
+        Sam::new(0.05).loss(|| {
+            let loss = w.sqr()?.sum_all()?;
+            let mut sgd = Sgd::new(vec![w.clone()], ParamsSgd::default())?;
+            sgd.backward_step(&loss)?;
+            Ok::<_, Error>(loss)
+        })
+    };
+    refused(whole_step(), &["optimizer's step", "after it"]);
     assert_eq!(numbers(&w), [3., 4.]);
+    // On a thread of a pool it may be another training's, until the graph shows that it is not.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    refused(
-        pool.install(|| {
-            Sam::new(0.05).loss(|| {
-                let loss = w.sqr()?.sum_all()?;
-                let mut sgd = Sgd::new(vec![w.clone()], ParamsSgd::default())?;
-                sgd.backward_step(&loss)?;
-                Ok::<_, Error>(loss)
-            })
-        }),
-        &["optimizer"],
-    );
+    refused(pool.install(whole_step), &["moved by an optimizer"]);
 }
 
 /// What a variant remembers is of one training.

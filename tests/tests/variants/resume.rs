@@ -5,6 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use sam_runtime::Sam;
 use sam_runtime::optim::{ParamsSgd, Sgd};
@@ -317,6 +320,68 @@ fn damaged_states_are_refused() {
     }
     names.data().lock().unwrap().remove("c");
     assert_eq!(saved(&sam, &names), before);
+}
+
+/// A few random changes of a file. `sam-runtime/fuzz` looks for worse ones.
+fn mutated(file: &[u8], rng: &mut ChaCha8Rng) -> Vec<u8> {
+    let mut file = file.to_vec();
+    for _ in 0..rng.random_range(1..4) {
+        let at = rng.random_range(0..file.len());
+        match rng.random_range(0..5) {
+            0 => file[at] ^= 1 << rng.random_range(0..8),
+            1 => file[at] = rng.random(),
+            // In the header: another digit, name or quotation mark.
+            2 => file[at] = *b"0123456789-.\"abc{}[],:".choose(rng).unwrap(),
+            3 => {
+                let byte = file[at];
+                file.insert(at, byte);
+                // The header is that much longer, so that the file can still be read.
+                file[0] = file[0].wrapping_add(1);
+            }
+            _ => file.truncate(at.max(1)),
+        }
+    }
+    file
+}
+
+#[test]
+fn damaged_files_change_nothing_or_are_states() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut outcomes = [0, 0];
+    for (name, make) in REMEMBERING {
+        let (names, vars) = two_variables();
+        let (sam, mut sgd) = (make(), Sgd::new(vars.to_vec(), ParamsSgd::default()).unwrap());
+        for _ in 0..2 {
+            sgd.backward_step(&sam.loss(|| loss(&vars)).unwrap()).unwrap();
+            sam.finish(0.05).unwrap();
+        }
+        for subject in ["sam", "sgd"] {
+            let save = |sgd: &Sgd| {
+                if subject == "sam" { sam.save(&names, &path) } else { sgd.save(&names, &path) }.unwrap();
+                std::fs::read(&path).unwrap()
+            };
+            let load = |sgd: &mut Sgd, file: &[u8]| {
+                std::fs::write(&path, file).unwrap();
+                if subject == "sam" { sam.load(&names, &path) } else { sgd.load(&names, &path) }
+            };
+            let file = save(&sgd);
+            for _ in 0..25 {
+                let outcome = load(&mut sgd, &mutated(&file, &mut rng));
+                outcomes[usize::from(outcome.is_ok())] += 1;
+                let after = save(&sgd);
+                if outcome.is_err() {
+                    assert!(after == file, "{name}: changed by {outcome:?}");
+                    continue;
+                }
+                load(&mut sgd, &after).unwrap();
+                assert!(save(&sgd) == after, "{name}");
+                load(&mut sgd, &file).unwrap();
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 50), "{outcomes:?}");
 }
 
 /// A map has another order each time it is made.

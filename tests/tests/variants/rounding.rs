@@ -102,7 +102,7 @@ fn small_gradients_in_f64_beside_f32() {
     if is_for_the_cpu("f64 beside f32 is for the CPU") {
         return;
     }
-    for scale in [1e-200, 1e-60, 1e-50, 1e-30, 1., 1e60] {
+    for scale in [1e-200, 1e-60, 1e-50, 1e-30, 1., 1e30] {
         let vars = [
             Var::new(&[1f32, 2.], device()).unwrap(),
             Var::new(&[3f64, -4., 5.], device()).unwrap(),
@@ -196,6 +196,11 @@ fn empty_variables() {
                 }
                 found
             };
+            // Which coordinates a random mask keeps depends on how many variables there are.
+            if variant.name == "esam" {
+                run(true);
+                continue;
+            }
             for (a, b) in run(true).concat().concat().iter().zip(run(false).concat().concat()) {
                 assert!((a - b).abs() < 1e-9, "{}", variant.name);
             }
@@ -261,6 +266,12 @@ fn a_scaled_loss_scales_the_whole_of_decoupled_wsam() {
             }
         }
     }
+    // A step that was left out.
+    let w = Var::new(3f64, device()).unwrap();
+    let sam = Sam::wsam();
+    drop(sam.loss(|| w.sqr()).unwrap());
+    sam.finish(0.1).unwrap();
+    assert_eq!(values(&w), [3.]);
     // Scaled for the log, then stepped as it is: the last backward pass counts.
     let w = Var::new(3f64, device()).unwrap();
     let sam = Sam::wsam();

@@ -7,18 +7,21 @@ use sam_tests::{assert_sharp, three_four};
 
 macro_rules! for_everything {
     ($($by_value:ident)*) => {
+        #[allow(dead_code)]
         trait ByValue: Sized {
             $(fn $by_value(self) -> String {
                 unreachable!("not this one")
             })*
         }
 
+        #[allow(dead_code)]
         trait ByRef {
             $(fn $by_value(&self) -> String {
                 unreachable!("nor this one")
             })*
         }
 
+        #[allow(dead_code)]
         trait ByMut {
             $(fn $by_value(&mut self) -> String {
                 unreachable!("nor that one")

@@ -3,7 +3,7 @@ use sam_runtime::sam;
 use sam_tests::{assert_sharp, three_four};
 
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("scale {0} is negative")]
     Scale(f64),
     #[error(transparent)]

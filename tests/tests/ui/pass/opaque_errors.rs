@@ -22,7 +22,7 @@ fn both(
 
 /// An error that appears only through `?`.
 #[derive(Debug)]
-struct Error(String);
+pub(crate) struct Error(String);
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {

@@ -24,7 +24,7 @@ fn guard(w: &Var, scale: RefCell<f64>, other: RefCell<Vec<f64>>) -> Result<Tenso
 
 #[sam(rho = 0.5, shards(x; m = 1))]
 fn guard_in_shards(w: &Var, x: Tensor, scale: RefCell<f64>) -> Result<(Tensor, f64)> {
-    Ok((w.sqr()?.sum_all()?.mul(&(x * *scale.borrow())?.mean_all()?)?, *scale.borrow_mut()))
+    Ok((w.sqr()?.sum_all()?.mul(&(x * *scale.borrow())?.mean_all()?)?, *scale.borrow()))
 }
 
 #[sam(rho = 0.5)]
@@ -37,7 +37,7 @@ fn matched(w: &Var, scale: RefCell<Option<f64>>) -> Result<Tensor> {
 
 #[rustfmt::skip]
 #[sam(rho = 0.5)]
-fn diverges(_: &Var, x: Tensor) -> Result<Tensor> { panic!("{x}") }
+fn diverges(_: &Var, x: Tensor) -> Result<Tensor> { panic!("rank {}", x.rank()) }
 
 #[cfg_attr(test, test)]
 pub(crate) fn main() -> Result<()> {
