@@ -21,7 +21,7 @@ fn step(sam: &Sam, terms: &[(f64, &Var)]) -> Vec<f64> {
         Ok(sum)
     });
     let grads = loss.unwrap().backward().unwrap();
-    terms.iter().flat_map(|(_, var)| values(grads.get(*var).unwrap())).collect()
+    terms.iter().flat_map(|(_, var)| values(grads.get(var).unwrap())).collect()
 }
 
 #[track_caller]
@@ -32,7 +32,7 @@ fn assert_near(found: &[f64], expected: &[f64]) {
     }
 }
 
-/// VaSSO by hand: d_a = 0.1 (0.1 · 2 + 0.9 · 6) + 0.9 · 2, d_b = 0.1 · 2 + 0.9 · 4.
+/// VaSSO by hand: d = (0.1 (0.1 · 2 + 0.9 · 6) + 0.9 · 2, 0.1 · 2 + 0.9 · 4).
 #[test]
 fn vasso_keeps_the_mean_of_a_variable_that_takes_no_part() {
     let (a, b, sam) = (scalar(1.), scalar(1.), Sam::vasso());

@@ -31,10 +31,6 @@ fn perturbation(sam: &Sam, vars: &[Var], loss: impl Fn() -> Result<Tensor>) -> V
     there.iter().zip(&home).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect()).collect()
 }
 
-fn length(e: &[Vec<f64>]) -> f64 {
-    e.iter().flatten().map(|e| e * e).sum::<f64>().sqrt()
-}
-
 /// ∇L(w) twice at the same w: m is the gradient, so that nothing is left to follow.
 #[test]
 fn f_sam_of_a_gradient_that_does_not_change_is_the_plain_step() {

@@ -39,6 +39,9 @@ fn setting() -> Setting {
     Setting { w, x: sam_tests::tensor(&[7, 5], DType::F64, 3), mask, lengths }
 }
 
+/// Says how the parts are added up.
+type Weigh<'a> = dyn Fn(Examples<'_>) -> Result<Examples<'_>> + 'a;
+
 type Loss = fn(&Var, &Tensor, &Tensor) -> Result<(Tensor, f64)>;
 
 fn close(found: &[f64], expected: &[f64]) {
@@ -52,7 +55,7 @@ fn parts() {
     let sam = Sam::new(0.3);
     let whole = |loss: Loss| sam.loss(|| loss(&w, &x, &mask)).unwrap();
     for m in [1, 2, 3, 4, 6, 7, 9] {
-        let run = |loss: Loss, weigh: &dyn Fn(Examples<'_>) -> Result<Examples<'_>>| {
+        let run = |loss: Loss, weigh: &Weigh<'_>| {
             let parts = sam.parts(m).unwrap().split(&x).unwrap();
             let parts = weigh(parts).unwrap().split(&mask).unwrap();
             let mut body = |_| loss(&w, &parts.of(&x)?, &parts.of(&mask)?);
@@ -68,7 +71,7 @@ fn parts() {
         let tensor = Tensor::new(lengths.iter().map(|n| *n as u32).collect::<Vec<_>>(), device()).unwrap();
         let expected = of(&whole(mean_of_tokens));
         let last = expected.len() - 1;
-        let ways: [&dyn Fn(Examples<'_>) -> Result<Examples<'_>>; 3] =
+        let ways: [&Weigh<'_>; 3] =
             [&|parts| parts.weights(&lengths), &|parts| parts.sum().weights(&tensor), &|parts| {
                 parts.weights(&lengths.iter().map(|n| 1e300 * *n as f64).collect::<Vec<_>>())
             }];
@@ -260,7 +263,7 @@ fn no_name_is_taken() {
     let x = Tensor::zeros((3, 2), DType::F32, device()).unwrap();
     assert_eq!(x.narrow(1, 0, 1).unwrap().dims(), [3, 1]);
     assert_eq!(x.sum(0).unwrap().dims(), [2]);
-    assert_eq!(vec![1, 2, 3].iter().sum::<i32>(), 6);
+    assert_eq!([1, 2, 3].iter().sum::<i32>(), 6);
 }
 
 /// As in the paper: the ε̂ of a step over parts is that of the whole batch.
