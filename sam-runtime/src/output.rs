@@ -548,6 +548,12 @@ mod tests {
         A::join_shards(parts.into_iter().map(|part| (share, part)).collect())
     }
 
+    /// Without the backtrace that candle may add.
+    fn message<A: Aux>(parts: impl IntoIterator<Item = A>) -> String {
+        let error = join(parts).err().unwrap().to_string();
+        error.lines().next().unwrap_or_default().to_owned()
+    }
+
     /// Whatever it shares its buffer with: an optimizer moves the variable, and the value stays.
     #[test]
     fn a_value_is_a_value_of_its_own() {
@@ -580,7 +586,7 @@ mod tests {
     fn counts_that_overflow_are_an_error() {
         assert_eq!(join([200u8, 50]).unwrap(), 250);
         assert_eq!(
-            join([200u8, 200]).unwrap_err().to_string(),
+            message([200u8, 200]),
             "the sum over shards of [200, 200] does not fit into `u8`: return a larger type"
         );
         assert!(join([i64::MIN, -1]).is_err());
@@ -588,7 +594,7 @@ mod tests {
         let tensor = |n: u8| Tensor::new(n, &Device::Cpu).unwrap();
         assert_eq!(join([tensor(200), tensor(50)]).unwrap().to_scalar::<u8>().unwrap(), 250);
         assert_eq!(
-            join([tensor(200), tensor(200)]).unwrap_err().to_string(),
+            message([tensor(200), tensor(200)]),
             "the sum over shards of [200, 200] does not fit into `u8`: return a larger type"
         );
     }
@@ -616,16 +622,11 @@ mod tests {
         let now = Instant::now();
         assert_eq!(join([now + Duration::from_secs(1), now]).unwrap(), now);
         assert_eq!(join(["norm", "norm"]).unwrap(), "norm");
-        assert!(
-            join(["norm".to_owned(), "loss".to_owned()]).unwrap_err().to_string().contains("\"norm\" for one shard")
-        );
+        assert!(message(["norm".to_owned(), "loss".to_owned()]).contains("\"norm\" for one shard"));
         assert!(join([true, false]).is_err());
         let map = |keys: &[&'static str]| keys.iter().map(|key| (*key, 1)).collect::<HashMap<_, _>>();
         assert_eq!(join([map(&["a", "b"]), map(&["b", "a"])]).unwrap()["a"], 2);
-        assert_eq!(
-            join([map(&["a", "b"]), map(&["a"])]).unwrap_err().to_string(),
-            "an auxiliary map has \"b\" for 1 of 2 shards only"
-        );
+        assert_eq!(message([map(&["a", "b"]), map(&["a"])]), "an auxiliary map has \"b\" for 1 of 2 shards only");
         assert!(join([Plain(1), Plain(1)]).is_err());
     }
 }
