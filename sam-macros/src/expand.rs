@@ -29,8 +29,8 @@ use crate::{
 //         let __sam = ::sam_runtime::Sam::p(__sam, 2);
 //         let __sam_held_x = x;
 //         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-//             let mut x @ _ = ::sam_runtime::argument::again(&__sam_held_x);
-//             let rng @ _ = &mut *rng;
+//             let mut x @ (_) = ::sam_runtime::argument::again(&__sam_held_x);
+//             let rng @ (_) = &mut *rng;
 //             match () { () => { BODY } }
 //         };
 //         let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
@@ -51,7 +51,7 @@ use crate::{
 // - No temporary lives to the end of a block: editions differ in when it is dropped then. So the last expression is a
 //   name, and the body stands in an arm of a `match`, at the end of which temporaries are dropped in every edition.
 //   There its braces are needed, too: `unused_braces` looks at blocks that end a block.
-// - `x @ _` is `x`, but clippy sees that a macro has written it, and does not report that it shadows an argument. There
+// - `x @ (_)` is `x`, but clippy sees that a macro has written it, and does not report that it shadows an argument. There
 //   is no `#[allow]`: it is an error below `#![forbid]`.
 pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let site = Span::mixed_site();
@@ -305,7 +305,7 @@ fn route<'a>(
     Some(Route {
         name,
         hold: hold.map(|hold| quote_spanned!(site=> #(#cfgs)* #hold)),
-        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ _ = #value;),
+        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ (_) = #value;),
         turns: *role == Some(Role::Replay) && matches!(by, By::Ref | By::RefMut),
     })
 }

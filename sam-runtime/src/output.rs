@@ -358,9 +358,9 @@ impl<A: Aux> Aux for Option<A> {
     }
 }
 
-impl<A: Aux> Aux for Vec<A> {
+impl<T: Aux> Aux for Vec<T> {
     fn detached(self) -> Result<Self> {
-        self.into_iter().map(A::detached).collect()
+        self.into_iter().map(T::detached).collect()
     }
 
     fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -424,27 +424,27 @@ map_aux! {
     BTreeMap<K, V> where K: Ord;
 }
 
-impl<A: Aux> Aux for Box<A> {
+impl<T: Aux> Aux for Box<T> {
     fn detached(self) -> Result<Self> {
         (*self).detached().map(Box::new)
     }
 
     fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
-        A::join_shards(parts.into_iter().map(|(share, part)| (share, *part)).collect()).map(Box::new)
+        T::join_shards(parts.into_iter().map(|(share, part)| (share, *part)).collect()).map(Box::new)
     }
 }
 
 /// A value that is shared is cloned: its graph has to go, and the other owners keep theirs.
 macro_rules! shared_aux {
     ($($shared:ident)*) => {$(
-        impl<A: Aux + Clone> Aux for $shared<A> {
+        impl<T: Aux + Clone> Aux for $shared<T> {
             fn detached(self) -> Result<Self> {
                 $shared::unwrap_or_clone(self).detached().map($shared::new)
             }
 
             fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
                 let parts = parts.into_iter().map(|(share, part)| (share, $shared::unwrap_or_clone(part)));
-                A::join_shards(parts.collect()).map($shared::new)
+                T::join_shards(parts.collect()).map($shared::new)
             }
         }
     )*};
