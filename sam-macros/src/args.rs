@@ -273,20 +273,24 @@ fn weighting(key: &Ident, kind: Kind, input: ParseStream<'_>) -> Result<Weightin
         let option = input.call(Ident::parse_any)?;
         let fault = |why: String| Err(Error::new_spanned(&option, why));
         let name = option.to_string();
-        if !matches!(&*name, "reduction" | "weights") {
-            return fault(match kind.goes_through_all() {
-                true => format!("unknown option `{option}` of `{key}`: expected `reduction = sum` or `weights = EXPR`"),
-                false => format!("unknown option `{option}` of `{key}`: there is only `{}`", kind.size()),
-            });
-        }
+        let is_known = matches!(&*name, "reduction" | "weights");
         if !kind.goes_through_all() {
-            return fault(format!("`{option}` is for `shards` and `parts`: `{key}` averages over its examples"));
-        }
-        if let Some((known, _)) = &found {
-            return fault(match *known == option {
-                true => format!("`{option}` is given twice: keep one"),
-                false => format!("`{option}` and `{known}` cannot be used together: keep one"),
+            return fault(if is_known {
+                format!("`{option}` is for `shards` and `parts`: `{key}` averages over its examples")
+            } else {
+                format!("unknown option `{option}` of `{key}`: there is only `{}`", kind.size())
             });
+        }
+        if !is_known {
+            let forms = "expected `reduction = sum` or `weights = EXPR`";
+            return fault(format!("unknown option `{option}` of `{key}`: {forms}"));
+        }
+        match &found {
+            Some((known, _)) if *known == option => return fault(format!("`{option}` is given twice: keep one")),
+            Some((known, _)) => {
+                return fault(format!("`{option}` and `{known}` cannot be used together: keep one"));
+            }
+            None => {}
         }
         if input.parse::<Option<Token![=]>>()?.is_none() || input.is_empty() || input.peek(Token![,]) {
             let form = if name == "weights" { "`weights = EXPR`" } else { "`reduction = sum` or `reduction = mean`" };

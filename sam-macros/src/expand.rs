@@ -1,6 +1,6 @@
 //! What is written in place of the function: the stages of the paper, one call each.
 
-use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream};
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::{
     Attribute, Meta, MetaList, PatIdent, PatType, Path, Receiver, ReturnType, Safety, Signature, Token, Type,
@@ -29,8 +29,8 @@ use crate::{
 //         let __sam = ::sam_runtime::Sam::p(__sam, 2);
 //         let __sam_held_x = x;
 //         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-//             let mut x @ _ = ::sam_runtime::argument::again(&__sam_held_x);
-//             let rng @ _ = &mut *rng;
+//             let mut x @ (_) = ::sam_runtime::argument::again(&__sam_held_x);
+//             let rng @ (_) = &mut *rng;
 //             match () { () => { BODY } }
 //         };
 //         let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
@@ -51,7 +51,7 @@ use crate::{
 // - No temporary lives to the end of a block: editions differ in when it is dropped then. So the last expression is a
 //   name, and the body stands in an arm of a `match`, at the end of which temporaries are dropped in every edition.
 //   There its braces are needed, too: `unused_braces` looks at blocks that end a block.
-// - `x @ _` is `x`, but clippy sees that a macro has written it, and does not report that it shadows an argument. There
+// - `x @ (_)` is `x`, but clippy sees that a macro has written it, and does not report that it shadows an argument. There
 //   is no `#[allow]`: it is an error below `#![forbid]`.
 pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let site = Span::mixed_site();
@@ -65,15 +65,16 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
         ReturnType::Type(_, ty) => ty.span().resolved_at(site),
         ReturnType::Default => site,
     };
+    let there = located(&krate, returned);
     let portion = args.batch.as_ref().map(|(_, batch)| match batch.kind {
-        Kind::Shards => (quote_spanned!(site=> #krate::Shard), Ident::new("__sam_shard", returned)),
-        _ => (quote_spanned!(site=> #krate::Examples), Ident::new("__sam_examples", returned)),
+        Kind::Shards => (quote_spanned!(returned=> #there::Shard), Ident::new("__sam_shard", returned)),
+        _ => (quote_spanned!(returned=> #there::Examples), Ident::new("__sam_examples", returned)),
     });
     let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, portion.as_ref())).collect();
 
     let sam = configure(args, &krate);
-    let pieces = args.batch.iter().map(|batch| pieces(batch, args, &krate, returned));
-    let given = if args.with.is_some() { quote_spanned!(site=> __sam) } else { quote_spanned!(site=> &__sam) };
+    let pieces = args.batch.iter().map(|batch| pieces(batch, args, &there, returned));
+    let given = given(args, returned);
     let hold = routes.iter().map(|route| &route.hold);
     let hold_self = item
         .mutable_self()
@@ -86,39 +87,39 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let stages = match &args.batch {
         None => {
             let stages =
-                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
+                stages(&quote_spanned!(returned=> #there::Sam::ascend(#given, &mut __sam_body)), &there, returned);
             quote_spanned! {returned=>
                 #body
                 #stages
-                let __sam_loss = #krate::Descent::restore(__sam_descent);
+                let __sam_loss = #there::Descent::restore(__sam_descent);
             }
         }
         Some((_, batch)) if batch.kind == Kind::Shards => {
             let split =
-                split(arguments, &quote_spanned!(returned=> #krate::Shards), &Ident::new("__sam_shards", returned));
+                split(arguments, &quote_spanned!(returned=> #there::Shards), &Ident::new("__sam_shards", returned));
             let stages =
-                stages(&quote_spanned!(returned=> #krate::Sam::ascend(#given, &mut __sam_body)), &krate, returned);
+                stages(&quote_spanned!(returned=> #there::Sam::ascend(#given, &mut __sam_body)), &there, returned);
             quote_spanned! {returned=>
                 #split
                 let mut __sam_shards = __sam_shards;
-                while let ::core::option::Option::Some(__sam_shard) = #krate::Shards::next_shard(&mut __sam_shards) {
+                while let ::core::option::Option::Some(__sam_shard) = #there::Shards::next_shard(&mut __sam_shards) {
                     #body
                     #stages
-                    #krate::Descent::restore_into(__sam_descent, &mut __sam_shards)?;
+                    #there::Descent::restore_into(__sam_descent, &mut __sam_shards)?;
                 }
-                let __sam_loss = #krate::Shards::loss(__sam_shards);
+                let __sam_loss = #there::Shards::loss(__sam_shards);
             }
         }
         Some(_) => {
             let split =
-                split(arguments, &quote_spanned!(returned=> #krate::Examples), &Ident::new("__sam_examples", returned));
-            let first = quote_spanned!(returned=> #krate::Examples::ascend(&__sam_examples, &mut __sam_body));
-            let stages = stages(&first, &krate, returned);
+                split(arguments, &quote_spanned!(returned=> #there::Examples), &Ident::new("__sam_examples", returned));
+            let first = quote_spanned!(returned=> #there::Examples::ascend(&__sam_examples, &mut __sam_body));
+            let stages = stages(&first, &there, returned);
             quote_spanned! {returned=>
                 #split
                 #body
                 #stages
-                let __sam_loss = #krate::Descent::restore(__sam_descent);
+                let __sam_loss = #there::Descent::restore(__sam_descent);
             }
         }
     };
@@ -151,7 +152,21 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     }
 }
 
-fn stages(first: &TokenStream, krate: &Path, returned: Span) -> TokenStream {
+/// The same path, standing at another place.
+fn located(path: &Path, place: Span) -> TokenStream {
+    let token = |mut token: TokenTree| {
+        token.set_span(token.span().located_at(place));
+        token
+    };
+    path.to_token_stream().into_iter().map(token).collect()
+}
+
+/// A reference to what holds the configuration.
+fn given(args: &Args, span: Span) -> TokenStream {
+    if args.with.is_some() { quote_spanned!(span=> __sam) } else { quote_spanned!(span=> &__sam) }
+}
+
+fn stages(first: &TokenStream, krate: &TokenStream, returned: Span) -> TokenStream {
     quote_spanned! {returned=>
         let __sam_ascent = #first?;
         let __sam_perturbed = #krate::Ascent::perturb(__sam_ascent)?;
@@ -160,20 +175,19 @@ fn stages(first: &TokenStream, krate: &Path, returned: Span) -> TokenStream {
 }
 
 /// What knows the pieces of the batch, before it knows the arguments.
-fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &Path, returned: Span) -> TokenStream {
-    let site = Span::mixed_site();
-    let given = if args.with.is_some() { quote_spanned!(site=> __sam) } else { quote_spanned!(site=> &__sam) };
+fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &TokenStream, returned: Span) -> TokenStream {
+    let (site, given) = (Span::mixed_site(), given(args, returned));
     let (owner, pieces) = match batch.kind {
         Kind::Shards => ("Shards", "__sam_shards"),
         _ => ("Examples", "__sam_examples"),
     };
-    let (owner, pieces) = (Ident::new(owner, site), Ident::new(pieces, returned));
+    let (owner, pieces) = (Ident::new(owner, returned), Ident::new(pieces, returned));
     let (choose, size) = (Ident::new(&key.to_string(), returned), &batch.size);
     let weighting = match &batch.weighting {
         Weighting::Mean => None,
-        Weighting::Sum => Some(quote_spanned!(site=> let #pieces = #krate::#owner::sum(#pieces);)),
+        Weighting::Sum => Some(quote_spanned!(returned=> let #pieces = #krate::#owner::sum(#pieces);)),
         Weighting::Weights(weights) => {
-            Some(quote_spanned!(site=> let #pieces = #krate::#owner::weights(#pieces, #weights)?;))
+            Some(quote_spanned!(returned=> let #pieces = #krate::#owner::weights(#pieces, #weights)?;))
         }
     };
     let size = quote_spanned!(site=> let __sam_size: ::core::primitive::usize = #size;);
@@ -305,7 +319,7 @@ fn route<'a>(
     Some(Route {
         name,
         hold: hold.map(|hold| quote_spanned!(site=> #(#cfgs)* #hold)),
-        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ _ = #value;),
+        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ (_) = #value;),
         turns: *role == Some(Role::Replay) && matches!(by, By::Ref | By::RefMut),
     })
 }

@@ -189,22 +189,25 @@ fn check_is_no_handle<T>() -> Result<()> {
 )]
 pub trait Variables: IntoIterator<Item = Var> {}
 
+#[diagnostic::do_not_recommend]
 impl<T: IntoIterator<Item = Var>> Variables for T {}
 
-/// The list itself.
-pub fn variables<T: Variables>(variables: T) -> T {
+/// The list itself, as a type that says no more than that.
+pub fn variables<T: Variables>(variables: T) -> impl IntoIterator<Item = Var> {
     variables
 }
 
 /// What a radius can be made of: any number that is an `f64` without loss.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a radius",
-    label = "expected a number, as in `Sam::new(0.05)`",
+    label = "expected a number that is an `f64` without loss",
+    note = "an integer of 64 bits converts with `as f64`",
     note = "`Sam` does not wrap an optimizer: it is for `#[sam(with = ..)]` on the loss function, and the training loop \
             keeps its optimizer"
 )]
 pub trait Rho: Into<f64> {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Into<f64>> Rho for T {}
 
 /// Gives a type its name: that of the errors of this loss function.

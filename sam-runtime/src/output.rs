@@ -358,9 +358,9 @@ impl<A: Aux> Aux for Option<A> {
     }
 }
 
-impl<A: Aux> Aux for Vec<A> {
+impl<T: Aux> Aux for Vec<T> {
     fn detached(self) -> Result<Self> {
-        self.into_iter().map(A::detached).collect()
+        self.into_iter().map(T::detached).collect()
     }
 
     fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
@@ -424,27 +424,27 @@ map_aux! {
     BTreeMap<K, V> where K: Ord;
 }
 
-impl<A: Aux> Aux for Box<A> {
+impl<T: Aux> Aux for Box<T> {
     fn detached(self) -> Result<Self> {
         (*self).detached().map(Box::new)
     }
 
     fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
-        A::join_shards(parts.into_iter().map(|(share, part)| (share, *part)).collect()).map(Box::new)
+        T::join_shards(parts.into_iter().map(|(share, part)| (share, *part)).collect()).map(Box::new)
     }
 }
 
 /// A value that is shared is cloned: its graph has to go, and the other owners keep theirs.
 macro_rules! shared_aux {
     ($($shared:ident)*) => {$(
-        impl<A: Aux + Clone> Aux for $shared<A> {
+        impl<T: Aux + Clone> Aux for $shared<T> {
             fn detached(self) -> Result<Self> {
                 $shared::unwrap_or_clone(self).detached().map($shared::new)
             }
 
             fn join_shards(parts: Vec<(f64, Self)>) -> Result<Self> {
                 let parts = parts.into_iter().map(|(share, part)| (share, $shared::unwrap_or_clone(part)));
-                A::join_shards(parts.collect()).map($shared::new)
+                T::join_shards(parts.collect()).map($shared::new)
             }
         }
     )*};
@@ -548,6 +548,12 @@ mod tests {
         A::join_shards(parts.into_iter().map(|part| (share, part)).collect())
     }
 
+    /// Without the backtrace that candle may add.
+    fn message<A: Aux>(parts: impl IntoIterator<Item = A>) -> String {
+        let error = join(parts).err().unwrap().to_string();
+        error.lines().next().unwrap_or_default().to_owned()
+    }
+
     /// Whatever it shares its buffer with: an optimizer moves the variable, and the value stays.
     #[test]
     fn a_value_is_a_value_of_its_own() {
@@ -579,7 +585,7 @@ mod tests {
     fn counts_that_overflow_are_an_error() {
         assert_eq!(join([200u8, 50]).unwrap(), 250);
         assert_eq!(
-            join([200u8, 200]).unwrap_err().to_string(),
+            message([200u8, 200]),
             "the sum over shards of [200, 200] does not fit into `u8`: return a larger type"
         );
         assert!(join([i64::MIN, -1]).is_err());
@@ -587,7 +593,7 @@ mod tests {
         let tensor = |n: u8| Tensor::new(n, &Device::Cpu).unwrap();
         assert_eq!(join([tensor(200), tensor(50)]).unwrap().to_scalar::<u8>().unwrap(), 250);
         assert_eq!(
-            join([tensor(200), tensor(200)]).unwrap_err().to_string(),
+            message([tensor(200), tensor(200)]),
             "the sum over shards of [200, 200] does not fit into `u8`: return a larger type"
         );
     }
@@ -615,16 +621,11 @@ mod tests {
         let now = Instant::now();
         assert_eq!(join([now + Duration::from_secs(1), now]).unwrap(), now);
         assert_eq!(join(["norm", "norm"]).unwrap(), "norm");
-        assert!(
-            join(["norm".to_owned(), "loss".to_owned()]).unwrap_err().to_string().contains("\"norm\" for one shard")
-        );
+        assert!(message(["norm".to_owned(), "loss".to_owned()]).contains("\"norm\" for one shard"));
         assert!(join([true, false]).is_err());
         let map = |keys: &[&'static str]| keys.iter().map(|key| (*key, 1)).collect::<HashMap<_, _>>();
         assert_eq!(join([map(&["a", "b"]), map(&["b", "a"])]).unwrap()["a"], 2);
-        assert_eq!(
-            join([map(&["a", "b"]), map(&["a"])]).unwrap_err().to_string(),
-            "an auxiliary map has \"b\" for 1 of 2 shards only"
-        );
+        assert_eq!(message([map(&["a", "b"]), map(&["a"])]), "an auxiliary map has \"b\" for 1 of 2 shards only");
         assert!(join([Plain(1), Plain(1)]).is_err());
     }
 }

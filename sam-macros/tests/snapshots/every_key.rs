@@ -27,8 +27,8 @@ fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
         &mut __sam_shards,
     ) {
         let mut __sam_body = |__sam_pass: ::facade::sam::Pass| -> Result<Tensor> {
-            let x @ _ = &::facade::sam::Shard::of(&__sam_shard, x)?;
-            let rng @ _ = ::facade::sam::argument::Replay::turn(
+            let x @ (_) = &::facade::sam::Shard::of(&__sam_shard, x)?;
+            let rng @ (_) = ::facade::sam::argument::Replay::turn(
                 &mut __sam_held_rng,
                 __sam_pass,
             );

@@ -22,15 +22,15 @@ fn loss(
     let mut __sam_held_dropout = ::sam_runtime::argument::ReplayRef::new(dropout)?;
     let __sam_held_seed = ::sam_runtime::argument::replayed(seed)?;
     let mut __sam_body = |__sam_pass: ::sam_runtime::Pass| -> Result<Tensor> {
-        let rng @ _ = ::sam_runtime::argument::Replay::turn(
+        let rng @ (_) = ::sam_runtime::argument::Replay::turn(
             &mut __sam_held_rng,
             __sam_pass,
         );
-        let mut dropout @ _ = ::sam_runtime::argument::ReplayRef::turn(
+        let mut dropout @ (_) = ::sam_runtime::argument::ReplayRef::turn(
             &mut __sam_held_dropout,
             __sam_pass,
         );
-        let mut seed @ _ = ::sam_runtime::argument::again(&__sam_held_seed);
+        let mut seed @ (_) = ::sam_runtime::argument::again(&__sam_held_seed);
         match () {
             () => {
                 seed += 1;

@@ -30,10 +30,13 @@ fn loss(
         &mut __sam_shards,
     ) {
         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-            let x @ _ = &::sam_runtime::Shard::of(&__sam_shard, x)?;
-            let mut y @ _ = ::sam_runtime::Shard::of(&__sam_shard, &__sam_held_y)?;
-            let weight @ _ = ::sam_runtime::Shard::of(&__sam_shard, &__sam_held_weight)?;
-            let scale @ _ = ::sam_runtime::argument::again(&__sam_held_scale);
+            let x @ (_) = &::sam_runtime::Shard::of(&__sam_shard, x)?;
+            let mut y @ (_) = ::sam_runtime::Shard::of(&__sam_shard, &__sam_held_y)?;
+            let weight @ (_) = ::sam_runtime::Shard::of(
+                &__sam_shard,
+                &__sam_held_weight,
+            )?;
+            let scale @ (_) = ::sam_runtime::argument::again(&__sam_held_scale);
             match () {
                 () => {
                     y = (y * &scale)?;

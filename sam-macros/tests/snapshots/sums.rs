@@ -18,7 +18,7 @@ fn loss(model: &Net, x: &Tensor) -> Result<Tensor> {
         &mut __sam_shards,
     ) {
         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-            let x @ _ = &::sam_runtime::Shard::of(&__sam_shard, x)?;
+            let x @ (_) = &::sam_runtime::Shard::of(&__sam_shard, x)?;
             match () {
                 () => model.forward(x)?.sum_all(),
             }

@@ -22,8 +22,8 @@ fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
     let __sam_examples = ::sam_runtime::Examples::split(__sam_examples, x)?;
     let __sam_examples = ::sam_runtime::Examples::split(__sam_examples, &__sam_held_y)?;
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        let x @ _ = &::sam_runtime::Examples::of(&__sam_examples, x)?;
-        let y @ _ = ::sam_runtime::Examples::of(&__sam_examples, &__sam_held_y)?;
+        let x @ (_) = &::sam_runtime::Examples::of(&__sam_examples, x)?;
+        let y @ (_) = ::sam_runtime::Examples::of(&__sam_examples, &__sam_held_y)?;
         match () {
             () => cross_entropies(&model.forward(x)?, &y),
         }

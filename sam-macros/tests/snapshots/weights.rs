@@ -28,8 +28,8 @@ fn loss(
         &__sam_held_labels,
     )?;
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<(Tensor, Tensor)> {
-        let ids @ _ = &::sam_runtime::Examples::of(&__sam_examples, ids)?;
-        let labels @ _ = ::sam_runtime::Examples::of(
+        let ids @ (_) = &::sam_runtime::Examples::of(&__sam_examples, ids)?;
+        let labels @ (_) = ::sam_runtime::Examples::of(
             &__sam_examples,
             &__sam_held_labels,
         )?;

@@ -23,8 +23,8 @@ fn loss(
     let __sam_error = ::core::marker::PhantomData;
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor, _> {
         self = __sam_held_self;
-        let shared @ _ = &::sam_runtime::argument::again(&*__sam_held_shared);
-        let count @ _ = &mut ::sam_runtime::argument::again(&*__sam_held_count);
+        let shared @ (_) = &::sam_runtime::argument::again(&*__sam_held_shared);
+        let count @ (_) = &mut ::sam_runtime::argument::again(&*__sam_held_count);
         match () {
             () => {
                 *count *= 2.;

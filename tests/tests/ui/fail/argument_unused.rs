@@ -8,11 +8,6 @@ fn loss(x: &Tensor, step: usize) -> Result<Tensor> {
     x.sqr()?.mean_all()
 }
 
-#[sam]
-fn unchanged(mut x: Tensor, mut y: &Tensor) -> Result<Tensor> {
-    x.sub(y)?.sqr()?.mean_all()
-}
-
 #[sam(rho = rho, plain = plain_loss)]
 fn twice(x: Tensor, scale: f64, rho: f64) -> Result<Tensor> {
     let y = 1;
@@ -20,5 +15,5 @@ fn twice(x: Tensor, scale: f64, rho: f64) -> Result<Tensor> {
 }
 
 fn main() {
-    let _ = (loss, unchanged, twice, plain_loss);
+    let _ = (loss, twice, plain_loss);
 }
