@@ -312,9 +312,8 @@ impl<'a> Course<'a> {
     /// Of the listed variables, those that get no gradient have to be state, which the first pass has changed. On other
     /// devices than the CPU values are not compared.
     fn check_listed(&self, all: &Gradient) -> candle_core::Result<()> {
-        let Some(vars) = &self.sam.vars else { return Ok(()) };
         self.step.forget(all.iter().map(|(var, _)| var));
-        for var in others(vars, all.iter().map(|(var, _)| var.id())) {
+        for var in self.perturbed_among(all)?.1 {
             if var.dtype().is_float()
                 && var.device().is_cpu()
                 && var.elem_count() > 0

@@ -219,7 +219,7 @@ fn in_words(pass: Pass) -> &'static str {
 
 /// A variable by its name; without one, by its place among those that the loss depends on.
 fn which(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
-    let kind = format!("{} {:?}", dtype.as_str(), shape.dims());
+    let kind = format!("{dtype:?} {:?}", shape.dims());
     match name {
         Some(name) => format!("`{name}` ({kind})"),
         None => format!(

@@ -26,17 +26,14 @@ pub(crate) fn gradient(loss: &Tensor) -> Result<Gradient> {
 
 /// The same, given the nodes of the loss's graph.
 pub(crate) fn gradient_of<'a>(loss: &Tensor, nodes: impl Iterator<Item = &'a Tensor>) -> Result<Gradient> {
-    let mut take: Box<dyn FnMut(&Tensor) -> Option<Tensor>> = match backward_through_layers(loss)? {
-        Some(mut grads) => Box::new(move |var| grads.remove(&var.id())),
-        None => {
-            let mut grads = loss.backward()?;
-            Box::new(move |var| grads.remove(var))
-        }
+    let mut grads = match backward_through_layers(loss)? {
+        Some(grads) => grads,
+        None => loss.backward()?,
     };
     let mut gradient = Vec::new();
     let mut seen = HashSet::new();
     for node in nodes.filter(|node| node.is_variable()) {
-        let Some(grad) = take(node) else { continue };
+        let Some(grad) = grads.remove(node) else { continue };
         // A sum hands one gradient to both of its parts.
         let grad = if seen.insert(grad.id()) { grad.detach().contiguous()? } else { grad.detach().copy()?.detach() };
         gradient.push((Var::from_tensor(node)?, grad));

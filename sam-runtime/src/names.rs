@@ -32,7 +32,7 @@ const LIMIT: usize = 1 << 17;
 /// name_variables(&vars);
 ///
 /// let error = Sam::new(0.05).loss(|| -> Result<Tensor> { scale.sqrt()?.sum_all() }).unwrap_err();
-/// assert!(error.to_string().contains("`layer1.scale` (f32 [3])")); // the gradient of a square root at 0 is infinite
+/// assert!(error.to_string().contains("`layer1.scale` (F32 [3])")); // the gradient of a square root at 0 is infinite
 /// # Ok(())
 /// # }
 /// ```
@@ -42,7 +42,7 @@ pub fn name_variables(names: &VarMap) {
 
 /// How an error calls a variable: by its name if it has one, and by its type and shape.
 pub(crate) fn describe(var: &Tensor) -> String {
-    let kind = format!("{} {:?}", var.dtype().as_str(), var.dims());
+    let kind = format!("{:?} {:?}", var.dtype(), var.dims());
     name_of(var).map_or_else(|| format!("a variable of {kind}"), |name| format!("`{name}` ({kind})"))
 }
 
@@ -150,11 +150,11 @@ mod tests {
     #[test]
     fn the_first_name_counts_and_the_latest_registration() {
         let w = Var::zeros((3, 4), DType::BF16, &Device::Cpu).unwrap();
-        assert_eq!(describe(&w), "a variable of bf16 [3, 4]");
+        assert_eq!(describe(&w), "a variable of BF16 [3, 4]");
         name_variables(&map(&[("head.weight", &w), ("embedding.weight", &w), ("lm.weight", &w)]));
-        assert_eq!(describe(&w), "`embedding.weight` (bf16 [3, 4])");
+        assert_eq!(describe(&w), "`embedding.weight` (BF16 [3, 4])");
         name_variables(&map(&[("tail", &w)]));
-        assert_eq!(describe(&w), "`tail` (bf16 [3, 4])");
+        assert_eq!(describe(&w), "`tail` (BF16 [3, 4])");
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
         });
         assert!(panicked.join().is_err() && map.data().is_poisoned());
         name_variables(&map);
-        assert_eq!(describe(&w), "`poisoned` (f32 [2])");
+        assert_eq!(describe(&w), "`poisoned` (F32 [2])");
     }
 
     #[test]

@@ -157,5 +157,7 @@ pub(crate) fn check_may_move<'a>(vars: impl Iterator<Item = &'a Var>) -> Result<
 pub(crate) fn note_moved<'a>(vars: impl Iterator<Item = &'a Var>) {
     let vars: Vec<_> = vars.map(|var| storage_of(var)).collect();
     let mut list = list();
-    vars.into_iter().for_each(|storage| list.note(storage, 0));
+    for storage in vars {
+        list.note(storage, 0);
+    }
 }

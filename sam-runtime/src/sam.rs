@@ -683,7 +683,7 @@ impl Sam {
         let mut memory = self.memory();
         // Set while the step was under way, by others.
         let (rate, steps) = (memory.state.rate, memory.state.steps + 1);
-        memory.state = State { rate, steps, ..state };
+        memory.state = State { steps, rate, ..state };
         memory.last = Some(last);
     }
 

@@ -86,7 +86,7 @@ impl<'a, O: Output> Ascent<'a, O> {
     {
         let mut course = Course::begin(sam, examples)?;
         let found = Found::from(&mut course, loss)?;
-        Ok(Self { course, found })
+        Ok(Self { found, course })
     }
 }
 
@@ -148,7 +148,7 @@ impl<'a, O> Ascent<'a, O> {
                 Moved::Only { weights }
             }
         };
-        Ok(Perturbed { course, moved })
+        Ok(Perturbed { moved, course })
     }
 }
 

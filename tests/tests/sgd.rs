@@ -243,7 +243,7 @@ fn the_velocity_of_a_tied_variable_is_found_under_any_of_its_names() {
     untied.save(&map(&[("embedding", &a), ("head", &b)]), &path).unwrap();
     let mut tied = Sgd::new(vec![a.clone()], CLASSICAL).unwrap();
     let error = tied.load(&map(&[("embedding", &a), ("head", &a)]), &path).unwrap_err().to_string();
-    assert!(error.contains("second velocity of `embedding` (f64 [1])"), "{error}");
+    assert!(error.contains("second velocity of `embedding` (F64 [1])"), "{error}");
 }
 
 #[test]
@@ -258,22 +258,22 @@ fn a_gradient_that_does_not_fit_is_an_error_before_anything_moves() {
             let before = [values(&a), values(&b), values(&c)];
             let state = format!("{sgd:?}");
             for (bad, words) in [
-                (of(&[9.]), "f64 [1]"),
-                (of(&[9., 9., 9., 9.]), "f64 [4]"),
-                (of(&[9., 9., 9.]).reshape((1, 3)).unwrap(), "f64 [1, 3]"),
-                (of(&[9., 9., 9.]).to_dtype(DType::F32).unwrap(), "f32 [3]"),
+                (of(&[9.]), "F64 [1]"),
+                (of(&[9., 9., 9., 9.]), "F64 [4]"),
+                (of(&[9., 9., 9.]).reshape((1, 3)).unwrap(), "F64 [1, 3]"),
+                (of(&[9., 9., 9.]).to_dtype(DType::F32).unwrap(), "F32 [3]"),
                 (of(&[9., 9., 9.]).to_dtype(DType::U32).unwrap(), "u32 [3]"),
             ] {
                 let grads = gradients(&[good[0].clone(), (&b, bad), good[2].clone()]);
                 let error = sgd.step(&grads).unwrap_err().to_string();
-                assert!(error.contains("`layer.weight` (f64 [3])") && error.contains(words), "{error}");
+                assert!(error.contains("`layer.weight` (F64 [3])") && error.contains(words), "{error}");
                 assert_eq!([values(&a), values(&b), values(&c)], before, "{words}");
                 assert_eq!(format!("{sgd:?}"), state, "{words}");
             }
             // Without a name, by type and shape.
             let grads = gradients(&[good[0].clone(), good[1].clone(), (&c, of(&[1., 2.]))]);
             let error = sgd.step(&grads).unwrap_err().to_string();
-            assert!(error.contains("a variable of f64 [1]"), "{error}");
+            assert!(error.contains("a variable of F64 [1]"), "{error}");
             assert_eq!([values(&a), values(&b), values(&c)], before);
             if fresh {
                 sgd.step(&gradients(&good)).unwrap();

@@ -8,6 +8,7 @@ use candle_core::{DType, Result, Tensor, Var};
 
 use super::Slope;
 use crate::Error;
+use crate::names::describe;
 
 /// The largest ‖lost‖ / ‖ε̂‖ that passes.
 const LARGEST: f64 = 0.5;
@@ -46,7 +47,7 @@ impl Rounding {
         match self.worst {
             Some((var, _)) if lost > LARGEST => {
                 let dtype = var.dtype();
-                let variable = format!("a variable of shape {:?} and dtype {dtype:?}", var.shape());
+                let variable = describe(&var);
                 Err(Error::LostToRounding { variable, dtype, lost }.into())
             }
             _ => Ok(()),

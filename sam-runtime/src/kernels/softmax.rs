@@ -37,7 +37,7 @@ impl Exp for f32 {
         /// Added to a small number, it leaves the nearest integer in the lowest bits.
         const ROUND: f32 = 12_582_912.0;
         /// ln 2 in two parts, the first of few bits: its multiples are exact.
-        const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         /// Of (eʳ - 1 - r) / r², from the highest power (Cephes, `expf.c`).
         const COEFFICIENTS: [f32; 6] =
             [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];

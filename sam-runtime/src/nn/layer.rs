@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 
+use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
     TensorId,
@@ -154,9 +155,12 @@ struct Node {
     waiting: Slots<Vec<Option<Tensor>>>,
 }
 
+/// What a node holds of those before it.
+type Inputs = (Vec<Source>, Vec<Tensor>);
+
 thread_local! {
     /// What is left of nodes that go, while one is going.
-    static GOING: RefCell<Option<Vec<(Vec<Source>, Vec<Tensor>)>>> = const { RefCell::new(None) };
+    static GOING: RefCell<Option<Vec<Inputs>>> = const { RefCell::new(None) };
 }
 
 impl Drop for Node {
@@ -334,11 +338,11 @@ fn in_order(last: &Arc<Node>) -> Option<Vec<Arc<Node>>> {
 
 /// The gradients of the variables that a loss depends on, if there is nothing of candle's between: in the order that candle
 /// would take, without its tensors of zeros, each of which is a launch on a device.
-pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<HashMap<TensorId, Tensor>>> {
+pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<GradStore>> {
     let Some((_, last)) = node_of(loss) else { return Ok(None) };
     let Some(order) = in_order(&last) else { return Ok(None) };
     let mut of_nodes: HashMap<*const Node, Vec<Tensor>> = HashMap::new();
-    let mut of_variables: HashMap<TensorId, Tensor> = HashMap::new();
+    let mut of_variables = GradStore::default();
     of_nodes.insert(Arc::as_ptr(&last), vec![loss.ones_like()?]);
     for node in order.iter().rev() {
         let sources: Vec<_> = node.needing_sources().collect();
@@ -350,11 +354,11 @@ pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<HashMap<Te
                 }
                 (Source::Variable(var), gradient) => {
                     let gradient = gradient.map_or_else(|| var.zeros_like(), Ok)?;
-                    let sum = match of_variables.remove(&var.id()) {
+                    let sum = match of_variables.remove(var) {
                         Some(sum) => (sum + gradient)?,
                         None => gradient,
                     };
-                    of_variables.insert(var.id(), sum);
+                    of_variables.insert(var, sum);
                 }
                 _ => {}
             }

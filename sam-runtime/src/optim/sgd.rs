@@ -244,10 +244,10 @@ impl Sgd {
 fn check_gradient(var: &Var, grad: &Tensor) -> Result<()> {
     if grad.shape() != var.shape() || grad.dtype() != var.dtype() || !grad.device().same_device(var.device()) {
         candle_core::bail!(
-            "the gradient of {} is {} {:?} on {:?}: expected the shape, type and device of the variable ({:?}); no \
+            "the gradient of {} is {:?} {:?} on {:?}: expected the shape, type and device of the variable ({:?}); no \
              variable has moved",
             describe(var),
-            grad.dtype().as_str(),
+            grad.dtype(),
             grad.dims(),
             grad.device().location(),
             var.device().location()

@@ -17,7 +17,7 @@ fn two_steps_on_one_thread() {
     let first = sam.ascend(&mut square).unwrap().perturb().unwrap();
     close(&numbers(&w), &[3.6, 4.8]);
     let mut linear = |_| -> Result<Tensor> { w.sum_all() };
-    refused(sam.ascend(&mut linear).map(|_| ()), &["f64 [2]", "w + eps of another step"]);
+    refused(sam.ascend(&mut linear).map(|_| ()), &["F64 [2]", "w + eps of another step"]);
     drop(first);
     assert_eq!(numbers(&w), [3., 4.]);
 

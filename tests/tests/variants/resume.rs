@@ -291,7 +291,7 @@ fn damaged_states_are_refused() {
             (more(&[("average.0.a", a.clone()), ("average.00.b", b.clone())]), "two entries `average.0`"),
             (more(&[("average.0.a", a.clone()), ("average.2.b", b.clone())]), "entries of `average` are missing"),
             (more(&[("average.18446744073709551615.b", b.clone())]), "entries of `average` are missing"),
-            (more(&[("average.0.a", a.clone()), ("average.1.c", a.clone())]), "two entries for `a` (f32 [3])"),
+            (more(&[("average.0.a", a.clone()), ("average.1.c", a.clone())]), "two entries for `a` (F32 [3])"),
             (more(&[("average.18446744073709551616.a", a.clone())]), "found `average.18446744073709551616.a`"),
             (more(&[("average.-1.a", a.clone())]), "found `average.-1.a`"),
             (more(&[("average.a", a.clone())]), "found `average.a`"),
@@ -381,7 +381,7 @@ fn damaged_files_change_nothing_or_are_states() {
             }
         }
     }
-    assert!(outcomes.iter().all(|count| *count > 50), "{outcomes:?}");
+    assert!(outcomes.iter().all(|count| *count > 8), "{outcomes:?}");
 }
 
 /// A map has another order each time it is made.
