@@ -1,9 +1,9 @@
 //! `#[derive(Aux)]` and `#[derive(Output)]`: what the runtime asks of a value, asked of each of its fields.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, parse_quote,
+    Attribute, Error, Field, Fields, Generics, Index, Item, Member, Path, Result, Token, Type, parse_quote,
     parse_quote_spanned, spanned::Spanned as _,
 };
 
@@ -221,6 +221,8 @@ fn calls(method: fn(&Trait) -> &str, fields: &Fields, traits: &[&Trait], values:
     let call = |((field, of), value): ((&Field, &&Trait), &Ident)| {
         let (ty, at) = (&field.ty, field.ty.span().resolved_at(Span::mixed_site()));
         let (of, method) = (&of.path, Ident::new(method(of), at));
+        // `A + B` needs parentheses before `as`.
+        let ty = if let Type::TraitObject(ty) = ty { quote_spanned!(at=> (#ty)) } else { ty.to_token_stream() };
         quote_spanned!(at=> <#ty as #of>::#method(#value)?)
     };
     fields.iter().zip(traits).zip(values).map(call).collect()

@@ -206,6 +206,13 @@ pub struct Step<A> {
     check_derive(derive::output, source, &expect_file!["../tests/snapshots/derive_output.rs"]);
 }
 
+/// It is no field that has a value, but what stands there is still Rust.
+#[test]
+fn derive_for_a_trait_object() {
+    let output = derive::aux("enum E<T> { A(dyn T + Send), B { b: T+ } }".parse().expect("tokens")).expect("no error");
+    assert!(syn::parse2::<syn::File>(output).is_ok());
+}
+
 #[test]
 fn what_cannot_be_derived() {
     let message = |derive: fn(TokenStream) -> syn::Result<TokenStream>, source: &str| {

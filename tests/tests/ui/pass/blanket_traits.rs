@@ -1,7 +1,8 @@
 //! Traits whose methods every type has, with the names of those that the expansion calls: by value, where a method call
 //! finds them before a method of the type that takes `&self`, and by reference.
 
-#![allow(clippy::wrong_self_convention, clippy::new_ret_no_self, clippy::toplevel_ref_arg, reason = "one can write it")]
+#![allow(clippy::wrong_self_convention, clippy::new_ret_no_self, reason = "the names are the point")]
+#![allow(clippy::toplevel_ref_arg, clippy::needless_pass_by_value, reason = "one can write it")]
 
 use candle_core::{Result, Tensor, Var};
 use sam_runtime::{Sam, sam};

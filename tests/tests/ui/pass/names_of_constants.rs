@@ -1,6 +1,7 @@
 //! Constants, statics, unit structs and functions with the names that one would give to the variables of the expansion: a
 //! `let` can have none of these names, whatever its hygiene.
 
+#![allow(clippy::needless_pass_by_value, reason = "one can write it")]
 #![allow(non_upper_case_globals, non_camel_case_types, dead_code, reason = "such names are what this is about")]
 
 use candle_core::{Result, Tensor, Var};

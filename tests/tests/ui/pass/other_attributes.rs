@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "one can write it")]
+
 use candle_core::{Result, Tensor, Var};
 use sam_runtime::sam;
 use sam_tests::{assert_flat, assert_sharp, three_four};

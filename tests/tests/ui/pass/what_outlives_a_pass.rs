@@ -1,6 +1,7 @@
 //! Whatever a pass does to what it was given, the next begins with what the caller gave.
 
-#![allow(clippy::needless_arbitrary_self_type, clippy::toplevel_ref_arg, reason = "one can write it")]
+#![allow(clippy::needless_arbitrary_self_type, clippy::needless_pass_by_value, reason = "one can write it")]
+#![allow(clippy::toplevel_ref_arg, reason = "one can write it")]
 
 use std::cell::{Cell, RefCell};
 
