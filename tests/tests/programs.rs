@@ -208,7 +208,7 @@ impl World {
         let give_up = || {
             let mut loss = |_| -> Result<Tensor> { self.vars[0].sqr()?.sum_all() };
             let other = Sam::new(1.);
-            drop(other.ascend(&mut loss).and_then(|step| step.perturb()));
+            drop(other.ascend(&mut loss).and_then(sam_runtime::Ascent::perturb));
         };
         match way {
             Way::Loss => sam.loss(|| self.loss(program, true)),
@@ -258,8 +258,7 @@ impl World {
                 let detour = Detour { loss: loss.clone(), sender };
                 let store = nn::backward(&other.sqr().unwrap().apply_op1(detour).unwrap().sum_all().unwrap()).unwrap();
                 assert_eq!(values(store.get(&other).unwrap()), values(&(other.as_tensor() * 2.).unwrap()));
-                let read = read(&receiver.recv().unwrap());
-                read
+                read(&receiver.recv().unwrap())
             }
         }
     }

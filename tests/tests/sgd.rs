@@ -262,7 +262,7 @@ fn a_gradient_that_does_not_fit_is_an_error_before_anything_moves() {
                 (of(&[9., 9., 9., 9.]), "F64 [4]"),
                 (of(&[9., 9., 9.]).reshape((1, 3)).unwrap(), "F64 [1, 3]"),
                 (of(&[9., 9., 9.]).to_dtype(DType::F32).unwrap(), "F32 [3]"),
-                (of(&[9., 9., 9.]).to_dtype(DType::U32).unwrap(), "u32 [3]"),
+                (of(&[9., 9., 9.]).to_dtype(DType::U32).unwrap(), "U32 [3]"),
             ] {
                 let grads = gradients(&[good[0].clone(), (&b, bad), good[2].clone()]);
                 let error = sgd.step(&grads).unwrap_err().to_string();

@@ -449,7 +449,9 @@ fn functional_sam_knows_its_step() {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
     train(&[1., 2.], &|| {
         std::thread::scope(|scope| scope.spawn(|| train(&[1., 2., 3.], &|| ())).join().unwrap());
