@@ -477,7 +477,8 @@ fn cross_entropies_of_tokens_and_pixels() {
     let counted: Vec<_> = labels.iter().map(|label| usize::try_from(*label).ok()).collect();
     let (loss, gradient) = cross_entropy_in_f64(&values(&rows), &counted);
     let gradient = Tensor::from_vec(gradient, (2, 3, 2, 5), device()).unwrap().permute([0, 3, 1, 2]).unwrap();
-    let (y, grads) = run(|t| nn::cross_entropy_ignoring(&t[0], &of(&[2, 3, 2]), -100), std::slice::from_ref(&logits), 1);
+    let (y, grads) =
+        run(|t| nn::cross_entropy_ignoring(&t[0], &of(&[2, 3, 2]), -100), std::slice::from_ref(&logits), 1);
     assert!((values(&y)[0] - loss).abs() < 1e-14);
     close(&grads[0], &gradient, 1e-13).unwrap();
     let flat = nn::cross_entropy_ignoring(&rows, &of(&[12]), -100).unwrap();
