@@ -71,21 +71,22 @@ impl<'a> Course<'a> {
                 Err(refuse("the second-order term is that of all examples"))?;
             }
         }
-        if Step::is_outermost() {
+        let outermost = Step::is_outermost();
+        if outermost {
             sam.check_rate()?;
         }
+        // Before its memory is read, which another step might change.
+        let under_way = if outermost { Some(sam.under_way()?) } else { None };
         let state = sam.state();
         // A schedule runs once a step, and not while the memory is locked.
-        let rho = if Step::is_outermost() { sam.radius.before(state.steps, state.rate) } else { 0.0 };
+        let rho = if outermost { sam.radius.before(state.steps, state.rate) } else { 0.0 };
         if !rho.is_finite() || rho < 0.0 {
             Err(Error::Rho(rho))?;
         }
-        if Step::is_outermost() && !state.remainder.is_empty() {
+        if outermost && !state.remainder.is_empty() {
             let why = "the last step is not finished: call `Sam::finish` after the optimizer's step";
             Err(Error::Settings { what: "WsamDecoupled", why })?;
         }
-        let outermost = Step::is_outermost();
-        let under_way = if outermost { Some(sam.under_way()?) } else { None };
         Ok(Self {
             sam,
             examples,
@@ -132,6 +133,7 @@ impl<'a> Course<'a> {
         }
         let (output, gradient) = self.pass(Pass::Plain, loss)?;
         check_finite(&gradient, Pass::Plain)?;
+        self.step.forget(gradient.iter().map(|(var, _)| var));
         self.last.loss = Some(value_of(output.loss())?);
         let gradient = (!gradient.is_empty()).then_some(gradient);
         Ok((output.into_detached()?, gradient))
@@ -304,7 +306,7 @@ impl<'a> Course<'a> {
     /// Keeps the listed variables as they are before the first pass, which may change those that are state: all but those
     /// that are about to be moved.
     pub(crate) fn keep_listed(&self, moved: &Gradient) -> candle_core::Result<()> {
-        let Some(vars) = &self.sam.vars else { return Ok(()) };
+        let Some(vars) = self.sam.vars.as_ref().filter(|_| self.outermost) else { return Ok(()) };
         let moved = moved.iter().map(|(var, _)| var.id());
         others(vars, moved).iter().try_for_each(|var| self.step.keep(var))
     }

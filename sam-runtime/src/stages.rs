@@ -96,11 +96,11 @@ impl<O: Output> Found<O> {
         E: From<candle_core::Error>,
     {
         let along = course.direction_at_once()?;
+        course.keep_listed(along.as_ref().unwrap_or(&Gradient::new()))?;
         if !course.may_perturb() || along.as_ref().is_some_and(Gradient::is_empty) {
             let (output, gradient) = course.plain(loss)?;
             return Ok(Self::Done(Done { output, gradient }));
         }
-        course.keep_listed(along.as_ref().unwrap_or(&Gradient::new()))?;
         if let Some(direction) = along {
             return Ok(Self::Direction(direction));
         }

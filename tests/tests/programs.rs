@@ -355,11 +355,38 @@ fn ways() -> impl Strategy<Value = (Way, Back)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn agree_with_sam_by_hand(program in programs(), seed in 0u64..1000, rho in 0.01..0.5, (way, back) in ways()) {
         check(&program, seed, rho, way, back)?;
+    }
+}
+
+// The same, each with one thing that may go wrong and without the others.
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn losses_that_are_views(program in programs(), seed in 0u64..1000) {
+        check(&Program { outer: Outer::Data, ..program }, seed, 0.1, Way::Loss, Back::Candle)?;
+    }
+
+    #[test]
+    fn tensors_from_outside(program in programs(), seed in 0u64..1000) {
+        check(&Program { outer: Outer::Tracked, end: End::Sum, ..program }, seed, 0.1, Way::Loss, Back::Candle)?;
+    }
+
+    #[test]
+    fn steps_that_overlap(
+        program in programs(), seed in 0u64..1000, way in prop::sample::select(vec![Way::Overlapping, Way::Nested]),
+    ) {
+        check(&Program { outer: Outer::Data, end: End::Sum, ..program }, seed, 0.1, way, Back::Candle)?;
+    }
+
+    #[test]
+    fn backward_passes_inside_others(program in programs(), seed in 0u64..1000, back in prop::sample::select(vec![Back::Ours, Back::Inside])) {
+        check(&Program { outer: Outer::Data, end: End::Mean, ..program }, seed, 0.1, Way::Loss, back)?;
     }
 }
 

@@ -87,6 +87,12 @@ fn listed_state_goes_back() {
         &["on purpose"],
     );
     assert_eq!(all(), before);
+    // Without a perturbation.
+    refused(
+        Sam::new(0.).vars(vars.all_vars()).loss(|| norm.forward_t(&x, true)?.sqr()?.sum_all()? * f64::NAN),
+        &["NaN"],
+    );
+    assert_eq!(all(), before);
     // Perturbed before its only pass.
     let affine: Vec<_> = vars.all_vars().into_iter().filter(|var| var.id() != norm.running_mean().id()).collect();
     let affine: Vec<_> = affine.into_iter().filter(|var| var.id() != norm.running_var().id()).collect();
