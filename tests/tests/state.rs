@@ -323,7 +323,7 @@ fn statistics_go_back_with_a_step_that_fails() {
     let nan = (&x * f64::NAN).unwrap();
     let square = |x: &Tensor| bn.forward_train(x)?.sqr()?.sum_all();
     let sam = Sam::new(0.5);
-    let failed = [
+    let mut failed = vec![
         sam.loss(|| {
             let loss = square(&x)?;
             if Pass::current() == Pass::Descent {
@@ -331,13 +331,18 @@ fn statistics_go_back_with_a_step_that_fails() {
             }
             Ok(loss)
         }),
-        sam.loss(|| square(&nan)),
-        sam.loss(|| if Pass::current() == Pass::Descent { square(&nan) } else { square(&x) }),
-        // Without a perturbation too.
-        Sam::new(0.0).loss(|| square(&nan)),
-        Sam::new(0.0).loss(|| square(&x)? * f64::INFINITY),
         in_parts(&x.narrow(0, 0, 8).unwrap(), &square),
     ];
+    // On other devices values are not checked.
+    if device().is_cpu() {
+        failed.extend([
+            sam.loss(|| square(&nan)),
+            sam.loss(|| if Pass::current() == Pass::Descent { square(&nan) } else { square(&x) }),
+            // Without a perturbation too.
+            Sam::new(0.0).loss(|| square(&nan)),
+            Sam::new(0.0).loss(|| square(&x)? * f64::INFINITY),
+        ]);
+    }
     for (i, failed) in failed.into_iter().enumerate() {
         assert!(failed.is_err(), "{i}");
     }
