@@ -80,6 +80,9 @@ impl Kept {
     /// What of this is finite, and in place of the rest what was there before, or zeros. Asks no device to answer.
     fn finite_or(self, before: &Self) -> Result<Self> {
         let choose = |(var, value): (Var, Tensor)| {
+            if value.elem_count() == 0 {
+                return Ok((var, value));
+            }
             // 0 for finite numbers, and NaN for the others.
             let flag = (&value * 0.0)?.sum_all()?.broadcast_as(value.shape())?;
             let old = before.get(&var).map_or_else(|| value.zeros_like(), |old| old.to_dtype(value.dtype()))?;
