@@ -169,7 +169,7 @@ fn layer_metric_over_ten_million_elements() {
 /// A variable without elements is nothing to perturb, whatever the piece.
 #[test]
 fn empty_variables() {
-    if sam_tests::is_for_the_cpu("candle launches kernels without blocks for empty tensors") {
+    if is_for_the_cpu("candle launches kernels without blocks for empty tensors") {
         return;
     }
     for shape in [vec![0usize], vec![2, 0]] {
