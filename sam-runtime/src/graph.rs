@@ -20,12 +20,12 @@ pub(crate) struct Moment(u64);
 
 impl Moment {
     pub(crate) fn now() -> Result<Self> {
-        Ok(Self(number(Tensor::new(0u8, &Device::Cpu)?.id())))
+        Ok(Self(number_of(Tensor::new(0u8, &Device::Cpu)?.id())))
     }
 }
 
 /// Candle numbers tensors as it makes them, and shows the number only so.
-pub(crate) fn number(id: TensorId) -> u64 {
+pub(crate) fn number_of(id: TensorId) -> u64 {
     struct Digits(u64);
 
     impl Write for Digits {
@@ -45,7 +45,7 @@ pub(crate) fn number(id: TensorId) -> u64 {
 
 /// An error if some of the graph is older than this. `nodes`: as [`Tensor::sorted_nodes`] has them.
 pub(crate) fn check_made_since(moment: Moment, nodes: &[&Tensor]) -> Result<()> {
-    let is_old = |node: &Tensor| !node.is_variable() && number(node.id()) < moment.0;
+    let is_old = |node: &Tensor| !node.is_variable() && number_of(node.id()) < moment.0;
     let mut old = nodes.iter().filter(|node| is_old(node)).peekable();
     if old.peek().is_none() {
         return Ok(());
@@ -66,7 +66,11 @@ mod tests {
         let before = Moment::now()?;
         let a = Tensor::new(0f32, &Device::Cpu)?;
         let b = (&a + 1.0)?;
-        assert!(before.0 < number(a.id()) && number(a.id()) < number(b.id()) && number(b.id()) < Moment::now()?.0);
+        assert!(
+            before.0 < number_of(a.id())
+                && number_of(a.id()) < number_of(b.id())
+                && number_of(b.id()) < Moment::now()?.0
+        );
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, Var};
 use super::noise::gaussian;
 use super::state::{Kept, State};
 use crate::gradient::Gradient;
+use crate::graph::number_of;
 use crate::kernels::{self, epsilon, number, wide};
 
 /// The direction that is climbed; the paper's is the gradient.
@@ -118,27 +119,21 @@ impl Direction {
                     Ok((var.clone(), velocity.detach().neg()?.to_dtype(var.dtype())?.contiguous()?))
                 };
                 let mut along: Gradient = velocities.lock().iter().map(against).collect::<Result<_>>()?;
-                along.sort_by_key(|(var, _)| creation(var));
+                // In the order in which they were made: that of a map is another one each time.
+                along.sort_by_key(|(var, _)| number_of(var.id()));
                 along.dedup_by_key(|(var, _)| var.id());
                 Ok(along)
             }
             Self::Last => state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect(),
             Self::Random => {
                 let mut floats: Vec<_> = vars.iter().filter(|var| var.dtype().is_float()).collect();
-                floats.sort_by_key(|var| creation(var));
+                floats.sort_by_key(|var| number_of(var.id()));
                 let draw = |(i, var): (usize, &Var)| Ok((var.clone(), gaussian(var, [seed, state.steps, i as u64])?));
                 floats.into_iter().enumerate().map(draw).collect()
             }
             _ => Ok(Gradient::new()),
         }
     }
-}
-
-/// Where a variable comes among those of the process: the order of a map is another one each time. Candle numbers tensors
-/// as it makes them, and shows the number only so.
-fn creation(var: &Var) -> (usize, String) {
-    let number = format!("{:?}", var.id());
-    (number.len(), number)
 }
 
 /// m ← a m + b g, and m = g for a variable that has no m yet. Variables without a gradient in this step keep theirs. f16 and
