@@ -187,7 +187,7 @@ fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &TokenStream, returne
         Weighting::Mean => None,
         Weighting::Sum => Some(quote_spanned!(returned=> let #pieces = #krate::#owner::sum(#pieces);)),
         Weighting::Weights(weights) => {
-            Some(quote_spanned!(returned=> let #pieces = #krate::#owner::weights(#pieces, #weights)?;))
+            Some(quote_spanned!(returned=> let #pieces = #krate::#owner::weights(#pieces, &(#weights))?;))
         }
     };
     let size = quote_spanned!(site=> let __sam_size: ::core::primitive::usize = #size;);

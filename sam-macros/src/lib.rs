@@ -54,7 +54,7 @@ mod valid;
 /// | --- | --- |
 /// | mean over examples | `shards(x, y; m = 32)`, or `reduction = mean` after it |
 /// | sum over examples | `shards(x, y; m = 32, reduction = sum)` |
-/// | mean over tokens, or any weighted mean | `shards(x, y; m = 32, weights = EXPR)`, with a reference to one weight per example: the number of its tokens |
+/// | mean over tokens, or any weighted mean | `shards(x, y; m = 32, weights = EXPR)`, with one weight per example: the number of its tokens |
 ///
 /// `parts` takes the same. Where the loss is averaged over tokens that count, a loss in parts then equals that of the whole batch.
 ///

@@ -1,6 +1,7 @@
 //! Files: an atomic and durable way to write one, and safetensors files that say what they hold.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -18,7 +19,8 @@ use crate::names::Names;
 /// The contents are written to a temporary file in the same folder, which is then renamed: readers see the old file or the
 /// new one, never a part of it, whatever interrupts the writer. Data and folder are synchronised with the disk, so that the
 /// file is still there after a loss of power once this has returned. The new file has the default permissions (on Unix those
-/// that the umask leaves), like any other new file.
+/// that the umask leaves), like any other new file. The temporary file of `name` is called `.name.XXXXXX.tmp`, with six
+/// random letters or digits; a process that is killed while it writes leaves it behind.
 ///
 /// # Errors
 /// If the temporary file cannot be created, written or renamed; the old file is then as it was. Also if synchronising the
@@ -35,13 +37,20 @@ use crate::names::Names;
 pub fn write_atomically(path: impl AsRef<Path>, contents: &[u8]) -> io::Result<()> {
     let path = path.as_ref();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().filter(|name| name.len() <= LONGEST_NAME).unwrap_or(OsStr::new("file"));
+    let prefix = [OsStr::new("."), name, OsStr::new(".")].join(OsStr::new(""));
+    let mut named = tempfile::Builder::new();
+    named.prefix(&prefix).suffix(".tmp").rand_bytes(6);
     // With `create_new` the umask decides who may read it; tempfile's default is the owner alone.
-    let mut file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
+    let mut file = named.make_in(folder, |path| File::create_new(path))?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_folder(folder)
 }
+
+/// File systems allow 255 bytes, and the temporary file's name has 12 more.
+const LONGEST_NAME: usize = 240;
 
 /// Makes a rename in this folder durable, where the system can.
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -112,14 +121,9 @@ impl StateFile {
         Ok(name)
     }
 
-    /// Replaces the file at this path. The same contents give the same bytes.
-    pub(crate) fn write(self, path: &Path) -> Result<()> {
-        let write = || Ok(write_atomically(path, &self.serialize()?)?);
-        write().map_err(|error: Error| error.with_path(path))
-    }
-
-    /// The header is written here, since safetensors gives labels in an order that changes from process to process.
-    fn serialize(self) -> Result<Vec<u8>> {
+    /// The same contents give the same bytes: the header is written here, since safetensors gives labels in an order that
+    /// changes from process to process.
+    pub(crate) fn serialize(self) -> Result<Vec<u8>> {
         // The widest first, so that all are aligned.
         let mut tensors: Vec<_> = self.tensors.into_iter().collect();
         tensors.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype().size_in_bytes()));
@@ -157,18 +161,25 @@ pub(crate) struct Contents<'a> {
     pub(crate) tensors: BTreeMap<String, TensorView<'a>>,
 }
 
-/// Reads a file of a kind and makes something of it. Every error says which file.
-pub(crate) fn read<T>(path: &Path, kind: &Kind, make: impl FnOnce(Contents<'_>) -> Result<T>) -> Result<T> {
-    let read = || {
-        let bytes = std::fs::read(path)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes)?;
-        let labels = header.metadata().clone();
-        let tensors = SafeTensors::deserialize(&bytes)?.tensors().into_iter().collect();
-        let contents = Contents { labels, tensors };
-        contents.check_kind(kind)?;
-        make(contents)
-    };
+/// Replaces the file at this path. The error says which file.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, bytes).map_err(|error| Error::from(error).with_path(path))
+}
+
+/// Hands the bytes of a file on. Every error says which file.
+pub(crate) fn read<T>(path: &Path, make: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    let read = || make(&std::fs::read(path)?);
     read().map_err(|error: Error| error.with_path(path))
+}
+
+/// Makes something of the bytes of a file of a kind.
+pub(crate) fn parse<T>(bytes: &[u8], kind: &Kind, make: impl FnOnce(Contents<'_>) -> Result<T>) -> Result<T> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let labels = header.metadata().clone();
+    let tensors = SafeTensors::deserialize(bytes)?.tensors().into_iter().collect();
+    let contents = Contents { labels, tensors };
+    contents.check_kind(kind)?;
+    make(contents)
 }
 
 impl Contents<'_> {
@@ -263,8 +274,9 @@ mod tests {
     fn kinds_and_versions_are_compared() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        let load = |kind: &Kind| read(&path, kind, |_| Ok(())).map_err(|error| error.to_string());
-        StateFile::new(&TEST).write(&path).unwrap();
+        let write = |file: StateFile| write(&path, &file.serialize().unwrap()).unwrap();
+        let load = |kind: &Kind| read(&path, |bytes| parse(bytes, kind, |_| Ok(()))).map_err(|error| error.to_string());
+        write(StateFile::new(&TEST));
         load(&TEST).unwrap();
         load(&Kind { version: 3, ..TEST }).unwrap();
         let error = load(&Kind { version: 1, ..TEST }).unwrap_err();
@@ -274,7 +286,7 @@ mod tests {
         for version in ["0", "-1", "", "two", "99999999999999999999"] {
             let mut file = StateFile::new(&TEST);
             file.label(VERSION, version.to_owned());
-            file.write(&path).unwrap();
+            write(file);
             assert!(load(&TEST).unwrap_err().contains(&format!("version `{version}`")));
         }
     }

@@ -9,6 +9,7 @@ use candle_core::{Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
 use crate::argument::Rho;
+use crate::checkpoint;
 use crate::dual_norm::DualNorm;
 use crate::examples::{Examples, Rule};
 use crate::kernels;
@@ -384,10 +385,18 @@ impl Sam {
     /// # }
     /// ```
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        checkpoint::write(path.as_ref(), &self.to_bytes(names)?)
+    }
+
+    /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
+    ///
+    /// # Errors
+    /// If a step of it is under way, or a variable has no name.
+    pub fn to_bytes(&self, names: &VarMap) -> candle_core::Result<Vec<u8>> {
         self.between_steps()?;
         let mut state = self.state();
         state.remainder = state.factor.applied(&state.remainder)?;
-        state.save(self, names, path.as_ref())
+        state.to_bytes(self, names)
     }
 
     /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
@@ -397,8 +406,16 @@ impl Sam {
     /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
     /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        checkpoint::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
+    }
+
+    /// As [`load`](Self::load), from the bytes of such a file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_bytes(&self, names: &VarMap, bytes: &[u8]) -> candle_core::Result<()> {
         self.between_steps()?;
-        let state = State::load(self, names, path.as_ref())?;
+        let state = State::from_bytes(self, names, bytes)?;
         self.memory().state = state;
         Ok(())
     }

@@ -6,8 +6,8 @@ use crate::Error;
 
 /// One non-negative number per example: how much the example counts in the loss of a batch.
 ///
-/// Implemented for slices, vectors and arrays of `f32`, `f64`, `u32` and `usize`, and for tensors of rank 1 of any
-/// numeric dtype, which are copied to the host.
+/// Implemented for slices, vectors and arrays of `f32`, `f64`, `u32` and `usize`, for tensors of rank 1 of any numeric
+/// dtype, which are copied to the host, and for references to all of these.
 ///
 /// A loss that is a mean over something other than examples takes the number of these things in each example. For a
 /// language model whose loss is the mean over all tokens of the batch that is the number of tokens:
@@ -85,6 +85,12 @@ where
 {
     fn to_weights(&self) -> Result<Vec<f64>> {
         self.as_slice().to_weights()
+    }
+}
+
+impl<T: Weights + ?Sized> Weights for &T {
+    fn to_weights(&self) -> Result<Vec<f64>> {
+        T::to_weights(self)
     }
 }
 

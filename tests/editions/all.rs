@@ -42,6 +42,7 @@ files! {
     other_attributes
     patterns
     raw_identifiers
+    reductions
     runtime_exported_again
     strict_lints
     temporaries

@@ -37,6 +37,22 @@ fn arguments_out_of_range() {
     assert_eq!(net.bits(), before);
 }
 
+/// The attribute sees `Arc` itself; behind a name of the user's only the run tells.
+#[test]
+fn replay_of_a_handle_behind_a_name() {
+    type Draws = std::sync::Arc<std::sync::Mutex<u64>>;
+
+    #[sam(rho = 0.1, replay(draws))]
+    fn noisy(w: &Var, draws: &mut Draws) -> Result<Tensor> {
+        *draws.lock().unwrap() += 1;
+        w.sqr()?.sum_all()
+    }
+
+    let (w, mut draws) = (Var::new(&[3f64, 4.], device()).unwrap(), Draws::default());
+    assert_error(noisy(&w, &mut draws), &["Arc<", "cannot be replayed", "a clone shares its state"]);
+    assert_eq!((values(&w), *draws.lock().unwrap()), (vec![3., 4.], 0));
+}
+
 #[test]
 fn losses_that_are_none() {
     if is_for_the_cpu("elsewhere nobody looks at values") {

@@ -19,7 +19,7 @@ fn loss(
     let __sam_examples = ::sam_runtime::Sam::parts(__sam, __sam_size)?;
     let __sam_examples = ::sam_runtime::Examples::weights(
         __sam_examples,
-        &tokens(&labels)?,
+        &(&tokens(&labels)?),
     )?;
     let __sam_held_labels = labels;
     let __sam_examples = ::sam_runtime::Examples::split(__sam_examples, ids)?;

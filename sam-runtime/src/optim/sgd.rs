@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
-use crate::checkpoint::{Contents, Kind, StateFile, checked, read};
+use crate::checkpoint::{self, Contents, Kind, StateFile, checked};
 use crate::gradient::gradient_to_read;
 use crate::kernels::{self, Move};
 use crate::names::{Names, describe, storage_of};
@@ -172,6 +172,14 @@ impl Sgd {
     /// # Errors
     /// If a variable has no name, or the file cannot be written.
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
+        checkpoint::write(path.as_ref(), &self.to_bytes(names)?)
+    }
+
+    /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
+    ///
+    /// # Errors
+    /// If a variable has no name.
+    pub fn to_bytes(&self, names: &VarMap) -> Result<Vec<u8>> {
         let names = Names::of(names);
         let mut file = StateFile::new(&FILE);
         for Moving { var, velocity } in &self.vars {
@@ -180,7 +188,7 @@ impl Sgd {
                 file.insert(name, velocity);
             }
         }
-        file.write(path.as_ref())
+        file.serialize()
     }
 
     /// Reads the velocities from a file of [`save`](Self::save). Variables that have none there begin anew. On an error all is
@@ -193,8 +201,16 @@ impl Sgd {
     /// If the file cannot be read or holds something else, if it has a velocity for a variable that is not here, or one of
     /// another shape or type, or one that is not finite.
     pub fn load(&mut self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
+        checkpoint::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
+    }
+
+    /// As [`load`](Self::load), from the bytes of such a file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_bytes(&mut self, names: &VarMap, bytes: &[u8]) -> Result<()> {
         let names = Names::of(names);
-        let velocities = read(path.as_ref(), &FILE, |file| self.velocities_of(&names, &file))?;
+        let velocities = checkpoint::parse(bytes, &FILE, |file| self.velocities_of(&names, &file))?;
         for (moving, velocity) in self.vars.iter_mut().zip(velocities) {
             moving.velocity = velocity;
         }

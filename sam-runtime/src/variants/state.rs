@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Write as _};
-use std::path::Path;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
@@ -12,7 +11,7 @@ use safetensors::tensor::TensorView;
 use super::factor::LossFactor;
 use super::{Combination, Direction, Mask, When};
 use crate::Sam;
-use crate::checkpoint::{Contents, Kind, StateFile, checked, read};
+use crate::checkpoint::{Contents, Kind, StateFile, checked, parse};
 use crate::gradient::Gradient;
 use crate::kernels::wide;
 use crate::names::{Names, describe};
@@ -138,7 +137,7 @@ impl State {
         }
     }
 
-    pub(crate) fn save(&self, sam: &Sam, names: &VarMap, path: &Path) -> Result<()> {
+    pub(crate) fn to_bytes(&self, sam: &Sam, names: &VarMap) -> Result<Vec<u8>> {
         let names = Names::of(names);
         let mut file = StateFile::new(&FILE);
         for (piece, name) in pieces_with_memory(sam) {
@@ -160,12 +159,12 @@ impl State {
         if let Some((mean, variance)) = self.moments {
             file.insert(MOMENTS, &Tensor::new(&[mean, variance], &Device::Cpu)?);
         }
-        file.write(path)
+        file.serialize()
     }
 
-    pub(crate) fn load(sam: &Sam, names: &VarMap, path: &Path) -> Result<Self> {
+    pub(crate) fn from_bytes(sam: &Sam, names: &VarMap, bytes: &[u8]) -> Result<Self> {
         let names = Names::of(names);
-        read(path, &FILE, |file| Self::from_file(sam, &names, file))
+        parse(bytes, &FILE, |file| Self::from_file(sam, &names, file))
     }
 
     fn from_file(sam: &Sam, names: &Names, mut file: Contents<'_>) -> Result<Self> {

@@ -155,6 +155,14 @@ fn by_joins() {
 }
 
 #[test]
+fn on_tokios_blocking_pool() {
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(3).build().unwrap();
+    let trainings: Vec<_> =
+        (0..TRAININGS).map(|seed| runtime.spawn_blocking(move || (seed, train(seed, STEPS)))).collect();
+    same(trainings.into_iter().map(|training| runtime.block_on(training).unwrap()).collect());
+}
+
+#[test]
 fn on_threads_of_their_own() {
     let threads: Vec<_> = (0..TRAININGS).map(|seed| thread::spawn(move || (seed, train(seed, STEPS)))).collect();
     same(threads.into_iter().map(|thread| thread.join().unwrap()).collect());
