@@ -9,10 +9,12 @@ use candle_core::{Device, Error, Result, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::augment::{Augment, Picture, View, cut_out};
 use crate::data::{Crop, Dataset, MeanStd, Pictures, Split, read_picture};
+use crate::stop::{Interrupted, Stop};
 
 /// Batches that a thread in the background has ready.
 const AHEAD: usize = 2;
@@ -30,6 +32,10 @@ pub struct Source {
     side: Option<usize>,
     scale: Arc<MeanStd>,
     device: Device,
+    /// Who may interrupt those who look at images in order.
+    stop: Stop,
+    /// The threads that load images; none for those that compute.
+    workers: Option<Arc<ThreadPool>>,
 }
 
 #[derive(Clone, Debug)]
@@ -64,7 +70,17 @@ impl Source {
     fn new(images: Images, labels: Vec<u32>, shape: [usize; 3], scale: MeanStd) -> Self {
         let places = (0..labels.len() as u32).collect();
         let (labels, places, scale) = (Arc::new(labels), Arc::new(places), Arc::new(scale));
-        Self { images, labels, places, shape, side: None, scale, device: Device::Cpu }
+        Self {
+            images,
+            labels,
+            places,
+            shape,
+            side: None,
+            scale,
+            device: Device::Cpu,
+            stop: Stop::default(),
+            workers: None,
+        }
     }
 
     /// Channels, height and width of an image.
@@ -107,6 +123,23 @@ impl Source {
     #[must_use]
     pub fn sized(&self, side: usize) -> Self {
         Self { side: Some(side), ..self.clone() }
+    }
+
+    /// The same, whose images in order end with an error when the process is told to stop.
+    pub(crate) fn interrupted_by(&self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self.clone() }
+    }
+
+    /// The same, whose images are loaded by these threads.
+    #[must_use]
+    pub fn loaded_by(&self, workers: &Arc<ThreadPool>) -> Self {
+        Self { workers: Some(Arc::clone(workers)), ..self.clone() }
+    }
+
+    /// By which images are normalised.
+    #[must_use]
+    pub fn scale(&self) -> &MeanStd {
+        &self.scale
     }
 
     /// How many images there are.
@@ -152,8 +185,14 @@ impl Source {
         let [c, h, w] = self.shape;
         let mut pixels = vec![0f32; places.len() * c * h * w];
         let fill: Vec<u8> = self.scale.mean.iter().map(|mean| byte(255.0 * mean)).collect();
-        let work = pixels.par_chunks_mut(c * h * w).zip(places);
-        work.try_for_each(|(out, &place)| self.image(out, place, training, &fill))?;
+        let mut load = || {
+            let work = pixels.par_chunks_mut(c * h * w).zip(places);
+            work.try_for_each(|(out, &place)| self.image(out, place, training, &fill))
+        };
+        match &self.workers {
+            Some(workers) => workers.install(load),
+            None => load(),
+        }?;
         let labels: Vec<u32> = places.iter().map(|&place| self.labels[place as usize]).collect();
         let mut x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
         if let Some(side) = self.side {
@@ -289,6 +328,11 @@ impl Batches {
             return None;
         }
         self.at = end;
+        // In the middle of a training the one who trains looks.
+        if self.training.is_none() && self.source.stop.is_told() {
+            self.at = self.order.len();
+            return Some(Err(Error::wrap(Interrupted)));
+        }
         Some(self.source.tensors(places, self.training))
     }
 }

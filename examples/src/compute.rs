@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 
-/// The command line's side of a [`Place`].
+use crate::options::within;
+
+/// What command lines say about a [`Place`].
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Compute {
     /// Device to train on; `cuda` and `metal` need builds with these features
@@ -24,11 +26,15 @@ pub struct Compute {
     /// Keep the channels of a pixel side by side, as tensor cores want them, on CUDA; images of one channel stay as they are
     #[arg(long)]
     channels_last: bool,
+
+    /// Threads that compute on the CPU [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// All its cores
+    /// The processor
     Cpu,
     /// The first NVIDIA card
     Cuda,
@@ -76,11 +82,27 @@ impl fmt::Display for Place {
 }
 
 impl Compute {
+    /// Whether the network computes in bf16.
+    #[must_use]
+    pub fn is_bf16(self) -> bool {
+        self.bf16
+    }
+
     /// The device, ready to be used.
     ///
     /// # Errors
-    /// If there is no such device.
+    /// If there is no such device, or an option has no meaning there.
     pub fn place(self) -> Result<Place> {
+        for (option, is_set) in [("tf32", self.tf32), ("channels-last", self.channels_last)] {
+            ensure!(
+                !is_set || self.device == Kind::Cuda,
+                "--{option} has no effect on this device: leave it out, or say --device cuda"
+            );
+        }
+        if let Some(threads) = self.threads {
+            within("threads", threads, 1..=1024)?;
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
+        }
         candle_core::cuda::set_gemm_reduced_precision_f32(self.tf32);
         let device = match self.device {
             Kind::Cpu => Device::Cpu,

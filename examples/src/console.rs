@@ -1,61 +1,59 @@
-//! What a trainer shows, and how it is told to stop.
+//! What programs show: lines that a reader may have stopped reading, progress bars, and how a program ends.
 
-use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt::{Display, Write as _};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
-use crate::trainer::{Next, Status};
+use crate::trainer::Status;
 
 /// Where nobody looks at a bar, a line is written this often.
 const PAUSE: Duration = Duration::from_mins(1);
 
-/// How a program ends: an error is said, with what led to it, and is code 2.
+/// Why the standard output could not be written, other than that its reader is gone.
+static UNWRITTEN: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// How a program ends: an error is shown, with what led to it, and is code 2; also that results could not be shown.
 #[must_use]
 pub fn exit(outcome: Result<ExitCode>) -> ExitCode {
-    outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let outcome = outcome.unwrap_or_else(|error| {
+        warn(format_args!("error: {error:#}"));
         ExitCode::from(2)
-    })
+    });
+    match UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) if outcome == ExitCode::SUCCESS => {
+            warn(format_args!("error: cannot write to the standard output: {error}"));
+            ExitCode::from(2)
+        }
+        _ => outcome,
+    }
 }
 
-/// Whether the process has been told to stop: by the signals of Ctrl-C and `kill`. A second one stops it at once.
-#[derive(Clone, Debug)]
-pub struct Stop(Arc<AtomicBool>);
+/// Shows a line on the standard output. A reader that is gone is no error, and any other error is remembered for
+/// [`exit`]: work goes on without an audience.
+pub fn say(line: impl Display) {
+    print(&format!("{line}\n"));
+}
 
-impl Stop {
-    /// From now on.
-    ///
-    /// # Errors
-    /// If the system refuses.
-    pub fn on_signals() -> Result<Self> {
-        let told = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            let register = flag::register_conditional_shutdown(signal, 130, Arc::clone(&told))
-                .and_then(|_| flag::register(signal, Arc::clone(&told)));
-            register.context("cannot wait for signals")?;
+/// Shows text as [`say`] does, without a line end.
+pub fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            UNWRITTEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
-        Ok(Self(told))
+        _ => (),
     }
+}
 
-    /// Whether it has.
-    #[must_use]
-    pub fn is_told(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// What a training is to do.
-    #[must_use]
-    pub fn next(&self) -> Next {
-        if self.is_told() { Next::Stop } else { Next::GoOn }
-    }
+/// Shows a line on the standard error, if it can be written.
+pub fn warn(line: impl Display) {
+    // There is nowhere to report this.
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }
 
 /// How far one training is: a bar, or lines where there is no terminal.
@@ -73,7 +71,7 @@ impl Progress {
     /// Of a training of this name; silent if wanted.
     #[must_use]
     pub fn new(name: &str, quiet: bool) -> Self {
-        let bar = (quiet || std::io::stderr().is_terminal()).then(|| bar(0, name, quiet));
+        let bar = (quiet || io::stderr().is_terminal()).then(|| bar(0, name, quiet));
         let now = Instant::now();
         Self { name: name.to_owned(), bar, stage: usize::MAX, since: (now, 0), said: now }
     }
@@ -104,8 +102,9 @@ impl Progress {
             self.said = Instant::now();
             let (began, first) = self.since;
             let pace = began.elapsed().as_secs_f64() / (step - first).max(1) as f64;
-            let left = indicatif::HumanDuration(Duration::from_secs_f64(pace * (steps - step) as f64));
-            eprintln!("{}: step {step} of {steps}, {left} left, {message}", self.name);
+            let left = Duration::try_from_secs_f64(pace * (steps - step) as f64).unwrap_or(Duration::MAX);
+            let left = indicatif::HumanDuration(left);
+            warn(format_args!("{}: step {step} of {steps}, {left} left, {message}", self.name));
         }
     }
 
@@ -114,17 +113,6 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-/// Prints a text, to somebody who may have heard enough before its end.
-///
-/// # Errors
-/// If it cannot be written for another reason.
-pub fn print(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
     }
 }
 

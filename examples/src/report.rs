@@ -1,12 +1,12 @@
 //! What the runs came to: a table, a picture, a log.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use image::RgbImage;
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
@@ -111,12 +111,13 @@ pub fn align(rows: &[Vec<String>]) -> String {
 /// Pixels of a picture, across and down.
 pub const SIZE: (u32, u32) = (1200, 750);
 
-/// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors thin.
+/// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors dashed,
+/// with a word on it if their labels are noisy.
 ///
 /// # Errors
 /// If the file cannot be written; nothing is left behind then.
-pub fn picture(log: &[Epoch], methods: &[Method], title: &str, path: &Path) -> Result<()> {
-    png(path, SIZE, |area| draw(area, log, methods, title))
+pub fn picture(log: &[Epoch], methods: &[Method], title: &str, is_noisy: bool, path: &Path) -> Result<()> {
+    png(path, SIZE, |area| draw(area, log, methods, title, is_noisy))
 }
 
 /// An area to draw on.
@@ -144,7 +145,7 @@ pub fn png(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn)
     drop(area);
     let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
     let small = image::imageops::thumbnail(&large, size.0, size.1);
-    let mut png = std::io::Cursor::new(Vec::new());
+    let mut png = io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).with_context(|| format!("cannot encode {}", path.display()))?;
     write_whole(path, png.get_ref())
 }
@@ -164,14 +165,15 @@ pub const COLORS: [RGBColor; 7] = [
     RGBColor(110, 110, 110),
 ];
 
-fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Drawn {
+fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str, is_noisy: bool) -> Drawn {
     let color = |method| match method {
         Method::Sam => COLORS[0],
         Method::Sgd => COLORS[1],
     };
     let epochs = log.iter().map(|epoch| epoch.epoch).max().unwrap_or(1);
     let highest = log.iter().flat_map(|epoch| [epoch.test_error, epoch.train_error]).fold(0.0, f64::max);
-    let top = (100.0 * highest / 10.0).ceil() * 10.0;
+    // Room below 0, so that a line there does not lie on the axis.
+    let top = ((100.0 * highest / 10.0).ceil() * 10.0).max(10.0);
 
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 52).into_font().color(&INK))
@@ -179,7 +181,7 @@ fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Draw
         .margin_right(80)
         .x_label_area_size(112)
         .y_label_area_size(144)
-        .build_cartesian_2d(1.0..(epochs.max(2) as f64), 0.0..top)?;
+        .build_cartesian_2d(0.98..(epochs.max(2) as f64), (-0.03 * top)..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -214,8 +216,13 @@ fn draw(area: &Area<'_>, log: &[Epoch], methods: &[Method], title: &str) -> Draw
         let dashed = color(method).mix(0.8).stroke_width(4);
         chart
             .draw_series(DashedLineSeries::new(line(&train), 12, 10, dashed))?
-            .label(format!("{}, training (noisy labels)", method.name()))
+            .label(format!("{}, training{}", method.name(), if is_noisy { " (noisy labels)" } else { "" }))
             .legend(move |at| EmptyElement::at(at) + dash(0, 12, dashed) + dash(22, 34, dashed) + dash(44, 56, dashed));
+        // A line through one point cannot be seen.
+        if epochs == 1 {
+            chart.draw_series(line(&test).into_iter().map(|at| Circle::new(at, 12, color(method).filled())))?;
+            chart.draw_series(line(&train).into_iter().map(|at| Circle::new(at, 12, dashed)))?;
+        }
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
@@ -240,28 +247,16 @@ pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
     Ok(())
 }
 
-/// Writes a file whole or not at all, also if the machine stops.
+/// Writes a file [atomically and durably](sam_runtime::write_atomically).
 ///
 /// # Errors
-/// If it cannot be written.
+/// If it cannot be written; the error names it.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Made like any other file, where tempfile's own would be for nobody else to read.
-        let mut file = tempfile::Builder::new().make_in(folder, |path| File::create_new(path))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        // The name is on the disk when its folder is.
-        #[cfg(unix)]
-        File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    sam_runtime::write_atomically(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A log of one JSON object a line. A line that does not fit on the disk is taken back, so that the file never ends in a
-/// half.
+/// A file that grows at its end: a log of one JSON object a line, or records of bytes. What does not fit on the disk is
+/// taken back, so that the file never ends in a half.
 #[derive(Debug)]
 pub struct Log {
     file: File,
@@ -269,30 +264,65 @@ pub struct Log {
 }
 
 impl Log {
-    /// Begins a new log, in a folder that is made if need be.
+    /// Begins a new log, in a folder that is made if need be, and keeps other processes from writing to it.
     ///
     /// # Errors
-    /// If the folder or the file cannot be made.
+    /// If the folder or the file cannot be made, or another process writes to the file.
     pub fn create(path: &Path) -> Result<Self> {
-        Self::open(path, 0)
+        Self::begin(path, |file| match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(ErrorKind::WouldBlock, "another process writes to it")),
+            // Some file systems have no locks.
+            _ => Ok(()),
+        })
     }
 
-    /// Goes on with a log after its first bytes.
+    /// Begins a log anew.
     ///
     /// # Errors
     /// If the folder or the file cannot be made.
-    pub fn open(path: &Path, after: u64) -> Result<Self> {
+    pub(crate) fn restart(path: &Path) -> Result<Self> {
+        Self::begin(path, |_| Ok(()))
+    }
+
+    fn begin(path: &Path, before: impl FnOnce(&File) -> io::Result<()>) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
-        let open = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-            file.set_len(after)?;
-            file.seek(SeekFrom::End(0))?;
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            before(&file)?;
+            file.set_len(0)?;
             Ok(file)
         };
         let file = open().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Goes on with a log after its first bytes; what follows them is cut off. None if there is no such file.
+    ///
+    /// # Errors
+    /// If the file is shorter, or cannot be written.
+    pub(crate) fn resume(path: &Path, after: u64) -> Result<Option<Self>> {
+        let mut file = match OpenOptions::new().write(true).open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.with_context(|| format!("cannot write {}", path.display()))?,
+        };
+        let cut = |file: &mut File| -> io::Result<u64> {
+            let found = file.metadata()?.len();
+            if found >= after {
+                file.set_len(after)?;
+                file.seek(SeekFrom::End(0))?;
+            }
+            Ok(found)
+        };
+        let found = cut(&mut file).with_context(|| format!("cannot write {}", path.display()))?;
+        ensure!(
+            found >= after,
+            "{} has {found} bytes, expected at least the {after} of when the checkpoint was saved: put the whole file \
+             back, or remove it to begin it anew",
+            path.display()
+        );
+        Ok(Some(Self { file, path: path.to_owned() }))
     }
 
     /// Waits until everything is on the disk, and tells how long the file is.
@@ -316,7 +346,7 @@ impl Log {
 
     /// Adds bytes, or ends as before.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut write = || -> std::io::Result<()> {
+        let mut write = || -> io::Result<()> {
             let end = self.file.stream_position()?;
             self.file.write_all(bytes).or_else(|error| {
                 self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end))).and(Err(error))
@@ -364,16 +394,51 @@ mod tests {
     fn files_are_whole_or_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let png = folder.path().join("curves.png");
-        picture(&log(), &[Method::Sgd, Method::Sam], "a test", &png).unwrap();
+        picture(&log(), &[Method::Sgd, Method::Sam], "a test", true, &png).unwrap();
         assert_eq!(image::image_dimensions(&png).unwrap(), (1200, 750));
         let nowhere = folder.path().join("missing/curves.png");
-        let error = picture(&log(), &[Method::Sgd], "a test", &nowhere).unwrap_err();
+        let error = picture(&log(), &[Method::Sgd], "a test", true, &nowhere).unwrap_err();
         assert!(format!("{error:#}").contains("missing/curves.png"));
         let mut log = Log::create(&folder.path().join("new/log.jsonl")).unwrap();
         log.add(&[1, 2]).unwrap();
         log.add(&"x").unwrap();
         assert_eq!(fs::read_to_string(folder.path().join("new/log.jsonl")).unwrap(), "[1,2]\n\"x\"\n");
+        let error = Log::create(&folder.path().join("new/log.jsonl")).unwrap_err();
+        assert!(format!("{error:#}").contains("another process writes to it"), "{error:#}");
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(Log::create(&folder.path().join("file/log.jsonl")).is_err());
+    }
+
+    #[test]
+    fn a_log_is_cut_or_refused_and_never_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        assert!(Log::resume(&path, 3).unwrap().is_none());
+        fs::write(&path, "[1]\n[2]\nhalf").unwrap();
+        Log::resume(&path, 8).unwrap().unwrap().add(&[3]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[1]\n[2]\n[3]\n");
+        let error = Log::resume(&path, 13).unwrap_err().to_string();
+        assert!(error.contains("log.jsonl has 12 bytes, expected at least the 13"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[1]\n[2]\n[3]\n");
+    }
+
+    /// Lines at 0 % and a single epoch can be seen: the chart has their colours.
+    #[test]
+    fn lines_at_0_and_single_epochs_are_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("curves.png");
+        let pixels = |log: &[Epoch]| {
+            picture(log, &[Method::Sam], "a test", false, &path).unwrap();
+            let picture = image::open(&path).unwrap().to_rgb8();
+            let RGBColor(r, g, b) = COLORS[0];
+            // Without the legend, in the upper right.
+            let is_ours = |(x, y, pixel): &(u32, u32, &image::Rgb<u8>)| (*x < 700 || *y > 400) && pixel.0 == [r, g, b];
+            picture.enumerate_pixels().filter(is_ours).count()
+        };
+        let flat: Vec<_> =
+            log().into_iter().map(|epoch| Epoch { test_error: 0.0, train_error: 0.0, ..epoch }).collect();
+        assert!(pixels(&flat) > 500, "{}", pixels(&flat));
+        let one: Vec<_> = log().into_iter().filter(|epoch| epoch.epoch == 1).collect();
+        assert!(pixels(&one) > 50, "{}", pixels(&one));
     }
 }

@@ -41,13 +41,13 @@ pub struct Plan {
     pub noise: (f64, Noise),
 }
 
-/// Whether the loss function has the attribute.
+/// With which gradients SGD steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// It has not.
+    /// Plain SGD: the loss function without the attribute
     Sgd,
-    /// It has.
+    /// SAM: the loss function with the attribute
     Sam,
 }
 

@@ -4,17 +4,18 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Result as Candle, Tensor, Var};
 use clap::Parser;
 use sam_examples::compute::Compute;
-use sam_examples::console::exit;
+use sam_examples::console::{exit, say};
+use sam_examples::options::{MOST, parse, within};
 use sam_runtime::{Pass, Sam};
 use serde_json::{Value, json};
 
 /// Time SAM's own arithmetic.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "arithmetic", version, after_help = "Example:\n  arithmetic 36479194 --variables 80 --threads 2")]
 struct Options {
     /// Parameters in all
     #[arg(default_value_t = 36_479_194)]
@@ -37,17 +38,23 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(arithmetic(&Options::parse()).map(|line| {
-        println!("{line}");
+    exit(arithmetic(&parse()).map(|line| {
+        say(line);
         ExitCode::SUCCESS
     }))
 }
 
 fn arithmetic(options: &Options) -> Result<Value> {
     let Options { parameters, variables, steps, iters, compute } = options;
-    if *variables == 0 || parameters < variables || *steps == 0 || *iters == 0 {
-        bail!("expected at least one variable, step and round, and a parameter for each variable");
-    }
+    // Eight numbers of four bytes are held for each: 64 GiB.
+    ensure!((1..=1 << 31).contains(parameters), "there are {parameters} parameters: expected 1 to {}", 1u64 << 31);
+    within("variables", *variables, 1..=(*parameters).min(MOST as usize))?;
+    within("steps", *steps, 1..=1000)?;
+    within("iters", *iters, 1..=MOST as usize)?;
+    ensure!(
+        !compute.is_bf16(),
+        "--bf16 has no effect: SAM's arithmetic is that of the weights, which are f32; leave it out"
+    );
     let device = compute.place()?.device;
     let sizes = (0..*variables).map(|i| parameters / variables + usize::from(i < parameters % variables));
     let vars = sizes.map(|n| Var::ones(n, DType::F32, &device)).collect::<Candle<Vec<_>>>()?;

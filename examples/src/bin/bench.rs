@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer as _;
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_examples::compute::Compute;
-use sam_examples::console::exit;
+use sam_examples::console::{exit, say};
 use sam_examples::kit::{Kit, Ours, Stock};
 use sam_examples::models::{Architecture, Model};
+use sam_examples::options::{MOST, parse, within};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Ascent, Sam, nn};
 use serde_json::{Map, Value, json};
@@ -23,7 +24,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Time a plain SGD step and a SAM step.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    name = "bench",
+    version,
+    after_help = "Examples:\n  bench resnet20 --batch 128\n  bench mlp-wide --stock --threads 1"
+)]
 struct Options {
     /// Network: mlp-wide, resnet20, resnet18, wrn-16-4, wrn-28-10, ..
     model: Architecture,
@@ -39,10 +44,6 @@ struct Options {
     #[command(flatten)]
     compute: Compute,
 
-    /// Threads [default: all]
-    #[arg(long)]
-    threads: Option<usize>,
-
     /// How often each part is timed
     #[arg(long, default_value_t = 5)]
     iters: usize,
@@ -53,21 +54,20 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options: Options = parse();
     if options.verbose {
         tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(std::io::stderr).init();
     }
     let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
     exit(outcome.map(|line| {
-        println!("{line}");
+        say(line);
         ExitCode::SUCCESS
     }))
 }
 
 fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
-    if let Some(threads) = options.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
-    }
+    within("iters", options.iters, 1..=MOST as usize)?;
+    within("batch", options.batch.unwrap_or(1), 1..=1 << 16)?;
     let architecture = options.model;
     let shape = match architecture {
         Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],

@@ -7,14 +7,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
-use sam_examples::compute::Compute;
-use sam_examples::console::{bar, exit};
+use sam_examples::compute::{Compute, Place};
+use sam_examples::console::{bar, exit, say};
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
+use sam_examples::options::{MOST, Out, above_0, at_least_0, parse, seeds, within};
 use sam_examples::report::{self, Log};
 use sam_examples::run::{Epoch, Method, Plan, run};
 use sam_examples::tutorial::Ball;
@@ -25,12 +26,20 @@ use sam_runtime::optim::ParamsSgd;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXAMPLES: &str = "Examples:
+  cifar                                              the set that is compiled in, 40 % wrong labels
+  cifar --download cifar10 --model resnet20 --augment
+  cifar --data flowers --image-size 32 --limit 5000 --epochs 20";
+
+/// Files that are written.
+const FILES: [&str; 3] = ["log.jsonl", "table.md", "curves.png"];
+
 /// Train a small network with SGD and with SAM, and compare.
 ///
 /// Without arguments: on a part of Fashion-MNIST that is compiled in, with 40 % wrong labels. Real data sets:
-/// CIFAR-10 and CIFAR-100 (binary), MNIST-like IDX files, or any folder train/CLASS/*.png, test/CLASS/*.png.
+/// CIFAR-10 and CIFAR-100 (binary), MNIST-like IDX files, SVHN, or any folder train/CLASS/*.png, test/CLASS/*.png.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "cifar", version, after_help = EXAMPLES)]
 struct Options {
     /// Folder of the data set
     #[arg(long, value_name = "DIR")]
@@ -72,17 +81,17 @@ struct Options {
     #[arg(long)]
     noise: Option<f64>,
 
-    /// How labels go wrong
-    #[arg(long, value_enum, default_value_t = Noise::Exclusive)]
-    noise_kind: Noise,
+    /// How labels go wrong [default: exclusive]
+    #[arg(long, value_enum)]
+    noise_kind: Option<Noise>,
 
     /// Radius of SAM's ball [default: 0.2 for the embedded set, the paper's 0.05 for others]
     #[arg(long)]
     rho: Option<f64>,
 
-    /// Norm of SAM's ball, 1 to inf
-    #[arg(long, default_value_t = 2.0)]
-    p: f64,
+    /// Norm of SAM's ball, 1 to inf [default: 2]
+    #[arg(long)]
+    p: Option<f64>,
 
     /// Images in a batch
     #[arg(long, default_value_t = 128)]
@@ -111,9 +120,8 @@ struct Options {
     #[command(flatten)]
     compute: Compute,
 
-    /// Folder of the log, the table and the picture
-    #[arg(long, value_name = "DIR", default_value = "runs/cifar")]
-    out: PathBuf,
+    #[command(flatten)]
+    out: Out,
 
     /// No progress bars
     #[arg(long)]
@@ -121,23 +129,75 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&Options::parse()).map(|()| ExitCode::SUCCESS))
+    exit(compare(&parse()).map(|()| ExitCode::SUCCESS))
+}
+
+/// Checks everything that can be checked before a data set is read or downloaded.
+fn check(options: &Options) -> Result<()> {
+    within("epochs", options.epochs as u64, 1..=MOST)?;
+    seeds(options.seed, options.seeds)?;
+    within("batch", options.batch as u64, 1..=MOST)?;
+    if let Some(limit) = options.limit {
+        within("limit", limit, 1..=usize::MAX)?;
+    }
+    above_0("lr", options.lr)?;
+    within("momentum", options.momentum, 0.0..=0.999_999)?;
+    at_least_0("weight-decay", options.weight_decay)?;
+    ensure!(!options.nesterov || options.momentum > 0.0, "--nesterov has no effect with --momentum 0: leave out one");
+    if options.only == Some(Method::Sgd) {
+        for (option, is_set) in [("rho", options.rho.is_some()), ("p", options.p.is_some())] {
+            ensure!(!is_set, "--{option} has no effect with --only sgd: leave out one");
+        }
+    }
+    let (noise, kind) = noise(options);
+    data::add_noise(&mut [], 2, noise, kind, 0)?;
+    ensure!(
+        options.noise_kind.is_none() || noise > 0.0,
+        "--noise-kind has no effect without wrong labels: say --noise with a share"
+    );
+    ensure!(
+        options.image_size.is_none() || options.data.is_some(),
+        "--image-size has no effect without --data: it is for folders of pictures"
+    );
+    if let Some(size) = options.image_size {
+        within("image-size", size, 1..=data::MAX_IMAGE_SIZE)?;
+    }
+    let ball = ball(options);
+    Sam::new(ball.rho).p(ball.p).check()?;
+    Ok(())
+}
+
+fn is_embedded(options: &Options) -> bool {
+    options.data.is_none() && options.download.is_none()
+}
+
+fn noise(options: &Options) -> (f64, Noise) {
+    let usual = if is_embedded(options) { 0.4 } else { 0.0 };
+    (options.noise.unwrap_or(usual), options.noise_kind.unwrap_or(Noise::Exclusive))
+}
+
+fn ball(options: &Options) -> Ball {
+    let usual = if is_embedded(options) { 0.2 } else { Sam::RHO };
+    Ball { rho: options.rho.unwrap_or(usual), p: options.p.unwrap_or(2.0) }
 }
 
 fn compare(options: &Options) -> Result<()> {
+    check(options)?;
+    let out = options.out.folder("runs/cifar", &FILES)?;
+    let place = options.compute.place()?;
     let screen = if options.quiet {
         MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden())
     } else {
         MultiProgress::new()
     };
     let set = Arc::new(read(options, &screen)?);
-    let plan = plan(options, &set)?;
+    let plan = plan(options, &set, place)?;
     let methods = options.only.map_or(vec![Method::Sgd, Method::Sam], |only| vec![only]);
     let title = title(options, &plan, &set);
-    println!("{title}\n");
+    say(format_args!("{title}\n"));
 
     let start = Instant::now();
-    let mut file = Log::create(&options.out.join("log.jsonl"))?;
+    let mut file = Log::create(&out.join(FILES[0]))?;
     let mut log: Vec<Epoch> = Vec::new();
     let total = screen.add(bar((methods.len() as u64) * options.seeds * plan.epochs as u64, "all", options.quiet));
     for seed in options.seed..options.seed + options.seeds {
@@ -160,12 +220,12 @@ fn compare(options: &Options) -> Result<()> {
     total.finish_and_clear();
 
     let table = report::table(&log, &methods);
-    let picture = options.out.join("curves.png");
-    report::picture(&log, &methods, &title, &picture)?;
-    report::write_whole(&options.out.join("table.md"), format!("{title}\n\n{table}").as_bytes())?;
-    println!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len());
-    println!("\"Best epoch\" is chosen on the test images: what early stopping could give at most.");
-    println!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), options.out.display());
+    let said = said(options, &plan);
+    report::write_whole(&out.join(FILES[1]), format!("{title}\n\n{table}\n{said}\n").as_bytes())?;
+    report::picture(&log, &methods, &title, plan.noise.0 > 0.0, &out.join(FILES[2]))?;
+    say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
+    say("\"Best epoch\" is chosen on the test images: what early stopping could give at most.");
+    say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(())
 }
 
@@ -194,24 +254,16 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
     Ok(set)
 }
 
-fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
-    let embedded = options.data.is_none() && options.download.is_none();
-    let at_least_one =
-        |name: &str, value: u64| if value == 0 { bail!("--{name} is 0: expected 1 or more") } else { Ok(()) };
-    at_least_one("epochs", options.epochs as u64)?;
-    at_least_one("seeds", options.seeds)?;
-    at_least_one("batch", options.batch as u64)?;
+fn plan(options: &Options, set: &Dataset, place: Place) -> Result<Plan> {
     if options.batch > set.train.len() {
         bail!("--batch is {}, but there are only {} training images", options.batch, set.train.len());
     }
-    // What the runs would refuse, before anything is written.
-    let noise = (options.noise.unwrap_or(if embedded { 0.4 } else { 0.0 }), options.noise_kind);
-    data::add_noise(&mut [], set.classes.len(), noise.0, noise.1, 0)?;
-    let rho = options.rho.unwrap_or(if embedded { 0.2 } else { Sam::RHO });
-    Sam::new(rho).p(options.p).check()?;
+    let (noise, kind) = noise(options);
+    data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;
+    let usual = if is_embedded(options) { Architecture::Mlp(128) } else { Architecture::Cnn(16) };
     Ok(Plan {
-        place: options.compute.place()?,
-        architecture: options.model.unwrap_or(if embedded { Architecture::Mlp(128) } else { Architecture::Cnn(16) }),
+        place,
+        architecture: options.model.unwrap_or(usual),
         epochs: options.epochs,
         batch: options.batch,
         sgd: ParamsSgd {
@@ -220,10 +272,33 @@ fn plan(options: &Options, set: &Dataset) -> Result<Plan> {
             nesterov: options.nesterov,
             weight_decay: options.weight_decay,
         },
-        ball: Ball { rho, p: options.p },
+        ball: ball(options),
         augment: if options.augment { Augment::BASIC } else { Augment::NONE },
-        noise,
+        noise: (noise, kind),
     })
+}
+
+/// The command line with which it runs again, every option said.
+fn said(options: &Options, plan: &Plan) -> String {
+    let Plan { architecture, epochs, batch, sgd, ball, noise, place, .. } = plan;
+    let mut words = vec![
+        format!("--model {architecture} --epochs {epochs} --batch {batch} --lr {} --momentum {}", sgd.lr, sgd.momentum),
+        format!("--weight-decay {} --seeds {} --seed {}", sgd.weight_decay, options.seeds, options.seed),
+    ];
+    let kind = if noise.1 == Noise::Exclusive { "exclusive" } else { "inclusive" };
+    words.push(if noise.0 > 0.0 { format!("--noise {} --noise-kind {kind}", noise.0) } else { "--noise 0".to_owned() });
+    match options.only {
+        Some(Method::Sgd) => words.push("--only sgd".to_owned()),
+        Some(Method::Sam) => words.push(format!("--rho {} --p {} --only sam", ball.rho, ball.p)),
+        None => words.push(format!("--rho {} --p {}", ball.rho, ball.p)),
+    }
+    for (is_set, option) in [(sgd.nesterov, "--nesterov"), (options.augment, "--augment")] {
+        words.extend(is_set.then(|| option.to_owned()));
+    }
+    words.extend(options.limit.map(|limit| format!("--limit {limit}")));
+    words.extend(options.image_size.map(|size| format!("--image-size {size}")));
+    let on = if place.is_default() { String::new() } else { format!(", on {place}") };
+    format!("Options: `{}`{on}", words.join(" "))
 }
 
 fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {

@@ -4,23 +4,47 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, Stop, exit, print};
-use sam_examples::paper::{Ended, Found, Settings, number, write};
-use sam_examples::recipe::{Scale, table, tables};
+use sam_examples::console::{Progress, exit, print, say, warn};
+use sam_examples::options::{parse, seeds, within};
+use sam_examples::paper::{Ended, Found, Holder, Settings, number, write};
+use sam_examples::recipe::{self, Cell, Scale, Table, table, tables};
+use sam_examples::stop::{STOPPED, Stop};
+use sam_examples::trainer::Next;
 
 /// The system's allocator gives every large buffer back and takes it anew.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXAMPLES: &str = "Examples:
+  paper table1 --data data --only 'wrn-28-10/basic/*' --seeds 3
+  paper table4 --data data --scale epochs=0.1,images=0.2,width=0.25
+  paper mine.toml
+  paper list table1
+  paper report table1 table4";
+
+/// The exit code if runs are left to processes that may be dead.
+const TRY_AGAIN: u8 = 75;
+
+/// The least of `--stale`: a process that the machine has no time for shows no sign of life for some seconds.
+const LEAST_STALE: u64 = 10;
+
 /// Run what is missing of a table of the paper, and write the table.
 ///
 /// Several processes, on one machine or on many that share a folder, may work on one table: no run is done twice. A
-/// process that is told to stop (Ctrl-C, kill) saves everything; the next one goes on with the same bits.
+/// process that is told to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1) saves everything; the next one goes on with the same
+/// bits. The exit code is 75 if runs are left to processes of other machines that are not known to live.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "paper",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{}", recipe::keys())
+)]
 struct Options {
     #[command(subcommand)]
     command: Option<Command>,
@@ -73,11 +97,12 @@ struct Work {
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
 
-    /// Steps between checkpoints
+    /// Steps between checkpoints; 0 for none until it is told to stop
     #[arg(long, value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
-    /// Seconds without a sign of life after which another process's run may be taken over
+    /// Seconds without a sign of life after which the run of a process of another machine is taken over; that of a dead
+    /// process of this machine is taken over at once
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     stale: u64,
 
@@ -87,7 +112,7 @@ struct Work {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options: Options = parse();
     let outcome = match &options.command {
         Some(Command::List { table }) => list(table.as_deref()),
         Some(Command::Report(work)) => report(work),
@@ -102,14 +127,13 @@ fn list(name: Option<&str>) -> Result<ExitCode> {
         None => tables()?,
     };
     let names: String = tables.iter().flat_map(|table| &table.cells).map(|cell| cell.name.clone() + "\n").collect();
-    print(&names)?;
+    print(&names);
     Ok(ExitCode::SUCCESS)
 }
 
 fn settings(work: &Work) -> Result<Settings> {
-    if work.seeds == 0 {
-        bail!("--seeds is 0: expected 1 or more")
-    }
+    seeds(0, work.seeds)?;
+    within("stale", work.stale, LEAST_STALE..=30 * 24 * 3600)?;
     Ok(Settings {
         data: work.data.clone(),
         place: work.compute.place()?,
@@ -127,9 +151,9 @@ fn report(work: &Work) -> Result<ExitCode> {
     let mut failed = false;
     for name in &work.tables {
         let written = write(&table(name)?, &work.only, &settings)?;
-        print(&(written.text + "\n"))?;
+        print(&(written.text + "\n"));
         for error in &written.unusable {
-            eprintln!("error: {error}");
+            warn(format_args!("error: {error}"));
             failed = true;
         }
     }
@@ -150,44 +174,91 @@ fn run(work: &Work) -> Result<ExitCode> {
     for cell in chosen.iter().flat_map(|(table, _)| &table.cells) {
         settings.run(cell, 0)?;
     }
-    let (mut failed, mut others) = (0, 0);
+    let mut worker = Worker { work, settings, stop, failed: false };
+    let mut others = Vec::new();
     for (table, whole) in &chosen {
-        for (seed, cell) in (0..settings.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell))) {
-            let run = settings.run(cell, seed)?;
-            let name = format!("{} seed {seed}", cell.name);
-            let mut progress = Progress::new(&name, work.quiet);
-            let found = run.do_it(&settings, |status| {
-                progress.show(status);
-                Ok(stop.next())
-            });
-            progress.finish();
-            match found {
-                Ok(Found::Done(_)) => (),
-                Ok(Found::Finished(Ended::Diverged { diverged })) => println!("{name}: {diverged}"),
-                Ok(Found::Finished(Ended::Trained(outcome))) => {
-                    let number = number(table.measure, table.measure.of(&outcome), None);
-                    let (measure, seconds) = (table.measure.name(), outcome.seconds);
-                    println!("{name}: {measure} {number}, {seconds:.0} s{}", outcome.told());
-                }
-                Ok(Found::Taken) => others += 1,
-                Ok(Found::Stopped) => {
-                    let text = write(whole, &work.only, &settings)?.text;
-                    println!("{name}: saved; the same command goes on\n\n{text}");
-                    return Ok(ExitCode::from(130));
-                }
-                Err(error) => {
-                    eprintln!("error: {name}: {error:#}");
-                    failed += 1;
-                }
-            }
-            if stop.is_told() {
-                return Ok(ExitCode::from(130));
+        let runs = (0..work.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell)));
+        for (seed, cell) in runs {
+            match worker.run(whole, cell, seed)? {
+                After::Next => (),
+                After::Others(_) => others.push((whole, cell, seed)),
+                After::Stop => return Ok(ExitCode::from(STOPPED)),
             }
         }
-        println!("\n{}", write(whole, &work.only, &settings)?.text);
+        say(format_args!("\n{}", write(whole, &work.only, &worker.settings)?.text));
     }
-    if others > 0 {
-        println!("{others} runs are other processes': `paper report` shows them when they are done");
+    // Meanwhile others may have finished, or died.
+    let mut left = Vec::new();
+    for (table, cell, seed) in others {
+        match worker.run(table, cell, seed)? {
+            After::Next => drop(write(table, &work.only, &worker.settings)?),
+            After::Others(holder) => left.push((format!("{} seed {seed}", cell.name), holder)),
+            After::Stop => return Ok(ExitCode::from(STOPPED)),
+        }
     }
-    Ok(if failed > 0 { ExitCode::from(2) } else { ExitCode::SUCCESS })
+    for (name, holder) in &left {
+        say(format_args!("{name}: {holder}"));
+    }
+    if !left.is_empty() {
+        say(format_args!(
+            "{} runs are left to other processes: `paper report` shows them when they are done",
+            left.len()
+        ));
+    }
+    let known_to_live = left.iter().all(|(_, holder)| holder.lives);
+    Ok(ExitCode::from(match (worker.failed, known_to_live) {
+        (true, _) => 2,
+        (false, false) => TRY_AGAIN,
+        (false, true) => 0,
+    }))
+}
+
+/// What runs have in common.
+struct Worker<'a> {
+    work: &'a Work,
+    settings: Settings,
+    stop: Stop,
+    failed: bool,
+}
+
+/// What to do after a run.
+enum After {
+    Next,
+    /// It is another process's.
+    Others(Holder),
+    Stop,
+}
+
+impl Worker<'_> {
+    /// Does a run, unless it is done, and shows what came of it.
+    fn run(&mut self, table: &Table, cell: &Cell, seed: u64) -> Result<After> {
+        let Self { work, settings, stop, .. } = self;
+        let name = format!("{} seed {seed}", cell.name);
+        let mut progress = Progress::new(&name, work.quiet);
+        let found = settings.run(cell, seed)?.do_it(settings, stop, |status| {
+            progress.show(status);
+            Ok(Next::GoOn)
+        });
+        progress.finish();
+        match found {
+            Ok(Found::Done(_)) => (),
+            Ok(Found::Finished(Ended::Diverged { diverged })) => say(format_args!("{name}: {diverged}")),
+            Ok(Found::Finished(Ended::Trained(outcome))) => {
+                let number = number(table.measure, table.measure.of(&outcome), None);
+                let (measure, seconds) = (table.measure.name(), outcome.seconds);
+                say(format_args!("{name}: {measure} {number}, {seconds:.0} s{}", outcome.told()));
+            }
+            Ok(Found::Taken(holder)) => return Ok(After::Others(holder)),
+            Ok(Found::Stopped) => {
+                let text = write(table, &work.only, settings)?.text;
+                say(format_args!("{name}: saved; the same command goes on\n\n{text}"));
+                return Ok(After::Stop);
+            }
+            Err(error) => {
+                warn(format_args!("error: {name}: {error:#}"));
+                self.failed = true;
+            }
+        }
+        Ok(if self.stop.is_told() { After::Stop } else { After::Next })
+    }
 }

@@ -1,16 +1,17 @@
 //! The Hessian's largest eigenvalues of trained networks, and a picture of the whole spectrum (section 4.2, Figure 3).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Parser;
 use plotters::prelude::*;
 use sam_examples::compute::Compute;
-use sam_examples::console::{bar, exit};
+use sam_examples::console::{bar, exit, print};
 use sam_examples::kit::Stock;
 use sam_examples::models::Model;
+use sam_examples::options::{MOST, Out, parse, within};
 use sam_examples::recipe::Told;
 use sam_examples::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
 use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
@@ -20,12 +21,19 @@ use serde_json::json;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Files that are written.
+const FILES: [&str; 3] = ["spectrum.md", "spectrum.json", "spectrum.png"];
+
 /// Show how sharp the minima are that `train` has found.
 ///
 /// Recipe, scale, settings and seed are those that the networks were trained with: they say which network it is and what
 /// the training images and their labels are.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    name = "spectrum",
+    version,
+    after_help = "Example:\n  spectrum figure3/sgd --data data sgd=runs/sgd/weights.safetensors sam=runs/sam/weights.safetensors"
+)]
 struct Options {
     #[command(flatten)]
     told: Told,
@@ -45,9 +53,8 @@ struct Options {
     #[arg(long, default_value_t = 90)]
     order: usize,
 
-    /// Folder of the table and the picture
-    #[arg(long, value_name = "DIR", default_value = "runs/spectrum")]
-    out: PathBuf,
+    #[command(flatten)]
+    out: Out,
 
     /// No progress bar
     #[arg(long)]
@@ -55,22 +62,43 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options: Options = parse();
     if keeps_graph() {
         return exit(look(&options).map(|()| ExitCode::SUCCESS));
     }
     exit(with_graph())
 }
 
-/// This program once more, in an environment that candle looks at when it starts.
+/// This program once more, in the same process where the system can, in an environment that candle looks at when it starts.
 fn with_graph() -> Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let status = Command::new(program).args(std::env::args_os().skip(1)).env(KEEP_GRAPH, "1").status();
-    let code = status.context("cannot start this program once more")?.code();
+    let mut command = Command::new(program);
+    command.args(std::env::args_os().skip(1)).env(KEEP_GRAPH, "1");
+    run(&mut command).context("cannot start this program once more")
+}
+
+#[cfg(unix)]
+fn run(command: &mut Command) -> Result<ExitCode> {
+    Err(std::os::unix::process::CommandExt::exec(command).into())
+}
+
+#[cfg(not(unix))]
+fn run(command: &mut Command) -> Result<ExitCode> {
+    let code = command.status()?.code();
     Ok(code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn look(options: &Options) -> Result<()> {
+    within("order", options.order, 1..=MOST as usize)?;
+    let mut weights = Vec::new();
+    for named in &options.weights {
+        let Some((name, path)) = named.split_once('=') else {
+            bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
+        };
+        ensure!(Path::new(path).is_file(), "there is no file {path}");
+        weights.push((name, Path::new(path)));
+    }
+    let out = options.out.folder("runs/spectrum", &FILES)?;
     let place = options.compute.place()?;
     if place.dtype != DType::F32 || place.tf32 {
         bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
@@ -82,12 +110,9 @@ fn look(options: &Options) -> Result<()> {
     let source = data.train.part(places[..count].to_vec());
     let (mut found, mut rows) = (Vec::new(), Vec::new());
     rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
-    for named in &options.weights {
-        let Some((name, path)) = named.split_once('=') else {
-            bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
-        };
+    for (name, path) in weights {
         let model: Model<Stock> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
-        load_weights(Path::new(path), &model, |_| true)?;
+        load_weights(path, &model, |_| true)?;
         let bar = bar(options.order as u64, name, options.quiet);
         let spectrum = of_loss(&model, &source, options.order, options.told.seed, || bar.inc(1))?;
         bar.finish_and_clear();
@@ -105,15 +130,17 @@ fn look(options: &Options) -> Result<()> {
     let scaled = options.told.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
     let table = format!("# {title}\n\n{note}{}", align(&rows));
-    print!("{table}");
-    std::fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
-    write_whole(&options.out.join("spectrum.md"), table.as_bytes())?;
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    write_whole(&out.join(FILES[0]), table.as_bytes())?;
     let all: Vec<_> = found
         .iter()
         .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values, "weights": spectrum.weights }))
         .collect();
-    write_whole(&options.out.join("spectrum.json"), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    png(&options.out.join("spectrum.png"), (1200, 750), |area| draw(area, &found, &title, note.trim()))
+    write_whole(&out.join(FILES[1]), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
+    png(&out.join(FILES[2]), (1200, 750), |area| draw(area, &found, &title, note.trim()))?;
+    // The files first: whoever reads this may be gone.
+    print(&table);
+    Ok(())
 }
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.

@@ -1,25 +1,37 @@
 //! Trains one network by a recipe: a cell of the paper's tables, or a file of one's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, Stop, exit};
-use sam_examples::recipe::Told;
+use sam_examples::compute::{Compute, Place};
+use sam_examples::console::{Progress, exit, print, say, warn};
+use sam_examples::models::Model;
+use sam_examples::options::{Out, numbered, parse, within};
+use sam_examples::recipe::{self, Recipe, Told};
 use sam_examples::report::write_whole;
-use sam_examples::trainer::{Data, Held, Job};
+use sam_examples::stop::{STOPPED, Stop};
+use sam_examples::trainer::{Begin, Data, Held, Job, Next, Session, has_results};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXAMPLES: &str = "Examples:
+  train my.toml --out runs/mine                      a recipe of your own
+  train my.toml --out runs/mine --resume             go on with it
+  train my.toml --out runs/mine --resume --set epochs=20.0
+                                                     prolong it
+  train table1/wrn-28-10/basic/cifar10/sam --data data --scale epochs=0.1,images=0.1,width=0.25
+  train my.toml --dry-run                            show the whole recipe, and train nothing";
+
 /// Train one network, and leave it alone.
 ///
-/// Log (log.jsonl), TensorBoard events, checkpoint and in the end weights.safetensors and result.json go to a folder. Told to
-/// stop (Ctrl-C, kill), it saves everything first; `--resume` goes on with the same bits.
+/// Log (log.jsonl), table of epochs (epochs.csv), TensorBoard events, checkpoint, the weights of the lowest test error
+/// (best.safetensors) and of the end (weights.safetensors) and result.json go to a folder. Told to stop (SIGINT, SIGTERM,
+/// SIGHUP, SIGUSR1), it saves everything first; `--resume` goes on with the same bits.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "train", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", recipe::keys()))]
 struct Options {
     #[command(flatten)]
     told: Told,
@@ -27,68 +39,143 @@ struct Options {
     #[command(flatten)]
     compute: Compute,
 
-    /// Folder of everything that is written
-    #[arg(long, value_name = "DIR", default_value = "runs/train")]
-    out: PathBuf,
+    /// Threads that load and augment images [default: those that compute]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
 
-    /// Steps between checkpoints
+    #[command(flatten)]
+    out: Out,
+
+    /// Steps between checkpoints; 0 for none until it is told to stop
     #[arg(long, value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
-    /// Go on from the checkpoint in the folder
+    /// Go on from the checkpoint in the folder, or begin if there is none; with PATH, from that of another training. A
+    /// recipe whose `epochs`, `steps` or `stretch` are larger prolongs a training
+    #[arg(long, value_name = "PATH", conflicts_with = "overwrite")]
+    #[expect(clippy::option_option, reason = "an option whose value may be left out")]
+    resume: Option<Option<PathBuf>>,
+
+    /// Show the whole recipe, the data set and the network, and train nothing
     #[arg(long)]
-    resume: bool,
+    dry_run: bool,
 
     /// No progress bar
     #[arg(long)]
     quiet: bool,
 }
 
+/// The folder, unless it is said.
+const USUAL: &str = "runs/train";
+
 fn main() -> ExitCode {
-    exit(train(&Options::parse()))
+    exit(train(&parse()))
 }
 
 fn train(options: &Options) -> Result<ExitCode> {
-    let (stop, place) = (Stop::on_signals()?, options.compute.place()?);
+    let stop = Stop::on_signals()?;
+    if let Some(workers) = options.workers {
+        within("workers", workers, 1..=1024)?;
+    }
     let recipe = options.told.recipe()?;
-    let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
-    let out = &options.out;
+    let place = options.compute.place()?;
+    let (out, begin) = folder(options);
+    let from = options.resume.as_ref().and_then(|from| from.as_deref()).map(checkpoint);
+    if let Some(from) = &from {
+        ensure!(from.is_file(), "there is no checkpoint {}", from.display());
+    }
+    if !options.dry_run {
+        begin.check(&out)?;
+    }
+    let data = stop.while_nothing_is_to_save(|| {
+        let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
+        data.with_workers(options.workers)
+    })?;
+    for note in &data.notes {
+        warn(note);
+    }
+    if options.dry_run {
+        return dry_run(&recipe, &data, &place);
+    }
     let job = Job {
         recipe: &recipe,
         seed: options.told.seed,
         data: &data,
         place: &place,
         weights: options.told.data.as_deref(),
-        folder: out,
+        folder: &out,
         every: options.every,
         keep_weights: true,
         scaled: options.told.scaled(),
     };
-    if options.resume && !job.checkpoint().exists() {
-        bail!("there is no checkpoint in {} to go on from", out.display())
-    }
-    let _held = Held::take(out)?;
-    if job.checkpoint().exists() && !options.resume {
-        bail!("there is a checkpoint in {}: say --resume, or choose another --out", out.display())
-    }
+    let _held = Held::take(&out, begin)?;
     let mut progress = Progress::new(&options.told.name, options.quiet);
-    let outcome = job.run(|status| {
+    let session = Session { stop, from, may_prolong: begin == Begin::Resume };
+    let outcome = job.run_in(&session, |status| {
         progress.show(status);
-        Ok(stop.next())
+        Ok(Next::GoOn)
     })?;
     progress.finish();
     let Some(outcome) = outcome else {
-        println!("saved in {}: --resume goes on", out.display());
-        return Ok(ExitCode::from(130));
+        say(format_args!("saved in {}: --resume goes on", out.display()));
+        return Ok(ExitCode::from(STOPPED));
     };
     write_whole(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
-    println!(
-        "{}: test error {:.2} %, {} steps, {:.0} s{}",
+    say(format_args!(
+        "{}: test error {:.2} %, {} steps, {:.0} s{}; {}",
         outcome.data,
         100.0 * outcome.test_error,
         outcome.steps,
         outcome.seconds,
-        outcome.told()
-    );
+        outcome.told(),
+        out.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where everything goes, and what is done with what is there.
+fn folder(options: &Options) -> (PathBuf, Begin) {
+    let begin = match (&options.resume, options.out.overwrites()) {
+        (Some(_), _) => Begin::Resume,
+        (None, true) => Begin::Overwrite,
+        (None, false) => Begin::New,
+    };
+    if let Some(out) = options.out.named() {
+        return (out.to_owned(), begin);
+    }
+    // A folder that cannot be read is not empty: what is wrong with it is said later.
+    let is_free = |folder: &Path| !has_results(folder).unwrap_or(true);
+    let free = numbered(USUAL, is_free);
+    let out = match (begin, &options.resume) {
+        (Begin::Overwrite, _) => PathBuf::from(USUAL),
+        // The latest training.
+        (Begin::Resume, Some(None)) => {
+            let all =
+                (1u64..).map(|i| if i == 1 { PathBuf::from(USUAL) } else { PathBuf::from(format!("{USUAL}-{i}")) });
+            all.take_while(|folder| folder.is_dir()).last().unwrap_or_else(|| PathBuf::from(USUAL))
+        }
+        _ => free,
+    };
+    (out, begin)
+}
+
+/// The checkpoint that a path means: a file, or that of a folder.
+fn checkpoint(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("checkpoint.safetensors") } else { path.to_owned() }
+}
+
+fn dry_run(recipe: &Recipe, data: &Data, place: &Place) -> Result<ExitCode> {
+    let model: Model = Model::at(place, recipe.model, data.train.shape(), data.classes, 0)?;
+    print(&recipe.to_toml()?);
+    let per_epoch = data.train.steps(recipe.batch);
+    say(format_args!(
+        "\n# {}: {} training images, {} test images of {} classes; {per_epoch} steps an epoch; {} has {} parameters",
+        data.name,
+        data.train.len(),
+        data.test.len(),
+        data.classes,
+        recipe.model,
+        model.parameters()
+    ));
     Ok(ExitCode::SUCCESS)
 }

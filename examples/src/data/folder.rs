@@ -175,7 +175,7 @@ pub(super) fn open(path: &Path) -> Result<DynamicImage, DataError> {
 }
 
 /// Cropping comes before scaling: a picture of 60,000 x 1 never becomes one of 60,000 x 1 times the scale.
-fn central_square(picture: &DynamicImage) -> DynamicImage {
+pub(super) fn central_square(picture: &DynamicImage) -> DynamicImage {
     let (width, height) = (picture.width(), picture.height());
     let side = width.min(height);
     picture.crop_imm((width - side) / 2, (height - side) / 2, side, side)

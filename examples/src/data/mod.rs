@@ -23,13 +23,16 @@ mod pictures;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+pub(crate) use download::hex;
 pub use download::{Archive, Source, download, fetch};
 pub use embedded::embedded;
 pub use error::DataError;
 pub use folder::MAX_IMAGE_SIZE;
 pub use noise::{Noise, add_noise};
-pub use pictures::Pictures;
 pub(crate) use pictures::{Crop, read as read_picture};
+pub use pictures::{Pictures, read_like};
 
 /// The training half or the test half of a [`Dataset`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +77,7 @@ pub struct Dataset {
 }
 
 /// Mean and standard deviation of each channel, of pixels scaled to 0..1.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeanStd {
     /// One mean per channel.
     pub mean: Vec<f64>,

@@ -56,6 +56,25 @@ pub(crate) fn read<R: Rng>(path: &Path, side: u32, crop: Crop<'_, R>) -> Result<
     Ok((0..3).flat_map(|channel| part.iter().skip(channel).step_by(3).copied()).collect())
 }
 
+/// The planes of a picture of any size, as those that a network was trained on: `shape` are channels, height and width; as
+/// [`read`] crops the centre where pictures were decoded one by one (`lazy`), otherwise the central square, scaled.
+///
+/// # Errors
+/// If it is no sound picture.
+pub fn read_like(path: &Path, shape: [usize; 3], lazy: bool) -> Result<Vec<u8>, DataError> {
+    let [channels, height, width] = shape;
+    if lazy {
+        return read(path, width as u32, Crop::<rand_chacha::ChaCha8Rng>::Centre);
+    }
+    let (width, height) = (width as u32, height as u32);
+    let mut picture = folder::open(path)?;
+    if (picture.width(), picture.height()) != (width, height) {
+        picture = folder::central_square(&picture).resize_exact(width, height, FilterType::Triangle);
+    }
+    let pixels = if channels == 1 { picture.into_luma8().into_raw() } else { picture.into_rgb8().into_raw() };
+    Ok((0..channels).flat_map(|channel| pixels.iter().skip(channel).step_by(channels).copied()).collect())
+}
+
 /// Left, top, width and height; none if ten attempts fail.
 #[expect(clippy::cast_sign_loss, reason = "areas and ratios are positive")]
 fn random_part(width: u32, height: u32, rng: &mut impl Rng) -> Option<[u32; 4]> {

@@ -85,6 +85,9 @@ pub enum Skip {
     Pad,
 }
 
+/// More would be a slip of the keyboard.
+const MOST_CHANNELS: usize = 65_536;
+
 /// Every form of name, for messages and help.
 pub const NAMES: &str = "mlp, mlp-norm, mlp-wide, cnn, resnet20 (6 n + 2), resnet18, wrn-28-10, wrn-28-10-pad, wrn-40-10-plain, \
     shake-shake-26-2x96d, pyramidnet-272-200, pyramidnet-272-200-shakedrop, mentormix-resnet32, resnet50, resnet101, \
@@ -163,14 +166,17 @@ impl FromStr for Architecture {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         let (known, width) = match name.rsplit_once("-w") {
-            Some((known, width)) if width.bytes().all(|byte| byte.is_ascii_digit()) => (known, width.parse().ok()),
+            Some((known, width)) if width.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let parsed = width.parse::<usize>().ok().filter(|width| (1..=MOST_CHANNELS).contains(width));
+                let Some(width) = parsed else {
+                    bail!("`{name}` has `{width}` channels: expected a width of 1 to {MOST_CHANNELS} after `-w`")
+                };
+                (known, Some(width))
+            }
             _ => (name, None),
         };
         let Some(mut architecture) = usual(known)? else { bail!("`{name}` is no network: expected one of {NAMES}") };
         if let Some(width) = width {
-            if width == 0 {
-                bail!("`{name}` has no channels: expected a width of at least 1")
-            }
             *architecture.width_mut() = width;
         }
         Ok(architecture)
@@ -273,7 +279,10 @@ mod tests {
             ("wrn-28-x", "no network"),
             ("wrn-28-10-new", "no network"),
             ("pyramidnet-271-200", "9 n + 2"),
-            ("mlp-w0", "no channels"),
+            ("mlp-w0", "a width of 1 to 65536"),
+            ("mlp-w", "a width of 1 to 65536"),
+            ("mlp-w18446744073709551615", "a width of 1 to 65536"),
+            ("mlp-w99999999999999999999", "a width of 1 to 65536"),
             ("resnet99999999999999999999", "no network"),
         ] {
             let error = name.parse::<Architecture>().unwrap_err().to_string();

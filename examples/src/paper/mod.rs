@@ -11,6 +11,6 @@ mod picture;
 mod report;
 mod runs;
 
-pub use lock::Lock;
+pub use lock::{Holder, Lock, Take};
 pub use report::{Numbers, Row, Written, number, write};
 pub use runs::{Ended, Found, Run, Settings, Unusable};

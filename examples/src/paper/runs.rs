@@ -9,10 +9,11 @@ use crate::compute::Place;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::Lock;
+use super::{Holder, Lock, Take};
 use crate::recipe::{Cell, Changes, Recipe, Scale};
 use crate::report::write_whole;
-use crate::trainer::{Data, Diverged, Job, Next, Outcome, Status, difference};
+use crate::stop::Stop;
+use crate::trainer::{Data, Diverged, Job, Next, Outcome, Session, Status, difference, is_ours};
 
 /// What all runs of a table have in common.
 #[derive(Clone, Debug)]
@@ -106,7 +107,7 @@ pub enum Found {
     /// It was done now.
     Finished(Ended),
     /// Somebody else is doing it.
-    Taken,
+    Taken(Holder),
     /// It was told to stop, and everything is saved.
     Stopped,
 }
@@ -121,6 +122,16 @@ pub enum Unusable {
         path: PathBuf,
         /// Where the recipes differ first.
         difference: String,
+    },
+    /// It is the result of another run.
+    #[error("{} is the result of {found}, expected that of {expected}: it was copied here; remove it", path.display())]
+    AnotherRun {
+        /// The file.
+        path: PathBuf,
+        /// The cell and seed that it names.
+        found: String,
+        /// Those of the run.
+        expected: String,
     },
     /// It is no result.
     #[error("{} is damaged: remove it; {error}", path.display())]
@@ -146,6 +157,7 @@ impl Unusable {
     pub fn word(&self) -> &'static str {
         match self {
             Self::AnotherRecipe { .. } => "another recipe",
+            Self::AnotherRun { .. } => "another run",
             Self::Damaged { .. } => "damaged",
             Self::Unreadable { .. } => "unreadable",
         }
@@ -178,6 +190,11 @@ impl Run {
             Ok(both) => both,
             Err(error) => return Err(Unusable::Damaged { path, error }),
         };
+        let run = |cell: &str, seed: u64| format!("{cell} seed {seed}");
+        let (found, expected) = (run(&done.cell, done.seed), run(&self.cell, self.seed));
+        if found != expected {
+            return Err(Unusable::AnotherRun { path, found, expected });
+        }
         match difference(&done.recipe.to_string(), &recipe) {
             Some(difference) => Err(Unusable::AnotherRecipe { path, difference }),
             None => Ok(Some(done.outcome)),
@@ -188,17 +205,27 @@ impl Run {
     ///
     /// # Errors
     /// If the data is not there, or the training fails otherwise than by diverging.
-    pub fn do_it(&self, settings: &Settings, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Found> {
+    pub fn do_it(
+        &self,
+        settings: &Settings,
+        stop: &Stop,
+        mut tell: impl FnMut(&Status) -> Result<Next>,
+    ) -> Result<Found> {
         if let Some(ended) = self.ended()? {
             return Ok(Found::Done(ended));
         }
-        let Some(lock) = Lock::take(&self.folder, settings.stale)? else { return Ok(Found::Taken) };
+        let lock = match Lock::take(&self.folder, settings.stale)? {
+            Take::Ours(lock) => lock,
+            Take::Others(holder) => return Ok(Found::Taken(holder)),
+        };
         // It may have been done while the lock was taken.
         if let Some(ended) = self.ended()? {
             return Ok(Found::Done(ended));
         }
-        lock.sweep()?;
-        let data = Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.place.device)?;
+        lock.sweep(is_ours)?;
+        let data = stop.while_nothing_is_to_save(|| {
+            Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.place.device)
+        })?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
@@ -210,7 +237,8 @@ impl Run {
             keep_weights: false,
             scaled: settings.scaled(),
         };
-        let outcome = job.run(|status| {
+        let session = Session { stop: stop.clone(), ..Session::default() };
+        let outcome = job.run_in(&session, |status| {
             lock.check()?;
             tell(status)
         });

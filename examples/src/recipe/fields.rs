@@ -15,6 +15,7 @@ use crate::augment::{Augment, Policy};
 use crate::data::{MAX_IMAGE_SIZE, Noise};
 use crate::method::Method;
 use crate::models::{Architecture, Init};
+use crate::options::MOST;
 use crate::trainer::Shape;
 
 /// Writes the two structures from one list of keys.
@@ -33,6 +34,9 @@ macro_rules! keys {
         pub struct Recipe {
             $($(#[doc = $doc])* pub $key: $type,)*
         }
+
+        /// The keys and what they mean.
+        const KEYS: &[(&str, &[&str])] = &[$((stringify!($key), &[$($doc),*]),)*];
 
         impl Changes {
             /// These, and where they say nothing those. Epochs and steps say the same thing: how long.
@@ -86,6 +90,9 @@ keys! {
     steps: usize = 0,
     /// What `epochs` or `steps` is multiplied by: 2 for a method at half the cost of a step.
     stretch: f64 = 1.0,
+    /// The most epochs in which the test error does not fall: then the training ends early; 0 for no limit. Every epoch is
+    /// tested then.
+    patience: usize = 0,
     /// Images of a step.
     batch: usize = 256,
     /// Parts that a batch is cut into, for memory's sake; their gradients are averaged.
@@ -233,11 +240,13 @@ impl Changes {
             };
         }
         expect! {
-            epochs positive(recipe.epochs), "more than 0";
+            epochs positive(recipe.epochs) && recipe.epochs <= MOST as f64, "more than 0, at most 1000000";
+            steps recipe.steps <= (1 << 40), "at most 1099511627776";
             steps recipe.steps == 0 || self.epochs.is_none(), "0, or no `epochs` beside it";
-            stretch positive(recipe.stretch), "more than 0";
+            stretch positive(recipe.stretch) && recipe.stretch <= MOST as f64, "more than 0, at most 1000000";
+            patience recipe.patience == 0 || recipe.method.stages().len() == 1, "0 for a `method` of several trainings";
             images positive(recipe.images), "more than 0";
-            batch recipe.batch > 0, "at least 1";
+            batch (1..=MOST as usize).contains(&recipe.batch), "1 to 1000000";
             accumulate recipe.accumulate > 0 && recipe.batch.is_multiple_of(recipe.accumulate), "a divisor of `batch`";
             validation (0.0..1.0).contains(&recipe.validation), "a share below 1";
             lr positive(recipe.lr), "more than 0";
@@ -253,9 +262,10 @@ impl Changes {
             smoothing recipe.smoothing == 0.0 || recipe.method.smooths(), "0 for a `method` with a loss of its own";
             noise share(recipe.noise), "0 to 1";
             noise !recipe.method.needs_rate() || recipe.noise > 0.0, "more than 0 for a `method` that drops this share";
-            alpha positive(recipe.alpha), "more than 0";
+            alpha positive(recipe.alpha) && recipe.alpha <= 1e6, "more than 0, at most 1000000";
             rho at_least_0(recipe.rho), "at least 0";
-            inner_steps recipe.inner_steps > 0, "at least 1";
+            inner_steps (1..=1000).contains(&recipe.inner_steps), "1 to 1000";
+            cutout recipe.cutout <= MAX_IMAGE_SIZE as usize, "at most 1024";
             p recipe.p >= 1.0, "1 to inf";
             adaptive recipe.adaptive == -1.0 || at_least_0(recipe.adaptive), "at least 0, or -1 for none";
             m recipe.m <= recipe.batch / recipe.accumulate.max(1), "at most the images of a part of the batch";
@@ -272,6 +282,28 @@ impl Changes {
             order.or(steps).unwrap_or(error)
         })
     }
+}
+
+/// All keys of a recipe, each with its default and what it means, for a help text.
+///
+/// ```
+/// let keys = sam_examples::recipe::keys();
+/// assert!(keys.contains("weight-decay = 0.0005\n      λ of ½λ‖w‖²."));
+/// ```
+#[must_use]
+pub fn keys() -> String {
+    let recipe = Changes::default().resolve();
+    let defaults = toml::Value::try_from(&recipe).unwrap_or_else(|_| toml::Value::Table(toml::Table::new()));
+    let mut text = "Recipe keys, with their defaults:\n".to_owned();
+    for (key, docs) in KEYS {
+        let key = kebab(key);
+        let default = defaults.get(&key).map_or_else(String::new, ToString::to_string);
+        text.extend(["  ", &key, " = ", &default, "\n"]);
+        for doc in *docs {
+            text.extend(["     ", *doc, "\n"]);
+        }
+    }
+    text
 }
 
 fn kebab(key: &str) -> String {
@@ -299,6 +331,19 @@ impl Recipe {
         }
         sam.check()?;
         Ok(sam)
+    }
+
+    /// All keys in TOML, for a file that says the same.
+    ///
+    /// # Errors
+    /// If a value cannot be written so.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut all = toml::Table::try_from(self)?;
+        // Only one of them may be said.
+        if self.steps > 0 {
+            all.remove("epochs");
+        }
+        Ok(toml::to_string(&all)?)
     }
 
     /// The parts of a batch of so many images whose gradients are averaged: `accumulate` equal ones, and for plain
@@ -376,7 +421,7 @@ mod tests {
             ("image-size = 4000000000", 1, "at most 1024"),
             ("image-size = 32\nlazy = true", 2, "compiled in"),
             ("rho = 0.1\ninner-steps = 3\nsecond-order = true", 3, "second"),
-            ("rho = 0.1\ninner-steps = 0", 2, "at least 1"),
+            ("rho = 0.1\ninner-steps = 0", 2, "1 to 1000"),
             ("auto-augment = \"best\"", 1, "paper-25"),
             ("rho = [", 1, ""),
         ] {

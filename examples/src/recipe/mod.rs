@@ -6,7 +6,7 @@ mod scale;
 mod table;
 mod told;
 
-pub use fields::{Changes, Recipe};
+pub use fields::{Changes, Recipe, keys};
 pub use place::{Blame, line_of};
 pub use scale::Scale;
 pub use table::{Cell, Measure, Published, Table, table, tables};

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -145,8 +145,12 @@ impl Table {
             base = base.or(changes);
         }
 
+        check_name(stem).map_err(|error| file.wrong(None, error))?;
         let mut cells = vec![(String::new(), base)];
         for axis in document.axis {
+            for (name, _) in &axis.choices {
+                check_name(name).map_err(|error| file.wrong(None, error))?;
+            }
             let choices: Vec<_> =
                 axis.choices.into_iter().map(|(name, changes)| (name, changes.said_in(&file))).collect();
             let longer = |(path, changes): &(String, Changes)| -> Vec<(String, Changes)> {
@@ -157,7 +161,7 @@ impl Table {
         for Change { cells: pattern, set } in document.change {
             let set = set.said_in(&file);
             let mut count = 0;
-            for (_, changes) in cells.iter_mut().filter(|(path, _)| matches(&pattern.value, &path[1..])) {
+            for (_, changes) in cells.iter_mut().filter(|(path, _)| matches(&pattern.value, within_table(path))) {
                 *changes = set.or(changes);
                 count += 1;
             }
@@ -167,7 +171,7 @@ impl Table {
         }
         for pattern in document.skip {
             let before = cells.len();
-            cells.retain(|(path, _)| !matches(&pattern.value, &path[1..]));
+            cells.retain(|(path, _)| !matches(&pattern.value, within_table(path)));
             if cells.len() == before {
                 return Err(pattern.said_in(&file).wrong(format!("`{}` is no cell of this table", pattern.value)));
             }
@@ -244,6 +248,22 @@ impl Table {
         };
         self.cells.iter().filter(|cell| begins(&full, &cell.name)).collect()
     }
+}
+
+/// A cell's name without its table's.
+fn within_table(path: &str) -> &str {
+    path.strip_prefix('/').unwrap_or(path)
+}
+
+/// Checks that the name of a table or a choice can be that of a folder, and of none but its own.
+fn check_name(name: &str) -> Result<()> {
+    let is_allowed = |c: char| c.is_alphanumeric() || "._-+=@".contains(c);
+    ensure!(
+        (1..=100).contains(&name.len()) && !name.starts_with('.') && name.chars().all(is_allowed),
+        "`{name}` cannot be a name, since folders are named so: expected letters, digits and any of `._-+=@`, and no dot at \
+         the beginning"
+    );
+    Ok(())
 }
 
 /// Whether a path fits a pattern of as many segments, in which `*` stands for any characters within a segment.
@@ -370,6 +390,29 @@ set = { rho = 0.2 }
         let table = Table::parse("x/small.toml", &SMALL.replace("rho = 0.2", "rho = -0.2")).unwrap();
         let error = table.cells[1].changes.recipe(&Scale::default()).unwrap_err().to_string();
         assert!(error.starts_with("x/small.toml, line 21: "), "{error}");
+    }
+
+    /// Folders are named after cells.
+    #[test]
+    fn names_lead_nowhere_else() {
+        for bad in ["\"..\"", "\"../../x\"", "\"a/b\"", "\"\"", "\".hidden\"", "\"a\\\\b\""] {
+            let text = SMALL.replace("a = { batch = 32 }", &format!("{bad} = {{ batch = 32 }}"));
+            let text = text.replace("[[change]]\ncells = \"a/s*m\"\nset = { rho = 0.2 }\n", "");
+            let error = Table::parse("x/small.toml", &text).unwrap_err().to_string();
+            assert!(error.contains("x/small.toml") && error.contains("cannot be a name"), "{bad}: {error}");
+        }
+        assert!(Table::parse("x/...toml", SMALL).is_err());
+    }
+
+    /// A table without axes is one cell, and its name is the table's.
+    #[test]
+    fn a_table_may_have_no_axes() {
+        let text = |skip: &str| format!("title = \"A\"\nmeasure = \"error\"\naxis = []\n{skip}");
+        let table = Table::parse("one.toml", &text("")).unwrap();
+        assert_eq!(table.cells.iter().map(|cell| cell.name.as_str()).collect::<Vec<_>>(), ["one"]);
+        let error = Table::parse("one.toml", &text("skip = [\"b\"]\n")).unwrap_err().to_string();
+        assert!(error.contains("`b` is no cell"), "{error}");
+        assert!(Table::parse("one.toml", &text("change = [{ cells = \"x\", set = {} }]\n")).is_err());
     }
 
     /// Every cell of every table has a recipe that could be run.

@@ -1,16 +1,19 @@
-//! Everything that a training needs to go on, in one safetensors file that is there whole or not at all.
+//! Everything that a training needs to go on, in one safetensors file that is there whole or not at all, under a digest of
+//! all its bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
+use crate::data::hex;
 use crate::method::Memory;
 use crate::recipe::{Changes, Scale};
+use crate::report::write_whole;
 
 /// Tensors by name, and where the training is.
 #[derive(Clone, Debug)]
@@ -48,6 +51,12 @@ pub struct Place {
     pub seconds: f64,
     /// The last test error.
     pub test_error: Option<Bits>,
+    /// Whether the epoch whose last step was done has still to be tested.
+    pub untested: bool,
+    /// The lowest test error, and the epoch that it is of.
+    pub best: Option<(Bits, usize)>,
+    /// Whether the test error has not fallen for too long (`patience`).
+    pub stopped_early: bool,
 }
 
 /// A number as its bits: text would round it.
@@ -68,46 +77,67 @@ impl From<Bits> for f64 {
 
 const PLACE: &str = "place";
 
+/// What stands in the file in the place of its digest while that is computed.
+const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The label of a checkpoint.
+#[derive(Serialize, Deserialize)]
+struct Label {
+    /// SHA-256 of the file with [`NO_DIGEST`] here.
+    digest: String,
+    #[serde(flatten)]
+    place: Place,
+}
+
 impl Checkpoint {
-    /// Writes it beside and puts it in place, so that the old one is there until the new one is whole.
+    /// Replaces a file by this one, atomically and durably.
     ///
     /// # Errors
     /// If it cannot be written; the old one is untouched.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let write = || -> Result<()> {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let place = HashMap::from([(PLACE.to_owned(), serde_json::to_string(&self.place)?)]);
-            let file = tempfile::Builder::new().prefix(".checkpoint").make_in(folder, |path| File::create_new(path))?;
-            safetensors::serialize_to_file(&self.tensors, Some(place), file.path())?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            // The name is on the disk when its folder is.
-            File::open(folder)?.sync_all()?;
-            Ok(())
-        };
         let kept = if path.exists() { "; the one before is kept" } else { "" };
-        write().with_context(|| format!("cannot write the checkpoint {}{kept}", path.display()))
+        self.to_bytes()
+            .and_then(|bytes| write_whole(path, &bytes))
+            .with_context(|| format!("cannot write the checkpoint {}{kept}", path.display()))
     }
 
-    /// Reads a checkpoint of this recipe.
+    fn to_bytes(&self) -> Result<Vec<u8>> {
+        let label = Label { digest: NO_DIGEST.to_owned(), place: self.place.clone() };
+        let label = HashMap::from([(PLACE.to_owned(), serde_json::to_string(&label)?)]);
+        let mut bytes = safetensors::serialize(&self.tensors, Some(label))?;
+        let digest = hex(&Sha256::digest(&bytes));
+        let at = find(&bytes, NO_DIGEST).context("the checkpoint has no place for its digest")?;
+        bytes[at..at + digest.len()].copy_from_slice(digest.as_bytes());
+        Ok(bytes)
+    }
+
+    /// Reads a checkpoint.
     ///
     /// # Errors
-    /// If it is damaged, or of another recipe.
-    pub fn load(path: &Path, recipe: &str) -> Result<Self> {
+    /// If it cannot be read, is damaged, or is another file.
+    pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
-        let damaged =
-            || format!("{} is damaged: go on from another checkpoint, or remove it to begin again", path.display());
-        let (_, header) = SafeTensors::read_metadata(&bytes).with_context(damaged)?;
-        let place = header.metadata().as_ref().and_then(|metadata| metadata.get(PLACE));
-        let place = place.with_context(|| format!("{} is no checkpoint of this trainer", path.display()))?;
-        let place: Place = serde_json::from_str(place).with_context(damaged)?;
-        if let Some(difference) = difference(&place.recipe, recipe) {
-            bail!(
-                "{} is a checkpoint of another training: remove it, or choose another folder; {difference}",
-                path.display()
-            )
-        }
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).with_context(damaged)?;
+        Self::from_bytes(bytes).with_context(|| {
+            format!("{} is damaged: go on from another checkpoint, or begin again with --overwrite", path.display())
+        })
+    }
+
+    /// The same of its bytes.
+    ///
+    /// # Errors
+    /// If they are damaged, or of another file.
+    pub fn from_bytes(mut bytes: Vec<u8>) -> Result<Self> {
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let label = header.metadata().as_ref().and_then(|metadata| metadata.get(PLACE));
+        let label = label.context("it is not a checkpoint of this trainer")?;
+        let Label { digest, place } = serde_json::from_str(label)?;
+        ensure!(digest.len() == NO_DIGEST.len(), "it has no digest");
+        // The first of these in the file is in the header, which the tensors follow.
+        let at = find(&bytes, &digest).context("it has no digest")?;
+        bytes[at..at + digest.len()].copy_from_slice(NO_DIGEST.as_bytes());
+        let found = hex(&Sha256::digest(&bytes));
+        ensure!(found == digest, "its SHA-256 is {found}, expected {digest}");
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         Ok(Self { tensors: tensors.into_iter().collect(), place })
     }
 
@@ -125,6 +155,11 @@ impl Checkpoint {
     pub fn put(&mut self, prefix: &str, tensors: impl IntoIterator<Item = (String, Tensor)>) {
         self.tensors.extend(tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
     }
+}
+
+/// Where a text begins in bytes.
+fn find(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
 }
 
 /// Numbers as a tensor, bit for bit.
@@ -152,35 +187,65 @@ impl Plan {
         ])
     }
 
-    pub(super) fn from_tensors(mut tensors: BTreeMap<String, Tensor>) -> Result<Self> {
+    /// What [`tensors`](Self::tensors) has made, for a training of so many images of so many classes.
+    ///
+    /// # Errors
+    /// If something is missing, or cannot be of such a training.
+    pub(super) fn from_tensors(mut tensors: BTreeMap<String, Tensor>, images: usize, classes: usize) -> Result<Self> {
         let mut take = |name: &str| match tensors.remove(name) {
             Some(tensor) => Ok(tensor),
             None => bail!("the checkpoint has no `{name}`"),
         };
-        Ok(Self {
+        let plan = Self {
             labels: take("labels")?.to_vec1()?,
             kept: take("kept")?.to_vec1()?,
             selected: take("selected")?.to_vec1()?,
             memory: Memory { each: take("each")?.to_vec1()?, few: take("few")?.to_vec1()? },
-        })
+        };
+        let Self { labels, kept, selected, memory } = &plan;
+        ensure!(labels.len() == images, "the checkpoint has {} labels: expected {images}", labels.len());
+        if let Some(label) = labels.iter().find(|label| **label as usize >= classes) {
+            bail!("the checkpoint has a label {label}: expected 0 to {}", classes - 1)
+        }
+        for (name, places) in [("kept", kept), ("selected", selected)] {
+            if let Some(place) = places.iter().find(|place| **place as usize >= images) {
+                bail!("`{name}` of the checkpoint names image {place}: expected 0 to {}", images - 1)
+            }
+        }
+        let each = memory.each.len();
+        ensure!(each == 0 || each == images, "`each` of the checkpoint has {each} numbers: expected {images}");
+        Ok(plan)
     }
 }
 
-/// Where a recipe that was found, as JSON, differs first from the one that is expected. Keys that it has not are as a recipe has
-/// them that says nothing of them: it is from before they were there.
+/// The keys in which a recipe that was found, as JSON, differs from the one that is expected. Keys that it has not are as a
+/// recipe has them that says nothing of them: it is from before they were there.
+pub(crate) fn differences(found: &str, expected: &str) -> Vec<String> {
+    let (found, expected) = (whole(found), whole(expected));
+    let mut keys: Vec<_> = expected.keys().chain(found.keys()).cloned().collect();
+    keys.sort();
+    keys.dedup();
+    keys.retain(|key| found.get(key) != expected.get(key));
+    keys
+}
+
+/// Where two recipes differ first, in words.
 pub(crate) fn difference(found: &str, expected: &str) -> Option<String> {
-    type Object = BTreeMap<String, serde_json::Value>;
-    fn object(text: &str) -> Object {
+    let key = differences(found, expected).into_iter().next()?;
+    let (found, expected) = (whole(found), whole(expected));
+    let show = |value: Option<&serde_json::Value>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    Some(format!("expected `{key}` {}, found {}", show(expected.get(&key)), show(found.get(&key))))
+}
+
+/// All keys of a recipe.
+fn whole(recipe: &str) -> BTreeMap<String, serde_json::Value> {
+    fn object(text: &str) -> BTreeMap<String, serde_json::Value> {
         serde_json::from_str(text).unwrap_or_default()
     }
     let silent =
         Changes::default().recipe(&Scale::default()).ok().and_then(|recipe| serde_json::to_string(&recipe).ok());
     let silent = silent.map(|silent| object(&silent)).unwrap_or_default();
-    let whole = |text: &str| -> Object { silent.clone().into_iter().chain(object(text)).collect() };
-    let (found, expected) = (whole(found), whole(expected));
-    let key = expected.keys().chain(found.keys()).find(|key| found.get(*key) != expected.get(*key))?;
-    let show = |value: Option<&serde_json::Value>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
-    Some(format!("expected `{key}` {}, found {}", show(expected.get(key)), show(found.get(key))))
+    silent.into_iter().chain(object(recipe)).collect()
 }
 
 #[cfg(test)]
@@ -202,44 +267,80 @@ mod tests {
         let path = dir.path().join("checkpoint.safetensors");
         let saved = checkpoint();
         saved.save(&path).unwrap();
-        let mut loaded = Checkpoint::load(&path, &saved.place.recipe).unwrap();
+        let mut loaded = Checkpoint::load(&path).unwrap();
         assert_eq!(loaded.place, saved.place);
         let bits: Vec<u32> =
             loaded.take("weight/")["w"].to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
         assert_eq!(bits, [1f32, f32::NAN, -0.0].map(f32::to_bits));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // The same bytes again.
+        assert!(saved.to_bytes().unwrap() == fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn a_plan_is_that_of_its_images() {
         let plan = Plan {
             labels: vec![3, 1],
             selected: vec![],
             kept: vec![0],
-            memory: Memory { each: vec![0.5], few: vec![0.1] },
+            memory: Memory { each: vec![0.5, 0.25], few: vec![0.1] },
         };
-        assert_eq!(Plan::from_tensors(plan.tensors().unwrap().into_iter().collect()).unwrap(), plan);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let load = |change: &dyn Fn(&mut Plan)| {
+            let mut plan = plan.clone();
+            change(&mut plan);
+            Plan::from_tensors(plan.tensors().unwrap().into_iter().collect(), 2, 4)
+        };
+        assert_eq!(load(&|_| ()).unwrap(), plan);
+        for (change, words) in [
+            (&(|plan: &mut Plan| plan.labels[0] = 4) as &dyn Fn(&mut Plan), "label 4: expected 0 to 3"),
+            (&|plan| plan.labels.push(0), "3 labels: expected 2"),
+            (&|plan| plan.kept.push(2), "`kept` of the checkpoint names image 2: expected 0 to 1"),
+            (&|plan| plan.selected.push(u32::MAX), "`selected`"),
+            (&|plan| plan.memory.each.truncate(1), "`each` of the checkpoint has 1 numbers"),
+        ] {
+            let error = load(change).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]
     fn every_truncation_is_an_error_that_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint.safetensors");
-        checkpoint().save(&path).unwrap();
-        let whole = fs::read(&path).unwrap();
+        let whole = checkpoint().to_bytes().unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            let error = format!("{:#}", Checkpoint::load(&path, &checkpoint().place.recipe).unwrap_err());
+            let error = format!("{:#}", Checkpoint::load(&path).unwrap_err());
             assert!(error.contains("checkpoint.safetensors is damaged"), "{length}: {error}");
         }
     }
 
     #[test]
-    fn that_of_another_training_is_refused() {
+    fn every_flipped_bit_is_an_error() {
+        let whole = checkpoint().to_bytes().unwrap();
+        for bit in 0..8 * whole.len() {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::from_bytes(bytes).is_err(), "bit {bit}");
+        }
+        Checkpoint::from_bytes(whole).unwrap();
+    }
+
+    #[test]
+    fn recipes_are_compared() {
+        let (found, expected) = (r#"{"lr":0.1,"model":"mlp"}"#, r#"{"lr":0.1,"model":"cnn"}"#);
+        assert_eq!(difference(found, expected).unwrap(), "expected `model` \"cnn\", found \"mlp\"");
+        assert_eq!(difference(found, found), None);
+        assert_eq!(differences(found, r#"{"lr":0.2,"epochs":3.0}"#), ["epochs", "lr"]);
+    }
+
+    #[test]
+    fn other_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint.safetensors");
-        checkpoint().save(&path).unwrap();
-        let error = Checkpoint::load(&path, r#"{"lr":0.1,"model":"cnn"}"#).unwrap_err().to_string();
-        assert!(error.contains("expected `model` \"cnn\", found \"mlp\""), "{error}");
         candle_core::safetensors::save(&HashMap::from([("w", to_tensor(&[1f32]).unwrap())]), &path).unwrap();
-        let error = Checkpoint::load(&path, "").unwrap_err().to_string();
-        assert!(error.contains("no checkpoint of this trainer"), "{error}");
+        let error = format!("{:#}", Checkpoint::load(&path).unwrap_err());
+        assert!(error.contains("not a checkpoint of this trainer"), "{error}");
     }
 
     #[test]

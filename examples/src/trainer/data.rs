@@ -21,6 +21,12 @@ pub struct Data {
     pub name: String,
     /// How many classes there are.
     pub classes: usize,
+    /// Their names, by label.
+    pub class_names: Vec<String>,
+    /// A digest of the images and labels as they are stored.
+    pub digest: String,
+    /// What was left out of the set, for the user.
+    pub notes: Vec<String>,
     /// What to train on, its labels noisy if the recipe says so.
     pub train: Source,
     /// What to test on.
@@ -38,19 +44,32 @@ const ORIGINALS: [(&str, [f64; 3]); 2] = [
 ];
 
 impl Data {
+    /// The same, whose images are loaded by so many threads of their own; by those that compute, if it is not said.
+    ///
+    /// # Errors
+    /// If they cannot be started.
+    pub fn with_workers(self, workers: Option<usize>) -> Result<Self> {
+        let Some(workers) = workers else { return Ok(self) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(workers).build().context("cannot start the workers")?;
+        let pool = Arc::new(pool);
+        Ok(Self { train: self.train.loaded_by(&pool), test: self.test.loaded_by(&pool), ..self })
+    }
+
     /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device.
     ///
     /// # Errors
     /// If it is not there, or damaged, or too small.
     pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
-        let (name, classes, [train, test]) = Self::halves(recipe, folder)?;
+        let Stored { name, class_names, digest, notes, halves: [train, test] } = Stored::read(recipe, folder)?;
+        let classes = class_names.len();
         let images = match recipe.images {
             share if share <= 1.0 => (train.len() as f64 * share).round(),
             images => images.min(train.len() as f64).round(),
         };
         let held_out = (images * recipe.validation).round();
         let places = |from: f64, to: f64| train.places()[count(from)..count(to)].to_vec();
-        let mut data = Self { train: train.part(places(0.0, images - held_out)), test, name, classes };
+        let train_part = train.part(places(0.0, images - held_out));
+        let mut data = Self { train: train_part, test, name, classes, class_names, digest, notes };
         if recipe.validation > 0.0 {
             data.test = train.part(places(images - held_out, images));
         }
@@ -66,43 +85,78 @@ impl Data {
         }
         Ok(Self { train: data.train.on(device), test: data.test.on(device), ..data })
     }
+}
 
-    fn halves(recipe: &Recipe, folder: Option<&Path>) -> Result<(String, usize, [Source; 2])> {
+/// A data set as it is stored.
+struct Stored {
+    name: String,
+    class_names: Vec<String>,
+    digest: String,
+    notes: Vec<String>,
+    halves: [Source; 2],
+}
+
+impl Stored {
+    fn read(recipe: &Recipe, folder: Option<&Path>) -> Result<Self> {
         if recipe.data == "embedded" {
-            let set = data::embedded()?;
-            let (name, classes) = (set.name.clone(), set.classes.len());
-            return Ok((name, classes, sized(Source::both(&Arc::new(set)), recipe.image_size)));
+            return Ok(Self::of(data::embedded()?).sized(recipe.image_size));
         }
-        let folder = Self::folder(&recipe.data, folder)?;
+        let folder = place(&recipe.data, folder)?;
         if recipe.lazy {
             let pictures = Pictures::list(&folder, recipe.image_size)?;
-            return Ok((recipe.data.clone(), pictures.classes.len(), mixed(Source::files(&pictures))));
+            return Ok(Self {
+                name: recipe.data.clone(),
+                class_names: pictures.classes.clone(),
+                digest: String::new(),
+                notes: Vec::new(),
+                halves: mixed(Source::files(&pictures)),
+            });
         }
         let size = (recipe.image_size > 0).then_some(recipe.image_size);
         // Sets of one size are kept as they are, and augmented so.
-        let known = NAMES.iter().any(|(name, _)| *name == recipe.data);
-        let set = data::load(&folder, size.filter(|_| !known))?;
-        if let Some((_, expected)) = NAMES.iter().find(|(name, expected)| *name == recipe.data && set.name != *expected)
-        {
+        let known = NAMES.iter().find(|(name, _)| *name == recipe.data);
+        let set = data::load(&folder, size.filter(|_| known.is_none()))?;
+        let Some((_, expected)) = known else {
+            let stored = Self::of(set);
+            return Ok(Self { halves: mixed(stored.halves), ..stored });
+        };
+        if set.name != *expected {
             bail!("{} holds {}: expected {expected}", folder.display(), set.name)
         }
-        let name =
-            if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
-        let (classes, halves) = (set.classes.len(), Source::both(&Arc::new(set)));
-        Ok((name, classes, if known { sized(halves, recipe.image_size) } else { mixed(halves) }))
+        Ok(Self::of(set).sized(recipe.image_size))
     }
 
-    fn folder(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
-        let folder =
-            folder.with_context(|| format!("the data set `{name}` is not compiled in: say where it is with --data"))?;
-        let inner = folder.join(name);
-        Ok(if inner.is_dir() { inner } else { folder.to_owned() })
+    fn of(set: Dataset) -> Self {
+        let name =
+            if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
+        let (class_names, digest, notes) = (set.classes.clone(), String::new(), Vec::new());
+        Self { name, class_names, digest, notes, halves: Source::both(&Arc::new(set)) }
+    }
+
+    /// Brought to a size, if one is said.
+    fn sized(self, side: u32) -> Self {
+        let halves = if side == 0 { self.halves } else { self.halves.map(|half| half.sized(side as usize)) };
+        Self { halves, ..self }
     }
 }
 
-/// Brought to a size, if one is said.
-fn sized(halves: [Source; 2], side: u32) -> [Source; 2] {
-    if side == 0 { halves } else { halves.map(|half| half.sized(side as usize)) }
+/// Where a set lies: in a folder of its name in the folder of all, or in that itself, if it is called so or holds a set
+/// that can be told by its content.
+fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
+    let folder =
+        folder.with_context(|| format!("the data set `{name}` is not compiled in: say where it is with --data"))?;
+    let inner = folder.join(name);
+    if inner.is_dir() {
+        return Ok(inner);
+    }
+    let is_called_so = folder.canonicalize().is_ok_and(|folder| folder.file_name().is_some_and(|it| it == name));
+    let is_told_by_content = NAMES.iter().any(|(known, _)| *known == name);
+    ensure!(
+        is_called_so || is_told_by_content,
+        "there is no folder {}: expected the data set `{name}` there, or --data to name a folder called `{name}`",
+        inner.display()
+    );
+    Ok(folder.to_owned())
 }
 
 /// Pictures lie class by class: the first of them in a random order, the same every time, are some of each.
@@ -172,5 +226,27 @@ mod tests {
                 assert!(classes.len() >= 3, "{classes:?}");
             }
         }
+    }
+
+    /// A name that is not there does not become whatever else lies in the folder.
+    #[test]
+    fn a_set_is_the_one_of_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        for (half, class) in ["train", "test"].iter().flat_map(|half| (0..2).map(move |class| (half, class))) {
+            let folder = folder.path().join("pictures").join(half).join(class.to_string());
+            std::fs::create_dir_all(&folder).unwrap();
+            image::GrayImage::new(4, 4).save(folder.join("0.png")).unwrap();
+        }
+        let load = |name: &str, folder: &Path| {
+            let recipe = Changes::parse("test", &format!("data = \"{name}\"\nbatch = 2")).unwrap();
+            Data::load(&recipe.recipe(&Scale::default()).unwrap(), Some(folder), 0, &Device::Cpu)
+        };
+        let pictures = folder.path().join("pictures");
+        assert_eq!(load("pictures", folder.path()).unwrap().class_names, ["0", "1"]);
+        assert_eq!(load("pictures", &pictures).unwrap().classes, 2);
+        let error = load("flowers", &pictures).unwrap_err().to_string();
+        assert!(error.contains("no folder") && error.contains("flowers"), "{error}");
+        let error = load("cifar10", &pictures).unwrap_err().to_string();
+        assert!(error.contains("holds pictures: expected CIFAR-10"), "{error}");
     }
 }

@@ -12,16 +12,22 @@ use crate::report::Log;
 pub struct Events(Log);
 
 impl Events {
-    /// Goes on with a file after its first bytes, or begins one.
+    /// Begins a file.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn open(path: &Path, after: u64) -> Result<Self> {
-        let mut events = Self(Log::open(path, after)?);
-        if after == 0 {
-            events.write(&event(None, &field(3, &Value::Bytes(b"brain.Event:2"))))?;
-        }
+    pub fn restart(path: &Path) -> Result<Self> {
+        let mut events = Self(Log::restart(path)?);
+        events.write(&event(None, &field(3, &Value::Bytes(b"brain.Event:2"))))?;
         Ok(events)
+    }
+
+    /// Goes on with a file after its first bytes; none if there is no such file.
+    ///
+    /// # Errors
+    /// If it is shorter, or cannot be written.
+    pub fn resume(path: &Path, after: u64) -> Result<Option<Self>> {
+        Ok(Log::resume(path, after)?.map(Self))
     }
 
     /// Adds the values of one step.
@@ -136,7 +142,7 @@ mod tests {
         assert_eq!(varint(300), [0xac, 2]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events");
-        let mut events = Events::open(&path, 0).unwrap();
+        let mut events = Events::restart(&path).unwrap();
         events.add(300, &[("loss", 0.5), ("rate", 0.1)]).unwrap();
         let length = events.sync().unwrap();
         events.add(301, &[("loss", 0.25)]).unwrap();
@@ -149,7 +155,7 @@ mod tests {
         let summary = [value(b"loss", 0.5), value(b"rate", 0.1)].concat();
         let expected = [&[0x10, 0xac, 2, 0x2a, summary.len() as u8][..], &summary].concat();
         assert_eq!(all[1][9..], expected);
-        drop(Events::open(&path, length).unwrap());
+        drop(Events::resume(&path, length).unwrap().unwrap());
         assert_eq!(payloads(&fs::read(&path).unwrap()), all[..2]);
     }
 }

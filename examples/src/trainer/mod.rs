@@ -6,20 +6,22 @@
 
 mod average;
 mod checkpoint;
+mod csv;
 mod data;
 mod events;
 mod folder;
 mod schedule;
 mod statistics;
+mod weights;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::{Optimizer as _, VarMap};
+use candle_nn::Optimizer as _;
 use sam_runtime::nn::{self, l2_penalty};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Last, Sam};
@@ -27,24 +29,26 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::average::Average;
-use self::checkpoint::Plan;
 pub(crate) use self::checkpoint::difference;
 pub use self::checkpoint::{Checkpoint, Place};
+use self::checkpoint::{Plan, differences};
 pub use self::data::Data;
 pub use self::events::Events;
-pub use self::folder::Held;
-pub(crate) use self::folder::left_behind;
+pub use self::folder::{Begin, Held, has_results};
+pub(crate) use self::folder::{files, is_left_of, is_ours};
 pub use self::schedule::{Shape, rate};
 use self::statistics::Statistics;
+use self::weights::put;
+pub use self::weights::{About, load_weights};
 use crate::batches::{Batch, Source};
 use crate::compute;
-use crate::kit::Kit;
 use crate::loss::{Examples, Objective, trained, trained_vars};
 use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
 use crate::models::Model;
 use crate::numbers::count;
 use crate::recipe::Recipe;
-use crate::report::{Log, write_whole};
+use crate::report::Log;
+use crate::stop::Stop;
 use crate::tutorial::error_rate;
 
 /// Images that are looked at together when a model is tested.
@@ -107,6 +111,17 @@ pub enum Next {
     GoOn,
     /// It saves everything and stops.
     Stop,
+}
+
+/// What a training is told beside its job.
+#[derive(Clone, Debug, Default)]
+pub struct Session {
+    /// How it is told to stop, also while it tests.
+    pub stop: Stop,
+    /// A checkpoint of another folder to begin with, where there is none in its own.
+    pub from: Option<PathBuf>,
+    /// Whether a checkpoint of the same recipe but for its length may be gone on with.
+    pub may_prolong: bool,
 }
 
 /// What a training has come to.
@@ -176,11 +191,12 @@ impl Job<'_> {
         self.folder.join("checkpoint.safetensors")
     }
 
-    /// The recipe and seed, in words.
+    /// The recipe, the seed and what is trained on, in words.
     fn words(&self) -> Result<String> {
         let mut words = serde_json::to_value(self.recipe)?;
         words["seed"] = json!(self.seed);
         words["training images"] = json!(self.data.train.len());
+        words["data set"] = json!(self.data.digest);
         if !self.place.is_default() {
             words["place"] = json!(self.place.to_string());
         }
@@ -193,21 +209,72 @@ impl Job<'_> {
     /// # Errors
     /// If a file cannot be read or written, if a checkpoint is of another training, or a loss is not finite
     /// ([`Diverged`]).
-    pub fn run(&self, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
-        let stages = self.recipe.method.stages();
-        let mut training = Training::begin(self)?;
-        while let Some(stage) = stages.get(training.place.stage) {
-            if !training.stage(stage, stages.len(), &mut tell)? {
+    pub fn run(&self, tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
+        self.run_in(&Session::default(), tell)
+    }
+
+    /// As [`run`](Self::run), in a session that can be told to stop at any time.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_in(&self, session: &Session, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
+        let mut training = Training::begin(self, session)?;
+        loop {
+            if !training.train(&mut tell)? {
+                return Ok(None);
+            }
+            if training.is_last_stage() {
+                return training.conclude();
+            }
+            if training.interruptible(Training::end_stage)?.is_none() {
                 return Ok(None);
             }
         }
-        training.outcome().map(Some)
+    }
+
+    /// The checkpoint to begin with, if there is one. It is the right one: everything in it fits the job.
+    fn saved(&self, session: &Session, words: &str) -> Result<Option<(Checkpoint, PathBuf)>> {
+        let own = self.checkpoint();
+        let path = match &session.from {
+            _ if own.exists() => own,
+            Some(other) => other.clone(),
+            None => return Ok(None),
+        };
+        let checkpoint = Checkpoint::load(&path)?;
+        let found = &checkpoint.place.recipe;
+        let is_length = |key: &String| ["epochs", "steps", "stretch", "patience"].contains(&key.as_str());
+        let different = differences(found, words);
+        if let Some(difference) = difference(found, words)
+            && !(session.may_prolong && different.iter().all(is_length))
+        {
+            let advice = if different == ["data set"] {
+                "the images or labels have changed since: put them back, or begin again in another folder"
+            } else {
+                "begin again with --overwrite, or choose another folder"
+            };
+            bail!("{} is a checkpoint of another training: {advice}; {difference}", path.display())
+        }
+        let stages = self.recipe.method.stages().len();
+        ensure!(
+            checkpoint.place.stage < stages,
+            "{} is at training {}: expected one of the {stages} of the method",
+            path.display(),
+            checkpoint.place.stage
+        );
+        ensure!(
+            different.is_empty() || stages == 1,
+            "{} cannot be prolonged: a method with {stages} trainings begins again with --overwrite",
+            path.display()
+        );
+        Ok(Some((checkpoint, path)))
     }
 }
 
 /// A training under way.
 struct Training<'a> {
     job: &'a Job<'a>,
+    stop: Stop,
+    stages: Vec<Stage>,
     sam: Sam,
     place: Place,
     plan: Plan,
@@ -224,63 +291,76 @@ struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    fn begin(job: &'a Job<'a>) -> Result<Self> {
+    fn begin(job: &'a Job<'a>, session: &Session) -> Result<Self> {
         let recipe = job.recipe;
         let words = job.words()?;
-        let path = job.checkpoint();
-        let checkpoint = path.exists().then(|| Checkpoint::load(&path, &words)).transpose()?;
-        let place = checkpoint
-            .as_ref()
-            .map_or_else(|| Place { recipe: words, ..Place::default() }, |checkpoint| checkpoint.place.clone());
+        let (mut checkpoint, path) = job.saved(session, &words)?.unzip();
+        let mut place = checkpoint.as_ref().map_or_else(Place::default, |checkpoint| checkpoint.place.clone());
+        let before = std::mem::replace(&mut place.recipe, words);
         let train = &job.data.train;
-        let model = fresh_model(job, last_fresh(&recipe.method.stages(), place.stage))?;
+        let stages = recipe.method.stages();
+        let model = fresh_model(job, last_fresh(&stages, place.stage))?;
+        let mut sgd = optimizer(recipe, &model)?;
+        let sam = method(job, &model, place.stage)?;
+        let mut plan = Plan {
+            labels: train.labels().to_vec(),
+            kept: train.places().to_vec(),
+            selected: Vec::new(),
+            memory: Memory::default(),
+        };
+        let mut average = Average::of(recipe.ema, &model)?;
+        if let Some(checkpoint) = &mut checkpoint {
+            let mut restore = || -> Result<()> {
+                plan = Plan::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
+                put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
+                let vars = model.vars();
+                sgd.load_bytes(vars, &state(checkpoint, "sgd")?)?;
+                // A stage that begins anew has nothing from the one before, whose end this is.
+                if place.step > 0 || !stages[place.stage].fresh {
+                    sam.load_bytes(vars, &state(checkpoint, "sam")?)?;
+                }
+                // Before a stage's first step there is none yet: `train` makes it.
+                if let Some(average) = average.as_mut().filter(|_| place.step > 0) {
+                    average.restore(checkpoint.take("average/"))?;
+                }
+                Ok(())
+            };
+            let path = path.as_deref().unwrap_or(job.folder);
+            restore().with_context(|| format!("cannot go on from {}", path.display()))?;
+        }
+        // Nothing is written before all of the checkpoint is known to be right. A log of another folder stays there.
+        let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
+        let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
+        let old = |after: u64| is_own && after > 0;
+        let old_log = if old(place.log) { Log::resume(&log, place.log)? } else { None };
+        let old_events = if old(place.events) { Events::resume(&events, place.events)? } else { None };
+        let is_new = old_log.is_none();
         let mut training = Self {
             job,
-            sam: method(job, &model, place.stage)?,
-            plan: Plan {
-                labels: train.labels().to_vec(),
-                kept: train.places().to_vec(),
-                selected: Vec::new(),
-                memory: Memory::default(),
-            },
-            sgd: optimizer(recipe, &model)?,
-            average: Average::of(recipe.ema, &model)?,
+            stop: session.stop.clone(),
+            stages,
+            sam,
+            plan,
+            sgd,
+            average,
             model,
             loss: f64::NAN,
             sharpness: None,
             unread: None,
-            log: Log::open(&job.folder.join("log.jsonl"), place.log)?,
-            events: Events::open(&job.folder.join("events.out.tfevents"), place.events)?,
+            log: old_log.map_or_else(|| Log::restart(&log), Ok)?,
+            events: old_events.map_or_else(|| Events::restart(&events), Ok)?,
             place,
             began: Instant::now(),
         };
-        if training.place.log == 0 {
+        if is_new {
             let line = json!({ "recipe": recipe, "seed": job.seed, "data": job.data.name, "scaled": job.scaled });
             training.log.add(&line)?;
             training.events.say("recipe", &line.to_string())?;
         }
-        if let Some(checkpoint) = checkpoint {
-            training.take(checkpoint).with_context(|| format!("cannot go on from {}", path.display()))?;
+        if let Some(difference) = difference(&before, &training.place.recipe).filter(|_| checkpoint.is_some()) {
+            training.log.add(&json!({ "step": training.place.step, "prolonged": difference }))?;
         }
         Ok(training)
-    }
-
-    /// Takes everything from a checkpoint.
-    fn take(&mut self, mut checkpoint: Checkpoint) -> Result<()> {
-        self.plan = Plan::from_tensors(checkpoint.take("plan/"))?;
-        put(&checkpoint.take("weight/"), self.model.vars(), |_| true)?;
-        let (folder, vars) = (self.job.folder, self.model.vars());
-        back_through_file(folder, checkpoint.take("velocity/"), |path| self.sgd.load(vars, path))?;
-        // A stage that begins anew has nothing from the one before, whose end this is.
-        let stages = self.job.recipe.method.stages();
-        if self.place.step > 0 || !stages.get(self.place.stage).is_some_and(|stage| stage.fresh) {
-            back_through_file(folder, checkpoint.take("sam/"), |path| self.sam.load(vars, path))?;
-        }
-        // Before a stage's first step there is none yet: `stage` makes it.
-        if let Some(average) = self.average.as_mut().filter(|_| self.place.step > 0) {
-            average.restore(checkpoint.take("average/"))?;
-        }
-        Ok(())
     }
 
     /// Saves everything.
@@ -293,8 +373,10 @@ impl<'a> Training<'a> {
         checkpoint.put("plan/", self.plan.tensors()?);
         checkpoint.put("weight/", self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
         let vars = self.model.vars();
-        checkpoint.put("velocity/", through_file(self.job.folder, |path| self.sgd.save(vars, path))?);
-        checkpoint.put("sam/", through_file(self.job.folder, |path| self.sam.save(vars, path))?);
+        for (name, bytes) in [("sgd", self.sgd.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)] {
+            let length = bytes.len();
+            checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
+        }
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors());
         }
@@ -306,14 +388,38 @@ impl<'a> Training<'a> {
         vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
+    /// The training of the method's that is under way.
+    fn stage(&self) -> Stage {
+        self.stages[self.place.stage]
+    }
+
+    fn is_last_stage(&self) -> bool {
+        self.place.stage + 1 == self.stages.len()
+    }
+
+    /// Runs something that looks at many images and changes nothing before it is done with them; if the process is told
+    /// to stop meanwhile, everything is saved as it was before, and nothing comes back.
+    fn interruptible<R>(&mut self, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<Option<R>> {
+        match f(self) {
+            Err(error) if self.stop.is_why(&error) => self.save().map(|()| None),
+            result => result.map(Some),
+        }
+    }
+
     /// Trains one of the method's trainings to its end; false if it is to stop before.
-    fn stage(&mut self, stage: &Stage, stages: usize, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<bool> {
-        let recipe = self.job.recipe;
+    fn train(&mut self, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<bool> {
+        let (recipe, stage) = (self.job.recipe, self.stage());
         let source = self.source(stage.images)?;
         let batch = recipe.batch.min(source.len());
         let per_epoch = source.steps(batch);
         let whole = if recipe.steps > 0 { recipe.steps as f64 } else { recipe.epochs * per_epoch as f64 };
         let steps = count(whole * recipe.stretch * stage.epochs).max(1);
+        let epochs = steps.div_ceil(per_epoch);
+        ensure!(
+            self.place.step <= steps,
+            "the checkpoint has done {} steps: expected at most the {steps} of the training",
+            self.place.step
+        );
         let seed = self.job.seed ^ ((self.place.stage as u64) << 32);
         if self.place.step == 0 {
             if stage.fresh && self.place.stage > 0 {
@@ -325,49 +431,63 @@ impl<'a> Training<'a> {
             self.plan.memory = Memory::default();
         }
         let (taken_up, since) = (self.place.step, Instant::now());
-        while self.place.step < steps {
+        while self.place.untested || (self.place.step < steps && !self.place.stopped_early) {
+            // An epoch that was interrupted while it was tested.
+            if self.place.untested {
+                if self.interruptible(|training| training.end_epoch(per_epoch, epochs, steps))?.is_none() {
+                    return Ok(false);
+                }
+                continue;
+            }
             let (epoch, done) = (self.place.step / per_epoch, self.place.step % per_epoch);
             if done == 0 {
                 (self.place.loss, self.place.sharpness) = Default::default();
-                let epochs = steps.div_ceil(per_epoch);
-                self.plan.memory.look(recipe.method, &self.model, &source, stage.record, epoch, epochs)?;
+                let look = |training: &mut Self| {
+                    let Self { plan, model, .. } = training;
+                    plan.memory.look(recipe.method, model, &source, stage.record, epoch, epochs)
+                };
+                if self.interruptible(look)?.is_none() {
+                    return Ok(false);
+                }
             }
             let batches = source.shuffled(batch, recipe.augment(), seed, epoch).after(done).in_background();
             for batch in batches {
                 let batch = batch?;
-                self.step(stage, &batch, steps, per_epoch)?;
-                let last = self.place.step == steps;
-                if last || self.place.step.is_multiple_of(per_epoch) {
+                self.step(&stage, &batch, steps, per_epoch)?;
+                self.place.untested = self.place.step == steps || self.place.step.is_multiple_of(per_epoch);
+                if self.place.untested {
                     self.read()?;
-                    self.end_epoch(epoch, steps.div_ceil(per_epoch), last)?;
+                    if self.interruptible(|training| training.end_epoch(per_epoch, epochs, steps))?.is_none() {
+                        return Ok(false);
+                    }
                 }
                 let trained = (self.place.step - taken_up) * batch.places.len();
                 let next = tell(&Status {
-                    stage: (self.place.stage, stages),
+                    stage: (self.place.stage, self.stages.len()),
                     step: (self.place.step, steps),
                     loss: self.loss,
                     throughput: trained as f64 / since.elapsed().as_secs_f64(),
                     test_error: self.place.test_error.map(f64::from),
                 })?;
                 let due = self.job.every > 0 && self.place.steps.is_multiple_of(self.job.every);
-                if due || next == Next::Stop {
+                let is_told = next == Next::Stop || self.stop.is_told();
+                if due || is_told {
                     self.save()?;
                 }
-                if next == Next::Stop {
+                if is_told {
                     return Ok(false);
                 }
-                if last {
+                if self.place.step == steps || self.place.stopped_early {
                     break;
                 }
             }
         }
-        self.finish(stage, &source)?;
         Ok(true)
     }
 
     /// The images and labels of a training.
     fn source(&self, images: Images) -> Result<Source> {
-        let mut source = self.job.data.train.clone();
+        let mut source = self.job.data.train.interrupted_by(&self.stop);
         source.labels_mut().copy_from_slice(&self.plan.labels);
         let source = match images {
             Images::Kept => source.part(self.plan.kept.clone()),
@@ -486,54 +606,100 @@ impl<'a> Training<'a> {
     }
 
     /// Tests, if it is time, and logs.
-    fn end_epoch(&mut self, epoch: usize, epochs: usize, last: bool) -> Result<()> {
-        let data = self.job.data;
-        let affordable = epochs * data.train.len() / (TRAINED_PER_TESTED * data.test.len());
-        if !last && !(epoch + 1).is_multiple_of(epochs.div_ceil(affordable.clamp(1, TESTS))) {
+    fn end_epoch(&mut self, per_epoch: usize, epochs: usize, steps: usize) -> Result<()> {
+        let (data, patience) = (self.job.data, self.job.recipe.patience);
+        let epoch = (self.place.step - 1) / per_epoch + 1;
+        let affordable = epochs.saturating_mul(data.train.len()) / (TRAINED_PER_TESTED * data.test.len());
+        let every = if patience > 0 { 1 } else { epochs.div_ceil(affordable.clamp(1, TESTS)) };
+        if self.place.step < steps && !epoch.is_multiple_of(every) {
+            self.place.untested = false;
             return Ok(());
         }
         let error = self.test_error()?;
+        self.place.untested = false;
         self.place.test_error = Some(error.into());
-        self.log.add(
-            &json!({ "stage": self.place.stage, "step": self.place.step, "epoch": epoch + 1, "test error": error }),
-        )?;
-        self.events.add(self.place.steps, &[("test/error", error)])
+        self.log
+            .add(&json!({ "stage": self.place.stage, "step": self.place.step, "epoch": epoch, "test error": error }))?;
+        self.events.add(self.place.steps, &[("test/error", error)])?;
+        if self.is_last_stage() {
+            if self.place.best.is_none_or(|(best, _)| error < best.into()) {
+                self.place.best = Some((error.into(), epoch));
+                if self.job.keep_weights {
+                    self.with_average(|training| training.write_weights("best.safetensors", epoch, error))?;
+                }
+            }
+            let since = epoch - self.place.best.map_or(0, |(_, best)| best);
+            self.place.stopped_early = patience > 0 && since >= patience;
+        }
+        if self.job.keep_weights {
+            csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `f` while the model's variables are their averages, if there are any.
+    fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
+        match &self.average {
+            Some(average) => average.during(&self.model, || f(self)),
+            None => f(self),
+        }
+    }
+
+    fn test(&self) -> Source {
+        self.job.data.test.interrupted_by(&self.stop)
     }
 
     fn test_error(&self) -> Result<f64> {
-        let test = || Ok(error_rate(&self.model, self.job.data.test.in_order(TEST_BATCH).in_background().pairs())?);
-        match &self.average {
-            Some(average) => average.during(&self.model, test),
-            None => test(),
+        self.with_average(|training| {
+            Ok(error_rate(&training.model, training.test().in_order(TEST_BATCH).in_background().pairs())?)
+        })
+    }
+
+    /// What follows a training of the method's that is not the last.
+    fn end_stage(&mut self) -> Result<()> {
+        self.follow()?;
+        self.place.stage += 1;
+        self.place.step = 0;
+        self.sgd = optimizer(self.job.recipe, &self.model)?;
+        self.average = None;
+        if self.job.every > 0 { self.save() } else { Ok(()) }
+    }
+
+    /// The end of the last training. The checkpoint stays that of its last step, so that it can be prolonged.
+    fn conclude(&mut self) -> Result<Option<Outcome>> {
+        if self.job.every > 0 {
+            self.save()?;
+        }
+        let trained: Vec<_> =
+            self.all_vars().into_iter().map(|(_, var)| Ok((var.as_tensor().copy()?, var))).collect::<Result<_>>()?;
+        let outcome = self.follow().and_then(|()| self.outcome());
+        match outcome {
+            Err(error) if self.stop.is_why(&error) => {
+                for (value, var) in trained {
+                    var.set(&value)?;
+                }
+                self.save().map(|()| None)
+            }
+            outcome => outcome.map(Some),
         }
     }
 
-    fn top_5_error(&self) -> Result<Option<f64>> {
-        if self.job.data.classes <= 5 {
-            return Ok(None);
-        }
-        let mut wrong = 0;
-        for batch in self.job.data.test.in_order(TEST_BATCH).in_background().pairs() {
-            let (x, y) = batch?;
-            let logits = self.model.forward(&x, false)?;
-            wrong += not_in_top_5(&logits, &y)?;
-        }
-        Ok(Some(f64::from(wrong) / self.job.data.test.len() as f64))
-    }
-
-    /// What follows a training.
-    fn finish(&mut self, stage: &Stage, source: &Source) -> Result<()> {
+    /// What is done with a trained model. Nothing but the model's variables is changed before all images have been looked
+    /// at.
+    fn follow(&mut self) -> Result<()> {
+        let stage = self.stage();
+        let source = self.source(stage.images)?;
         let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
         let counted = (self.place.step - 1) % per_epoch + 1;
         self.place.last_loss = (f64::from(self.place.loss) / counted as f64).into();
         self.place.last_sharpness = self.place.sharpness.map(|sum| (f64::from(sum) / counted as f64).into());
-        if let Some(average) = self.average.take() {
+        if let Some(average) = &self.average {
             average.put_into(&self.model)?;
         }
         match stage.then {
             Then::Nothing => (),
             Then::Relabel => {
-                for (place, label) in source.places().iter().zip(predictions(&self.model, source)?) {
+                for (place, label) in source.places().iter().zip(predictions(&self.model, &source)?) {
                     self.plan.labels[*place as usize] = label;
                 }
             }
@@ -552,31 +718,40 @@ impl<'a> Training<'a> {
                 self.plan.selected = selected.into_iter().collect();
             }
             Then::Discriminate => {
-                discriminate(&self.model, source, self.job.data.classes)?;
-                self.place.test_error = Some(self.test_error()?.into());
+                discriminate(&self.model, &source, self.job.data.classes)?;
+                // The model is another one now, and nothing is averaged.
+                let average = self.average.take();
+                let error = self.test_error();
+                self.average = average;
+                self.place.test_error = Some(error?.into());
             }
         }
-        self.place.stage += 1;
-        self.place.step = 0;
-        self.sgd = optimizer(self.job.recipe, &self.model)?;
-        if self.job.every > 0 { self.save() } else { Ok(()) }
+        Ok(())
     }
 
     fn outcome(&mut self) -> Result<Outcome> {
+        // The model's variables are their averages now.
+        let average = self.average.take();
+        let errors = || -> Result<_> {
+            let test_error = match self.place.test_error {
+                Some(error) => error.into(),
+                None => self.test_error()?,
+            };
+            Ok((test_error, top_5_error(&self.model, &self.test())?))
+        };
+        let errors = errors();
+        self.average = average;
+        let (test_error, top_5_error) = errors?;
         self.log.sync()?;
         self.events.sync()?;
         if self.job.keep_weights {
-            let weights = self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone()));
-            let weights: BTreeMap<_, _> = weights.collect();
-            let bytes = safetensors::serialize(&weights, None)?;
-            write_whole(&self.job.folder.join("weights.safetensors"), &bytes)?;
+            let source = self.source(self.stage().images)?;
+            let per_epoch = source.steps(self.job.recipe.batch.min(source.len()));
+            self.write_weights("weights.safetensors", (self.place.step - 1) / per_epoch + 1, test_error)?;
         }
         Ok(Outcome {
-            test_error: match self.place.test_error {
-                Some(error) => error.into(),
-                None => self.test_error()?,
-            },
-            top_5_error: self.top_5_error()?,
+            test_error,
+            top_5_error,
             sharpness: self.place.last_sharpness.map(f64::from),
             loss: self.place.last_loss.into(),
             steps: self.place.steps,
@@ -589,6 +764,30 @@ impl<'a> Training<'a> {
             scaled: self.job.scaled.clone(),
         })
     }
+
+    /// Writes the model's variables as they are, with what is needed to use them.
+    fn write_weights(&self, name: &str, epoch: usize, test_error: f64) -> Result<()> {
+        let weights = self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+        let about = About::of(self.job, epoch, test_error)?;
+        about.write(&weights, &self.job.folder.join(name))
+    }
+}
+
+/// The share of a source's images whose label is not among the five that a model holds for likeliest; none where there are not
+/// more classes.
+///
+/// # Errors
+/// Those of the model.
+pub fn top_5_error(model: &Model, source: &Source) -> Result<Option<f64>> {
+    if model.classes() <= 5 {
+        return Ok(None);
+    }
+    let mut wrong = 0;
+    for batch in source.in_order(TEST_BATCH).in_background().pairs() {
+        let (x, y) = batch?;
+        wrong += not_in_top_5(&model.forward(&x, false)?, &y)?;
+    }
+    Ok(Some(f64::from(wrong) / source.len() as f64))
 }
 
 /// How many rows of logits (n, classes) have five others that are not lower than that of the label (n). Nothing is lower
@@ -611,56 +810,15 @@ fn rise(last: &Last) -> Result<Option<f64>> {
     Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
 }
 
-/// What `save` writes to a file, for a checkpoint that has it all in one.
-fn through_file(folder: &Path, save: impl FnOnce(&Path) -> candle_core::Result<()>) -> Result<HashMap<String, Tensor>> {
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    let kept = || format!("cannot write a checkpoint to {}; the one before is kept", folder.display());
-    save(file.path()).with_context(kept)?;
-    Ok(candle_core::safetensors::load(file.path(), &Device::Cpu)?)
-}
-
-/// The way back, if there is anything.
-fn back_through_file(
-    folder: &Path,
-    tensors: BTreeMap<String, Tensor>,
-    load: impl FnOnce(&Path) -> candle_core::Result<()>,
-) -> Result<()> {
-    if tensors.is_empty() {
-        return Ok(());
-    }
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    candle_core::safetensors::save(&tensors.into_iter().collect::<HashMap<_, _>>(), file.path())?;
-    Ok(load(file.path())?)
+/// The bytes of a state in a checkpoint.
+fn state(checkpoint: &mut Checkpoint, name: &str) -> Result<Vec<u8>> {
+    let tensor = checkpoint.tensors.remove(name).with_context(|| format!("the checkpoint has no `{name}`"))?;
+    Ok(tensor.to_vec1()?)
 }
 
 /// The stage whose new model a stage goes on with: its seed is also that of the random layers.
 fn last_fresh(stages: &[Stage], stage: usize) -> usize {
     stages.iter().take(stage + 1).rposition(|stage| stage.fresh).unwrap_or(0)
-}
-
-/// Puts the weights of a safetensors file into the variables of a model whose names are `wanted`.
-///
-/// # Errors
-/// If it cannot be read, or has not all of them, or one in another shape.
-pub fn load_weights<K: Kit + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let weights = candle_core::safetensors::load(path, &Device::Cpu);
-    let weights = weights.with_context(|| format!("cannot read {}", path.display()))?;
-    put(&weights.into_iter().collect(), model.vars(), wanted).with_context(|| format!("cannot use {}", path.display()))
-}
-
-fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for (name, var) in vars.iter().filter(|(name, _)| wanted(name)) {
-        let weight = weights.get(name).with_context(|| format!("it has no weight `{name}`"))?;
-        ensure!(
-            weight.dims() == var.dims(),
-            "its weight `{name}` has shape {:?}: expected {:?}",
-            weight.dims(),
-            var.dims()
-        );
-        var.set(&weight.to_dtype(var.dtype())?.to_device(var.device())?)?;
-    }
-    Ok(())
 }
 
 /// A network with new weights, or those that the recipe begins with.

@@ -3,7 +3,6 @@
 mod list;
 mod picture;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,10 +13,11 @@ use candle_nn::Optimizer;
 use clap::Parser;
 use sam_examples::augment::Augment;
 use sam_examples::batches::Source;
-use sam_examples::console::{bar, exit};
+use sam_examples::console::{bar, exit, say};
 use sam_examples::data::{self, Dataset, Noise, add_noise};
 use sam_examples::method::cosine;
 use sam_examples::models::{Architecture, Model};
+use sam_examples::options::{MOST, Out, above_0, parse, seeds, within};
 use sam_examples::report::{Log, Mean, align, write_whole};
 use sam_examples::tutorial::error_rate;
 use sam_runtime::optim::{ParamsSgd, Sgd};
@@ -31,12 +31,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCH: usize = 128;
 const TEST_BATCH: usize = 500;
+/// Files that are written.
+const FILES: [&str; 3] = ["log.jsonl", "table.md", "variants.png"];
 /// The share of wrong labels.
 const NOISE: f64 = 0.4;
 
 /// Compare all variants of SAM on a part of Fashion-MNIST with 40 % wrong labels
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    name = "variants",
+    version,
+    after_help = "Examples:\n  variants\n  variants --only asam --epochs 20 --seeds 2"
+)]
 struct Options {
     /// Only variants with this in their name; SGD and SAM always run
     #[arg(long, value_name = "NAME")]
@@ -55,12 +61,11 @@ struct Options {
     seed: u64,
 
     /// Multiply every radius by this: how the radii in the list were found, with a seed that is none of the five
-    #[arg(long, default_value_t = 1.0)]
-    scale: f64,
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    rho_factor: f64,
 
-    /// Folder of the log, the table and the picture
-    #[arg(long, value_name = "DIR", default_value = "runs/variants")]
-    out: PathBuf,
+    #[command(flatten)]
+    out: Out,
 
     /// No progress bar
     #[arg(long)]
@@ -93,26 +98,27 @@ impl Run {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&Options::parse()).map(|()| ExitCode::SUCCESS))
+    exit(compare(&parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn compare(options: &Options) -> Result<()> {
-    ensure!(options.epochs > 0, "--epochs is 0: expected 1 or more");
-    ensure!(options.seeds > 0, "--seeds is 0: expected 1 or more");
-    ensure!(
-        options.scale.is_finite() && options.scale > 0.0,
-        "--scale is {}: expected a number above 0",
-        options.scale
-    );
+    within("epochs", options.epochs as u64, 1..=MOST)?;
+    seeds(options.seed, options.seeds)?;
+    above_0("rho-factor", options.rho_factor)?;
     let wanted = |entry: &Entry| {
         let name = entry.name.to_lowercase();
         let only = options.only.as_ref().is_none_or(|only| name.contains(&only.to_lowercase()));
         only || ["sgd", "sam"].contains(&name.as_str())
     };
     let entries: Vec<_> = entries().into_iter().filter(wanted).collect();
+    if let Some(only) = &options.only {
+        let is_in = |entry: &Entry| entry.name.to_lowercase().contains(&only.to_lowercase());
+        ensure!(entries.iter().any(is_in), "--only is {only}: expected a part of the name of a variant, such as asam");
+    }
+    let out = options.out.folder("runs/variants", &FILES)?;
     let set = Arc::new(data::embedded()?);
     let start = Instant::now();
-    let mut file = Log::create(&options.out.join("log.jsonl"))?;
+    let mut file = Log::create(&out.join(FILES[0]))?;
     let mut runs: Vec<Run> = Vec::new();
     let bar = bar(entries.len() as u64 * options.seeds, "all", options.quiet);
     for seed in options.seed..options.seed + options.seeds {
@@ -132,10 +138,10 @@ fn compare(options: &Options) -> Result<()> {
     let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
                 the same seed. \"Best epoch\" is chosen on the test images: what early stopping could give at most. The radii were \
                 chosen on them too, with another seed.";
-    write_whole(&options.out.join("table.md"), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;
-    picture::draw(&entries, &runs, &title, &options.out.join("variants.png"))?;
-    println!("{title}\n\n{table}\n{note}");
-    println!("{:.0} s in all; picture, table and log: {}", start.elapsed().as_secs_f64(), options.out.display());
+    write_whole(&out.join(FILES[1]), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;
+    picture::draw(&entries, &runs, &title, &out.join(FILES[2]))?;
+    say(format_args!("{title}\n\n{table}\n{note}"));
+    say(format_args!("{:.0} s in all; picture, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(())
 }
 
@@ -149,7 +155,7 @@ fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Res
 
     let steps = train.steps(BATCH);
     let setting = Setting {
-        rho: entry.rho.unwrap_or(0.0) * options.scale,
+        rho: entry.rho.unwrap_or(0.0) * options.rho_factor,
         vars: model.vars(),
         velocities: sgd.velocities(),
         rate: params.lr,
@@ -174,7 +180,7 @@ fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Res
     }
     let seconds = start.elapsed().as_secs_f64();
     let train_error = error_rate(&model, train.in_order(TEST_BATCH))?;
-    let rho = entry.rho.map(|rho| rho * options.scale);
+    let rho = entry.rho.map(|rho| rho * options.rho_factor);
     Ok(Run { variant: entry.name, rho, seed, test_error, train_error, passes: passes / setting.steps as f64, seconds })
 }
 

@@ -1,0 +1,205 @@
+//! Files of weights, which hold all that is needed to use them: the network, its classes, and how images become numbers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::{Device, Tensor};
+use candle_nn::VarMap;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::Job;
+use crate::compute::Place;
+use crate::data::MeanStd;
+use crate::kit::Kit;
+use crate::models::{Architecture, Model};
+use crate::report::write_whole;
+
+/// What a file of weights says about them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// The network.
+    pub model: Architecture,
+    /// Channels, height and width of its images.
+    pub shape: [usize; 3],
+    /// The names of its classes, by label.
+    pub classes: Vec<String>,
+    /// By which images are normalised.
+    pub scale: MeanStd,
+    /// Whether images come from files of any size (`lazy`), cropped as such.
+    pub lazy: bool,
+    /// What it was trained on.
+    pub data: String,
+    /// The recipe, in TOML.
+    pub recipe: String,
+    /// The seed.
+    pub seed: u64,
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The share of the test images that it gets wrong.
+    pub test_error: f64,
+}
+
+/// The key of this in the file's metadata.
+const ABOUT: &str = "about";
+
+impl About {
+    pub(super) fn of(job: &Job<'_>, epoch: usize, test_error: f64) -> Result<Self> {
+        let Job { recipe, data, seed, .. } = job;
+        Ok(Self {
+            model: recipe.model,
+            shape: data.train.shape(),
+            classes: data.class_names.clone(),
+            scale: data.train.scale().clone(),
+            lazy: recipe.lazy,
+            data: data.name.clone(),
+            recipe: recipe.to_toml()?,
+            seed: *seed,
+            epoch,
+            test_error,
+        })
+    }
+
+    /// Writes weights with this.
+    pub(super) fn write(&self, weights: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
+        let about = HashMap::from([(ABOUT.to_owned(), serde_json::to_string(self)?)]);
+        write_whole(path, &safetensors::serialize(weights, Some(about))?)
+    }
+
+    /// What a file of weights says about them, and the network with these weights.
+    ///
+    /// # Errors
+    /// If the file cannot be read, does not say it, or has not all weights of the network.
+    pub fn load(path: &Path, place: &Place) -> Result<(Self, Model)> {
+        let cannot = || format!("cannot use {}", path.display());
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let about = Self::from_bytes(&bytes).with_context(cannot)?;
+        let model = Model::at(place, about.model, about.shape, about.classes.len(), 0).with_context(cannot)?;
+        put(&tensors(&bytes).with_context(cannot)?, model.vars(), |_| true).with_context(cannot)?;
+        Ok((about, model))
+    }
+
+    /// The bytes of images (n, channels, height, width) as the network sees them.
+    ///
+    /// # Errors
+    /// If there are not as many bytes as images of its shape have.
+    pub fn normalised(&self, images: &[Vec<u8>], place: &Place) -> Result<Tensor> {
+        let [channels, height, width] = self.shape;
+        let plane = (height * width).max(1);
+        let mut pixels = Vec::with_capacity(images.len() * channels * plane);
+        for image in images {
+            ensure!(
+                image.len() == channels * plane,
+                "an image of {} bytes: expected {}",
+                image.len(),
+                channels * plane
+            );
+            for (channel, bytes) in image.chunks(plane).enumerate() {
+                let (mean, std) = (self.scale.mean[channel] as f32, self.scale.std[channel] as f32);
+                pixels.extend(bytes.iter().map(|byte| (f32::from(*byte) / 255.0 - mean) / std));
+            }
+        }
+        Ok(Tensor::from_vec(pixels, (images.len(), channels, height, width), &place.device)?)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (_, header) = SafeTensors::read_metadata(bytes)?;
+        let about = header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT));
+        let about =
+            about.context("it does not say which network it is of: expected a file that `train` has written")?;
+        let about: Self = serde_json::from_str(about)?;
+        let [channels, height, width] = about.shape;
+        let Self { classes, scale: MeanStd { mean, std }, .. } = &about;
+        ensure!(
+            matches!(channels, 1 | 3) && (1..=4096).contains(&height) && (1..=4096).contains(&width),
+            "its images are {channels} x {height} x {width}: expected 1 or 3 channels of 1 to 4096 pixels a side"
+        );
+        ensure!(!classes.is_empty(), "it names no classes");
+        let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
+        ensure!(is_scale, "it does not say how images of {channels} channels are normalised");
+        Ok(about)
+    }
+}
+
+/// Puts the weights of a safetensors file into the variables of a model whose names are `wanted`.
+///
+/// # Errors
+/// If it cannot be read, or has not all of them, or one in another shape.
+pub fn load_weights<K: Kit + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let load = || put(&tensors(&bytes)?, model.vars(), wanted);
+    load().with_context(|| format!("cannot use {}", path.display()))
+}
+
+fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    Ok(candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?.into_iter().collect())
+}
+
+/// Sets variables to weights of their names and shapes, all or none.
+pub(super) fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut values = Vec::new();
+    for (name, var) in vars.iter().filter(|(name, _)| wanted(name)) {
+        let weight = weights.get(name).with_context(|| format!("it has no weight `{name}`"))?;
+        ensure!(
+            weight.dims() == var.dims(),
+            "its weight `{name}` has shape {:?}: expected {:?}",
+            weight.dims(),
+            var.dims()
+        );
+        values.push((var, weight.to_dtype(var.dtype())?.to_device(var.device())?));
+    }
+    for (var, value) in values {
+        var.set(&value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about() -> About {
+        About {
+            model: Architecture::Mlp(3),
+            shape: [1, 2, 2],
+            classes: vec!["cat".to_owned(), "dog".to_owned()],
+            scale: MeanStd { mean: vec![0.5], std: vec![0.25] },
+            lazy: false,
+            data: "a test".to_owned(),
+            recipe: String::new(),
+            seed: 1,
+            epoch: 2,
+            test_error: 0.25,
+        }
+    }
+
+    #[test]
+    fn a_file_says_what_it_is_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        let model: Model = Model::new(Architecture::Mlp(3), [1, 2, 2], 2, 7).unwrap();
+        let vars = model.vars().data().lock().unwrap();
+        let weights: BTreeMap<_, _> = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        about().write(&weights, &path).unwrap();
+        let (found, loaded) = About::load(&path, &Place::CPU).unwrap();
+        assert_eq!(found, about());
+        let x = Tensor::new(&[[[[0.1f32, 0.2], [0.3, 0.4]]]], &Device::Cpu).unwrap();
+        let logits = |model: &Model| model.forward(&x, false).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(logits(&loaded), logits(&model));
+
+        let refused = |about: &About| {
+            about.write(&weights, &path).unwrap();
+            format!("{:#}", About::load(&path, &Place::CPU).err().unwrap())
+        };
+        assert!(refused(&About { model: Architecture::Mlp(4), ..about() }).contains("has shape"));
+        assert!(refused(&About { shape: [2, 2, 2], ..about() }).contains("expected 1 or 3 channels"));
+        assert!(refused(&About { classes: vec![], ..about() }).contains("names no classes"));
+        let no_scale = MeanStd { mean: vec![], std: vec![] };
+        assert!(refused(&About { scale: no_scale, ..about() }).contains("normalised"));
+        write_whole(&path, &safetensors::serialize(&weights, None).unwrap()).unwrap();
+        let error = format!("{:#}", About::load(&path, &Place::CPU).err().unwrap());
+        assert!(error.contains("weights.safetensors") && error.contains("which network"), "{error}");
+    }
+}
