@@ -398,6 +398,7 @@ mod tests {
             width: 5,
             train: split.clone(),
             test: split,
+            notes: Vec::new(),
         })
     }
 

@@ -63,6 +63,7 @@ impl Layout {
             width: SIDE,
             train: self.split(folder, self.train)?,
             test: self.split(folder, self.test)?,
+            notes: Vec::new(),
         })
     }
 

@@ -36,6 +36,7 @@ pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataE
         width: shape.size.0 as usize,
         train: shape.decode(&train)?,
         test: shape.decode(&test)?,
+        notes: Vec::new(),
     })
 }
 

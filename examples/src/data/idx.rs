@@ -62,6 +62,7 @@ pub(super) fn read<'a>(
         width: train.size.0 as usize,
         train: Split { images: train.pixels, labels: train_labels },
         test: Split { images: test.pixels, labels: test_labels },
+        notes: Vec::new(),
     })
 }
 

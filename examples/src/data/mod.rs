@@ -12,6 +12,7 @@
 //! Every failure is a [`DataError`] that names the file and the record.
 
 mod cifar;
+mod digest;
 mod download;
 mod embedded;
 mod error;
@@ -74,6 +75,8 @@ pub struct Dataset {
     pub train: Split,
     /// What to test on.
     pub test: Split,
+    /// What was left out of the set, for the user.
+    pub notes: Vec<String>,
 }
 
 /// Mean and standard deviation of each channel, of pixels scaled to 0..1.
@@ -308,6 +311,7 @@ mod tests {
             width: 2,
             train: Split { images: vec![0, 255, 51, 51, 255, 0, 51, 51], labels: vec![0, 1] },
             test: Split { images: vec![9; 4], labels: vec![0] },
+            notes: Vec::new(),
         };
         assert_eq!(set.mean_std(), MeanStd { mean: vec![0.5, 0.2], std: vec![0.5, 1.0] });
         let none = Dataset { train: Split::default(), ..set };

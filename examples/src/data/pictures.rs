@@ -11,6 +11,8 @@ use super::folder::{self, MAX_IMAGE_SIZE};
 /// Where the pictures of a folder are, `train/CLASS/*.jpg` and `test/` or `val/` beside, and their labels.
 #[derive(Clone, Debug)]
 pub struct Pictures {
+    /// The folder that was listed.
+    pub folder: PathBuf,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
     /// What to train on.
@@ -19,6 +21,8 @@ pub struct Pictures {
     pub test: Vec<(PathBuf, u32)>,
     /// Pixels of a side that each is brought to.
     pub side: u32,
+    /// What was left out of the set, for the user.
+    pub notes: Vec<String>,
 }
 
 impl Pictures {
@@ -31,7 +35,7 @@ impl Pictures {
             return Err(DataError::ImageSize { size: side, max: MAX_IMAGE_SIZE });
         }
         let (classes, [train, test]) = folder::list_halves(dir)?;
-        Ok(Self { classes, train, test, side })
+        Ok(Self { folder: dir.to_path_buf(), classes, train, test, side, notes: Vec::new() })
     }
 }
 

@@ -107,8 +107,8 @@ impl Stored {
             return Ok(Self {
                 name: recipe.data.clone(),
                 class_names: pictures.classes.clone(),
-                digest: String::new(),
-                notes: Vec::new(),
+                digest: pictures.digest()?,
+                notes: pictures.notes.clone(),
                 halves: mixed(Source::files(&pictures)),
             });
         }
@@ -129,7 +129,7 @@ impl Stored {
     fn of(set: Dataset) -> Self {
         let name =
             if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
-        let (class_names, digest, notes) = (set.classes.clone(), String::new(), Vec::new());
+        let (class_names, digest, notes) = (set.classes.clone(), set.digest(), set.notes.clone());
         Self { name, class_names, digest, notes, halves: Source::both(&Arc::new(set)) }
     }
 
