@@ -1,9 +1,10 @@
 //! Images in memory or in files, shuffled, augmented and handed out as tensors, if wanted by a thread of its own.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use candle_core::{Device, Error, Result, Tensor};
 use rand::SeedableRng;
@@ -193,13 +194,19 @@ impl Source {
             Some(workers) => workers.install(load),
             None => load(),
         }?;
-        let labels: Vec<u32> = places.iter().map(|&place| self.labels[place as usize]).collect();
+        let labels = places.iter().map(|&place| self.labels.get(place as usize).copied().ok_or(place));
+        let labels =
+            labels.collect::<std::result::Result<Vec<u32>, u32>>().map_err(|place| self.out_of_range(place))?;
         let mut x = Tensor::from_vec(pixels, (places.len(), c, h, w), &self.device)?;
         if let Some(side) = self.side {
             x = x.upsample_bilinear2d(side, side, false)?;
         }
         let y = Tensor::from_slice(&labels, labels.len(), &self.device)?;
         Ok(Batch { x, y, labels, places: places.to_vec() })
+    }
+
+    fn out_of_range(&self, place: u32) -> Error {
+        Error::msg(format!("image {place} is out of range: the set has {} images, counted from 0", self.labels.len()))
     }
 
     /// One image, in the order of the authors' code: AutoAugment, flip and crop, normalisation, Cutout.
@@ -209,13 +216,17 @@ impl Source {
         let augment = training.map_or(Augment::NONE, |training| training.augment);
         let mut owned;
         let mut image: &[u8] = match &self.images {
-            Images::Memory { set, half } => &half(set).images[place as usize * c * h * w..][..c * h * w],
+            Images::Memory { set, half } => {
+                let image = half(set).images.chunks_exact((c * h * w).max(1)).nth(place as usize);
+                image.ok_or_else(|| self.out_of_range(place))?
+            }
             Images::Files(paths) => {
                 let crop = match rng.as_mut() {
                     Some(rng) if augment.basic => Crop::Random(rng),
                     _ => Crop::Centre,
                 };
-                owned = read_picture(&paths[place as usize], w as u32, crop).map_err(Error::wrap)?;
+                let path = paths.get(place as usize).ok_or_else(|| self.out_of_range(place))?;
+                owned = read_picture(path, w as u32, crop).map_err(Error::wrap)?;
                 &owned
             }
         };
@@ -308,7 +319,7 @@ impl Batches {
     pub fn in_background(mut self) -> Background {
         let (sender, receiver) = sync_channel(AHEAD);
         // It ends with the batches, or when nobody takes them any more.
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             while let Some(batch) = self.next_batch() {
                 // A thread has a stream of its own on CUDA: what it has begun must be done before another one looks.
                 let ready = self.source.device.synchronize();
@@ -318,7 +329,7 @@ impl Batches {
                 }
             }
         });
-        Background(receiver)
+        Background { receiver, thread: Some(thread) }
     }
 
     fn next_batch(&mut self) -> Option<Result<Batch>> {
@@ -345,9 +356,13 @@ impl Iterator for Batches {
     }
 }
 
-/// Batches from another thread.
+/// Batches from another thread. If that thread panics, an error follows the batches that it has made.
 #[derive(Debug)]
-pub struct Background(Receiver<Result<Batch>>);
+pub struct Background {
+    receiver: Receiver<Result<Batch>>,
+    /// Until its end has been seen.
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Background {
     /// Images and labels alone.
@@ -360,8 +375,19 @@ impl Iterator for Background {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.recv().ok()
+        if let Ok(batch) = self.receiver.recv() {
+            return Some(batch);
+        }
+        // The thread has ended: with the epoch, or by a panic.
+        let panic = self.thread.take()?.join().err()?;
+        Some(Err(Error::msg(format!("the thread that loads images panicked: {}", message(panic.as_ref())))))
     }
+}
+
+/// What a panic says.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it left no message")
 }
 
 #[cfg(test)]
@@ -476,6 +502,40 @@ mod tests {
         let mut places = batch.places.clone();
         places.sort_unstable();
         assert_eq!(places, [2, 5, 7]);
+    }
+
+    #[test]
+    fn a_place_out_of_range_is_an_error() {
+        let [train, _] = Source::both(&set());
+        for place in [10, u32::MAX] {
+            let part = train.part(vec![3, place]);
+            let expected = format!("image {place} is out of range: the set has 10 images");
+            let error = part.in_order(2).next().unwrap().unwrap_err().to_string();
+            assert!(error.contains(&expected), "{error}");
+            let mut batches = part.shuffled(1, Augment::BASIC, 0, 0).in_background();
+            let errors: Vec<_> = batches.by_ref().filter_map(Result::err).collect();
+            assert!(matches!(&errors[..], [error] if error.to_string().contains(&expected)), "{errors:?}");
+            assert!(batches.next().is_none());
+        }
+        // A set with fewer pixels than its labels need.
+        let mut short = Dataset::clone(&set());
+        short.train.images.pop();
+        let [train, _] = Source::both(&Arc::new(short));
+        let error = train.in_order(10).next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("image 9 is out of range"), "{error}");
+    }
+
+    /// A panic in the thread is one error, and then the end: not the end of the epoch, and not an endless loop.
+    #[test]
+    fn a_panic_of_the_thread_that_loads_images_is_an_error() {
+        // Two channels and the statistics of one: the second has no mean.
+        let [mut train, _] = Source::both(&set());
+        train.scale = Arc::new(MeanStd { mean: vec![0.5], std: vec![0.5] });
+        let mut batches = train.shuffled(2, Augment::NONE, 0, 0).in_background();
+        let error = batches.next().unwrap().unwrap_err().to_string();
+        let expected = "the thread that loads images panicked: index out of bounds: the len is 1 but the index is 1";
+        assert!(error.contains(expected), "{error}");
+        assert!(batches.next().is_none() && batches.next().is_none());
     }
 
     #[test]
