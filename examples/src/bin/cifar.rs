@@ -12,7 +12,7 @@ use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
 use sam_examples::compute::{Compute, Place};
-use sam_examples::console::{bar, exit, say};
+use sam_examples::console::{bar, exit, say, warn};
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::models::Architecture;
 use sam_examples::options::{MOST, Out, above_0, at_least_0, parse, seeds, within};
@@ -243,6 +243,9 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
             reading.enable_steady_tick(Duration::from_millis(100));
             let set = data::load(&folder, options.image_size)?;
             reading.finish_and_clear();
+            for note in &set.notes {
+                warn(note);
+            }
             set
         }
         None => data::embedded()?,

@@ -38,10 +38,12 @@ pub enum DataError {
     },
 
     /// No format was recognised.
-    #[error("found no data set in `{path}`: looked for {looked_for}")]
+    #[error("found no data set in `{path}`: {hint}looked for {looked_for}")]
     Unrecognised {
         /// The folder that was searched.
         path: PathBuf,
+        /// What is probably wrong and what to do, and a semicolon; empty if nothing is known.
+        hint: String,
         /// The files and folders that would have told a format.
         looked_for: String,
     },
@@ -208,14 +210,19 @@ pub enum DataError {
     },
 
     /// A class without pictures.
-    #[error("`{path}` holds no pictures, expected .png, .jpg or .jpeg files: add some, or remove the folder")]
+    #[error(
+        "`{path}` holds no pictures{}, expected .png, .jpg, .jpeg, .webp or .bmp files: add some, or remove the folder",
+        if .skipped.is_empty() { String::new() } else { format!(" (found {})", .skipped) }
+    )]
     NoPictures {
         /// The folder of the class.
         path: PathBuf,
+        /// What it holds instead; empty if it holds nothing.
+        skipped: String,
     },
 
     /// A picture that does not decode.
-    #[error("`{path}` is no sound PNG or JPEG picture: replace or remove it")]
+    #[error("`{path}` is not a valid PNG, JPEG, WebP or BMP picture: replace or remove it")]
     Picture {
         /// The file.
         path: PathBuf,

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{DataError, Dataset, Split, folder_name};
+use super::{DataError, Dataset, Split, expect_folder, folder_name, hints};
 
 /// The largest `image_size` that [`load`](super::load) takes, in pixels.
 pub const MAX_IMAGE_SIZE: u32 = 1024;
@@ -18,15 +22,21 @@ pub const MAX_IMAGE_SIZE: u32 = 1024;
 /// Pictures that are decoded before they are put in place: bounds the memory beside the data set itself.
 const CHUNK: usize = 256;
 
+/// Names of the folder to test on; the first one that is there is read.
+const TEST: [&str; 4] = ["test", "val", "valid", "validation"];
+
+/// The files that are taken for pictures.
+const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "bmp"];
+
 pub(super) fn is_in(dir: &Path) -> bool {
-    ["train", "test", "val"].iter().any(|half| dir.join(half).is_dir())
+    TEST.iter().chain(&["train"]).any(|half| dir.join(half).is_dir())
 }
 
 pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataError> {
     if let Some(size) = image_size.filter(|size| !(1..=MAX_IMAGE_SIZE).contains(size)) {
         return Err(DataError::ImageSize { size, max: MAX_IMAGE_SIZE });
     }
-    let (classes, [train, test]) = list_halves(dir)?;
+    let Listed { classes, train, test, notes } = list_halves(dir)?;
     let shape = Shape::of(&train, &test, image_size)?;
     Ok(Dataset {
         name: folder_name(dir),
@@ -36,18 +46,39 @@ pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataE
         width: shape.size.0 as usize,
         train: shape.decode(&train)?,
         test: shape.decode(&test)?,
-        notes: Vec::new(),
+        notes,
     })
 }
 
-/// The names of the classes, and the pictures to train and to test on with their labels.
-pub(super) fn list_halves(dir: &Path) -> Result<(Vec<String>, [Vec<Picture>; 2]), DataError> {
+/// What a folder of pictures holds. No picture has been opened.
+pub(super) struct Listed {
+    /// Names of the classes, by label.
+    pub(super) classes: Vec<String>,
+    /// In a random order that is always the same, so that the first of them are of all classes.
+    pub(super) train: Vec<Picture>,
+    /// Class by class.
+    pub(super) test: Vec<Picture>,
+    /// What has been skipped.
+    pub(super) notes: Vec<String>,
+}
+
+pub(super) fn list_halves(dir: &Path) -> Result<Listed, DataError> {
+    expect_folder(dir)?;
+    if !is_in(dir) {
+        return Err(hints::unrecognised(dir));
+    }
     let train_dir = dir.join("train");
-    let test_dir = ["test", "val"].map(|half| dir.join(half)).into_iter().find(|half| half.is_dir());
-    let test_dir = test_dir.unwrap_or_else(|| dir.join("test"));
+    let mut test_dirs = TEST.iter().map(|half| dir.join(half)).filter(|half| half.is_dir());
+    let test_dir = test_dirs.next().unwrap_or_else(|| dir.join("test"));
     let classes = same_classes(&train_dir, &test_dir)?;
-    let pictures = [list(&train_dir, &classes)?, list(&test_dir, &classes)?];
-    Ok((classes.iter().map(|class| class.to_string_lossy().into_owned()).collect(), pictures))
+    let mut notes = Vec::new();
+    let mut train = list(&train_dir, &classes, &mut notes)?;
+    train.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    let test = list(&test_dir, &classes, &mut notes)?;
+    notes
+        .extend(test_dirs.map(|other| format!("skipped `{}`: `{}` is tested on", other.display(), test_dir.display())));
+    let classes = classes.iter().map(|class| class.to_string_lossy().into_owned()).collect();
+    Ok(Listed { classes, train, test, notes })
 }
 
 /// The names of the class folders, which must be the same in both halves.
@@ -75,29 +106,95 @@ fn class_names(half: &Path) -> Result<BTreeSet<OsString>, DataError> {
 /// A picture that has not been opened, and its label.
 type Picture = (PathBuf, u32);
 
-/// The pictures of one half, class by class, in the order of their names.
-fn list(half: &Path, classes: &BTreeSet<OsString>) -> Result<Vec<Picture>, DataError> {
+/// The pictures of one half, class by class, in the order of their names; a note of everything else in it.
+fn list(half: &Path, classes: &BTreeSet<OsString>, notes: &mut Vec<String>) -> Result<Vec<Picture>, DataError> {
     let mut pictures = Vec::new();
+    let mut skipped = Skipped::default();
+    for name in entries(half)?.difference(classes) {
+        skipped.add(&half.join(name));
+    }
     for (label, class) in (0..).zip(classes) {
-        let path = half.join(class);
-        let files = entries(&path)?.into_iter().map(|name| path.join(name)).filter(|path| is_picture(path));
+        let folder = half.join(class);
         let before = pictures.len();
-        pictures.extend(files.map(|path| (path, label)));
-        if pictures.len() == before {
-            return Err(DataError::NoPictures { path });
+        let mut others = Skipped::default();
+        for path in entries(&folder)?.into_iter().map(|name| folder.join(name)) {
+            if is_picture(&path) {
+                pictures.push((path, label));
+            } else {
+                others.add(&path);
+            }
         }
+        if pictures.len() == before {
+            return Err(DataError::NoPictures { path: folder, skipped: others.to_string() });
+        }
+        skipped.merge(others);
+    }
+    if !skipped.is_empty() {
+        notes.push(format!("skipped {skipped} in `{}`", half.display()));
     }
     Ok(pictures)
 }
 
-fn is_picture(path: &Path) -> bool {
-    let is = |extension: &OsStr| ["png", "jpg", "jpeg"].iter().any(|known| extension.eq_ignore_ascii_case(known));
-    path.extension().is_some_and(is) && path.is_file()
+/// What is no picture in a folder of pictures.
+#[derive(Default)]
+struct Skipped {
+    files: usize,
+    extensions: BTreeSet<String>,
+    folders: usize,
+}
+
+impl Skipped {
+    fn add(&mut self, path: &Path) {
+        if path.is_dir() {
+            self.folders += 1;
+            return;
+        }
+        self.files += 1;
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+        self.extensions.insert(extension.map_or_else(|| "no extension".to_owned(), |known| format!(".{known}")));
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.files += other.files;
+        self.folders += other.folders;
+        self.extensions.extend(other.extensions);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.files + self.folders == 0
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extensions = self.extensions.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        match self.files {
+            0 => (),
+            1 => write!(f, "1 file that is not a picture ({extensions})")?,
+            files => write!(f, "{files} files that are not pictures ({extensions})")?,
+        }
+        let and = if self.files > 0 { " and " } else { "" };
+        match self.folders {
+            0 => Ok(()),
+            1 => write!(f, "{and}1 nested folder"),
+            folders => write!(f, "{and}{folders} nested folders"),
+        }
+    }
+}
+
+/// Whether a path is a file with the extension of a picture.
+pub(super) fn is_picture(path: &Path) -> bool {
+    has_extension(path) && path.is_file()
+}
+
+pub(super) fn has_extension(path: &Path) -> bool {
+    let is = |extension: &OsStr| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known));
+    path.extension().is_some_and(is)
 }
 
 /// Names in a folder, sorted, without hidden ones (`.DS_Store`, `._cat.png`).
 fn entries(dir: &Path) -> Result<BTreeSet<OsString>, DataError> {
-    let advice = "a folder of pictures has train/CLASS/ and test/CLASS/ (or val/CLASS/)";
+    let advice = "a folder of pictures has train/CLASS/ and the same classes in test/, val/, valid/ or validation/";
     let failed = |source| DataError::reading(dir, advice, source);
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
@@ -208,7 +305,7 @@ pub(super) mod tests {
 
     use image::{GrayImage, Luma, Rgb, RgbImage};
 
-    use super::super::load;
+    use super::super::{Pictures, load};
     use super::*;
 
     fn grey(path: &Path, side: u32, value: u8) {
@@ -239,7 +336,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn grey_pictures_keep_one_channel_and_their_order() {
+    fn grey_pictures_keep_one_channel_and_their_labels() {
         let dir = small();
         fs::write(dir.path().join("train/cat/.DS_Store"), "junk").unwrap();
         fs::write(dir.path().join("train/cat/._b.png"), "junk").unwrap();
@@ -248,9 +345,30 @@ pub(super) mod tests {
         let set = load(dir.path(), None).unwrap();
         assert_eq!((set.channels, set.height, set.width), (1, 8, 8));
         assert_eq!(set.classes, ["cat", "dog"]);
-        assert_eq!((set.train.labels, set.test.labels), (vec![0, 0, 1], vec![0, 1]));
-        let first_pixels: Vec<u8> = set.train.images.iter().step_by(64).copied().collect();
-        assert_eq!(first_pixels, [0, 1, 2]);
+        assert_eq!(set.test.labels, [0, 1]);
+        let first_pixels = |split: &Split| -> Vec<u8> { split.images.iter().step_by(64).copied().collect() };
+        assert_eq!(first_pixels(&set.test), [3, 4]);
+        let mut train: Vec<_> = first_pixels(&set.train).into_iter().zip(set.train.labels).collect();
+        train.sort_unstable();
+        assert_eq!(train, [(0, 0), (1, 0), (2, 1)]);
+    }
+
+    /// Also of those that are decoded later, in the same order.
+    #[test]
+    fn the_first_training_pictures_are_of_all_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        for (class, number) in (0..4).flat_map(|class| (0..16).map(move |number| (class, number))) {
+            grey(&dir.path().join(format!("train/{class}/{number:02}.png")), 2, 16 * class + number);
+            grey(&dir.path().join(format!("test/{class}/{number:02}.png")), 2, 16 * class + number);
+        }
+        let set = load(dir.path(), None).unwrap();
+        let of_class = |class| set.train.labels[..16].iter().filter(|label| **label == class).count();
+        assert!((0..4).all(|class| (1..9).contains(&of_class(class))), "{:?}", &set.train.labels[..16]);
+        assert!(set.train.images.iter().step_by(4).zip(&set.train.labels).all(|(x, y)| u32::from(x / 16) == *y));
+        assert!(set.test.labels.is_sorted());
+        assert_eq!(load(dir.path(), None).unwrap(), set);
+        let pictures = Pictures::list(dir.path(), 2).unwrap();
+        assert!(pictures.train.iter().map(|(_, label)| label).eq(&set.train.labels));
     }
 
     #[test]
@@ -259,19 +377,66 @@ pub(super) mod tests {
         coloured(&dir.path().join("test/dog/z.png"), 8, 8);
         let set = load(dir.path(), None).unwrap();
         assert_eq!(set.channels, 3);
-        assert_eq!(set.train.images[..192], [0; 192]);
+        assert!(set.train.images.chunks(192).all(|image| image.iter().all(|x| *x == image[0] && *x < 3)));
         let planes = &set.test.images[2 * 192..];
         assert_eq!((planes[7], planes[8], planes[64], planes[64 + 8], planes[191]), (7, 0, 100, 101, 200));
     }
 
     #[test]
-    fn val_stands_in_for_test() {
+    fn val_valid_and_validation_stand_in_for_test() {
         let dir = small();
-        fs::rename(dir.path().join("test"), dir.path().join("val")).unwrap();
-        assert_eq!(load(dir.path(), None).unwrap().test.len(), 2);
-        fs::rename(dir.path().join("val"), dir.path().join("valid")).unwrap();
-        let error = load(dir.path(), None).unwrap_err();
-        assert!(error.to_string().contains("test` is missing"), "{error}");
+        let mut last = dir.path().join("test");
+        for name in ["val", "valid", "validation"] {
+            let next = dir.path().join(name);
+            fs::rename(&last, &next).unwrap();
+            last = next;
+            assert_eq!(load(dir.path(), None).unwrap().test.len(), 2, "{name}");
+        }
+        fs::rename(&last, dir.path().join("dev")).unwrap();
+        let error = load(dir.path(), None).unwrap_err().to_string();
+        assert!(error.contains("test` is missing: a folder of pictures has") && error.contains("valid/"), "{error}");
+    }
+
+    #[test]
+    fn test_comes_before_val() {
+        let dir = small();
+        grey(&dir.path().join("val/cat/0.png"), 8, 0);
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!(set.test.len(), 2);
+        let [val, test] = ["val", "test"].map(|half| dir.path().join(half).display().to_string());
+        assert_eq!(set.notes, [format!("skipped `{val}`: `{test}` is tested on")]);
+    }
+
+    #[test]
+    fn webp_and_bmp_are_read() {
+        let dir = small();
+        coloured(&dir.path().join("train/dog/1.webp"), 8, 8);
+        coloured(&dir.path().join("test/dog/1.BMP"), 8, 8);
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!((set.channels, set.train.len(), set.test.len()), (3, 4, 3));
+        assert_eq!(set.test.images[192 + 7], 7);
+        let lossless: Vec<_> = set.train.images.chunks(192).filter(|image| image[..3] == [0, 1, 2]).collect();
+        assert_eq!(lossless, [&set.test.images[192..2 * 192]]);
+    }
+
+    #[test]
+    fn what_is_no_picture_is_counted() {
+        let dir = small();
+        for file in ["cat/a.txt", "cat/b.GIF", "dog/c.txt", "dog/LICENSE", "labels.csv", "cat/.DS_Store"] {
+            fs::write(dir.path().join("train").join(file), "junk").unwrap();
+        }
+        grey(&dir.path().join("train/dog/nested/0.png"), 8, 0);
+        grey(&dir.path().join("test/dog/nested/0.png"), 8, 0);
+        grey(&dir.path().join("test/dog/images/0.png"), 8, 0);
+        let [train, test] = ["train", "test"].map(|half| dir.path().join(half).display().to_string());
+        let notes = [
+            format!(
+                "skipped 5 files that are not pictures (.csv, .gif, .txt, no extension) and 1 nested folder in `{train}`"
+            ),
+            format!("skipped 2 nested folders in `{test}`"),
+        ];
+        assert_eq!(load(dir.path(), None).unwrap().notes, notes);
+        assert_eq!(Pictures::list(dir.path(), 8).unwrap().notes, notes);
     }
 
     #[test]
@@ -284,8 +449,8 @@ pub(super) mod tests {
 
         let set = load(dir.path(), Some(5)).unwrap();
         assert_eq!((set.channels, set.height, set.width), (3, 5, 5));
-        let red = &set.train.images[3 * 75..3 * 75 + 5];
-        assert!(red[0] >= 5 && red[4] <= 15, "{red:?} is not the central square");
+        let red = set.train.images.chunks(75).find(|image| image[0] > 2).unwrap();
+        assert!(red[0] >= 5 && red[4] <= 15, "{:?} is not the central square", &red[..5]);
     }
 
     #[test]
@@ -322,7 +487,10 @@ pub(super) mod tests {
         let dir = small();
         fs::remove_file(dir.path().join("test/dog/y.jpeg")).unwrap();
         let error = load(dir.path(), None).unwrap_err();
-        assert!(matches!(&error, DataError::NoPictures { path } if path.ends_with("test/dog")), "{error}");
+        assert!(matches!(&error, DataError::NoPictures { path, .. } if path.ends_with("test/dog")), "{error}");
+        grey(&dir.path().join("test/dog/nested/0.png"), 8, 0);
+        let error = load(dir.path(), None).unwrap_err();
+        assert!(error.to_string().contains("test/dog` holds no pictures (found 1 nested folder), expected"), "{error}");
     }
 
     #[test]

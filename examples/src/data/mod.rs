@@ -17,6 +17,7 @@ mod download;
 mod embedded;
 mod error;
 mod folder;
+mod hints;
 mod idx;
 mod noise;
 mod pictures;
@@ -128,8 +129,10 @@ impl Dataset {
 /// - CIFAR-100: `train.bin` and `test.bin`, here or in `cifar-100-binary`; the fine labels;
 /// - MNIST and its kin: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same with `t10k-`, each either
 ///   plain or `.gz` (plain, if both are there);
-/// - pictures: `train/CLASS/*.png` (or `.jpg`, `.jpeg`) and the same classes in `test` (or, if there is none, `val`),
-///   in the order of their names; one channel if all are grey, otherwise three.
+/// - pictures: `train/CLASS/*.png` (or `.jpg`, `.jpeg`, `.webp`, `.bmp`) and the same classes in `test` (or, if there
+///   is none, `val`, `valid` or `validation`); one channel if all are grey, otherwise three. Other files and nested
+///   folders are skipped, with a [note](Dataset::notes) of how many. The training pictures are in a random
+///   order that is always the same, so that the first of them are of all classes.
 ///
 /// Pictures must be of one size, unless `image_size` is given: then each is cropped to its central square and scaled to
 /// that many pixels a side. The other formats have fixed sizes and refuse `image_size`.
@@ -138,20 +141,25 @@ impl Dataset {
 ///
 /// If nothing, or more than one data set, is recognised, and if anything in the files is not as it should be.
 pub fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataError> {
-    if !dir.is_dir() {
-        let path = dir.to_path_buf();
-        let advice = "name the folder that holds the data set".to_owned();
-        return Err(if dir.exists() { DataError::NotAFolder { path } } else { DataError::Missing { path, advice } });
-    }
+    expect_folder(dir)?;
     let found = Found::all(dir);
     match found.as_slice() {
         [one] => one.load(image_size),
-        [] => Err(DataError::Unrecognised { path: dir.to_path_buf(), looked_for: looked_for() }),
+        [] => Err(hints::unrecognised(dir)),
         several => Err(DataError::Ambiguous {
             path: dir.to_path_buf(),
             found: several.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         }),
     }
+}
+
+fn expect_folder(dir: &Path) -> Result<(), DataError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let path = dir.to_path_buf();
+    let advice = "name the folder that holds the data set".to_owned();
+    Err(if dir.exists() { DataError::NotAFolder { path } } else { DataError::Missing { path, advice } })
 }
 
 /// A data set, recognised by the names of its files but not yet read.
@@ -220,7 +228,9 @@ fn looked_for() -> String {
         format!("{files} (here or in {}, {})", layout.folder, layout.name)
     });
     let idx = format!("{}, each with or without .gz (IDX)", idx::NAMES.join(", "));
-    let pictures = "train/CLASS/*.png or .jpg with test/ or val/ beside (pictures)".to_owned();
+    let pictures = "train/CLASS/*.png, .jpg, .jpeg, .webp or .bmp, and the same classes in test/, val/, valid/ or \
+                    validation/ (pictures)"
+        .to_owned();
     cifar.into_iter().chain([idx, pictures]).collect::<Vec<_>>().join("; ")
 }
 

@@ -6,18 +6,18 @@ use image::imageops::FilterType;
 use rand::{Rng, RngExt};
 
 use super::DataError;
-use super::folder::{self, MAX_IMAGE_SIZE};
+use super::folder::{self, Listed, MAX_IMAGE_SIZE};
 
-/// Where the pictures of a folder are, `train/CLASS/*.jpg` and `test/` or `val/` beside, and their labels.
+/// Where the pictures of a folder are, `train/CLASS/*.jpg` and the same classes in `test/` or `val/`, and their labels.
 #[derive(Clone, Debug)]
 pub struct Pictures {
     /// The folder that was listed.
     pub folder: PathBuf,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// What to train on.
+    /// What to train on, in a random order that is always the same: the first of them are of all classes.
     pub train: Vec<(PathBuf, u32)>,
-    /// What to test on.
+    /// What to test on, class by class.
     pub test: Vec<(PathBuf, u32)>,
     /// Pixels of a side that each is brought to.
     pub side: u32,
@@ -34,8 +34,8 @@ impl Pictures {
         if !(1..=MAX_IMAGE_SIZE).contains(&side) {
             return Err(DataError::ImageSize { size: side, max: MAX_IMAGE_SIZE });
         }
-        let (classes, [train, test]) = folder::list_halves(dir)?;
-        Ok(Self { folder: dir.to_path_buf(), classes, train, test, side, notes: Vec::new() })
+        let Listed { classes, train, test, notes } = folder::list_halves(dir)?;
+        Ok(Self { folder: dir.to_path_buf(), classes, train, test, side, notes })
     }
 }
 

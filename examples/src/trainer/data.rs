@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
 use crate::batches::Source;
 use crate::data::{self, Dataset, Pictures, add_noise};
@@ -109,7 +106,7 @@ impl Stored {
                 class_names: pictures.classes.clone(),
                 digest: pictures.digest()?,
                 notes: pictures.notes.clone(),
-                halves: mixed(Source::files(&pictures)),
+                halves: Source::files(&pictures),
             });
         }
         let size = (recipe.image_size > 0).then_some(recipe.image_size);
@@ -117,8 +114,7 @@ impl Stored {
         let known = NAMES.iter().find(|(name, _)| *name == recipe.data);
         let set = data::load(&folder, size.filter(|_| known.is_none()))?;
         let Some((_, expected)) = known else {
-            let stored = Self::of(set);
-            return Ok(Self { halves: mixed(stored.halves), ..stored });
+            return Ok(Self::of(set));
         };
         if set.name != *expected {
             bail!("{} holds {}: expected {expected}", folder.display(), set.name)
@@ -157,13 +153,6 @@ fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
         inner.display()
     );
     Ok(folder.to_owned())
-}
-
-/// Pictures lie class by class: the first of them in a random order, the same every time, are some of each.
-fn mixed([train, test]: [Source; 2]) -> [Source; 2] {
-    let mut places = train.places().to_vec();
-    places.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
-    [train.part(places), test]
 }
 
 /// Whether a set that has the name of a well-known one has other images.
