@@ -67,10 +67,13 @@ fn reads_a_folder_of_pictures() {
             }
         }
     }
+    fs::write(folder.path().join("train/dark/notes.txt"), "no picture").unwrap();
     let data = folder.path().to_str().unwrap();
     let out = folder.path().join("out");
     let output = cifar(&out, &["--data", data, "--model", "mlp", "--epochs", "20", "--batch", "4", "--seeds", "1"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.starts_with("skipped 1 file that is not a picture (.txt) in "), "{notes}");
     let table = fs::read_to_string(out.join("table.md")).unwrap();
     assert!(table.lines().filter(|line| line.contains("| 0.0 ")).count() == 2, "{table}");
 }
@@ -109,4 +112,25 @@ fn refuses_with_exit_code_2_and_leaves_nothing() {
     fs::write(&out, "").unwrap();
     let error = refused(&out, &SHORT);
     assert!(error.contains(out.to_str().unwrap()), "{error}");
+}
+
+/// Before anything is downloaded, and without a folder left behind.
+#[test]
+fn a_file_of_certificates_that_holds_none_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [data, empty, missing] = ["data", "empty.pem", "missing.pem"].map(|name| folder.path().join(name));
+    fs::write(&empty, "").unwrap();
+    for certificates in [&empty, &missing] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cifar"));
+        command
+            .env_remove("SSL_CERT_DIR")
+            .env("SSL_CERT_FILE", certificates)
+            .arg("--out")
+            .arg(folder.path().join("out"));
+        let output = command.args(["--quiet", "--download", "cifar10", "--data"]).arg(&data).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("SSL_CERT_FILE is `{}`, where no certificate was found", certificates.display());
+        assert!(error.contains(&expected), "{error}");
+        assert!(!data.exists());
+    }
 }

@@ -1,5 +1,6 @@
-//! Data sets from the network: fetched, checked, unpacked, and only then put in place.
+//! Data sets from the network: downloaded, checked, unpacked, and only then put in place.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Component, Path, PathBuf};
@@ -9,6 +10,7 @@ use clap::ValueEnum;
 use flate2::read::GzDecoder;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::DataError;
 
@@ -21,54 +23,131 @@ pub enum Archive {
     /// CIFAR-100, 169 MB.
     #[value(name = "cifar100")]
     Cifar100,
+    /// MNIST, 12 MB.
+    Mnist,
+    /// Fashion-MNIST, 31 MB.
+    FashionMnist,
+    /// Street View House Numbers, cropped, without the extra images, 246 MB.
+    Svhn,
 }
 
-/// Where an archive (`.tar.gz`) is, and what must come of it.
+/// What is downloaded, and the folder that it becomes.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
+    /// Name of the folder.
+    pub folder: &'a str,
+    /// Everything that belongs in it.
+    pub downloads: &'a [Download<'a>],
+}
+
+/// A file of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Download<'a> {
     /// Where it is.
     pub url: &'a str,
-    /// SHA-256 of the archive, lower-case hexadecimal.
+    /// Its SHA-256, lower-case hexadecimal.
     pub sha256: &'a str,
-    /// Length of the archive in bytes.
+    /// Its length in bytes.
     pub bytes: u64,
-    /// The one folder that everything in it lies in.
-    pub folder: &'a str,
-    /// Files of that folder that make the data set, with their length in bytes.
-    pub files: &'a [(&'a str, u64)],
+    /// What it is.
+    pub content: Content<'a>,
+}
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// It is put in the folder as it is, under this name.
+    File(&'a str),
+    /// It is a `.tar.gz` file, in which everything is in a folder of the data set's name. These files of that folder make
+    /// the data set, with their length in bytes.
+    TarGz(&'a [(&'a str, u64)]),
 }
 
 impl Archive {
-    /// Where it is: the home page of the CIFAR sets. Hashes as TensorFlow Datasets has them.
+    /// Where it is: the home pages of CIFAR, Fashion-MNIST and SVHN, and a mirror of MNIST. Lengths and hashes as
+    /// TensorFlow Datasets has them.
     #[must_use]
     pub const fn source(self) -> Source<'static> {
         match self {
-            Self::Cifar10 => Source {
-                url: "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-                sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-                bytes: 170_052_171,
-                folder: "cifar-10-batches-bin",
-                files: &[
-                    ("data_batch_1.bin", 30_730_000),
-                    ("data_batch_2.bin", 30_730_000),
-                    ("data_batch_3.bin", 30_730_000),
-                    ("data_batch_4.bin", 30_730_000),
-                    ("data_batch_5.bin", 30_730_000),
-                    ("test_batch.bin", 30_730_000),
-                ],
-            },
-            Self::Cifar100 => Source {
-                url: "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-                sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-                bytes: 168_513_733,
-                folder: "cifar-100-binary",
-                files: &[("train.bin", 153_700_000), ("test.bin", 30_740_000)],
-            },
+            Self::Cifar10 => CIFAR_10,
+            Self::Cifar100 => CIFAR_100,
+            Self::Mnist => MNIST,
+            Self::FashionMnist => FASHION_MNIST,
+            Self::Svhn => SVHN,
         }
     }
 }
 
-/// Downloads and unpacks a known archive: [`fetch`] from [`Archive::source`].
+const CIFAR_10: Source<'static> = Source {
+    folder: "cifar-10-batches-bin",
+    downloads: &[Download {
+        url: "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        sha256: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        bytes: 170_052_171,
+        content: Content::TarGz(&[
+            ("data_batch_1.bin", 30_730_000),
+            ("data_batch_2.bin", 30_730_000),
+            ("data_batch_3.bin", 30_730_000),
+            ("data_batch_4.bin", 30_730_000),
+            ("data_batch_5.bin", 30_730_000),
+            ("test_batch.bin", 30_730_000),
+        ]),
+    }],
+};
+
+const CIFAR_100: Source<'static> = Source {
+    folder: "cifar-100-binary",
+    downloads: &[Download {
+        url: "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        sha256: "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        bytes: 168_513_733,
+        content: Content::TarGz(&[("train.bin", 153_700_000), ("test.bin", 30_740_000)]),
+    }],
+};
+
+macro_rules! files {
+    ($base:literal: $($name:literal, $bytes:literal, $sha256:literal;)+) => {
+        &[$(Download {
+            url: concat!($base, $name),
+            sha256: $sha256,
+            bytes: $bytes,
+            content: Content::File($name),
+        }),+]
+    };
+}
+
+const MNIST: Source<'static> = Source {
+    folder: "mnist",
+    downloads: files!(
+        "https://storage.googleapis.com/cvdf-datasets/mnist/":
+        "train-images-idx3-ubyte.gz", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609";
+        "train-labels-idx1-ubyte.gz", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c";
+        "t10k-images-idx3-ubyte.gz", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6";
+        "t10k-labels-idx1-ubyte.gz", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6";
+    ),
+};
+
+const FASHION_MNIST: Source<'static> = Source {
+    folder: "fashion-mnist",
+    downloads: files!(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/":
+        "train-images-idx3-ubyte.gz", 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84";
+        "train-labels-idx1-ubyte.gz", 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845";
+        "t10k-images-idx3-ubyte.gz", 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073";
+        "t10k-labels-idx1-ubyte.gz", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5";
+    ),
+};
+
+const SVHN: Source<'static> = Source {
+    folder: "svhn",
+    downloads: files!(
+        "http://ufldl.stanford.edu/housenumbers/":
+        "train_32x32.mat", 182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8";
+        "test_32x32.mat", 64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b";
+    ),
+};
+
+/// Downloads a known data set: [`fetch`] from [`Archive::source`].
 ///
 /// # Errors
 ///
@@ -77,14 +156,18 @@ pub fn download(archive: Archive, into: &Path, progress: &ProgressBar) -> Result
     fetch(&archive.source(), into, progress)
 }
 
-/// Downloads an archive, checks its length and hash, unpacks it in the folder `into` (made if need be), and returns the
-/// data set's own folder there, for [`load`](super::load). If that is there already and complete, nothing is done.
+/// Downloads files, checks the length and the hash of each, puts them, or what they unpack to, in a folder of the
+/// data set's own in `into` (made if need be), and returns that folder, for [`load`](super::load). If it is there
+/// already and complete, nothing is done.
+///
+/// Servers are trusted by the certificates of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where these are set;
+/// by those that are compiled in where a system has none.
 ///
 /// `progress` is made to count bytes; [`ProgressBar::hidden`] for silence.
 ///
 /// # Errors
 ///
-/// If the network fails, if the archive is not the right one, and if `into` cannot be written to. What has been written
+/// If the network fails, if a file is not the right one, and if `into` cannot be written to. What has been written
 /// is gone again then. A folder that is there but incomplete is an error too: nobody's files are replaced.
 pub fn fetch(source: &Source<'_>, into: &Path, progress: &ProgressBar) -> Result<PathBuf, DataError> {
     let target = into.join(source.folder);
@@ -93,36 +176,89 @@ pub fn fetch(source: &Source<'_>, into: &Path, progress: &ProgressBar) -> Result
         return Ok(target);
     }
     let _made = MadeFolders::make(into).map_err(DataError::writing(into))?;
-    let archive = source.receive(into, progress)?;
+    let received = source.receive(into, progress)?;
     // On the same file system as the target, so that putting it in place is one step.
     let scratch = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(into).map_err(DataError::writing(into))?;
-    source.unpack(archive, scratch.path())?;
+    for (download, file) in source.downloads.iter().zip(received) {
+        match download.content {
+            Content::File(name) => copy(file, &scratch.path().join(source.folder), name)?,
+            Content::TarGz(_) => download.unpack(file, scratch.path(), source.folder)?,
+        }
+    }
     let unpacked = scratch.path().join(source.folder);
     source.check_files(&unpacked)?;
     fs::rename(&unpacked, &target).map_err(DataError::writing(&target))?;
     Ok(target)
 }
 
+/// Copies a file into a folder, which is made if need be.
+fn copy(mut from: File, folder: &Path, name: &str) -> Result<(), DataError> {
+    let path = folder.join(name);
+    let copied = fs::create_dir_all(folder)
+        .and_then(|()| File::create_new(&path))
+        .and_then(|mut to| io::copy(&mut from, &mut to));
+    copied.map(drop).map_err(DataError::writing(&path))
+}
+
+/// Whose certificates a server is trusted by.
+fn roots() -> Result<RootCerts, DataError> {
+    let named = env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let mut found = rustls_native_certs::load_native_certs();
+    match named {
+        _ if !found.certs.is_empty() => {
+            let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+            Ok(RootCerts::from(certificates))
+        }
+        Some(path) => Err(DataError::Certificates { path, source: found.errors.pop() }),
+        None => Ok(RootCerts::WebPki),
+    }
+}
+
 impl Source<'_> {
-    /// The archive in a file without a name: not even a killed process leaves it behind.
-    fn receive(&self, into: &Path, progress: &ProgressBar) -> Result<File, DataError> {
-        let mut file = tempfile::tempfile_in(into).map_err(DataError::writing(into))?;
+    /// All files, each without a name: not even a killed process leaves them behind.
+    fn receive(&self, into: &Path, progress: &ProgressBar) -> Result<Vec<File>, DataError> {
+        let needs_roots = self.downloads.iter().any(|download| download.url.starts_with("https:"));
+        let roots = if needs_roots { roots()? } else { RootCerts::WebPki };
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .accept_encoding("identity")
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_mins(1)))
             .timeout_per_read(Some(Duration::from_mins(1)))
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .build()
             .into();
-        let mut response = agent.get(self.url).call().map_err(|source| self.network_error(source))?;
-
-        progress.set_length(self.bytes);
+        progress.set_length(self.downloads.iter().map(|download| download.bytes).sum());
         if let Ok(style) = ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left") {
             progress.set_style(style);
         }
-        let received = self.copy(response.body_mut().as_reader(), &mut file, into, progress);
+        let received = self.downloads.iter().map(|download| download.receive(&agent, into, progress)).collect();
         progress.finish_and_clear();
-        received?;
+        received
+    }
+
+    fn check_files(&self, folder: &Path) -> Result<(), DataError> {
+        for download in self.downloads {
+            match download.content {
+                Content::File(name) => check_file(folder.join(name), download.bytes)?,
+                Content::TarGz(files) => {
+                    files.iter().try_for_each(|&(name, expected)| check_file(folder.join(name), expected))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_file(path: PathBuf, expected: u64) -> Result<(), DataError> {
+    let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|file| file.len());
+    if found == Some(expected) { Ok(()) } else { Err(DataError::Incomplete { path, expected, found }) }
+}
+
+impl Download<'_> {
+    fn receive(&self, agent: &ureq::Agent, into: &Path, progress: &ProgressBar) -> Result<File, DataError> {
+        let mut file = tempfile::tempfile_in(into).map_err(DataError::writing(into))?;
+        let mut response = agent.get(self.url).call().map_err(|source| self.network_error(source))?;
+        self.copy(response.body_mut().as_reader(), &mut file, into, progress)?;
         file.rewind().map_err(DataError::writing(into))?;
         Ok(file)
     }
@@ -156,7 +292,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn unpack(&self, archive: File, into: &Path) -> Result<(), DataError> {
+    fn unpack(&self, archive: File, into: &Path, folder: &str) -> Result<(), DataError> {
         let failed = |source| DataError::Unpack { url: self.url.to_owned(), path: into.to_path_buf(), source };
         let mut archive = tar::Archive::new(GzDecoder::new(BufReader::new(archive)));
         for entry in archive.entries().map_err(failed)? {
@@ -166,23 +302,12 @@ impl Source<'_> {
             // No links: with them, a path within the folder can lead out of it.
             let is_plain = kind.is_file() || kind.is_dir();
             let is_inside =
-                path.starts_with(self.folder) && path.components().all(|part| matches!(part, Component::Normal(_)));
+                path.starts_with(folder) && path.components().all(|part| matches!(part, Component::Normal(_)));
             if !(is_plain && is_inside) {
-                let folder = self.folder.to_owned();
-                return Err(DataError::ForeignEntry { url: self.url.to_owned(), entry: path, folder });
+                let (url, folder) = (self.url.to_owned(), folder.to_owned());
+                return Err(DataError::ForeignEntry { url, entry: path, folder });
             }
             entry.unpack_in(into).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    fn check_files(&self, folder: &Path) -> Result<(), DataError> {
-        for &(name, expected) in self.files {
-            let path = folder.join(name);
-            let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|file| file.len());
-            if found != Some(expected) {
-                return Err(DataError::Incomplete { path, expected, found });
-            }
         }
         Ok(())
     }
@@ -256,8 +381,12 @@ mod tests {
         Server { url, thread }
     }
 
-    fn source<'a>(url: &'a str, archive: &[u8], sha256: &'a str) -> Source<'a> {
-        Source { url, sha256, bytes: archive.len() as u64, folder: FOLDER, files: FILES }
+    fn archived<'a>(url: &'a str, archive: &[u8], sha256: &'a str) -> Download<'a> {
+        Download { url, sha256, bytes: archive.len() as u64, content: Content::TarGz(FILES) }
+    }
+
+    fn fetch_one(download: Download<'_>, into: &Path, progress: &ProgressBar) -> Result<PathBuf, DataError> {
+        fetch(&Source { folder: FOLDER, downloads: &[download] }, into, progress)
     }
 
     fn sha256(bytes: &[u8]) -> String {
@@ -292,8 +421,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let server = serve(status, length, answer);
         let hash = sha256(archive);
-        let source = source(&server.url, archive, &hash);
-        let error = fetch(&source, &dir.path().join("new/folder"), &ProgressBar::hidden()).unwrap_err();
+        let error =
+            fetch_one(archived(&server.url, archive, &hash), &dir.path().join("new/folder"), &ProgressBar::hidden())
+                .unwrap_err();
         server.thread.join().unwrap();
         assert_eq!(names(&dir), Vec::<PathBuf>::new());
         error
@@ -309,9 +439,9 @@ mod tests {
         let archive = sound_archive();
         let server = serve("200 OK", archive.len(), &archive);
         let hash = sha256(&archive);
-        let source = source(&server.url, &archive, &hash);
+        let download = archived(&server.url, &archive, &hash);
         let progress = ProgressBar::hidden();
-        let folder = fetch(&source, &dir.path().join("new/folder"), &progress).unwrap();
+        let folder = fetch_one(download, &dir.path().join("new/folder"), &progress).unwrap();
         server.thread.join().unwrap();
         assert_eq!(folder, dir.path().join("new/folder/set"));
         assert_eq!(fs::read(folder.join("a.bin")).unwrap(), b"aaaaa");
@@ -319,7 +449,66 @@ mod tests {
         assert_eq!((progress.length(), progress.is_finished()), (Some(archive.len() as u64), true));
 
         // There is no server any more.
-        assert_eq!(fetch(&source, &dir.path().join("new/folder"), &progress).unwrap(), folder);
+        assert_eq!(fetch_one(download, &dir.path().join("new/folder"), &progress).unwrap(), folder);
+    }
+
+    /// Nothing is put in place before everything is there.
+    #[test]
+    fn several_files_are_put_in_place_together() {
+        let contents = [&b"first"[..], b"second file"];
+        let hashes = contents.map(sha256);
+        let fetch_from = |servers: [&Server; 2], dir: &TempDir| {
+            let [first, second] = [0, 1].map(|i| Download {
+                url: &servers[i].url,
+                sha256: &hashes[i],
+                bytes: contents[i].len() as u64,
+                content: Content::File(["a.gz", "b.gz"][i]),
+            });
+            fetch(&Source { folder: FOLDER, downloads: &[first, second] }, dir.path(), &ProgressBar::hidden())
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let servers = contents.map(|content| serve("200 OK", content.len(), content));
+        let folder = fetch_from([&servers[0], &servers[1]], &dir).unwrap();
+        assert_eq!(names(&dir), [folder.clone()]);
+        assert_eq!(["a.gz", "b.gz"].map(|name| fs::read(folder.join(name)).unwrap()), contents);
+        // There is no server any more.
+        assert_eq!(fetch_from([&servers[0], &servers[1]], &dir).unwrap(), folder);
+        fs::write(folder.join("b.gz"), "secon").unwrap();
+        let error = fetch_from([&servers[0], &servers[1]], &dir).unwrap_err();
+        assert!(matches!(error, DataError::Incomplete { expected: 11, found: Some(5), .. }), "{error}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let servers = [serve("200 OK", 5, b"first"), serve("200 OK", 11, b"secono file")];
+        let error = fetch_from([&servers[0], &servers[1]], &dir).unwrap_err();
+        assert!(matches!(&error, DataError::DownloadHash { url, .. } if *url == servers[1].url), "{error}");
+        assert!(names(&dir).is_empty());
+    }
+
+    /// The loader finds what was downloaded, by the names of its files.
+    #[test]
+    fn downloads_are_what_the_loader_reads() {
+        use clap::ValueEnum as _;
+        for archive in Archive::value_variants() {
+            let source = archive.source();
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join(source.folder);
+            fs::create_dir(&folder).unwrap();
+            for download in source.downloads {
+                assert_eq!(download.sha256.len(), 64);
+                let names: Vec<_> = match download.content {
+                    Content::File(name) => vec![name],
+                    Content::TarGz(files) => files.iter().map(|(name, _)| *name).collect(),
+                };
+                for name in names {
+                    fs::write(folder.join(name), "").unwrap();
+                }
+            }
+            for dir in [dir.path(), &folder] {
+                // Recognised, whole, and then refused for its empty files.
+                let error = crate::data::load(dir, None).unwrap_err();
+                assert!(matches!(error, DataError::Empty { .. }), "{archive:?}: {error}");
+            }
+        }
     }
 
     #[test]
@@ -327,10 +516,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("set")).unwrap();
         fs::write(dir.path().join("set/a.bin"), "aaaa").unwrap();
-        let error = fetch(&source("http://127.0.0.1:9/", b"", ""), dir.path(), &ProgressBar::hidden()).unwrap_err();
+        let error =
+            fetch_one(archived("http://127.0.0.1:9/", b"", ""), dir.path(), &ProgressBar::hidden()).unwrap_err();
         assert!(matches!(error, DataError::Incomplete { expected: 5, found: Some(4), .. }), "{error}");
         fs::write(dir.path().join("set/a.bin"), "aaaaa").unwrap();
-        let error = fetch(&source("http://127.0.0.1:9/", b"", ""), dir.path(), &ProgressBar::hidden()).unwrap_err();
+        let error =
+            fetch_one(archived("http://127.0.0.1:9/", b"", ""), dir.path(), &ProgressBar::hidden()).unwrap_err();
         assert!(error.to_string().contains("b.bin` has no bytes, expected 3: remove its folder"), "{error}");
     }
 
@@ -339,7 +530,7 @@ mod tests {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let url = format!("http://127.0.0.1:{port}/set.tar.gz");
         let dir = tempfile::tempdir().unwrap();
-        let error = fetch(&source(&url, b"", ""), &dir.path().join("new"), &ProgressBar::hidden()).unwrap_err();
+        let error = fetch_one(archived(&url, b"", ""), &dir.path().join("new"), &ProgressBar::hidden()).unwrap_err();
         assert!(matches!(error, DataError::Network { .. }) && error.to_string().contains(&url), "{error}");
         assert!(names(&dir).is_empty());
     }
@@ -415,7 +606,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         for into in [file.clone(), file.join("below")] {
-            let error = fetch(&source("http://127.0.0.1:9/", b"", ""), &into, &ProgressBar::hidden()).unwrap_err();
+            let error = fetch_one(archived("http://127.0.0.1:9/", b"", ""), &into, &ProgressBar::hidden()).unwrap_err();
             assert!(matches!(&error, DataError::Write { path, .. } if *path == into), "{error}");
         }
         assert_eq!(names(&dir), [file]);
@@ -432,7 +623,7 @@ mod tests {
                 Ok(())
             }
         }
-        let error = source("http://127.0.0.1:9/", b"content", "")
+        let error = archived("http://127.0.0.1:9/", b"content", "")
             .copy(&b"content"[..], &mut Full, Path::new("data"), &ProgressBar::hidden())
             .unwrap_err();
         assert_eq!(error.to_string(), "cannot write to `data`: check its permissions and the free space");

@@ -125,6 +125,15 @@ pub enum DataError {
         width: u32,
     },
 
+    /// A file of SVHN's that is not as it should be.
+    #[error("`{path}` is not a MATLAB file of SVHN: {problem}; get it again with --download svhn")]
+    Matlab {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// A compressed file does not decompress.
     #[error("`{path}` is no sound gzip file: download or copy it again")]
     CorruptGzip {
@@ -262,6 +271,17 @@ pub enum DataError {
         classes: usize,
     },
 
+    /// The file of certificates that the user names holds none.
+    #[error(
+        "SSL_CERT_FILE is `{path}`, where no certificate was found: name a file of certificates (PEM), or unset it"
+    )]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// The reason, if the file cannot be read.
+        source: Option<rustls_native_certs::Error>,
+    },
+
     /// A download did not begin, or broke off.
     #[error("cannot download {url}: check the network and try again")]
     Network {
@@ -317,7 +337,7 @@ pub enum DataError {
     },
 
     /// An archive holds something that does not belong in its folder.
-    #[error("{url} holds `{entry}`, expected plain files and folders within `{folder}` only: nothing was unpacked")]
+    #[error("{url} holds `{entry}`, expected plain files and folders in `{folder}` only: nothing was put in place")]
     ForeignEntry {
         /// Where the archive is from.
         url: String,

@@ -20,15 +20,22 @@ pub(super) const NAMES: [&str; 4] =
 const CLASSES: usize = 10;
 const FASHION: [&str; CLASSES] =
     ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
-/// How the training labels of Fashion-MNIST begin: nothing else tells it from MNIST.
+/// How the training labels of Fashion-MNIST begin: nothing else tells it from others.
 const FASHION_LABELS: [u32; 16] = [9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9];
+
+/// How the training labels of MNIST begin.
+const MNIST_LABELS: [u32; 16] = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7];
+
+/// Folders in which the files may be, below the one that is named: those of torchvision, and of a download.
+pub(super) const FOLDERS: [&str; 5] = ["raw", "MNIST/raw", "FashionMNIST/raw", "mnist", "fashion-mnist"];
 
 pub(super) fn is_in(dir: &Path) -> bool {
     NAMES.iter().any(|name| dir.join(name).is_file() || compressed(dir, name).is_file())
 }
 
 pub(super) fn load(dir: &Path) -> Result<Dataset, DataError> {
-    read(&folder_name(dir), |name| {
+    let named = dir.parent().filter(|_| dir.ends_with("raw")).unwrap_or(dir);
+    read(&folder_name(named), |name| {
         let plain = dir.join(name);
         if plain.is_file() { IdxFile::open(plain) } else { IdxFile::open_gz(compressed(dir, name)) }
     })
@@ -54,8 +61,13 @@ pub(super) fn read<'a>(
         });
     }
     let is_fashion = train_labels.starts_with(&FASHION_LABELS);
+    let name = match is_fashion {
+        true => "Fashion-MNIST",
+        false if train_labels.starts_with(&MNIST_LABELS) => "MNIST",
+        false => name,
+    };
     Ok(Dataset {
-        name: if is_fashion { "Fashion-MNIST" } else { name }.to_owned(),
+        name: name.to_owned(),
         classes: if is_fashion { FASHION.map(str::to_owned).into() } else { numbered(CLASSES) },
         channels: 1,
         height: train.size.1 as usize,
@@ -255,6 +267,29 @@ pub(super) mod tests {
         fs::write(dir.path().join("train-labels-idx1-ubyte"), labels(&FASHION_LABELS.map(|l| l as u8))).unwrap();
         let set = load(dir.path(), None).unwrap();
         assert_eq!((set.name.as_str(), set.classes[9].as_str()), ("Fashion-MNIST", "ankle boot"));
+        fs::write(dir.path().join("train-labels-idx1-ubyte"), labels(&MNIST_LABELS.map(|l| l as u8))).unwrap();
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!((set.name.as_str(), set.classes[9].as_str()), ("MNIST", "9"));
+    }
+
+    #[test]
+    fn the_folders_of_torchvision_and_of_downloads_are_found() {
+        for inner in FOLDERS {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("digits").join(inner);
+            fs::create_dir_all(&folder).unwrap();
+            write(&folder);
+            let set = load(&dir.path().join("digits"), None).unwrap();
+            let name = inner.strip_suffix("/raw").unwrap_or(if inner == "raw" { "digits" } else { inner });
+            assert_eq!((set.name.as_str(), set.train.len()), (name, 3));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for inner in ["MNIST/raw", "FashionMNIST/raw"] {
+            fs::create_dir_all(dir.path().join(inner)).unwrap();
+            write(&dir.path().join(inner));
+        }
+        let error = load(dir.path(), None).unwrap_err().to_string();
+        assert!(error.contains("MNIST/raw`, IDX in `"), "{error}");
     }
 
     #[test]

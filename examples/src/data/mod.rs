@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! embedded()                   5,000 + 10,000 images of Fashion-MNIST, compiled in
-//! load(dir, image_size)        CIFAR-10, CIFAR-100, MNIST-like IDX files, any folder of pictures
+//! load(dir, image_size)        CIFAR-10, CIFAR-100, MNIST-like IDX files, SVHN, any folder of pictures
 //! Pictures::list(dir, side)    the same folders, decoded picture by picture when they are needed
-//! download(archive, into, ..)  CIFAR-10 or CIFAR-100 from their home page, checked and unpacked
+//! download(archive, into, ..)  CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST or SVHN, checked and put in place
 //! add_noise(labels, ..)        symmetric label noise, seeded
 //! ```
 //!
@@ -21,14 +21,16 @@ mod hints;
 mod idx;
 mod noise;
 mod pictures;
+mod svhn;
 
 use std::fmt;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use download::hex;
-pub use download::{Archive, Source, download, fetch};
+pub use download::{Archive, Content, Download, Source, download, fetch};
 pub use embedded::embedded;
 pub use error::DataError;
 pub use folder::MAX_IMAGE_SIZE;
@@ -128,7 +130,9 @@ impl Dataset {
 /// - CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, here or in `cifar-10-batches-bin`;
 /// - CIFAR-100: `train.bin` and `test.bin`, here or in `cifar-100-binary`; the fine labels;
 /// - MNIST and its kin: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same with `t10k-`, each either
-///   plain or `.gz` (plain, if both are there);
+///   plain or `.gz` (plain, if both are there), here or in `raw`, `MNIST/raw`, `FashionMNIST/raw`, `mnist` or
+///   `fashion-mnist`;
+/// - SVHN: `train_32x32.mat` and `test_32x32.mat`, here or in `svhn`;
 /// - pictures: `train/CLASS/*.png` (or `.jpg`, `.jpeg`, `.webp`, `.bmp`) and the same classes in `test` (or, if there
 ///   is none, `val`, `valid` or `validation`); one channel if all are grey, otherwise three. Other files and nested
 ///   folders are skipped, with a [note](Dataset::notes) of how many. The training pictures are in a random
@@ -172,6 +176,7 @@ struct Found {
 enum Format {
     Cifar(&'static cifar::Layout),
     Idx,
+    Svhn,
     Pictures,
 }
 
@@ -181,14 +186,23 @@ impl Found {
         let cifar = cifar::LAYOUTS.iter().flat_map(|layout| {
             [dir.to_path_buf(), dir.join(layout.folder)].map(|folder| (Format::Cifar(layout), folder))
         });
-        let others = [Format::Idx, Format::Pictures].map(|format| (format, dir.to_path_buf()));
-        cifar.chain(others).map(|(format, folder)| Self { format, folder }).filter(Self::is_there).collect()
+        let here = |format| iter::once((format, dir.to_path_buf()));
+        let idx = here(Format::Idx).chain(idx::FOLDERS.iter().map(|folder| (Format::Idx, dir.join(folder))));
+        let svhn = here(Format::Svhn).chain([(Format::Svhn, dir.join("svhn"))]);
+        cifar
+            .chain(idx)
+            .chain(svhn)
+            .chain(here(Format::Pictures))
+            .map(|(format, folder)| Self { format, folder })
+            .filter(Self::is_there)
+            .collect()
     }
 
     fn is_there(&self) -> bool {
         match self.format {
             Format::Cifar(layout) => layout.is_in(&self.folder),
             Format::Idx => idx::is_in(&self.folder),
+            Format::Svhn => svhn::is_in(&self.folder),
             Format::Pictures => folder::is_in(&self.folder),
         }
     }
@@ -201,6 +215,7 @@ impl Found {
             }
             Format::Cifar(layout) => layout.load(&self.folder),
             Format::Idx => idx::load(&self.folder),
+            Format::Svhn => svhn::load(&self.folder),
         }
     }
 }
@@ -210,6 +225,7 @@ impl Format {
         match self {
             Self::Cifar(layout) => layout.name,
             Self::Idx => "IDX",
+            Self::Svhn => "SVHN",
             Self::Pictures => "pictures",
         }
     }
@@ -227,11 +243,13 @@ fn looked_for() -> String {
         let files = layout.files().collect::<Vec<_>>().join(", ");
         format!("{files} (here or in {}, {})", layout.folder, layout.name)
     });
-    let idx = format!("{}, each with or without .gz (IDX)", idx::NAMES.join(", "));
+    let idx =
+        format!("{}, each with or without .gz (here or in {}, IDX)", idx::NAMES.join(", "), idx::FOLDERS.join(", "));
+    let svhn = format!("{} (here or in svhn, SVHN)", svhn::FILES.join(", "));
     let pictures = "train/CLASS/*.png, .jpg, .jpeg, .webp or .bmp, and the same classes in test/, val/, valid/ or \
                     validation/ (pictures)"
         .to_owned();
-    cifar.into_iter().chain([idx, pictures]).collect::<Vec<_>>().join("; ")
+    cifar.into_iter().chain([idx, svhn, pictures]).collect::<Vec<_>>().join("; ")
 }
 
 /// The last part of a folder's path: what a data set without a name of its own is called.
@@ -259,11 +277,12 @@ mod tests {
 
     /// A sound data set of every format.
     fn sound_sets() -> Vec<TempDir> {
-        let sets: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+        let sets: Vec<_> = (0..5).map(|_| tempfile::tempdir().unwrap()).collect();
         cifar::tests::write(cifar::LAYOUTS[0], sets[0].path());
         cifar::tests::write(cifar::LAYOUTS[1], sets[1].path());
         idx::tests::write(sets[2].path());
-        folder::tests::write(sets[3].path());
+        svhn::tests::write(sets[3].path());
+        folder::tests::write(sets[4].path());
         sets
     }
 
@@ -304,11 +323,11 @@ mod tests {
     #[test]
     fn only_pictures_can_be_resized() {
         let sets = sound_sets();
-        for (set, format) in sets.iter().zip(["CIFAR-10", "CIFAR-100", "IDX"]) {
+        for (set, format) in sets.iter().zip(["CIFAR-10", "CIFAR-100", "IDX", "SVHN"]) {
             let error = load(set.path(), Some(16)).unwrap_err();
             assert!(matches!(error, DataError::FixedImageSize { format: f, .. } if f == format), "{error}");
         }
-        assert_eq!(load(sets[3].path(), Some(16)).unwrap().width, 16);
+        assert_eq!(load(sets[4].path(), Some(16)).unwrap().width, 16);
     }
 
     #[test]

@@ -31,8 +31,13 @@ pub struct Data {
 }
 
 /// Folders of a recipe's name, and what a set in it must be called.
-const NAMES: [(&str, &str); 3] =
-    [("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100"), ("fashion-mnist", "Fashion-MNIST")];
+const NAMES: [(&str, &str); 5] = [
+    ("cifar10", "CIFAR-10"),
+    ("cifar100", "CIFAR-100"),
+    ("mnist", "MNIST"),
+    ("fashion-mnist", "Fashion-MNIST"),
+    ("svhn", "SVHN"),
+];
 
 /// Mean and standard deviation of the training images, as published by everybody: another copy has others.
 const ORIGINALS: [(&str, [f64; 3]); 2] = [
