@@ -75,7 +75,7 @@ pub trait Kit {
     /// If x has other than four dimensions, or is smaller than a window.
     fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor>;
 
-    /// The largest of each window of 3x3, every second row and column, of what a ReLU has made.
+    /// The largest of each window of 3x3, every second row and column, with padding that is never the largest.
     ///
     /// # Errors
     /// If x has other than four dimensions; candle's has no backward pass.
@@ -142,8 +142,11 @@ impl Kit for Stock {
     }
 
     fn max_pool(x: &Tensor) -> Result<Tensor> {
-        // Nothing is below 0 there, so zeros around change no maximum.
-        x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?.max_pool2d_with_stride(3, 2)
+        let pad = |x: &Tensor, dim: usize| {
+            let edge = (x.narrow(dim, 0, 1)?.zeros_like()? + f64::NEG_INFINITY)?;
+            Tensor::cat(&[&edge, x, &edge], dim)
+        };
+        pad(&pad(x, 2)?, 3)?.max_pool2d_with_stride(3, 2)
     }
 
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
@@ -198,5 +201,29 @@ impl Kit for Ours {
 
     fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         nn::cross_entropy(logits, labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    /// Zeros around negative numbers would be the largest.
+    #[test]
+    fn padding_is_never_the_largest() {
+        let values: Vec<f32> = (0..2 * 36).map(|i| -1.0 - (i * 29 % 72) as f32).collect();
+        let x = Tensor::from_vec(values.clone(), (1, 2, 6, 6), &Device::Cpu).unwrap();
+        let largest = |channel: usize, row: usize, column: usize| {
+            let near = |at: usize| (2 * at).saturating_sub(1)..(2 * at + 2).min(6);
+            let window = near(row).flat_map(|y| near(column).map(move |x| (y, x)));
+            window.map(|(y, x)| values[36 * channel + 6 * y + x]).fold(f32::NEG_INFINITY, f32::max)
+        };
+        let expected: Vec<f32> = (0..18).map(|i| largest(i / 9, i / 3 % 3, i % 3)).collect();
+        for found in [Ours::max_pool(&x).unwrap(), Stock::max_pool(&x).unwrap()] {
+            assert_eq!(found.dims(), [1, 2, 3, 3]);
+            assert_eq!(found.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+        }
     }
 }

@@ -85,7 +85,8 @@ impl<K: Kit> Basic<K> {
     }
 }
 
-/// A ResNet for images of 224 pixels, of bottlenecks with the stride on the 3x3 convolution.
+/// A ResNet for images of 224 pixels, of bottlenecks with the stride on the 3x3 convolution. As in the authors' code there is
+/// no ReLU between the stem's normalisation and the max-pool.
 pub(super) struct ImageNet<K: Kit> {
     stem: ConvNorm<K>,
     blocks: Vec<Bottleneck<K>>,
@@ -112,7 +113,7 @@ impl<K: Kit> ImageNet<K> {
 
 impl<K: Kit> Net for ImageNet<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = K::max_pool(&self.stem.forward_relu(x, train)?)?;
+        let mut x = K::max_pool(&self.stem.forward(x, train)?)?;
         for block in &self.blocks {
             x = block.forward(&x, train)?;
         }
@@ -143,5 +144,41 @@ impl<K: Kit> Bottleneck<K> {
         let y = self.first.forward_relu(x, train)?;
         let y = self.second.forward_relu(&y, train)?;
         self.third.forward_add_relu(&y, &past(self.skip.as_ref(), x, train)?, train)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use candle_nn::VarMap;
+
+    use super::*;
+    use crate::kit::{Ours, Stock};
+
+    /// What goes into the first block of a network whose other blocks do nothing.
+    fn after_the_stem<K: Kit>() -> Vec<f32> {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let stem = ConvNorm::<K>::new(1, 1, 7, 2, &vb.pp("stem")).unwrap();
+        for (name, var) in vars.data().lock().unwrap().iter() {
+            let value = match name.as_str() {
+                "stem.conv.weight" => 1.0,
+                // A normalisation that takes 100 off.
+                "stem.norm.bias" => -100.0,
+                _ => continue,
+            };
+            var.set(&(var.zeros_like().unwrap() + value).unwrap()).unwrap();
+        }
+        let net = ImageNet::<K> { stem, blocks: Vec::new() };
+        let x = Tensor::ones((1, 1, 16, 16), DType::F32, &Device::Cpu).unwrap();
+        net.features(&x, false).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn the_stem_has_no_relu() {
+        for found in [after_the_stem::<Ours>(), after_the_stem::<Stock>()] {
+            // At most 7 x 7 ones less 100.
+            assert!(found.len() == 1 && (-100.0..-50.0).contains(&found[0]), "{found:?}");
+        }
     }
 }

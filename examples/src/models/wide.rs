@@ -1,7 +1,7 @@
 //! WideResNets: blocks that normalise before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Module, VarBuilder};
+use candle_nn::{Module, ModuleT, VarBuilder};
 
 use super::{Net, Skip, groups, pad_channels};
 use crate::kit::Kit;
@@ -110,17 +110,21 @@ pub(super) struct MentorMix<K: Kit> {
 }
 
 struct LeakyBlock<K: Kit> {
-    first: Half<K>,
-    second: Half<K>,
+    first: (K::Norm, K::Conv),
+    second: (K::Norm, K::Conv),
     stride: usize,
     zeros: usize,
 }
 
-/// max(x, 0.1 x), after a normalisation.
-fn leaky<K: Kit>(norm: &K::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+/// max(x, 0.1 x)
+fn leaky_relu<K: Kit>(x: &Tensor) -> Result<Tensor> {
     const SLOPE: f64 = 0.1;
-    let x = candle_nn::ModuleT::forward_t(norm, x, train)?;
-    K::relu(&x)? * (1.0 - SLOPE) + (x * SLOPE)?
+    K::relu(x)? * (1.0 - SLOPE) + (x * SLOPE)?
+}
+
+/// A normalisation, and a leaky ReLU after it.
+fn normalised<K: Kit>(norm: &K::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+    leaky_relu::<K>(&norm.forward_t(x, train)?)
 }
 
 impl<K: Kit> MentorMix<K> {
@@ -132,8 +136,7 @@ impl<K: Kit> MentorMix<K> {
         let block = |from: usize, to: usize, stride, vb: &VarBuilder<'_>| -> Result<_> {
             let half = |from, stride, name: &str| -> Result<_> {
                 let vb = vb.pp(name);
-                let norm = Some(K::norm_with(from, Self::EPS, vb.pp("norm"))?);
-                Ok(Half { norm, conv: K::conv(from, to, 3, stride, vb.pp("conv"))? })
+                Ok((K::norm_with(from, Self::EPS, vb.pp("norm"))?, K::conv(from, to, 3, stride, vb.pp("conv"))?))
             };
             Ok(LeakyBlock {
                 first: half(from, stride, "first")?,
@@ -156,20 +159,60 @@ impl<K: Kit> Net for MentorMix<K> {
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, i == 0, train)?;
         }
-        K::mean(&leaky::<K>(&self.norm, &x, train)?)
+        K::mean(&normalised::<K>(&self.norm, &x, train)?)
     }
 }
 
 impl<K: Kit> LeakyBlock<K> {
+    /// The very first block activates its input before it normalises it, and has the result go past.
     fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
-        let half = |half: &Half<K>, x: &Tensor| -> Result<[Tensor; 2]> {
-            let before = half.norm.as_ref().map_or_else(|| Ok(x.clone()), |norm| leaky::<K>(norm, x, train))?;
-            Ok([half.conv.forward(&before)?, before])
+        let [(first_norm, first), (second_norm, second)] = [&self.first, &self.second];
+        let before = if is_first {
+            first_norm.forward_t(&leaky_relu::<K>(x)?, train)?
+        } else {
+            normalised::<K>(first_norm, x, train)?
         };
-        let [y, before] = half(&self.first, x)?;
-        let [y, _] = half(&self.second, &y)?;
+        let y = second.forward(&normalised::<K>(second_norm, &first.forward(&before)?, train)?)?;
         let x = if is_first { &before } else { x };
         let x = if self.stride == 1 { x.clone() } else { K::avg_pool(x, self.stride)? };
         K::add(&y, &pad_channels(&x, self.zeros / 2, self.zeros - self.zeros / 2)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use candle_nn::VarMap;
+
+    use super::*;
+    use crate::kit::Stock;
+
+    /// With a second convolution of zeros a block is what goes past it.
+    #[test]
+    fn mentormix_activates_before_it_normalises_in_its_first_block() {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let network = MentorMix::<Stock>::new(1, 2, &vb).unwrap();
+        let zero = &vars.data().lock().unwrap()["group0.block0.second.conv.weight"];
+        zero.set(&zero.zeros_like().unwrap()).unwrap();
+        let pixels: Vec<f32> = (0..4 * 2 * 16).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+        let x = Tensor::from_vec(pixels.clone(), (4, 2, 4, 4), &Device::Cpu).unwrap();
+        let block = &network.blocks[0];
+        let past = |is_first| block.forward(&x, is_first, true).unwrap();
+        // One channel of zeros before and one after: the second is the image's first.
+        let channel = |y: &Tensor| -> Vec<f32> {
+            let y = y.narrow(1, 1, 1).unwrap().flatten_all().unwrap();
+            y.to_vec1().unwrap()
+        };
+        let active: Vec<f32> =
+            (0..4).flat_map(|image| pixels[32 * image..32 * image + 16].iter()).map(|x| x.max(0.1 * x)).collect();
+        let mean = active.iter().sum::<f32>() / 64.0;
+        let variance = active.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 64.0;
+        for (found, active) in channel(&past(true)).iter().zip(&active) {
+            let expected = (active - mean) / (variance + 1e-3).sqrt();
+            assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+        }
+        // The other blocks have their input go past as it is.
+        assert_eq!(channel(&past(false)), channel(&pad_channels(&x, 1, 1).unwrap()));
     }
 }
