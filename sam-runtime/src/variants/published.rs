@@ -37,8 +37,11 @@ impl Sam {
         Self::new(0.1).combination(Combination::Look { every: 5, alpha: 0.7 })
     }
 
-    /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. The
-    /// authors' code draws for each whole tensor instead, see [`Mask::Random`]. Its other half is [`sharpest`](Self::sharpest), with half of the batch: `#[sam(with = sam, sharpest(x, y; k = 64))]`.
+    /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. Its other half
+    /// is [`sharpest`](Self::sharpest), with half of the batch: `#[sam(with = sam, sharpest(x, y; k = 64))]`.
+    ///
+    /// The authors' code (dydjw9/Efficient_SAM) draws for each whole tensor instead, after a step for the next one: a tensor that is
+    /// left out has no gradient at w then, and ε̂ of the others is ρ g / (0.6 ‖g‖) with the norm of those alone.
     pub fn esam() -> Self {
         Self::new(0.05).mask(Mask::Random { keep: 0.6 })
     }
@@ -57,8 +60,8 @@ impl Sam {
     /// MSAM (Becker et al. 2024, <https://arxiv.org/abs/2401.12033>): against the optimizer's velocity, ρ = 3 (10 for ViT).
     /// One pass a step.
     ///
-    /// An optimizer's weight decay is taken at w here, since the weights are back before its step. In the authors' code the
-    /// weights stay at w + ε̂ between steps, and the decay is taken there.
+    /// An optimizer's weight decay is taken at w here, since the weights are back before its step. In the authors' code
+    /// (MarlonBecker/MSAM) the weights stay at w + ε̂ between steps, and SGD's decay is taken there.
     ///
     /// ```
     /// # use candle_core::{Device, Result, Var};
@@ -132,8 +135,8 @@ impl Sam {
         Self::new(0.1).metric(Metric::Layer).scope(Scope::Variable)
     }
 
-    /// LE-SAM (<https://arxiv.org/abs/2605.10183>): ρ = min(σ / ‖g‖, `largest`), so that the loss rises by about σ in each
-    /// step. The publication lets σ fall to 0 in the course of a run; here it is constant.
+    /// LE-SAM (Wang et al. 2026, <https://arxiv.org/abs/2605.10183>): ρ = min(σ / ‖g‖, `largest`), so that the loss rises by about
+    /// σ in each step. In the publication σ falls to 0 along a cosine in the last epochs; here it is constant.
     pub fn le_sam(sigma: f64, largest: f64) -> Self {
         Self::default().radius(Radius::LossBudget { sigma, largest })
     }
