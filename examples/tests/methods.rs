@@ -112,6 +112,69 @@ fn a_run_of_steps_is_as_long_as_it_says() {
     }
 }
 
+/// Weights of named epochs, also where a training stops and goes on between them, and right at one of them.
+#[test]
+fn weights_of_named_epochs_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    // 8 steps an epoch.
+    let recipe = recipe("plain", "rho = 0.05\nm = 10\nkeep-epochs = [1.0, 2.5, 6.0]\n");
+    let path = |name: &str| folder.path().join(name);
+    train(&recipe, &path("whole"), usize::MAX).unwrap();
+    assert_eq!(train(&recipe, &path("parts"), 8), None);
+    assert!(path("parts").join("weights-epoch-1.safetensors").exists());
+    assert!(!path("parts").join("weights-epoch-2.5.safetensors").exists());
+    assert_eq!(train(&recipe, &path("parts"), 5), None);
+    train(&recipe, &path("parts"), usize::MAX).unwrap();
+    let weights = |name: &str, epoch: &str| {
+        let file = path(name).join(format!("weights{epoch}.safetensors"));
+        let weights = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        let mut weights: Vec<_> = weights.into_iter().collect();
+        weights.sort_by(|a, b| a.0.cmp(&b.0));
+        let bits = |x: f32| x.to_bits();
+        weights
+            .into_iter()
+            .map(|(name, weight)| {
+                (
+                    name,
+                    weight.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(bits).collect::<Vec<_>>(),
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    for epoch in ["-epoch-1", "-epoch-2.5", "-epoch-6", ""] {
+        assert!(weights("parts", epoch) == weights("whole", epoch), "{epoch}");
+    }
+    assert!(weights("whole", "-epoch-6") == weights("whole", ""));
+    assert!(weights("whole", "-epoch-1") != weights("whole", "-epoch-2.5"));
+    // As many as after a training of one epoch with the same rates would be another thing: they are those of the step.
+    assert_eq!(fs::read_dir(path("whole")).unwrap().filter(|entry| is_kept(entry.as_ref().unwrap())).count(), 3);
+}
+
+fn is_kept(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with("weights-epoch-")
+}
+
+/// The log has what Figures 4 and 5 show.
+#[test]
+fn both_orders_are_compared_along_a_training() {
+    let folder = tempfile::tempdir().unwrap();
+    for second_order in [false, true] {
+        let path = folder.path().join(second_order.to_string());
+        let of = |more: &str| recipe("plain", &format!("rho = 0.05\nm = 10\nsecond-order = {second_order}\n{more}"));
+        let compared = train(&of("compare-orders = true\n"), &path, usize::MAX).unwrap();
+        let log = fs::read_to_string(path.join("log.jsonl")).unwrap();
+        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let cosines: Vec<f64> = lines.iter().filter_map(|line| line["cosine"].as_f64()).collect();
+        assert_eq!(cosines.len(), 48);
+        assert!(cosines.iter().all(|cosine| *cosine > 0.0 && *cosine < 1.0 + 1e-6), "{cosines:?}");
+        let errors: Vec<f64> = lines.iter().filter_map(|line| line["perturbed error"].as_f64()).collect();
+        assert!(errors.len() == 48 && errors[47] < errors[0], "{errors:?}");
+        // It only looks.
+        let alone = train(&of(""), &folder.path().join(format!("{second_order}-alone")), usize::MAX).unwrap();
+        assert_eq!(alone, compared);
+    }
+}
+
 /// SGD and SAM of a radius that does nothing leave the same statistics behind, in shards or not.
 #[test]
 fn statistics_are_alike_with_and_without_sam() {

@@ -20,12 +20,16 @@ pub struct Stage {
     pub epochs: f64,
     /// Whether it begins with new weights.
     pub fresh: bool,
+    /// Whether it begins with the weights that were kept.
+    pub from_kept: bool,
     /// How the learning rate changes.
     pub rate: Rate,
     /// What is trained on.
     pub images: Images,
     /// Whether the losses of all images are added up, epoch by epoch.
     pub record: bool,
+    /// Whether its last weights are kept for a later training.
+    pub keep: bool,
     /// What is done with the model afterwards.
     pub then: Then,
 }
@@ -58,7 +62,7 @@ impl Rate {
 pub enum Images {
     /// Those that have been kept, at first all.
     Kept,
-    /// Those that have been selected, at first none, and one half of all.
+    /// Those that have been selected, at first none, and one half of all that have not been left out.
     SelectedAndHalf(Split),
     /// Those that have been selected.
     Selected,
@@ -72,6 +76,12 @@ pub struct Split {
 }
 
 impl Split {
+    /// Whether a round ends when this half has been selected from.
+    #[must_use]
+    pub fn ends_round(self) -> bool {
+        !self.second
+    }
+
     /// Whether an image is in this half, in a training of this seed.
     #[must_use]
     pub fn has(self, seed: u64, place: u32) -> bool {
@@ -91,7 +101,8 @@ pub enum Then {
     Relabel,
     /// The share of the images that the noise is, those of the largest recorded losses, is dropped.
     DropWorst,
-    /// Of the half that was not trained on, the images are selected whose labels the model predicts.
+    /// Of the half that was not trained on, the images are selected whose labels the model predicts, and some of those are left
+    /// out that have the largest losses.
     SelectFrom(Split),
     /// The last layer becomes the discriminant of Gaussian features, estimated robustly.
     Discriminate,
@@ -104,16 +115,18 @@ impl Method {
         let whole = Stage {
             epochs: 1.0,
             fresh: true,
+            from_kept: false,
             rate: Rate::Recipe,
             images: Images::Kept,
             record: false,
+            keep: false,
             then: Then::Nothing,
         };
         match self {
             Self::Plain | Self::Mixup | Self::Gce | Self::MentorNet | Self::MentorMix | Self::MDyrH => vec![whole],
             Self::Bootstrap | Self::BootstrapMixup => vec![Stage { then: Then::Relabel, ..whole }, whole],
             Self::O2u => vec![
-                Stage { epochs: 0.25, rate: Rate::Constant, ..whole },
+                Stage { epochs: 0.25, rate: Rate::Constant, keep: true, ..whole },
                 Stage {
                     epochs: 0.5,
                     fresh: false,
@@ -122,7 +135,7 @@ impl Method {
                     then: Then::DropWorst,
                     ..whole
                 },
-                whole,
+                Stage { fresh: false, from_kept: true, ..whole },
             ],
             Self::Incv => {
                 let halves = (0..4).flat_map(|round| [false, true].map(|second| Split { round, second }));
@@ -190,8 +203,11 @@ pub fn without_worst(places: &[u32], losses: &[f32], share: f64) -> Vec<u32> {
     left
 }
 
-/// Replaces a model's last layer by the linear discriminant of its features, under classes of one covariance, from the
-/// half of each class that lies closest together (short minimum covariance determinant).
+/// Of each class the share that its Gaussian is estimated from.
+const NEAREST: f64 = 0.7;
+
+/// Replaces a model's last layer by the linear discriminant of its features, under classes of one covariance and equally
+/// many images, from those 70 % of each class that are nearest to its mean (one step of the minimum covariance determinant).
 ///
 /// # Errors
 /// If the model has other than one linear layer named `head`, or the covariance is singular.
@@ -203,39 +219,8 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
         features.extend(seen.into_iter().map(DVector::from_vec));
         labels.extend(y.to_vec1::<u32>()?);
     }
-    let mut members: Vec<Vec<usize>> = vec![Vec::new(); classes];
-    labels.iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
-    let all = members.clone();
-    let width = features.first().map_or(0, DVector::len);
-
-    let mut round = 0;
-    let (means, covariance) = loop {
-        let means: Vec<_> = members.iter().map(|class| mean(&features, class, width)).collect();
-        let covariance = covariance(&features, &members, &means, width)
-            .cholesky()
-            .context("the covariance of the features is singular: expected finite features that differ")?;
-        round += 1;
-        if round == 3 {
-            break (means, covariance);
-        }
-        // The half of each class that is nearest to its mean, in the covariance's own metric.
-        for ((class, all), mean) in members.iter_mut().zip(&all).zip(&means) {
-            let distance = |i: usize| {
-                let off = &features[i] - mean;
-                off.dot(&covariance.solve(&off))
-            };
-            let mut order: Vec<(f64, usize)> = all.iter().map(|i| (distance(*i), *i)).collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            *class = order[..all.len().div_ceil(2)].iter().map(|(_, i)| *i).collect();
-        }
-    };
-    let (mut weight, mut bias) = (Vec::new(), Vec::new());
-    for (mean, all) in means.iter().zip(&all) {
-        let direction = covariance.solve(mean);
-        let prior = (all.len().max(1) as f64 / labels.len().max(1) as f64).ln();
-        bias.push((prior - 0.5 * direction.dot(mean)) as f32);
-        weight.extend(direction.iter().map(|x| *x as f32));
-    }
+    let (weight, bias) = discriminant(&features, &labels, classes)?;
+    let width = weight.len() / classes;
     let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (Some(head), Some(shift)) = (vars.get("head.weight"), vars.get("head.bias")) else {
         bail!("expected a last layer `head` to put the discriminant into")
@@ -243,6 +228,41 @@ pub fn discriminate(model: &Model, source: &Source, classes: usize) -> Result<()
     head.set(&Tensor::from_vec(weight, (classes, width), head.device())?)?;
     shift.set(&Tensor::from_vec(bias, classes, shift.device())?)?;
     Ok(())
+}
+
+/// The weights (classes, width) and the bias of a linear discriminant.
+fn discriminant(features: &[DVector<f64>], labels: &[u32], classes: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); classes];
+    labels.iter().enumerate().for_each(|(i, label)| members[*label as usize].push(i));
+    let width = features.first().map_or(0, DVector::len);
+
+    let estimate = |members: &[Vec<usize>]| -> Result<_> {
+        let means: Vec<_> = members.iter().map(|class| mean(features, class, width)).collect();
+        let covariance = covariance(features, members, &means, width)
+            .cholesky()
+            .context("the covariance of the features is singular: expected finite features that differ")?;
+        Ok((means, covariance))
+    };
+    let (means, metric) = estimate(&members)?;
+    // The part of each class that is nearest to its mean, in the covariance's own metric.
+    for (class, mean) in members.iter_mut().zip(&means) {
+        let distance = |i: usize| {
+            let off = &features[i] - mean;
+            off.dot(&metric.solve(&off))
+        };
+        let mut order: Vec<(f64, usize)> = class.iter().map(|i| (distance(*i), *i)).collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let nearest = share_of(class.len(), NEAREST).max(1).min(class.len());
+        *class = order[..nearest].iter().map(|(_, i)| *i).collect();
+    }
+    let (means, covariance) = estimate(&members)?;
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for mean in &means {
+        let direction = covariance.solve(mean);
+        bias.push((-0.5 * direction.dot(mean)) as f32);
+        weight.extend(direction.iter().map(|x| *x as f32));
+    }
+    Ok((weight, bias))
 }
 
 fn mean(features: &[DVector<f64>], members: &[usize], width: usize) -> DVector<f64> {
@@ -296,6 +316,32 @@ mod tests {
         assert!((rate(0.0) - 0.1).abs() < 1e-12 && (rate(0.05) - 0.055).abs() < 1e-12);
         assert!((rate(0.1) - 0.1).abs() < 1e-9);
         assert_eq!(Rate::Recipe.factor(0.3), None);
+    }
+
+    #[test]
+    fn o2u_trains_on_from_the_weights_of_its_first_training() {
+        let stages = Method::O2u.stages();
+        let of = |get: fn(&Stage) -> bool| stages.iter().map(get).collect::<Vec<_>>();
+        assert_eq!(of(|stage| stage.keep), [true, false, false]);
+        assert_eq!(of(|stage| stage.from_kept), [false, false, true]);
+        assert_eq!(of(|stage| stage.fresh), [true, false, false]);
+    }
+
+    /// How many images a class has says nothing, and those far away are not among its 70 %.
+    #[test]
+    fn classes_of_a_discriminant_are_equally_likely() {
+        // One pixel is the feature: 8 images of class 0 at 0 to 0.7, 4 of class 1 at 3 to 3.3, of each one more far away.
+        let (near, far) = ([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 9.0);
+        let values: Vec<f64> = near.into_iter().chain([far]).chain([3.0, 3.1, 3.2, 3.3, far]).collect();
+        let labels: Vec<u32> = (0..values.len()).map(|i| u32::from(i > 8)).collect();
+        let features: Vec<_> = values.iter().map(|x| DVector::from_vec(vec![*x])).collect();
+        let (weight, bias) = discriminant(&features, &labels, 2).unwrap();
+        // Of nine images six are kept, of five three; 0.7 of 5 is 3.5.
+        let border = (bias[0] - bias[1]) / (weight[1] - weight[0]);
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        // The nearest to 1.3 and to 4.3, which the far ones have drawn to themselves.
+        let [first, second] = [mean(&near[2..]), mean(&[3.1, 3.2, 3.3])];
+        assert!((f64::from(border) - 0.5 * (first + second)).abs() < 1e-4, "{border} {first} {second}");
     }
 
     /// The features of a network that has learnt nothing tell classes apart, its last layer does not.

@@ -163,6 +163,25 @@ impl<K: Kit + 'static> Model<K> {
         nn::to_dtype(&self.head.forward(&self.features(x, train)?)?, DType::F32)
     }
 
+    /// Runs `f` and puts the running statistics of batch normalisations back afterwards.
+    ///
+    /// # Errors
+    /// Those of `f`, and of candle.
+    pub fn keeping_statistics<R>(&self, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
+        let before = {
+            let vars = self.vars.data().lock().unwrap_or_else(PoisonError::into_inner);
+            let statistics = vars.iter().filter(|(name, _)| is_statistic(name));
+            statistics
+                .map(|(_, var)| Ok((var.clone(), var.as_detached_tensor().copy()?)))
+                .collect::<Result<Vec<_>>>()?
+        };
+        let result = f();
+        for (var, value) in before {
+            var.set(&value)?;
+        }
+        result
+    }
+
     /// The mean cross-entropy of images and labels (n), in training.
     ///
     /// # Errors

@@ -93,6 +93,9 @@ keys! {
     /// The most epochs in which the test error does not fall: then the training ends early; 0 for no limit. Every epoch is
     /// tested then.
     patience: usize = 0,
+    /// Epochs after which the weights are kept, in `weights-epoch-N.safetensors`; a method of several trainings keeps those of its
+    /// last.
+    keep_epochs: Vec<f64> = Vec::new(),
     /// Images of a step.
     batch: usize = 256,
     /// Parts that a batch is cut into, for memory's sake; their gradients are averaged.
@@ -150,6 +153,9 @@ keys! {
     inner_steps: usize = 1,
     /// Whether the term of the perturbation's own gradient is kept.
     second_order: bool = false,
+    /// Whether the log has the cosine between the gradient with that term and without it, and the error at w + ε̂ of the step's
+    /// images: six more passes for each line.
+    compare_orders: bool = false,
 }
 
 /// Which way w is perturbed.
@@ -246,6 +252,8 @@ impl Changes {
             stretch positive(recipe.stretch) && recipe.stretch <= MOST as f64, "more than 0, at most 1000000";
             patience recipe.patience == 0 || recipe.method.stages().len() == 1, "0 for a `method` of several trainings";
             images positive(recipe.images), "more than 0";
+            keep_epochs recipe.keep_epochs.iter().all(|at| positive(*at)), "epochs, each more than 0";
+            compare_orders !recipe.compare_orders || (recipe.rho > 0.0 && recipe.inner_steps == 1), "`false` without `rho`, or with several `inner-steps`";
             batch (1..=MOST as usize).contains(&recipe.batch), "1 to 1000000";
             accumulate recipe.accumulate > 0 && recipe.batch.is_multiple_of(recipe.accumulate), "a divisor of `batch`";
             validation (0.0..1.0).contains(&recipe.validation), "a share below 1";
@@ -368,8 +376,16 @@ impl Recipe {
     /// # Errors
     /// As [`parts`](Self::parts).
     pub fn shards(&self, rows: usize) -> Result<usize> {
+        Ok(self.normalised(rows)?.len())
+    }
+
+    /// The images of a batch that are normalised together: the shards, of SAM or of the parts.
+    ///
+    /// # Errors
+    /// As [`parts`](Self::parts).
+    pub fn normalised(&self, rows: usize) -> Result<Vec<Range<usize>>> {
         let shard = if self.m == 0 { usize::MAX } else { self.m };
-        Ok(self.parts(rows)?.into_iter().map(|part| cut(part, shard).len()).sum())
+        Ok(self.parts(rows)?.into_iter().flat_map(|part| cut(part, shard)).collect())
     }
 
     /// What is done to training images.
@@ -423,6 +439,8 @@ mod tests {
             ("rho = 0.1\ninner-steps = 3\nsecond-order = true", 3, "second"),
             ("rho = 0.1\ninner-steps = 0", 2, "1 to 1000"),
             ("auto-augment = \"best\"", 1, "paper-25"),
+            ("keep-epochs = [1.0, 0.0]", 1, "each more than 0"),
+            ("compare-orders = true", 1, "without `rho`"),
             ("rho = [", 1, ""),
         ] {
             let error = refused(text);

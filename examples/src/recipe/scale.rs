@@ -48,6 +48,7 @@ impl Scale {
 
     pub(super) fn of(&self, mut recipe: Recipe) -> Recipe {
         recipe.epochs *= self.epochs;
+        recipe.keep_epochs.iter_mut().for_each(|at| *at *= self.epochs);
         if recipe.steps > 0 {
             recipe.steps = count(recipe.steps as f64 * self.epochs).max(1);
         }

@@ -10,6 +10,7 @@ mod csv;
 mod data;
 mod events;
 mod folder;
+mod orders;
 mod schedule;
 mod statistics;
 mod weights;
@@ -36,6 +37,7 @@ pub use self::data::Data;
 pub use self::events::Events;
 pub use self::folder::{Begin, Held, has_results};
 pub(crate) use self::folder::{files, is_left_of, is_ours};
+use self::orders::Orders;
 pub use self::schedule::{Shape, rate};
 use self::statistics::Statistics;
 use self::weights::put;
@@ -43,7 +45,7 @@ pub use self::weights::{About, load_weights};
 use crate::batches::{Batch, Source};
 use crate::compute;
 use crate::loss::{Examples, Objective, trained, trained_vars};
-use crate::method::{Images, Memory, Stage, Then, discriminate, predictions, step_rng, without_worst};
+use crate::method::{Images, Memory, Stage, Then, discriminate, losses, predictions, step_rng, without_worst};
 use crate::models::Model;
 use crate::numbers::count;
 use crate::recipe::Recipe;
@@ -281,6 +283,8 @@ struct Training<'a> {
     model: Model,
     sgd: Sgd,
     average: Option<Average>,
+    /// The weights that a later training of the method's begins with, if there is one.
+    kept: BTreeMap<String, Tensor>,
     /// Of the last step whose numbers were read; not a number before the first.
     loss: f64,
     sharpness: Option<f64>,
@@ -309,10 +313,15 @@ impl<'a> Training<'a> {
             memory: Memory::default(),
         };
         let mut average = Average::of(recipe.ema, &model)?;
+        let mut kept = BTreeMap::new();
         if let Some(checkpoint) = &mut checkpoint {
             let mut restore = || -> Result<()> {
                 plan = Plan::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
                 put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
+                kept = checkpoint.take("kept/");
+                if stages.get(place.stage).is_some_and(|stage| stage.from_kept) && place.step == 0 {
+                    ensure!(!kept.is_empty(), "the checkpoint has no kept weights");
+                }
                 let vars = model.vars();
                 sgd.load_bytes(vars, &state(checkpoint, "sgd")?)?;
                 // A stage that begins anew has nothing from the one before, whose end this is.
@@ -343,6 +352,7 @@ impl<'a> Training<'a> {
             plan,
             sgd,
             average,
+            kept,
             model,
             loss: f64::NAN,
             sharpness: None,
@@ -372,6 +382,7 @@ impl<'a> Training<'a> {
         let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), place };
         checkpoint.put("plan/", self.plan.tensors()?);
         checkpoint.put("weight/", self.all_vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
+        checkpoint.put("kept/", self.kept.clone());
         let vars = self.model.vars();
         for (name, bytes) in [("sgd", self.sgd.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)] {
             let length = bytes.len();
@@ -428,7 +439,14 @@ impl<'a> Training<'a> {
             }
             self.sgd = optimizer(recipe, &self.model)?;
             self.average = Average::of(recipe.ema, &self.model)?;
-            self.plan.memory = Memory::default();
+            if stage.from_kept {
+                put(&self.kept, self.model.vars(), |_| true)?;
+            }
+            self.plan.memory.begin(recipe.method);
+        }
+        // Whatever was not kept yet when the training stopped.
+        if self.interruptible(|training| training.keep_epoch(per_epoch))?.is_none() {
+            return Ok(false);
         }
         let (taken_up, since) = (self.place.step, Instant::now());
         while self.place.untested || (self.place.step < steps && !self.place.stopped_early) {
@@ -455,6 +473,9 @@ impl<'a> Training<'a> {
                 let batch = batch?;
                 self.step(&stage, &batch, steps, per_epoch)?;
                 self.place.untested = self.place.step == steps || self.place.step.is_multiple_of(per_epoch);
+                if self.interruptible(|training| training.keep_epoch(per_epoch))?.is_none() {
+                    return Ok(false);
+                }
                 if self.place.untested {
                     self.read()?;
                     if self.interruptible(|training| training.end_epoch(per_epoch, epochs, steps))?.is_none() {
@@ -495,9 +516,8 @@ impl<'a> Training<'a> {
             Images::SelectedAndHalf(half) => {
                 let selected: HashSet<_> = self.plan.selected.iter().collect();
                 let places = source.places().iter().copied();
-                let places =
-                    places.filter(|place| half.has(self.job.seed, *place) || selected.contains(place)).collect();
-                source.part(places)
+                let is_candidate = |place: u32| half.has(self.job.seed, place) && !self.plan.memory.leaves_out(place);
+                source.part(places.filter(|place| is_candidate(*place) || selected.contains(place)).collect())
             }
         };
         ensure!(!source.is_empty(), "no image is left to train on");
@@ -514,14 +534,22 @@ impl<'a> Training<'a> {
         self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
         let mut rng = step_rng(self.job.seed, self.place.stage, step);
         let examples = self.plan.memory.examples(recipe, &self.model, batch, progress, &mut rng)?;
-        let loss = match self.descend(&examples) {
+        let corrects = self.plan.memory.corrects(recipe.method, progress);
+        let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
+        let orders = if recipe.compare_orders && writes_line {
+            let orders = Orders::of(recipe, &self.objective(), &examples, &batch.y, corrects)?;
+            self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+            Some(orders)
+        } else {
+            None
+        };
+        let loss = match self.descend(&examples, corrects) {
             Ok(loss) => loss,
             Err(error) if is_not_finite(&error) => return Err(Diverged { step, what: error.to_string() }.into()),
             Err(error) => return Err(error),
         };
         self.read()?;
         self.unread = Some(Unread { step, loss, last: self.sam.last() });
-        let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
         if self.job.place.device.is_cpu() || writes_line || self.loss.is_nan() {
             self.read()?;
         }
@@ -536,6 +564,11 @@ impl<'a> Training<'a> {
             if let Some(sharpness) = self.sharpness {
                 line["sharpness"] = json!(sharpness);
                 event.push(("training/sharpness", sharpness));
+            }
+            if let Some(Orders { cosine, perturbed_error }) = orders {
+                line["cosine"] = json!(cosine);
+                line["perturbed error"] = json!(perturbed_error);
+                event.extend([("training/cosine", cosine), ("training/perturbed error", perturbed_error)]);
             }
             self.log.add(&line)?;
             self.events.add(self.place.steps, &event)?;
@@ -559,20 +592,25 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Backward and step; gives the loss without the weight decay.
-    fn descend(&mut self, examples: &Examples) -> Result<Tensor> {
+    fn objective(&self) -> Objective<'_> {
         let recipe = self.job.recipe;
-        let objective = Objective {
+        Objective {
             model: &self.model,
             decay: if recipe.decay_in_loss { recipe.weight_decay } else { 0.0 },
             frozen: recipe.frozen_norm,
             m: if recipe.m == 0 { usize::MAX } else { recipe.m },
-        };
+        }
+    }
+
+    /// Backward and step; gives the loss without the weight decay.
+    fn descend(&mut self, examples: &Examples, corrects: bool) -> Result<Tensor> {
+        let recipe = self.job.recipe;
+        let objective = self.objective();
         let rows = examples.x.dim(0)?;
         let parts = recipe.parts(rows)?;
         let statistics = Statistics::before(&self.model, recipe.shards(rows)?)?;
         if recipe.clip == 0.0 && parts.len() == 1 {
-            let (loss, alone) = recipe.method.loss(&objective, examples, &self.sam)?;
+            let (loss, alone) = recipe.method.loss(&objective, examples, corrects, &self.sam)?;
             self.sgd.backward_step(&loss)?;
             statistics.map_or(Ok(()), Statistics::settle)?;
             return Ok(alone.detach());
@@ -582,7 +620,7 @@ impl<'a> Training<'a> {
         for part in parts {
             let share = part.len() as f64 / rows as f64;
             let part = sam_runtime::Split::narrow_rows(examples, part.start, part.len())?;
-            let (loss, alone) = recipe.method.loss(&objective, &part, &self.sam)?;
+            let (loss, alone) = recipe.method.loss(&objective, &part, corrects, &self.sam)?;
             let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
             sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);
             let mut gradient = nn::backward(&if share == 1.0 { loss } else { (loss * share)? })?;
@@ -637,6 +675,16 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
+    /// Writes the weights, if the recipe wants those of this step.
+    fn keep_epoch(&mut self, per_epoch: usize) -> Result<()> {
+        let recipe = self.job.recipe;
+        let is_here = |at: &&f64| self.is_last_stage() && count(**at * per_epoch as f64).max(1) == self.place.step;
+        let Some(at) = recipe.keep_epochs.iter().find(is_here) else { return Ok(()) };
+        let error = self.test_error()?;
+        let epoch = (self.place.step - 1) / per_epoch + 1;
+        self.with_average(|training| training.write_weights(&format!("weights-epoch-{at}.safetensors"), epoch, error))
+    }
+
     /// Runs `f` while the model's variables are their averages, if there are any.
     fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
         match &self.average {
@@ -658,6 +706,10 @@ impl<'a> Training<'a> {
     /// What follows a training of the method's that is not the last.
     fn end_stage(&mut self) -> Result<()> {
         self.follow()?;
+        if self.stage().keep {
+            let copies = self.all_vars().into_iter().map(|(name, var)| Ok((name, var.as_tensor().copy()?)));
+            self.kept = copies.collect::<Result<_>>()?;
+        }
         self.place.stage += 1;
         self.place.step = 0;
         self.sgd = optimizer(self.job.recipe, &self.model)?;
@@ -704,18 +756,28 @@ impl<'a> Training<'a> {
                 }
             }
             Then::DropWorst => {
+                self.plan.memory.settle();
                 let losses: Vec<f32> =
                     source.places().iter().map(|place| self.plan.memory.each[*place as usize]).collect();
                 self.plan.kept = without_worst(source.places(), &losses, self.job.recipe.noise);
             }
             Then::SelectFrom(half) => {
+                let Plan { labels, selected, memory, .. } = &mut self.plan;
+                let mut selection: BTreeSet<u32> = selected.iter().copied().collect();
+                let is_open = |place: &u32| !selection.contains(place) && !memory.leaves_out(*place);
                 let all = self.job.data.train.places().iter().copied();
-                let other = source.part(all.filter(|place| half.has(self.job.seed, *place)).collect());
+                let other =
+                    source.part(all.filter(|place| half.has(self.job.seed, *place) && is_open(place)).collect());
+                let losses = losses(&self.model, &other)?;
                 let predicted = predictions(&self.model, &other)?.into_iter().zip(other.places());
-                let right = predicted.filter(|(label, place)| self.plan.labels[**place as usize] == *label);
-                let mut selected: BTreeSet<u32> = self.plan.selected.iter().copied().collect();
-                selected.extend(right.map(|(_, place)| *place));
-                self.plan.selected = selected.into_iter().collect();
+                let right: Vec<u32> = predicted
+                    .filter(|(label, place)| labels[**place as usize] == *label)
+                    .map(|(_, place)| *place)
+                    .collect();
+                let classes = self.job.data.classes;
+                memory.leave_out(other.places(), &losses, right.len(), classes, labels.len(), half.ends_round());
+                selection.extend(right);
+                *selected = selection.into_iter().collect();
             }
             Then::Discriminate => {
                 discriminate(&self.model, &source, self.job.data.classes)?;
@@ -901,6 +963,6 @@ mod tests {
     #[test]
     fn a_stage_goes_on_with_the_model_of_the_last_fresh_one() {
         let of = |stage| last_fresh(&Method::O2u.stages(), stage);
-        assert_eq!([of(0), of(1), of(2), of(3)], [0, 0, 2, 2]);
+        assert_eq!([of(0), of(1), of(2), of(3)], [0, 0, 0, 0]);
     }
 }
