@@ -72,6 +72,7 @@ fn every_cell_has_a_name() {
         "table4/80/bootstrap-sam",
         "table4-literature/40/mentormix/sam",
         "table8/60/rho-0.1",
+        "table9/pyramidnet/aa/cifar100/sam",
         "rho-grid/cifar10/rho-0.5",
         "p-norm/p-inf/rho-0.05",
         "inner-steps/cifar100/steps-3",
@@ -80,6 +81,17 @@ fn every_cell_has_a_name() {
     ] {
         assert!(names.lines().any(|line| line == name), "{name} is missing");
     }
+}
+
+/// Names alone on stdout, for whoever reads them; what differs from the authors is another list.
+#[test]
+fn deviations_are_listed() {
+    let output = paper(&["list", "table9"]).output().unwrap();
+    assert!(printed(&output).lines().all(|line| line.starts_with("table9/")));
+    assert!(text(&output.stderr).contains("paper list --deviations"));
+    let deviations = printed(&paper(&["list", "--deviations"]).output().unwrap());
+    assert_eq!(deviations, sam_examples::recipe::deviations());
+    assert!(deviations.contains("| O2U-Net | "), "{deviations}");
 }
 
 /// Two processes at once: together they do every run, and none twice; a third one finds nothing to do.

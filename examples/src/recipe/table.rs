@@ -463,6 +463,54 @@ set = { rho = 0.2 }
         assert_eq!((recipe.batch, recipe.m, recipe.momentum), (256, 32, 0.9), "{cell}");
     }
 
+    /// Those that the paper gives: in Table 2 all but two that it prints as "< 0.0", in Table 9 none.
+    #[test]
+    fn published_numbers_have_their_intervals() {
+        let without = |name: &str| -> Vec<String> {
+            let cells = table(name).unwrap().cells;
+            let published = cells.iter().flat_map(|cell| [(cell, cell.paper), (cell, cell.paper_beside)]);
+            published
+                .filter(|(_, number)| number.is_some_and(|number| number.interval.is_none()))
+                .map(|(cell, _)| cell.name.clone())
+                .collect()
+        };
+        assert_eq!(without("table2"), ["table2/resnet152/100/sgd", "table2/resnet152/400/sgd"]);
+        assert!(without("table5").is_empty() && without("table1").is_empty());
+        let of_rho: Vec<_> = ["aircraft", "flowers", "pets", "cars", "cifar100", "food101"]
+            .map(|set| format!("table3/{set}/sam"))
+            .into();
+        assert_eq!(without("table3"), [of_rho, vec!["table3/imagenet/sgd".to_owned()]].concat());
+        assert_eq!(without("table9").len(), 60);
+        let of = |name: &str, cell: &str| {
+            let table = table(name).unwrap().only(&[cell.to_owned()]).unwrap();
+            let cell = &table.cells[0];
+            (cell.paper.unwrap(), cell.paper_beside, cell.changes.recipe(&Scale::default()).unwrap().rho)
+        };
+        let (top_1, top_5, _) = of("table2", "resnet50/100/sam");
+        assert_eq!(top_1, Published { mean: 22.5, interval: Some(0.1) });
+        assert_eq!(top_5, Some(Published { mean: 6.28, interval: Some(0.08) }));
+        for (cell, mean) in [
+            ("shake-shake/basic/cifar10/sam", 2.4),
+            ("shake-shake/aa/cifar10/sam", 1.7),
+            ("pyramidnet/basic/cifar10/sam", 2.1),
+            ("pyramidnet/cutout/cifar100/sam", 13.1),
+            ("wrn-28-10/basic/cifar100/sam", 16.5),
+        ] {
+            let (number, _, rho) = of("table9", cell);
+            assert_eq!((number.mean, rho), (mean, 0.05), "{cell}");
+        }
+    }
+
+    #[test]
+    fn figure_3_keeps_the_weights_of_its_epochs() {
+        let keeps = |scale: &str| {
+            let recipe = table("figure3").unwrap().cells[0].changes.recipe(&scale.parse().unwrap()).unwrap();
+            (recipe.epochs, recipe.keep_epochs)
+        };
+        assert_eq!(keeps("1"), (300.0, vec![1.0, 50.0, 300.0]));
+        assert_eq!(keeps("epochs=0.5"), (150.0, vec![0.5, 25.0, 150.0]));
+    }
+
     #[test]
     fn cells_have_the_papers_constants() {
         let mut seen = 0;
