@@ -206,6 +206,31 @@ fn logs_are_cut_or_refused() {
     assert!(!fs::read(training.path("parts/events.out.tfevents")).unwrap().starts_with(&[0; 12]));
 }
 
+/// Images or labels that have changed since the checkpoint.
+#[test]
+fn another_data_set_is_noticed() {
+    let training = Training::new("data = \"pictures\"\nmodel = \"mlp-w8\"\nbatch = 4\nepochs = 200.0\nlr = 0.05\n");
+    let folder = |half: &str, class: &str| training.path("pictures").join(half).join(class);
+    for (half, class, value) in ["train", "test"].iter().flat_map(|half| [(half, "dark", 20u8), (half, "light", 230)]) {
+        fs::create_dir_all(folder(half, class)).unwrap();
+        for i in 0..6u8 {
+            let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([value, value + i, value]));
+            picture.save(folder(half, class).join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let data = training.folder.path().to_str().unwrap().to_owned();
+    training.stopped("out", &["--data", &data], "\"step\":30");
+    let before = fs::read(training.checkpoint("out")).unwrap();
+    // One pixel.
+    let path = folder("train", "dark").join("0.png");
+    let mut picture = image::open(&path).unwrap().to_rgb8();
+    picture.put_pixel(3, 3, image::Rgb([255, 0, 0]));
+    picture.save(&path).unwrap();
+    let message = refused(&training, "out", &["--data", &data, "--resume"]);
+    assert!(message.contains("the images or labels have changed since"), "{message}");
+    assert!(fs::read(training.checkpoint("out")).unwrap() == before);
+}
+
 /// Every byte of a checkpoint is under its digest: what was flipped is said, and nothing is changed.
 #[test]
 fn flipped_bits_are_noticed() {

@@ -469,7 +469,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let servers = contents.map(|content| serve("200 OK", content.len(), content));
         let folder = fetch_from([&servers[0], &servers[1]], &dir).unwrap();
-        assert_eq!(names(&dir), [folder.clone()]);
+        assert_eq!(names(&dir), std::slice::from_ref(&folder));
         assert_eq!(["a.gz", "b.gz"].map(|name| fs::read(folder.join(name)).unwrap()), contents);
         // There is no server any more.
         assert_eq!(fetch_from([&servers[0], &servers[1]], &dir).unwrap(), folder);

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::batch::Memory;
 pub(crate) use self::batch::step_rng;
-pub use self::stage::{Images, Rate, Split, Stage, Then, cosine, discriminate, losses, predictions, without_worst};
+pub use self::stage::{
+    Images, Rate, Split, Stage, Start, Then, cosine, discriminate, losses, predictions, without_worst,
+};
 
 /// Which method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

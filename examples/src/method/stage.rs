@@ -18,10 +18,8 @@ use crate::numbers::share_of;
 pub struct Stage {
     /// Of the recipe's epochs.
     pub epochs: f64,
-    /// Whether it begins with new weights.
-    pub fresh: bool,
-    /// Whether it begins with the weights that were kept.
-    pub from_kept: bool,
+    /// With which weights it begins.
+    pub start: Start,
     /// How the learning rate changes.
     pub rate: Rate,
     /// What is trained on.
@@ -32,6 +30,17 @@ pub struct Stage {
     pub keep: bool,
     /// What is done with the model afterwards.
     pub then: Then,
+}
+
+/// The weights that a stage begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// New ones.
+    New,
+    /// Those of the stage before.
+    Last,
+    /// Those that were kept of an earlier stage.
+    Kept,
 }
 
 /// The learning rate of a stage.
@@ -114,8 +123,7 @@ impl Method {
     pub fn stages(self) -> Vec<Stage> {
         let whole = Stage {
             epochs: 1.0,
-            fresh: true,
-            from_kept: false,
+            start: Start::New,
             rate: Rate::Recipe,
             images: Images::Kept,
             record: false,
@@ -129,13 +137,13 @@ impl Method {
                 Stage { epochs: 0.25, rate: Rate::Constant, keep: true, ..whole },
                 Stage {
                     epochs: 0.5,
-                    fresh: false,
+                    start: Start::Last,
                     rate: Rate::Cycles(10),
                     record: true,
                     then: Then::DropWorst,
                     ..whole
                 },
-                Stage { fresh: false, from_kept: true, ..whole },
+                Stage { start: Start::Kept, ..whole },
             ],
             Self::Incv => {
                 let halves = (0..4).flat_map(|round| [false, true].map(|second| Split { round, second }));
@@ -321,10 +329,8 @@ mod tests {
     #[test]
     fn o2u_trains_on_from_the_weights_of_its_first_training() {
         let stages = Method::O2u.stages();
-        let of = |get: fn(&Stage) -> bool| stages.iter().map(get).collect::<Vec<_>>();
-        assert_eq!(of(|stage| stage.keep), [true, false, false]);
-        assert_eq!(of(|stage| stage.from_kept), [false, false, true]);
-        assert_eq!(of(|stage| stage.fresh), [true, false, false]);
+        let found: Vec<_> = stages.iter().map(|stage| (stage.start, stage.keep)).collect();
+        assert_eq!(found, [(Start::New, true), (Start::Last, false), (Start::Kept, false)]);
     }
 
     /// How many images a class has says nothing, and those far away are not among its 70 %.

@@ -45,7 +45,7 @@ pub use self::weights::{About, load_weights};
 use crate::batches::{Batch, Source};
 use crate::compute;
 use crate::loss::{Examples, Objective, trained, trained_vars};
-use crate::method::{Images, Memory, Stage, Then, discriminate, losses, predictions, step_rng, without_worst};
+use crate::method::{Images, Memory, Stage, Start, Then, discriminate, losses, predictions, step_rng, without_worst};
 use crate::models::Model;
 use crate::numbers::count;
 use crate::recipe::Recipe;
@@ -319,13 +319,13 @@ impl<'a> Training<'a> {
                 plan = Plan::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
                 put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
                 kept = checkpoint.take("kept/");
-                if stages.get(place.stage).is_some_and(|stage| stage.from_kept) && place.step == 0 {
+                if stages[place.stage].start == Start::Kept && place.step == 0 {
                     ensure!(!kept.is_empty(), "the checkpoint has no kept weights");
                 }
                 let vars = model.vars();
                 sgd.load_bytes(vars, &state(checkpoint, "sgd")?)?;
                 // A stage that begins anew has nothing from the one before, whose end this is.
-                if place.step > 0 || !stages[place.stage].fresh {
+                if place.step > 0 || stages[place.stage].start != Start::New {
                     sam.load_bytes(vars, &state(checkpoint, "sam")?)?;
                 }
                 // Before a stage's first step there is none yet: `train` makes it.
@@ -433,13 +433,13 @@ impl<'a> Training<'a> {
         );
         let seed = self.job.seed ^ ((self.place.stage as u64) << 32);
         if self.place.step == 0 {
-            if stage.fresh && self.place.stage > 0 {
+            if stage.start == Start::New && self.place.stage > 0 {
                 self.model = fresh_model(self.job, self.place.stage)?;
                 self.sam = method(self.job, &self.model, self.place.stage)?;
             }
             self.sgd = optimizer(recipe, &self.model)?;
             self.average = Average::of(recipe.ema, &self.model)?;
-            if stage.from_kept {
+            if stage.start == Start::Kept {
                 put(&self.kept, self.model.vars(), |_| true)?;
             }
             self.plan.memory.begin(recipe.method);
@@ -880,7 +880,7 @@ fn state(checkpoint: &mut Checkpoint, name: &str) -> Result<Vec<u8>> {
 
 /// The stage whose new model a stage goes on with: its seed is also that of the random layers.
 fn last_fresh(stages: &[Stage], stage: usize) -> usize {
-    stages.iter().take(stage + 1).rposition(|stage| stage.fresh).unwrap_or(0)
+    stages.iter().take(stage + 1).rposition(|stage| stage.start == Start::New).unwrap_or(0)
 }
 
 /// A network with new weights, or those that the recipe begins with.

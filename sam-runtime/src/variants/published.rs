@@ -40,7 +40,7 @@ impl Sam {
     /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. Its other half
     /// is [`sharpest`](Self::sharpest), with half of the batch: `#[sam(with = sam, sharpest(x, y; k = 64))]`.
     ///
-    /// The authors' code (dydjw9/Efficient_SAM) draws for each whole tensor instead, after a step for the next one: a tensor that is
+    /// The authors' code (`dydjw9/Efficient_SAM`) draws for each whole tensor instead, after a step for the next one: a tensor that is
     /// left out has no gradient at w then, and ε̂ of the others is ρ g / (0.6 ‖g‖) with the norm of those alone.
     pub fn esam() -> Self {
         Self::new(0.05).mask(Mask::Random { keep: 0.6 })
