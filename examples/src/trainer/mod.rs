@@ -678,11 +678,14 @@ impl<'a> Training<'a> {
     /// Writes the weights, if the recipe wants those of this step.
     fn keep_epoch(&mut self, per_epoch: usize) -> Result<()> {
         let recipe = self.job.recipe;
-        let is_here = |at: &&f64| self.is_last_stage() && count(**at * per_epoch as f64).max(1) == self.place.step;
-        let Some(at) = recipe.keep_epochs.iter().find(is_here) else { return Ok(()) };
+        let here = kept_at(&recipe.keep_epochs, per_epoch, self.place.step);
+        if !self.is_last_stage() || here.is_empty() {
+            return Ok(());
+        }
         let error = self.test_error()?;
         let epoch = (self.place.step - 1) / per_epoch + 1;
-        self.with_average(|training| training.write_weights(&format!("weights-epoch-{at}.safetensors"), epoch, error))
+        let name = |at| format!("weights-epoch-{at}.safetensors");
+        self.with_average(|training| here.iter().try_for_each(|at| training.write_weights(&name(at), epoch, error)))
     }
 
     /// Runs `f` while the model's variables are their averages, if there are any.
@@ -852,6 +855,11 @@ pub fn top_5_error(model: &Model, source: &Source) -> Result<Option<f64>> {
     Ok(Some(f64::from(wrong) / source.len() as f64))
 }
 
+/// Those of the epochs that end at this step.
+fn kept_at(epochs: &[f64], per_epoch: usize, step: usize) -> Vec<f64> {
+    epochs.iter().copied().filter(|at| count(at * per_epoch as f64).max(1) == step).collect()
+}
+
 /// How many rows of logits (n, classes) have five others that are not lower than that of the label (n). Nothing is lower
 /// than what is not a number.
 fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
@@ -958,6 +966,14 @@ mod tests {
         let labels = Tensor::arange(0u32, 7, &Device::Cpu).unwrap();
         assert_eq!(not_in_top_5(&logits, &labels).unwrap(), 2);
         assert_eq!(not_in_top_5(&logits.affine(f64::NAN, 0.0).unwrap(), &labels).unwrap(), 7);
+    }
+
+    /// Also where two are less than a step apart, as in a shortened run.
+    #[test]
+    fn weights_are_kept_at_the_ends_of_epochs() {
+        let at = |step| kept_at(&[0.001, 1.0, 2.5, 2.51], 8, step);
+        assert_eq!([at(1), at(8), at(20)], [vec![0.001], vec![1.0], vec![2.5, 2.51]]);
+        assert!(at(0).is_empty() && at(16).is_empty());
     }
 
     #[test]
