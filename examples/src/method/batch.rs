@@ -33,7 +33,7 @@ fn gce_looks(epoch: usize, epochs: usize) -> bool {
     since.is_some_and(|since| since.is_multiple_of((epochs / 12).max(1)))
 }
 
-/// The share of the training after which M-DYR-H corrects labels: the authors' 105 epochs of 300.
+/// The share of the training after which M-DYR-H corrects labels. The authors begin with the 105th epoch of 300.
 const CORRECTION_START: f64 = 0.35;
 
 /// What INCV has found out about an image that it leaves out: in this round, or in one before.
