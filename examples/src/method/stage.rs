@@ -26,8 +26,6 @@ pub struct Stage {
     pub images: Images,
     /// Whether the losses of all images are added up, epoch by epoch.
     pub record: bool,
-    /// Whether its last weights are kept for a later training.
-    pub keep: bool,
     /// What is done with the model afterwards.
     pub then: Then,
 }
@@ -106,6 +104,8 @@ impl Split {
 pub enum Then {
     /// Nothing.
     Nothing,
+    /// The weights are kept, for a later training to begin with.
+    Keep,
     /// Every training image gets the label that the model predicts.
     Relabel,
     /// The share of the images that the noise is, those of the largest recorded losses, is dropped.
@@ -127,14 +127,13 @@ impl Method {
             rate: Rate::Recipe,
             images: Images::Kept,
             record: false,
-            keep: false,
             then: Then::Nothing,
         };
         match self {
             Self::Plain | Self::Mixup | Self::Gce | Self::MentorNet | Self::MentorMix | Self::MDyrH => vec![whole],
             Self::Bootstrap | Self::BootstrapMixup => vec![Stage { then: Then::Relabel, ..whole }, whole],
             Self::O2u => vec![
-                Stage { epochs: 0.25, rate: Rate::Constant, keep: true, ..whole },
+                Stage { epochs: 0.25, rate: Rate::Constant, then: Then::Keep, ..whole },
                 Stage {
                     epochs: 0.5,
                     start: Start::Last,
@@ -329,7 +328,7 @@ mod tests {
     #[test]
     fn o2u_trains_on_from_the_weights_of_its_first_training() {
         let stages = Method::O2u.stages();
-        let found: Vec<_> = stages.iter().map(|stage| (stage.start, stage.keep)).collect();
+        let found: Vec<_> = stages.iter().map(|stage| (stage.start, stage.then == Then::Keep)).collect();
         assert_eq!(found, [(Start::New, true), (Start::Last, false), (Start::Kept, false)]);
     }
 

@@ -709,10 +709,6 @@ impl<'a> Training<'a> {
     /// What follows a training of the method's that is not the last.
     fn end_stage(&mut self) -> Result<()> {
         self.follow()?;
-        if self.stage().keep {
-            let copies = self.all_vars().into_iter().map(|(name, var)| Ok((name, var.as_tensor().copy()?)));
-            self.kept = copies.collect::<Result<_>>()?;
-        }
         self.place.stage += 1;
         self.place.step = 0;
         self.sgd = optimizer(self.job.recipe, &self.model)?;
@@ -753,6 +749,10 @@ impl<'a> Training<'a> {
         }
         match stage.then {
             Then::Nothing => (),
+            Then::Keep => {
+                let copies = self.all_vars().into_iter().map(|(name, var)| Ok((name, var.as_tensor().copy()?)));
+                self.kept = copies.collect::<Result<_>>()?;
+            }
             Then::Relabel => {
                 for (place, label) in source.places().iter().zip(predictions(&self.model, &source)?) {
                     self.plan.labels[*place as usize] = label;

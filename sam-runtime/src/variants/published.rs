@@ -61,7 +61,7 @@ impl Sam {
     /// One pass a step.
     ///
     /// An optimizer's weight decay is taken at w here, since the weights are back before its step. In the authors' code
-    /// (MarlonBecker/MSAM) the weights stay at w + ε̂ between steps, and SGD's decay is taken there.
+    /// (`MarlonBecker/MSAM`) the weights stay at w + ε̂ between steps, and SGD's decay is taken there.
     ///
     /// ```
     /// # use candle_core::{Device, Result, Var};
