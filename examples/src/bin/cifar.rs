@@ -251,8 +251,7 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
         None => data::embedded()?,
     };
     if let Some(limit) = options.limit {
-        set.train.images.truncate(limit.saturating_mul(set.image_len()));
-        set.train.labels.truncate(limit);
+        set.limit(limit);
     }
     Ok(set)
 }

@@ -350,9 +350,13 @@ mod tests {
 
     use std::io::BufRead;
     use std::net::TcpListener;
+    use std::process::Command;
+    use std::sync::Arc;
     use std::thread::{self, JoinHandle};
 
     use flate2::{Compression, write::GzEncoder};
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
     use tar::{EntryType, Header};
     use tempfile::TempDir;
 
@@ -379,6 +383,32 @@ mod tests {
             drop(stream.write_all(&answer)); // the client may hang up on a body it does not like
         });
         Server { url, thread }
+    }
+
+    /// A server that answers two requests over TLS, by a certificate of its own for `localhost`; and the certificate.
+    fn serve_tls(body: &'static [u8]) -> (String, String) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("localhost:0").unwrap();
+        let url = format!("https://localhost:{}/set", listener.local_addr().unwrap().port());
+        thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = BufReader::new(StreamOwned::new(connection, stream.unwrap()));
+                let lines = stream.by_ref().lines().map_while(Result::ok);
+                // None if the client does not trust the certificate.
+                if lines.take_while(|line| !line.is_empty()).count() > 0 {
+                    let header = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                    stream.get_mut().write_all(&[header.as_bytes(), body].concat()).unwrap();
+                }
+            }
+        });
+        (url, cert.pem())
     }
 
     fn archived<'a>(url: &'a str, archive: &[u8], sha256: &'a str) -> Download<'a> {
@@ -482,6 +512,39 @@ mod tests {
         let error = fetch_from([&servers[0], &servers[1]], &dir).unwrap_err();
         assert!(matches!(&error, DataError::DownloadHash { url, .. } if *url == servers[1].url), "{error}");
         assert!(names(&dir).is_empty());
+    }
+
+    /// Of `SSL_CERT_FILE`, which is read by processes of their own.
+    #[test]
+    fn servers_are_trusted_by_the_certificates_of_the_environment() {
+        const URL: &str = "SAM_EXAMPLES_TEST_URL";
+        const CONTENT: &[u8] = b"content";
+        if let Ok(url) = env::var(URL) {
+            let dir = tempfile::tempdir().unwrap();
+            let (hash, bytes) = (sha256(CONTENT), CONTENT.len() as u64);
+            let download = Download { url: &url, sha256: &hash, bytes, content: Content::File("a") };
+            match fetch_one(download, dir.path(), &ProgressBar::hidden()) {
+                Ok(folder) => assert_eq!(fs::read(folder.join("a")).unwrap(), CONTENT),
+                Err(error) => panic!("{:#}", anyhow::Error::from(error)),
+            }
+            return;
+        }
+        let (url, certificate) = serve_tls(CONTENT);
+        let (_, other) = serve_tls(CONTENT);
+        let dir = tempfile::tempdir().unwrap();
+        let output = |certificate| {
+            let path = dir.path().join("certificates.pem");
+            fs::write(&path, certificate).unwrap();
+            let test = "data::download::tests::servers_are_trusted_by_the_certificates_of_the_environment";
+            let mut command = Command::new(env::current_exe().unwrap());
+            command.args(["--exact", test, "--nocapture"]).env(URL, &url).env("SSL_CERT_FILE", path);
+            command.env_remove("SSL_CERT_DIR").env("NO_PROXY", "localhost").output().unwrap()
+        };
+        let trusted = output(certificate);
+        assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
+        let untrusted = output(other);
+        let error = String::from_utf8(untrusted.stderr).unwrap();
+        assert!(!untrusted.status.success() && error.contains("invalid peer certificate"), "{error}");
     }
 
     /// The loader finds what was downloaded, by the names of its files.

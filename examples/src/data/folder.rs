@@ -367,6 +367,11 @@ pub(super) mod tests {
         assert!(set.train.images.iter().step_by(4).zip(&set.train.labels).all(|(x, y)| u32::from(x / 16) == *y));
         assert!(set.test.labels.is_sorted());
         assert_eq!(load(dir.path(), None).unwrap(), set);
+        let mut limited = set.clone();
+        limited.limit(16);
+        assert_eq!((&limited.train.labels[..], limited.train.images.len()), (&set.train.labels[..16], 16 * 4));
+        limited.limit(usize::MAX);
+        assert_eq!((limited.train.len(), limited.test.len()), (16, 64));
         let pictures = Pictures::list(dir.path(), 2).unwrap();
         assert!(pictures.train.iter().map(|(_, label)| label).eq(&set.train.labels));
     }

@@ -98,6 +98,13 @@ impl Dataset {
         self.channels * self.height * self.width
     }
 
+    /// Keeps the first `n` training images; all, if there are not so many. In sets of pictures they are of all classes, for
+    /// [`load`] mixes them; the other sets are stored in a mixed order.
+    pub fn limit(&mut self, n: usize) {
+        self.train.images.truncate(n.saturating_mul(self.image_len()));
+        self.train.labels.truncate(n);
+    }
+
     /// Mean and standard deviation of the training images, over all pixels of a channel; for the original CIFAR-10
     /// these are the published constants (0.4914, 0.4822, 0.4465; 0.2470, 0.2435, 0.2616).
     ///
