@@ -126,7 +126,7 @@ pub enum DataError {
     },
 
     /// A file of SVHN's that is not as it should be.
-    #[error("`{path}` is not a MATLAB file of SVHN: {problem}; get it again with --download svhn")]
+    #[error("`{path}` is not a MATLAB file of SVHN: {problem}; get it again with `cifar --download svhn`")]
     Matlab {
         /// The file.
         path: PathBuf,
@@ -199,12 +199,17 @@ pub enum DataError {
     },
 
     /// A folder of pictures has fewer than two classes.
-    #[error("`{path}` holds {found} classes, expected at least 2: make a folder for each class in it")]
+    #[error(
+        "`{path}` holds {found} classes{}, expected at least 2: make a folder for each class in it",
+        if .skipped.is_empty() { String::new() } else { format!(" (found {})", .skipped) }
+    )]
     TooFewClasses {
         /// The folder.
         path: PathBuf,
         /// How many class folders it has.
         found: usize,
+        /// What else it holds; empty if it holds nothing.
+        skipped: String,
     },
 
     /// A class occurs in one half of a folder of pictures only.

@@ -93,7 +93,12 @@ fn same_classes(train: &Path, test: &Path) -> Result<BTreeSet<OsString>, DataErr
         });
     }
     if in_train.len() < 2 {
-        return Err(DataError::TooFewClasses { path: train.to_path_buf(), found: in_train.len() });
+        let mut others = Skipped::default();
+        for name in entries(train)?.difference(&in_train) {
+            others.add(&train.join(name));
+        }
+        let (path, found) = (train.to_path_buf(), in_train.len());
+        return Err(DataError::TooFewClasses { path, found, skipped: others.to_string() });
     }
     Ok(in_train)
 }
@@ -135,9 +140,12 @@ fn list(half: &Path, classes: &BTreeSet<OsString>, notes: &mut Vec<String>) -> R
     Ok(pictures)
 }
 
-/// What is no picture in a folder of pictures.
+/// What is not read in a folder of pictures.
 #[derive(Default)]
 struct Skipped {
+    /// Pictures outside of class folders.
+    pictures: usize,
+    /// Other files, and their extensions.
     files: usize,
     extensions: BTreeSet<String>,
     folders: usize,
@@ -149,36 +157,40 @@ impl Skipped {
             self.folders += 1;
             return;
         }
+        if is_picture(path) {
+            self.pictures += 1;
+            return;
+        }
         self.files += 1;
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         self.extensions.insert(extension.map_or_else(|| "no extension".to_owned(), |known| format!(".{known}")));
     }
 
     fn merge(&mut self, other: Self) {
+        self.pictures += other.pictures;
         self.files += other.files;
         self.folders += other.folders;
         self.extensions.extend(other.extensions);
     }
 
     fn is_empty(&self) -> bool {
-        self.files + self.folders == 0
+        self.pictures + self.files + self.folders == 0
     }
 }
 
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let extensions = self.extensions.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        match self.files {
-            0 => (),
-            1 => write!(f, "1 file that is not a picture ({extensions})")?,
-            files => write!(f, "{files} files that are not pictures ({extensions})")?,
-        }
-        let and = if self.files > 0 { " and " } else { "" };
-        match self.folders {
-            0 => Ok(()),
-            1 => write!(f, "{and}1 nested folder"),
-            folders => write!(f, "{and}{folders} nested folders"),
-        }
+        let kinds = [
+            (self.pictures, "picture outside of class folders", "pictures outside of class folders", String::new()),
+            (self.files, "file that is not a picture", "files that are not pictures", format!(" ({extensions})")),
+            (self.folders, "nested folder", "nested folders", String::new()),
+        ];
+        let kinds = kinds.into_iter().filter(|(count, ..)| *count > 0);
+        let parts: Vec<_> = kinds
+            .map(|(count, one, many, more)| format!("{count} {}{more}", if count == 1 { one } else { many }))
+            .collect();
+        f.write_str(&parts.join(" and "))
     }
 }
 
@@ -485,6 +497,29 @@ pub(super) mod tests {
         }
         let error = load(dir.path(), None).unwrap_err();
         assert!(matches!(error, DataError::TooFewClasses { found: 1, .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("train` holds 1 classes, expected at least 2: make a folder for each"), "{message}");
+    }
+
+    #[test]
+    fn pictures_outside_of_class_folders_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["train/0.png", "train/1.jpg", "test/0.png"] {
+            grey(&dir.path().join(file), 8, 0);
+        }
+        fs::write(dir.path().join("train/labels.csv"), "0,1").unwrap();
+        let error = load(dir.path(), None).unwrap_err().to_string();
+        let expected = "train` holds 0 classes (found 2 pictures outside of class folders and 1 file that is not a picture \
+                        (.csv)), expected at least 2: make a folder for each class in it";
+        assert!(error.contains(expected), "{error}");
+        write(dir.path());
+        let notes = load(dir.path(), None).unwrap().notes;
+        let [train, test] = ["train", "test"].map(|half| dir.path().join(half).display().to_string());
+        let expected = [
+            format!("skipped 2 pictures outside of class folders and 1 file that is not a picture (.csv) in `{train}`"),
+            format!("skipped 1 picture outside of class folders in `{test}`"),
+        ];
+        assert_eq!(notes, expected);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{DataError, Found, folder, looked_for};
+use super::{Archive, DataError, Found, folder, looked_for};
 
 /// Endings of archives, of which nothing is read.
 const ARCHIVES: [&str; 7] = [".tar.gz", ".tgz", ".zip", ".tar", ".tar.bz2", ".tar.xz", ".7z"];
@@ -30,15 +30,19 @@ fn hint(dir: &Path) -> Option<String> {
 fn python(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
     let has = |name: &str| names.contains(name);
     let is_file = |name: &&str| dir.join(name).is_file();
-    let (set, option) = if has("cifar-10-batches-py") || has("cifar-10-python.tar.gz") || has("data_batch_1") {
-        ("CIFAR-10", "cifar10")
+    let (set, option, archive) = if has("cifar-10-batches-py") || has("cifar-10-python.tar.gz") || has("data_batch_1") {
+        ("CIFAR-10", "cifar10", Archive::Cifar10)
     } else if has("cifar-100-python") || has("cifar-100-python.tar.gz") || ["train", "test", "meta"].iter().all(is_file)
     {
-        ("CIFAR-100", "cifar100")
+        ("CIFAR-100", "cifar100", Archive::Cifar100)
     } else {
         return None;
     };
-    Some(format!("it holds the Python version of {set}, expected the binary version: get it with --download {option}"))
+    let url = archive.source().downloads.first()?.url;
+    Some(format!(
+        "it holds the Python version of {set}, expected the binary version: get it with `cifar --download {option}`, or \
+         unpack {url}"
+    ))
 }
 
 fn archive(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
@@ -114,9 +118,11 @@ mod tests {
 
     #[test]
     fn the_python_version_of_cifar_is_told_from_the_binary_one() {
-        let hint = |set, option| {
+        let hint = |set: &str, option| {
             format!(
-                "it holds the Python version of {set}, expected the binary version: get it with --download {option}"
+                "it holds the Python version of {set}, expected the binary version: get it with `cifar --download {option}`, \
+                 or unpack https://www.cs.toronto.edu/~kriz/{}-binary.tar.gz",
+                set.to_lowercase()
             )
         };
         assert_hint(

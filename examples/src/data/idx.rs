@@ -30,14 +30,19 @@ const MNIST_LABELS: [u32; 16] = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7]
 pub(super) const FOLDERS: [&str; 5] = ["raw", "MNIST/raw", "FashionMNIST/raw", "mnist", "fashion-mnist"];
 
 pub(super) fn is_in(dir: &Path) -> bool {
-    NAMES.iter().any(|name| dir.join(name).is_file() || compressed(dir, name).is_file())
+    NAMES.iter().any(|name| spellings(dir, name).iter().any(|path| path.is_file()))
 }
 
 pub(super) fn load(dir: &Path) -> Result<Dataset, DataError> {
     let named = dir.parent().filter(|_| dir.ends_with("raw")).unwrap_or(dir);
     read(&folder_name(named), |name| {
-        let plain = dir.join(name);
-        if plain.is_file() { IdxFile::open(plain) } else { IdxFile::open_gz(compressed(dir, name)) }
+        let paths = spellings(dir, name);
+        let path = paths.iter().find(|path| path.is_file()).unwrap_or(&paths[1]).clone();
+        if path.extension().is_some_and(|extension| extension == "gz") {
+            IdxFile::open_gz(path)
+        } else {
+            IdxFile::open(path)
+        }
     })
 }
 
@@ -78,8 +83,10 @@ pub(super) fn read<'a>(
     })
 }
 
-fn compressed(dir: &Path, name: &str) -> PathBuf {
-    dir.join(format!("{name}.gz"))
+/// What a file may be called, plain or compressed: Kaggle's copies have `.idx` in place of `-idx`.
+fn spellings(dir: &Path, name: &str) -> [PathBuf; 4] {
+    let dotted = name.replacen("-idx", ".idx", 1);
+    [name.to_owned(), format!("{name}.gz"), dotted.clone(), format!("{dotted}.gz")].map(|name| dir.join(name))
 }
 
 /// What a file of images holds.
@@ -290,6 +297,17 @@ pub(super) mod tests {
         }
         let error = load(dir.path(), None).unwrap_err().to_string();
         assert!(error.contains("MNIST/raw`, IDX in `"), "{error}");
+    }
+
+    #[test]
+    fn the_spelling_of_kaggle_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        for name in ["train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"] {
+            fs::rename(dir.path().join(name), dir.path().join(name.replace("-idx", ".idx"))).unwrap();
+        }
+        let set = load(dir.path(), None).unwrap();
+        assert_eq!((set.train.labels, set.test.labels), (vec![0, 5, 9], vec![1, 2]));
     }
 
     #[test]

@@ -137,8 +137,8 @@ impl Dataset {
 /// - CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, here or in `cifar-10-batches-bin`;
 /// - CIFAR-100: `train.bin` and `test.bin`, here or in `cifar-100-binary`; the fine labels;
 /// - MNIST and its kin: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same with `t10k-`, each either
-///   plain or `.gz` (plain, if both are there), here or in `raw`, `MNIST/raw`, `FashionMNIST/raw`, `mnist` or
-///   `fashion-mnist`;
+///   plain or `.gz` (plain, if both are there), and also with `.idx` in place of `-idx`, here or in `raw`,
+///   `MNIST/raw`, `FashionMNIST/raw`, `mnist` or `fashion-mnist`;
 /// - SVHN: `train_32x32.mat` and `test_32x32.mat`, here or in `svhn`;
 /// - pictures: `train/CLASS/*.png` (or `.jpg`, `.jpeg`, `.webp`, `.bmp`) and the same classes in `test` (or, if there
 ///   is none, `val`, `valid` or `validation`); one channel if all are grey, otherwise three. Other files and nested

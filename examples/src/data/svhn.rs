@@ -51,7 +51,7 @@ pub(super) fn load(dir: &Path) -> Result<Dataset, DataError> {
 }
 
 fn read(path: &Path) -> Result<Split, DataError> {
-    let advice = "SVHN consists of train_32x32.mat and test_32x32.mat; get them with --download svhn";
+    let advice = "SVHN consists of train_32x32.mat and test_32x32.mat; get them with `cifar --download svhn`";
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = opened.map_err(|source| DataError::reading(path, advice, source))?;
     if length == 0 {
