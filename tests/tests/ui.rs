@@ -40,6 +40,7 @@ pub mod ui {
         pub mod other_attributes;
         pub mod patterns;
         pub mod raw_identifiers;
+        pub mod reductions;
         pub mod runtime_exported_again;
         pub mod strict_lints;
         pub mod temporaries;
