@@ -17,7 +17,7 @@ const FORMS: [(&str, &str); 17] = [
     ("rho", "`rho = 0.05`"),
     ("p", "`p = 2` or `p = inf`"),
     ("adaptive", "`adaptive` or `adaptive = 0.01`"),
-    ("unnormalised", "`unnormalised`"),
+    ("unnormalized", "`unnormalized`"),
     ("gsam", "`gsam = 0.4`"),
     ("wsam", "`wsam = 0.9`"),
     ("stable", "`stable`"),
@@ -25,7 +25,7 @@ const FORMS: [(&str, &str); 17] = [
     ("vars", "`vars = model.vars()`"),
     ("replay", "`replay(rng)`"),
     ("shards", "`shards(x, y; m = 32)`"),
-    ("parts", "`parts(x, y; m = 32)`"),
+    ("micro_batches", "`micro_batches(x, y; m = 32)`"),
     ("hardest", "`hardest(x, y; k = 32)`"),
     ("sharpest", "`sharpest(x, y; k = 64)`"),
     ("plain", "`plain = plain_loss`"),
@@ -45,7 +45,7 @@ const NEAR: [(&str, &str); 10] = [
     ("k", "hardest"),
     ("reduction", "shards"),
     ("weights", "shards"),
-    ("unnormalized", "unnormalised"),
+    ("unnormalized", "unnormalized"),
     ("sam", "with"),
 ];
 
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     pub(crate) rho: Option<Keyed<Expr>>,
     pub(crate) p: Option<Keyed<Expr>>,
     pub(crate) adaptive: Option<Keyed<Option<Expr>>>,
-    pub(crate) unnormalised: Option<Keyed<()>>,
+    pub(crate) unnormalized: Option<Keyed<()>>,
     pub(crate) combination: Option<Keyed<Combination>>,
     pub(crate) vars: Option<Keyed<Expr>>,
     pub(crate) replay: Option<Keyed<Vec<Ident>>>,
@@ -107,7 +107,7 @@ impl Kind {
     fn of(key: &Ident) -> Option<Self> {
         Some(match key.to_string().as_str() {
             "shards" => Self::Shards,
-            "parts" => Self::Parts,
+            "micro_batches" => Self::Parts,
             "hardest" => Self::Hardest,
             "sharpest" => Self::Sharpest,
             _ => return None,
@@ -165,7 +165,7 @@ impl Args {
             ("p", Value::Is(expr)) => set(&mut self.p, key, expr),
             ("adaptive", Value::Nothing) => set(&mut self.adaptive, key, None),
             ("adaptive", Value::Is(expr)) => set(&mut self.adaptive, key, Some(expr)),
-            ("unnormalised", Value::Nothing) => set(&mut self.unnormalised, key, ()),
+            ("unnormalized", Value::Nothing) => set(&mut self.unnormalized, key, ()),
             ("gsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Gsam(expr)),
             ("wsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Wsam(expr)),
             ("stable", Value::Nothing) => set(&mut self.combination, key, Combination::Stable),

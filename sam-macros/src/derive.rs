@@ -107,7 +107,7 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
         let why = "`Output` needs the loss: add a field `loss: Tensor`";
         return Err(Error::new_spanned(&item.ident, why));
     };
-    let output = Trait { path: parse_quote!(#krate::Output), detached: "into_detached" };
+    let output = Trait { path: parse_quote!(#krate::LossOutput), detached: "into_detached" };
     let aux = Trait { path: parse_quote!(#krate::Aux), detached: "detached" };
     let traits: Vec<_> = (0..item.fields.len()).map(|i| if i == loss { &output } else { &aux }).collect();
     let (arm, join) = (arm(&quote!(Self), &item.fields, &traits), join(&item.fields, &traits, &names));
@@ -168,7 +168,7 @@ impl Names {
             })?;
         }
         Ok(Self {
-            candle: parse_quote_spanned!(site=> #krate::argument::candle_core),
+            candle: parse_quote_spanned!(site=> #krate::__private::candle_core),
             result: parse_quote_spanned!(site=> ::core::result::Result),
             vec: parse_quote_spanned!(site=> ::std::vec::Vec),
             f64: parse_quote_spanned!(site=> ::core::primitive::f64),

@@ -29,7 +29,7 @@ use crate::{
 //         let __sam = ::sam_runtime::Sam::p(__sam, 2);
 //         let __sam_held_x = x;
 //         let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-//             let mut x @ (_) = ::sam_runtime::argument::again(&__sam_held_x);
+//             let mut x @ (_) = ::sam_runtime::__private::again(&__sam_held_x);
 //             let rng @ (_) = &mut *rng;
 //             match () { () => { BODY } }
 //         };
@@ -68,7 +68,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let there = located(&krate, returned);
     let portion = args.batch.as_ref().map(|(_, batch)| match batch.kind {
         Kind::Shards => (quote_spanned!(returned=> #there::Shard), Ident::new("__sam_shard", returned)),
-        _ => (quote_spanned!(returned=> #there::Examples), Ident::new("__sam_examples", returned)),
+        _ => (quote_spanned!(returned=> #there::BatchSelection), Ident::new("__sam_examples", returned)),
     });
     let routes: Vec<_> = arguments.iter().filter_map(|argument| route(argument, &krate, portion.as_ref())).collect();
 
@@ -82,7 +82,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let (output, is_inferred) = closure_output(&sig.output);
     let mut body = body(item, &routes, &output, &krate);
     if is_inferred {
-        body.extend(quote_spanned!(site=> #krate::argument::has_error(&__sam_body, __sam_error);));
+        body.extend(quote_spanned!(site=> #krate::__private::has_error(&__sam_body, __sam_error);));
     }
     let stages = match &args.batch {
         None => {
@@ -111,9 +111,12 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
             }
         }
         Some(_) => {
-            let split =
-                split(arguments, &quote_spanned!(returned=> #there::Examples), &Ident::new("__sam_examples", returned));
-            let first = quote_spanned!(returned=> #there::Examples::ascend(&__sam_examples, &mut __sam_body));
+            let split = split(
+                arguments,
+                &quote_spanned!(returned=> #there::BatchSelection),
+                &Ident::new("__sam_examples", returned),
+            );
+            let first = quote_spanned!(returned=> #there::BatchSelection::ascend(&__sam_examples, &mut __sam_body));
             let stages = stages(&first, &there, returned);
             quote_spanned! {returned=>
                 #split
@@ -129,7 +132,7 @@ pub(crate) fn expand(Loss { args, item, arguments }: &Loss) -> TokenStream {
     let (error, loss) = if is_inferred {
         // The error's type is that of the closure, which the compiler has to be told.
         let error = quote_spanned!(returned=> let __sam_error = ::core::marker::PhantomData;);
-        (Some(error), quote_spanned!(returned=> #krate::argument::with_error(__sam_loss, __sam_error)))
+        (Some(error), quote_spanned!(returned=> #krate::__private::with_error(__sam_loss, __sam_error)))
     } else {
         (None, quote_spanned!(returned=> __sam_loss))
     };
@@ -179,7 +182,7 @@ fn pieces((key, batch): &Keyed<Batch>, args: &Args, krate: &TokenStream, returne
     let (site, given) = (Span::mixed_site(), given(args, returned));
     let (owner, pieces) = match batch.kind {
         Kind::Shards => ("Shards", "__sam_shards"),
-        _ => ("Examples", "__sam_examples"),
+        _ => ("BatchSelection", "__sam_examples"),
     };
     let (owner, pieces) = (Ident::new(owner, returned), Ident::new(pieces, returned));
     let (choose, size) = (Ident::new(&key.to_string(), returned), &batch.size);
@@ -208,28 +211,29 @@ fn split(arguments: &[Argument], owner: &TokenStream, pieces: &Ident) -> TokenSt
     split.collect()
 }
 
-fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
+fn configure(Args { rho, p, adaptive, unnormalized, combination, vars, with, .. }: &Args, krate: &Path) -> TokenStream {
     let site = Span::mixed_site();
     if let Some((_, name)) = with {
         let given = quote_spanned!(name.span().resolved_at(site)=> &*#name);
         return quote_spanned!(site=> let __sam: &#krate::Sam = #given;);
     }
-    let rho = rho.as_ref().map_or_else(|| quote_spanned!(site=> #krate::Sam::RHO), |(_, rho)| rho.to_token_stream());
+    let rho =
+        rho.as_ref().map_or_else(|| quote_spanned!(site=> #krate::Sam::DEFAULT_RHO), |(_, rho)| rho.to_token_stream());
     let p = p.iter().map(|(_, p)| match args::path(p) {
         Some(inf) if inf.is_ident("inf") => quote_spanned!(site=> ::core::primitive::f64::INFINITY),
         _ => quote_spanned!(site=> #p),
     });
     let eta = adaptive.iter().map(|(_, eta)| match eta {
-        None => quote_spanned!(site=> #krate::Sam::ETA),
+        None => quote_spanned!(site=> #krate::Sam::ASAM_ETA),
         _ => eta.to_token_stream(),
     });
-    let unnormalised =
-        unnormalised.iter().map(|_| quote_spanned!(site=> let __sam = #krate::Sam::unnormalised(__sam);));
+    let unnormalized =
+        unnormalized.iter().map(|_| quote_spanned!(site=> let __sam = #krate::Sam::unnormalized(__sam);));
     let float = quote_spanned!(site=> <::core::primitive::f64 as ::core::convert::From<_>>::from);
     let combination = combination.iter().map(|(_, combination)| match combination {
         Combination::Gsam(alpha) => quote_spanned!(site=> Gsam { alpha: #float(#alpha) }),
         Combination::Wsam(gamma) => quote_spanned!(site=> Wsam { gamma: #float(#gamma) }),
-        Combination::Stable => quote_spanned!(site=> Stable),
+        Combination::Stable => quote_spanned!(site=> Rescaled),
         Combination::SecondOrder => quote_spanned!(site=> SecondOrder),
     });
     let vars = vars.iter().map(|(_, vars)| vars);
@@ -237,9 +241,9 @@ fn configure(Args { rho, p, adaptive, unnormalised, combination, vars, with, .. 
         let __sam = #krate::Sam::new(#rho);
         #(let __sam = #krate::Sam::p(__sam, #p);)*
         #(let __sam = #krate::Sam::adaptive(__sam, #eta);)*
-        #(#unnormalised)*
+        #(#unnormalized)*
         #(let __sam = #krate::Sam::combination(__sam, #krate::variants::Combination::#combination);)*
-        #(let __sam = #krate::Sam::vars(__sam, #krate::argument::variables(#vars));)*
+        #(let __sam = #krate::Sam::vars(__sam, #krate::__private::variables(#vars));)*
     }
 }
 
@@ -289,11 +293,11 @@ fn route<'a>(
     let site = Span::mixed_site();
     let (held, value) = (&held(binding), reference(binding));
     let kept = quote_spanned!(site=> let #held = #name;);
-    let replayed = quote_spanned!(site=> let #held = #krate::argument::replayed(#name)?;);
-    let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name)?;);
-    let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name)?;);
-    let turn = |kind| quote_spanned!(held.span()=> #krate::argument::#kind::turn(&mut #held, __sam_pass));
-    let again = quote_spanned!(site=> #krate::argument::again(#value));
+    let replayed = quote_spanned!(site=> let #held = #krate::__private::replayed(#name)?;);
+    let replay = quote_spanned!(site=> let mut #held = #krate::__private::Replay::new(#name)?;);
+    let replay_ref = quote_spanned!(site=> let mut #held = #krate::__private::ReplayRef::new(#name)?;);
+    let turn = |kind| quote_spanned!(held.span()=> #krate::__private::#kind::for_pass(&mut #held, __sam_pass));
+    let again = quote_spanned!(site=> #krate::__private::clone_for_pass(#value));
     let some = portion.map(|(of, examples)| quote_spanned!(examples.span()=> #of::of(&#examples, #value)?));
     let (hold, value) = match (role, by) {
         (Some(Role::Batch), By::Value) => (Some(kept), some?),

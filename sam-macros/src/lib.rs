@@ -30,7 +30,7 @@ mod valid;
 /// | `rho = EXPR` | 0.05 | radius of the ball |
 /// | `p = EXPR`, `p = inf` | 2 | norm of the ball, 1 ≤ p ≤ ∞ |
 /// | `adaptive`, `adaptive = ETA` | off | ASAM: the ball is scaled by abs(w) + η; without a value, η = 0.01 |
-/// | `unnormalised` | off | USAM: ε = ρ g, for p = 2 |
+/// | `unnormalized` | off | USAM: ε = ρ g, for p = 2 |
 /// | `gsam = α`, `wsam = γ`, `stable`, `second_order` | the gradient at w + ε | how the gradients at w and at w + ε are combined: GSAM, WSAM, Stable SAM, SAM with the term that the paper drops |
 /// | `vars = EXPR` | all that L depends on | the variables to perturb; of those in the list, the ones that get no gradient (running statistics) keep the value of the first pass |
 /// | `replay(a, ..)` | none | arguments whose state is the same at the beginning of both passes: a seeded generator, a counter |
@@ -101,7 +101,7 @@ mod valid;
 /// On the function that computes the loss, not on the training step: the optimizer stays outside. It may be a free
 /// function, a method with `&self` or `&mut self` or an associated function, also in traits and their implementations;
 /// generic, `unsafe`, with patterns and with `impl Trait` for arguments. Other attributes may be above and below. The function
-/// returns `Result<Tensor, E>`, `Result<(Tensor, ..), E>` or a `Result` of a struct that derives `sam_runtime::Output`,
+/// returns `Result<Tensor, E>`, `Result<(Tensor, ..), E>` or a `Result` of a struct that derives `sam_runtime::LossOutput`,
 /// with any `E` that is `From<candle_core::Error>`.
 ///
 /// Refused, each with an error that says what to write instead: `self` by value, `async`, `const`, `extern` and
@@ -129,11 +129,11 @@ pub fn derive_aux(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     derive::aux(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Implements `sam_runtime::Output` for a struct that a loss function returns.
+/// Implements `sam_runtime::LossOutput` for a struct that a loss function returns.
 ///
 /// The field with the loss is `loss`, or the first of a tuple struct, and is a `Tensor`. All others are `Aux`.
 /// `#[aux(crate = ::path)]` says where the runtime is, if it is re-exported.
-#[proc_macro_derive(Output, attributes(aux))]
+#[proc_macro_derive(LossOutput, attributes(aux))]
 pub fn derive_output(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     derive::output(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -122,7 +122,7 @@ fn loss(config: &mut Sam, model: &Net, x: &Tensor, mut y: Tensor, weight: Tensor
 #[test]
 fn variants() {
     let source = "
-#[sam(rho = 0.2, gsam = alpha, unnormalised, hardest(x, y; k = x.dim(0)? / 3))]
+#[sam(rho = 0.2, gsam = alpha, unnormalized, hardest(x, y; k = x.dim(0)? / 3))]
 fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
     cross_entropies(&model.forward(x)?, &y)
 }";
@@ -285,7 +285,7 @@ fn what_is_accepted() {
         "replay(rng, y)",
         "replay(rng,), shards(x, y,; m = 0x10)",
         "with = sam, shards(x; m = sam.m()), crate = crate::facade",
-        "gsam = 1, unnormalised, parts(x, y; m = 2)",
+        "gsam = 1, unnormalized, parts(x, y; m = 2)",
         "wsam = 0.9, hardest(x; k = x.dim(0)? / 3)",
         "stable, sharpest(x, y; k = 5)",
         "second_order, rho = 1",
@@ -310,7 +310,7 @@ fn what_is_accepted() {
 
 #[test]
 fn what_cannot_be_read() {
-    let keys = "one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
+    let keys = "one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
                 `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`";
     let unknown = format!("unknown key `norm`: expected {keys}");
     let expected = format!("expected {keys}");
@@ -342,7 +342,7 @@ fn what_cannot_be_read() {
         ("wsam(0.9)", "`wsam` is written `wsam = 0.9`"),
         ("stable = 1", "`stable` is written `stable`"),
         ("second_order(2)", "`second_order` is written `second_order`"),
-        ("unnormalised = true", "`unnormalised` is written `unnormalised`"),
+        ("unnormalized = true", "`unnormalized` is written `unnormalized`"),
         ("plain", "`plain` is written `plain = plain_loss`"),
         ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
         ("with = self.sam", "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`"),
@@ -398,13 +398,13 @@ fn what_does_not_go_together() {
         ("rho = 1, with = sam", "`rho` and `with` cannot be used together: set it on `sam`"),
         ("with = sam, adaptive", "`adaptive` and `with` cannot be used together: set it on `sam`"),
         ("gsam = 0.4, with = sam", "`gsam` and `with` cannot be used together: set it on `sam`"),
-        ("unnormalised, with = sam", "`unnormalised` and `with` cannot be used together: set it on `sam`"),
+        ("unnormalized, with = sam", "`unnormalized` and `with` cannot be used together: set it on `sam`"),
         ("gsam = 0.4, wsam = 0.9", "`wsam` and `gsam` cannot be used together: keep one"),
         ("stable, stable", "`stable` is given twice: keep one"),
         ("shards(x; m = 1), parts(y; m = 1)", "`parts` and `shards` cannot be used together: keep one"),
         ("second_order, p = 3", "`second_order` is for the plain ball: leave out `p`"),
         ("second_order, adaptive", "`second_order` is for the plain ball: leave out `adaptive`"),
-        ("unnormalised, p = 3", "`unnormalised` has no norm: leave out `p`"),
+        ("unnormalized, p = 3", "`unnormalized` has no norm: leave out `p`"),
         ("with = y", "`y` is not a reference: take `y: &Sam` or `y: &mut Sam`"),
         ("with = z", "`z` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
         ("replay(self)", "`self` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
@@ -557,7 +557,7 @@ fn all_at_once() {
     let source = "#[sam(rho = -1, norm = 2, p, with = sam, replay(z))] const async fn loss(self, x: T) {}";
     let whole = refusals(source);
     let expected = [
-        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, \
+        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, \
          `second_order`, `vars`, `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`",
         "`p` is written `p = 2` or `p = inf`",
         "`rho` is a radius: expected a number of at least 0",

@@ -75,14 +75,14 @@ fn check_values(args: &Args, errors: &mut Errors) {
         Some((key, Combination::SecondOrder)) => {
             let p = args.p.as_ref().map(|(key, _)| key);
             let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
-            let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
-            for other in [p, adaptive, unnormalised].into_iter().flatten() {
+            let unnormalized = args.unnormalized.as_ref().map(|(key, ())| key);
+            for other in [p, adaptive, unnormalized].into_iter().flatten() {
                 errors.refuse(other, format!("`{key}` is for the plain ball: leave out `{other}`"));
             }
         }
         _ => {}
     }
-    if let (Some((key, ())), Some((p, _))) = (&args.unnormalised, &args.p) {
+    if let (Some((key, ())), Some((p, _))) = (&args.unnormalized, &args.p) {
         errors.refuse(p, format!("`{key}` has no norm: leave out `{p}`"));
     }
     if let Some((key, batch)) = &args.batch {
@@ -99,10 +99,10 @@ fn check_values(args: &Args, errors: &mut Errors) {
         let rho = args.rho.as_ref().map(|(key, _)| key);
         let p = args.p.as_ref().map(|(key, _)| key);
         let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
-        let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
+        let unnormalized = args.unnormalized.as_ref().map(|(key, ())| key);
         let combination = args.combination.as_ref().map(|(key, _)| key);
         let vars = args.vars.as_ref().map(|(key, _)| key);
-        for key in [rho, p, adaptive, unnormalised, combination, vars].into_iter().flatten() {
+        for key in [rho, p, adaptive, unnormalized, combination, vars].into_iter().flatten() {
             errors.refuse(key, format!("`{key}` and `with` cannot be used together: set it on `{sam}`"));
         }
     }

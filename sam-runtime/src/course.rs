@@ -8,7 +8,7 @@ use crate::examples::{Portion, Rows, Rule};
 use crate::gradient::{Gradient, check_loss, gradient_of, has_loss_of_call};
 use crate::graph::{Moment, check_made_since};
 use crate::kernels::{self, Slope, check_finite, number, square, wide};
-use crate::last::{Alignment, AscentSeen, Last, read};
+use crate::last::{Alignment, AscentSeen, StepStats, read};
 use crate::mean::Mean;
 use crate::names::describe;
 use crate::output::value_of;
@@ -16,11 +16,11 @@ use crate::overlap::Watch;
 use crate::pass::{Before, Context, Step};
 use crate::sam::UnderWay;
 use crate::variants::{
-    Combination, Direction, Kept, LossFactor, Radius, State, When, mix_all, mixed, paired, ratio,
+    Combination, Direction, Kept, LossFactor, Radius, Schedule, State, mix_all, mixed, paired, ratio,
     second_order_direction,
 };
 use crate::weights::{Displaced, exchange_all};
-use crate::{Error, Examples, Output, Pass, Sam};
+use crate::{BatchSelection, Error, LossOutput, Pass, Sam};
 
 /// A forward pass without its backward pass, which costs about two of it.
 const FORWARD: f64 = 1.0 / 3.0;
@@ -28,7 +28,7 @@ const FORWARD: f64 = 1.0 / 3.0;
 /// A step of a [`Sam`] under way. What it changes in the memory of the `Sam` counts when it has ended, not before.
 pub(crate) struct Course<'a> {
     sam: &'a Sam,
-    examples: Option<&'a Examples<'a>>,
+    examples: Option<&'a BatchSelection<'a>>,
     step: Step,
     /// False inside another step, and under [`plain`](crate::plain).
     outermost: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Course<'a> {
     losses: Vec<f64>,
     losses_at_w: Vec<f64>,
     state: State,
-    last: Last,
+    last: StepStats,
     /// The first pass, as long as its gradient is of use.
     watch: Option<Watch>,
     _under_way: Option<UnderWay<'a>>,
@@ -61,7 +61,7 @@ impl Drop for Course<'_> {
 }
 
 impl<'a> Course<'a> {
-    pub(crate) fn begin(sam: &'a Sam, examples: Option<&'a Examples<'a>>) -> candle_core::Result<Self> {
+    pub(crate) fn begin(sam: &'a Sam, examples: Option<&'a BatchSelection<'a>>) -> candle_core::Result<Self> {
         if examples.is_some_and(|examples| examples.rule() == Rule::Sharpest) {
             let refuse = |why| Error::Settings { what: "sharpest", why };
             if !sam.direction.needs_gradient() {
@@ -84,7 +84,7 @@ impl<'a> Course<'a> {
             Err(Error::Rho(rho))?;
         }
         if outermost && !state.remainder.is_empty() {
-            let why = "the last step is not finished: call `Sam::finish` after the optimizer's step";
+            let why = "the last step is not finished: call `Sam::apply_decoupled` after the optimizer's step";
             Err(Error::Settings { what: "WsamDecoupled", why })?;
         }
         Ok(Self {
@@ -93,11 +93,11 @@ impl<'a> Course<'a> {
             step: Step::begin(),
             outermost,
             rho,
-            portions: examples.map_or_else(|| vec![Portion::ALL], Examples::portions),
+            portions: examples.map_or_else(|| vec![Portion::ALL], BatchSelection::portions),
             losses: Vec::new(),
             losses_at_w: Vec::new(),
             state,
-            last: Last::default(),
+            last: StepStats::default(),
             watch: None,
             _under_way: under_way,
         })
@@ -105,10 +105,10 @@ impl<'a> Course<'a> {
 
     /// Whether there may be a perturbation, for all that is known before the first pass.
     pub(crate) fn may_perturb(&self) -> bool {
-        self.outermost && self.rho > 0.0 && self.sam.when.before(self.state.steps, self.sam.seed) != Some(false)
+        self.outermost && self.rho > 0.0 && self.sam.schedule.before(self.state.steps, self.sam.seed) != Some(false)
     }
 
-    pub(crate) fn ascents(&self) -> usize {
+    pub(crate) fn ascent_steps(&self) -> usize {
         self.sam.ascents.count
     }
 
@@ -120,7 +120,7 @@ impl<'a> Course<'a> {
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<(O, Option<Gradient>), E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         if !self.outermost {
@@ -142,7 +142,7 @@ impl<'a> Course<'a> {
     /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
     pub(crate) fn first<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
@@ -168,7 +168,7 @@ impl<'a> Course<'a> {
     /// The pass at w + ε̂, where there was none at w.
     pub(crate) fn only<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let found = self.first(loss)?;
@@ -179,7 +179,7 @@ impl<'a> Course<'a> {
     /// The pass at w + ε̂. Where it takes the sharpest examples, after a look at all.
     pub(crate) fn second<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Gradient, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Sharpest) else {
@@ -203,7 +203,7 @@ impl<'a> Course<'a> {
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<(O, Gradient), E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let portions = self.portions.clone();
@@ -235,7 +235,7 @@ impl<'a> Course<'a> {
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<Attempt<O>, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         if let Some(examples) = self.examples {
@@ -249,7 +249,7 @@ impl<'a> Course<'a> {
     }
 
     /// The mean, where the loss function returns a loss for each example.
-    fn one_loss<O: Output>(&mut self, output: O, pass: Pass) -> candle_core::Result<O> {
+    fn one_loss<O: LossOutput>(&mut self, output: O, pass: Pass) -> candle_core::Result<O> {
         match self.examples {
             Some(examples) if examples.rule().is_per_example() => {
                 self.losses = examples.losses(output.loss(), pass)?;
@@ -261,7 +261,7 @@ impl<'a> Course<'a> {
     }
 
     /// ∇L, taken of the scaled loss and then unscaled.
-    fn gradient<O: Output>(&self, attempt: &Attempt<O>, pass: Pass) -> candle_core::Result<Gradient> {
+    fn gradient<O: LossOutput>(&self, attempt: &Attempt<O>, pass: Pass) -> candle_core::Result<Gradient> {
         let Attempt { output, began, watch, call } = attempt;
         let loss = output.loss();
         let nodes = loss.sorted_nodes();
@@ -329,7 +329,8 @@ impl<'a> Course<'a> {
 
     /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
     pub(crate) fn needs_no_second(&mut self, perturbed: &Gradient, all: &Gradient) -> candle_core::Result<bool> {
-        let asks = matches!(self.sam.when, When::Sharp { .. }) || matches!(self.sam.radius, Radius::LossBudget { .. });
+        let asks = matches!(self.sam.schedule, Schedule::GradNormAdaptive { .. })
+            || matches!(self.sam.radius, Radius::LossBudget { .. });
         if asks {
             check_finite(all, Pass::Ascent)?;
             let square = read(&square(perturbed.iter().map(|(_, grad)| grad))?)?;
@@ -337,7 +338,7 @@ impl<'a> Course<'a> {
                 // It overflowed, or the gradient did: on devices where nobody looks at it this is the first to know.
                 Err(Error::NonFiniteNorm(square))?;
             }
-            if !self.sam.when.after(square, &mut self.state) {
+            if !self.sam.schedule.after(square, &mut self.state) {
                 return Ok(true);
             }
             if let Radius::LossBudget { sigma, largest } = self.sam.radius {
@@ -445,7 +446,7 @@ impl<'a> Course<'a> {
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<(), E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         if self.sam.combination != Combination::SecondOrder {
@@ -514,7 +515,7 @@ impl<'a> Course<'a> {
     /// can still fail.
     pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<Before> {
         if self.outermost {
-            if let (Direction::Last, Some(gradient)) = (&self.sam.direction, gradient) {
+            if let (Direction::PreviousGradient, Some(gradient)) = (&self.sam.direction, gradient) {
                 self.state.kept = self.state.kept.with(gradient.clone());
             }
             self.state.steps += 1;

@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use crate::shards::rows_of;
 use crate::shares::{Part, Shares, same_rows};
 use crate::stages::Ascent;
-use crate::{Error, Output, Pass, Sam, Split, Weights};
+use crate::{Error, LossOutput, Pass, Sam, SplitBatch, Weights};
 
-/// Examples chosen from a batch, or taken part by part. Made by [`Sam::parts`], [`Sam::hardest`] and [`Sam::sharpest`].
+/// BatchSelection chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
 ///
 /// The loss of the whole batch is the mean of the losses of the parts, with their numbers of examples as weights. For a loss
 /// that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as tokens,
@@ -34,10 +34,10 @@ use crate::{Error, Output, Pass, Sam, Split, Weights};
 /// ```
 #[derive(Debug)]
 #[must_use]
-pub struct Examples<'a> {
+pub struct BatchSelection<'a> {
     sam: &'a Sam,
     rule: Rule,
-    /// Examples in a part, or to choose.
+    /// BatchSelection in a part, or to choose.
     size: usize,
     rows: Option<usize>,
     shares: Shares,
@@ -82,7 +82,7 @@ pub(crate) enum Rows {
     Chosen(Vec<usize>),
 }
 
-impl<'a> Examples<'a> {
+impl<'a> BatchSelection<'a> {
     pub(crate) fn new(sam: &'a Sam, rule: Rule, size: usize) -> candle_core::Result<Self> {
         if size == 0 {
             let (what, expected) = match rule {
@@ -98,13 +98,13 @@ impl<'a> Examples<'a> {
     ///
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
-    pub fn split(mut self, argument: &impl Split) -> candle_core::Result<Self> {
+    pub fn split(mut self, argument: &impl SplitBatch) -> candle_core::Result<Self> {
         self.rows = Some(rows_of(self.rows, argument)?);
         Ok(self)
     }
 
     /// For a loss that is a sum over examples: the losses of the parts, their gradients and their auxiliary floats are
-    /// added up. For [`Sam::parts`]; in place of [`weights`](Self::weights), if these were given.
+    /// added up. For [`Sam::micro_batches`]; in place of [`weights`](Self::weights), if these were given.
     ///
     /// ```
     /// use candle_core::{Device, Result, Tensor, Var};
@@ -113,7 +113,7 @@ impl<'a> Examples<'a> {
     /// # fn main() -> Result<()> {
     /// let (w, x) = (Var::new(2f64, &Device::Cpu)?, Tensor::new(&[1f64, 2., 3.], &Device::Cpu)?);
     /// let sam = Sam::new(0.5);
-    /// let parts = sam.parts(2)?.split(&x)?.sum();
+    /// let parts = sam.micro_batches(2)?.split(&x)?.sum();
     /// let mut loss = |_| -> Result<Tensor> { parts.of(&x)?.broadcast_mul(&w)?.sum_all() };
     /// let loss: Tensor = parts.ascend(&mut loss)?.perturb()?.descend(&mut loss)?.restore::<candle_core::Error>()?;
     /// assert_eq!(loss.to_scalar::<f64>()?, 12.);
@@ -126,8 +126,8 @@ impl<'a> Examples<'a> {
     }
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the parts, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each part. Examples that weigh nothing are put
-    /// into a neighbouring part, where they would fill one. For [`Sam::parts`].
+    /// their auxiliary floats are averaged with the sums of the weights in each part. BatchSelection that weigh nothing are put
+    /// into a neighbouring part, where they would fill one. For [`Sam::micro_batches`].
     ///
     /// # Errors
     /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.
@@ -141,7 +141,7 @@ impl<'a> Examples<'a> {
     ///
     /// # Errors
     /// If it has fewer rows than the batch.
-    pub fn of<T: Split + Clone>(&self, argument: &T) -> candle_core::Result<T> {
+    pub fn of<T: SplitBatch + Clone>(&self, argument: &T) -> candle_core::Result<T> {
         match &*self.current.borrow() {
             Rows::All => Ok(argument.clone()),
             Rows::Range(start, len) => argument.narrow_rows(*start, *len),
@@ -155,11 +155,11 @@ impl<'a> Examples<'a> {
     /// Those of the loss, and [`Error`](crate::Error).
     pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         self.current.replace(Rows::All);
-        self.sam.check()?;
+        self.sam.validate()?;
         if self.rule.is_per_example() && !matches!(self.shares, Shares::Examples) {
             let what = if matches!(self.shares, Shares::Sum) { "sum" } else { "weights" };
             let why =

@@ -16,9 +16,9 @@ use crate::weights::Displaced;
 ///
 /// # fn main() -> Result<()> {
 /// let w = Var::new(&[3f64, 4.], &Device::Cpu)?;
-/// let sam = Sam::new(0.5).watch();
+/// let sam = Sam::new(0.5).with_diagnostics();
 /// sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
-/// let last = sam.last().unwrap();
+/// let last = sam.last_stats().unwrap();
 /// assert_eq!((last.passes(), last.loss()?, last.perturbed_loss()?), (2., Some(25.), Some(30.25)));
 /// assert_eq!(last.gradient_norm()?, Some(10.));
 /// assert!((last.perturbation_norm()?.unwrap() - 0.5).abs() < 1e-12);
@@ -27,7 +27,7 @@ use crate::weights::Displaced;
 /// # }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Last {
+pub struct StepStats {
     pub(crate) passes: f64,
     pub(crate) loss: Option<Tensor>,
     pub(crate) perturbed_loss: Option<Tensor>,
@@ -84,7 +84,7 @@ impl Alignment {
     }
 }
 
-impl Last {
+impl StepStats {
     /// Forward and backward passes over the batch that the step cost, a forward pass alone counting a third: 2 for SAM.
     #[must_use]
     pub fn passes(&self) -> f64 {
@@ -115,7 +115,7 @@ impl Last {
         Ok(self.perturbed_loss()?.zip(self.loss()?).map(|(there, here)| there - here))
     }
 
-    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [watched](crate::Sam::watch).
+    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [watched](crate::Sam::with_diagnostics).
     ///
     /// # Errors
     /// If it cannot be read.

@@ -118,9 +118,9 @@
 //! # let (w, x) = (Var::ones(3, DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?);
 //! let look_sam = Sam::look_sam();
 //! loss(&look_sam, &w, &x)?;
-//! let mine = Sam::new(0.1).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch();
+//! let mine = Sam::new(0.1).direction(Direction::Ema { theta: 0.5 }).combination(Combination::Rescaled).with_diagnostics();
 //! loss(&mine, &w, &x)?;
-//! println!("{:?} at w, {:?} above", mine.last().unwrap().loss()?, mine.last().unwrap().perturbed_loss()?);
+//! println!("{:?} at w, {:?} above", mine.last_stats().unwrap().loss()?, mine.last_stats().unwrap().perturbed_loss()?);
 //! # gsam_loss(&w, &x)?;
 //! # Ok(())
 //! # }
@@ -131,7 +131,7 @@
 //! With the feature `cudnn`, or `cuda` alone, the whole step stays on the device: SAM's arithmetic and [`Sgd`](optim::Sgd) take
 //! one launch for all variables, the layers of [`nn`] have kernels of their own around cuDNN's convolutions, and the host waits
 //! for nothing. So nobody looks at numbers either: a gradient that is not finite gives ε̂ = 0 and is counted,
-//! [`not_finite_steps`]. None of this has run on a GPU yet; the kernels are tested on the processor, see the README.
+//! [`skipped_step_count`]. None of this has run on a GPU yet; the kernels are tested on the processor, see the README.
 //!
 //! # Without the attribute
 //!
@@ -149,7 +149,9 @@
 //! - Variables in f16 or bf16 round w + ε̂ to their type. Where more than half of ε̂ is lost the step is an error: keep weights
 //!   in f32.
 
-pub mod argument;
+#[doc(hidden)]
+#[path = "macro_support.rs"]
+pub mod __private;
 mod checkpoint;
 mod course;
 mod dual_norm;
@@ -175,17 +177,17 @@ mod weights;
 
 pub use checkpoint::write_atomically;
 pub use error::Error;
-pub use examples::Examples;
-pub use kernels::not_finite_steps;
-pub use last::Last;
+pub use examples::BatchSelection;
+pub use kernels::skipped_step_count;
+pub use last::StepStats;
 pub use names::name_variables;
-pub use output::{Aux, Output, Plain};
+pub use output::{Aux, LossOutput, Plain};
 pub use pass::{Context, Pass, plain};
 pub use sam::Sam;
-pub use shards::{Shard, Shards, Split};
+pub use shards::{Shard, Shards, SplitBatch};
 pub use shares::Weights;
 pub use stages::{Ascent, Descent, Perturbed};
-pub use variants::Functional;
+pub use variants::FunctionalSam;
 
 /// The radius may be any expression of the arguments, and so may the norm:
 ///
@@ -290,7 +292,7 @@ pub use variants::Functional;
 ///
 #[doc(inline)]
 pub use sam_macros::sam;
-pub use sam_macros::{Aux, Output};
+pub use sam_macros::{Aux, LossOutput};
 
 /// The example of the README, as a test.
 #[cfg(doctest)]

@@ -23,7 +23,7 @@ use crate::names::storage_of;
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
-/// use sam_runtime::{Output, sam};
+/// use sam_runtime::{LossOutput, sam};
 ///
 /// #[derive(Output)]
 /// struct Step {
@@ -49,9 +49,9 @@ use crate::names::storage_of;
 #[diagnostic::on_unimplemented(
     message = "a loss function cannot return `{Self}`",
     label = "expected `Tensor`, or a tuple `(Tensor, A, ..)` of the loss and auxiliary values",
-    note = "for a struct with a field `loss: Tensor`, write `#[derive(sam_runtime::Output)]`"
+    note = "for a struct with a field `loss: Tensor`, write `#[derive(sam_runtime::LossOutput)]`"
 )]
-pub trait Output: Sized {
+pub trait LossOutput: Sized {
     /// The loss.
     fn loss(&self) -> &Tensor;
 
@@ -190,7 +190,7 @@ pub(crate) fn value_of(tensor: &Tensor) -> Result<Tensor> {
     if is_apart { Ok(tensor.detach()) } else { tensor.detach().force_contiguous() }
 }
 
-impl Output for Tensor {
+impl LossOutput for Tensor {
     fn loss(&self) -> &Tensor {
         self
     }
@@ -475,7 +475,7 @@ impl<T> Aux for PhantomData<T> {
 /// `(Tensor, A, ..)` is an output, `(A, B, ..)` an auxiliary value.
 macro_rules! tuples {
     ($($($type:ident $value:ident)+,)*) => {$(
-        impl<$($type: Aux),+> Output for (Tensor, $($type),+) {
+        impl<$($type: Aux),+> LossOutput for (Tensor, $($type),+) {
             fn loss(&self) -> &Tensor {
                 &self.0
             }

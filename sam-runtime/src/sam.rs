@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Tensor, TensorId, Var};
 use candle_nn::VarMap;
 
-use crate::argument::Rho;
+use crate::__private::Rho;
 use crate::checkpoint;
 use crate::dual_norm::DualNorm;
-use crate::examples::{Examples, Rule};
+use crate::examples::{BatchSelection, Rule};
 use crate::kernels;
-use crate::last::Last;
+use crate::last::StepStats;
 use crate::pass::Step;
 use crate::stages::Ascent;
-use crate::variants::{Combination, Direction, Mask, Metric, Radius, Scope, State, When};
-use crate::{Error, Output, Pass, Shards};
+use crate::variants::{Combination, Direction, Mask, Metric, Radius, Schedule, Scope, State};
+use crate::{Error, LossOutput, Pass, Shards};
 
 /// Sharpness-Aware Minimization of Foret et al. (ICLR 2021, <https://arxiv.org/abs/2010.01412>): the gradient of
 /// a loss at the worst point of a ball around the weights, to first order.
@@ -67,7 +67,7 @@ pub struct Sam {
     pub(crate) mask: Option<Mask>,
     pub(crate) direction: Direction,
     pub(crate) ascents: Ascents,
-    pub(crate) when: When,
+    pub(crate) schedule: Schedule,
     pub(crate) combination: Combination,
     pub(crate) vars: Option<Vec<Var>>,
     pub(crate) seed: u64,
@@ -81,7 +81,7 @@ pub struct Sam {
 #[derive(Clone, Debug, Default)]
 struct Memory {
     state: State,
-    last: Option<Last>,
+    last: Option<StepStats>,
 }
 
 pub(crate) struct UnderWay<'a>(&'a Sam);
@@ -117,7 +117,7 @@ impl Ball {
 impl Default for Sam {
     /// ρ = 0.05, p = 2: the paper's choice for CIFAR.
     fn default() -> Self {
-        Self::new(Self::RHO)
+        Self::new(Self::DEFAULT_RHO)
     }
 }
 
@@ -138,10 +138,10 @@ impl Clone for Sam {
 
 impl Sam {
     /// The paper's ρ for CIFAR-10.
-    pub const RHO: f64 = 0.05;
+    pub const DEFAULT_RHO: f64 = 0.05;
 
     /// ASAM's η (Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>, the authors' code).
-    pub const ETA: f64 = 0.01;
+    pub const ASAM_ETA: f64 = 0.01;
 
     /// A Euclidean ball of radius `rho` around the weights. With `rho` = 0 a step is one plain pass.
     pub fn new(rho: impl Rho) -> Self {
@@ -149,14 +149,14 @@ impl Sam {
             radius: Radius::Constant(rho.into()),
             p: 2.0,
             normalised: true,
-            scope: Scope::Joint,
+            scope: Scope::Global,
             metric: Metric::Euclidean,
             metric_for: None,
             mask: None,
             direction: Direction::Gradient,
             ascents: Ascents { count: 1, length: 1.0 },
-            when: When::Always,
-            combination: Combination::Second,
+            schedule: Schedule::Always,
+            combination: Combination::PerturbedGradient,
             vars: None,
             seed: 0,
             loss_scale: 1.0,
@@ -176,9 +176,9 @@ impl Sam {
     /// Scales the ball by |w| + η in each coordinate, so that rescaling a layer does not change the perturbation's
     /// effect (ASAM, Kwon et al. 2021): ε̂ = T · ε̂(T g) with T = |w| + η. Usual ρ are ten times larger, and up.
     ///
-    /// Short for a [`metric`](Self::metric) of [`Metric::Weights`].
+    /// Short for a [`metric`](Self::metric) of [`Metric::Adaptive`].
     pub fn adaptive(self, eta: impl Into<f64>) -> Self {
-        self.metric(Metric::Weights { eta: eta.into() })
+        self.metric(Metric::Adaptive { eta: eta.into() })
     }
 
     /// How the ball is shaped.
@@ -208,7 +208,7 @@ impl Sam {
 
     /// ε̂ = ρ g, and in a metric ρ T² g, without a norm (USAM, Andriushchenko and Flammarion 2022,
     /// <https://arxiv.org/abs/2206.06232>). For p = 2. It depends on the scale of the loss.
-    pub fn unnormalised(mut self) -> Self {
+    pub fn unnormalized(mut self) -> Self {
         self.normalised = false;
         self
     }
@@ -220,7 +220,7 @@ impl Sam {
     }
 
     /// ρ as a function of the number of steps before this one. Called once at the beginning of each step; it may ask this
-    /// `Sam` for what is known of the [last](Self::last) one.
+    /// `Sam` for what is known of the [last](Self::last_stats) one.
     pub fn rho_schedule(self, rho: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
         self.radius(Radius::Schedule(Arc::new(rho)))
     }
@@ -233,14 +233,14 @@ impl Sam {
 
     /// Finds the perturbation in `count` steps of length `length` · ρ, each from where the last one led and back onto the
     /// ball where it has left it (the paper's appendix C.6, with p = 2). A length of 1 makes one step SAM.
-    pub fn ascents(mut self, count: usize, length: f64) -> Self {
+    pub fn ascent_steps(mut self, count: usize, length: f64) -> Self {
         self.ascents = Ascents { count, length };
         self
     }
 
     /// Which steps are sharpness-aware.
-    pub fn when(mut self, when: When) -> Self {
-        self.when = when;
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
         self
     }
 
@@ -284,20 +284,20 @@ impl Sam {
         self.loss_scale = scale;
     }
 
-    /// Has [`last`](Self::last) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few
+    /// Has [`last`](Self::last_stats) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few
     /// more readings of it.
-    pub fn watch(mut self) -> Self {
+    pub fn with_diagnostics(mut self) -> Self {
         self.watched = true;
         self
     }
 
     /// What the last step came to, once there was one. With [`shards`](Self::shards) each of them is a step.
     #[must_use]
-    pub fn last(&self) -> Option<Last> {
+    pub fn last_stats(&self) -> Option<StepStats> {
         self.memory().last.clone()
     }
 
-    /// Sets the learning rate that a [`Radius::WithRate`] goes with, as [`Sam::gsam`]'s does: call
+    /// Sets the learning rate that a [`Radius::LinkedToLr`] goes with, as [`Sam::gsam`]'s does: call
     /// `sam.set_learning_rate(opt.learning_rate())` before each step. Without it the first step is an error. With other radii
     /// it does nothing. [`save`](Self::save) saves it as well.
     pub fn set_learning_rate(&self, rate: f64) {
@@ -307,11 +307,11 @@ impl Sam {
     /// An error if the radius goes with a learning rate that was never set, or is not finite.
     pub(crate) fn check_rate(&self) -> Result<(), Error> {
         match (&self.radius, self.memory().state.rate) {
-            (Radius::WithRate { .. }, None) => Err(Error::Settings {
-                what: "Radius::WithRate",
+            (Radius::LinkedToLr { .. }, None) => Err(Error::Settings {
+                what: "Radius::LinkedToLr",
                 why: "no learning rate is set: call `sam.set_learning_rate(opt.learning_rate())` before each step",
             }),
-            (Radius::WithRate { .. }, Some(value)) if !value.is_finite() => {
+            (Radius::LinkedToLr { .. }, Some(value)) if !value.is_finite() => {
                 Err(Error::Setting { what: "learning rate", value, expected: "a finite number" })
             }
             _ => Ok(()),
@@ -319,7 +319,7 @@ impl Sam {
     }
 
     /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
-    /// all others. Where the optimizer's step was left out, `finish(0.)` does away with it.
+    /// all others. Where the optimizer's step was left out, `apply_decoupled(0.)` does away with it.
     ///
     /// What the loss was multiplied by before its backward pass multiplies g₂ - g too, as it multiplies g. The last backward
     /// pass counts; without one there is nothing left to do. What is done to the gradients afterwards, such as
@@ -335,7 +335,7 @@ impl Sam {
     /// let (sam, mut sgd) = (Sam::wsam(), SGD::new(vec![w.clone()], 0.1)?);
     /// let loss = sam.loss(|| -> Result<Tensor> { w.sqr() })?;
     /// sgd.backward_step(&(loss * 0.5)?)?;                               // w - lr g / 2 = 3 - 0.1 · 6 / 2
-    /// sam.finish(0.1)?;                                                 // - lr · 9 (g₂ - g) / 2 = 0.1 · 9 · 0.1 / 2
+    /// sam.apply_decoupled(0.1)?;                                                 // - lr · 9 (g₂ - g) / 2 = 0.1 · 9 · 0.1 / 2
     /// assert!((w.to_scalar::<f64>()? - 2.655).abs() < 1e-12);
     /// # Ok(())
     /// # }
@@ -343,7 +343,7 @@ impl Sam {
     ///
     /// # Errors
     /// If candle fails.
-    pub fn finish(&self, learning_rate: f64) -> candle_core::Result<()> {
+    pub fn apply_decoupled(&self, learning_rate: f64) -> candle_core::Result<()> {
         let (remainder, factor) = {
             let state = &mut self.memory().state;
             (std::mem::take(&mut state.remainder), std::mem::take(&mut state.factor))
@@ -360,7 +360,7 @@ impl Sam {
     /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
     /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
     ///
-    /// The file says which pieces of this `Sam` remember something, such as [`Direction::Last`] or [`Combination::Look`]. It
+    /// The file says which pieces of this `Sam` remember something, such as [`Direction::PreviousGradient`] or [`Combination::LookSam`]. It
     /// can be loaded by a `Sam` in which these are the same; their constants may be others.
     ///
     /// # Errors
@@ -425,7 +425,7 @@ impl Sam {
     ///
     /// # Errors
     /// If one is not, or two do not.
-    pub fn check(&self) -> candle_core::Result<()> {
+    pub fn validate(&self) -> candle_core::Result<()> {
         Ok(self.check_values().and_then(|()| self.check_pairs())?)
     }
 
@@ -443,7 +443,7 @@ impl Sam {
             Radius::Constant(rho) => radius(*rho)?,
             // Checked by the step that asks for it.
             Radius::Schedule(_) => {}
-            Radius::WithRate { rho, rate } => {
+            Radius::LinkedToLr { rho, rate } => {
                 radius(*rho.start())?;
                 radius(*rho.end())?;
                 if rate.start() >= rate.end() || rate.start().is_nan() || rate.end().is_nan() {
@@ -460,13 +460,13 @@ impl Sam {
             return Err(Error::P(self.p));
         }
         match self.metric {
-            Metric::Weights { eta } if !(eta.is_finite() && eta >= 0.0) => return Err(Error::Eta(eta)),
+            Metric::Adaptive { eta } if !(eta.is_finite() && eta >= 0.0) => return Err(Error::Eta(eta)),
             Metric::Fisher { eta } => least("eta", eta, 0.0)?,
             _ => {}
         }
         match self.direction {
-            Direction::Average { theta } => share("theta", theta)?,
-            Direction::Residual { sigma, lambda } => {
+            Direction::Ema { theta } => share("theta", theta)?,
+            Direction::MinusEma { sigma, lambda } => {
                 least("sigma", sigma, 0.0)?;
                 share("lambda", lambda)?;
             }
@@ -476,26 +476,26 @@ impl Sam {
             Some(Mask::Random { keep }) if !(keep > 0.0 && keep <= 1.0) => {
                 return Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" });
             }
-            Some(Mask::Largest { sparsity, .. }) if !(0.0..1.0).contains(&sparsity) => {
+            Some(Mask::TopK { sparsity, .. }) if !(0.0..1.0).contains(&sparsity) => {
                 let expected = "a number from 0 up to but not 1";
                 return Err(Error::Setting { what: "sparsity", value: sparsity, expected });
             }
-            Some(Mask::Largest { every, .. }) => {
+            Some(Mask::TopK { every, .. }) => {
                 least("every", every as f64, 1.0)?;
             }
             _ => {}
         }
-        match self.when {
-            When::Every(k) => least("every", k as f64, 1.0)?,
-            When::Chance(p) => share("chance", p)?,
-            When::Sharp { steps, from, to, memory } => {
+        match self.schedule {
+            Schedule::Every(k) => least("every", k as f64, 1.0)?,
+            Schedule::Random(p) => share("chance", p)?,
+            Schedule::GradNormAdaptive { steps, from, to, memory } => {
                 if !(from.is_finite() && to.is_finite()) {
                     return Err(Error::Setting { what: "from and to", value: from + to, expected: "finite numbers" });
                 }
                 least("steps", steps as f64, 1.0)?;
                 share("memory", memory)?;
             }
-            When::Always | When::After(_) => {}
+            Schedule::Always | Schedule::FromStep(_) => {}
         }
         match self.combination {
             Combination::Gsam { alpha } => least("alpha", alpha, 0.0)?,
@@ -506,7 +506,7 @@ impl Sam {
                     expected: "a number from 0 up to but not 1",
                 });
             }
-            Combination::Look { every, alpha } => {
+            Combination::LookSam { every, alpha } => {
                 least("every", every as f64, 1.0)?;
                 least("alpha", alpha, 0.0)?;
             }
@@ -526,11 +526,11 @@ impl Sam {
         let simple = self.metric == Metric::Euclidean
             && self.mask.is_none()
             && self.normalised
-            && matches!(self.scope, Scope::Joint)
+            && matches!(self.scope, Scope::Global)
             && self.direction.is_gradient()
             && self.p == 2.0;
         if !self.normalised && self.p != 2.0 {
-            return refuse("unnormalised", "it is for p = 2");
+            return refuse("unnormalized", "it is for p = 2");
         }
         let one = self.ascents == Ascents { count: 1, length: 1.0 };
         if self.combination == Combination::SecondOrder {
@@ -544,22 +544,23 @@ impl Sam {
         if !(simple || one) {
             return refuse("ascents", "they are for the gradient in the plain ball of p = 2");
         }
-        let of_gradient =
-            matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::Largest { .. }));
+        let of_gradient = matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::TopK { .. }));
         if of_gradient && !self.direction.is_gradient() {
-            return refuse("direction", "`Metric::Fisher` and `Mask::Largest` are made of the gradient: expected that");
+            return refuse("direction", "`Metric::Fisher` and `Mask::TopK` are made of the gradient: expected that");
         }
         if !self.direction.needs_gradient() {
-            if self.combination != Combination::Second {
+            if self.combination != Combination::PerturbedGradient {
                 return refuse(
                     "combination",
-                    "the direction has no gradient at w to combine: expected `Combination::Second`",
+                    "the direction has no gradient at w to combine: expected `Combination::PerturbedGradient`",
                 );
             }
-            if matches!(self.when, When::Sharp { .. }) || matches!(self.radius, Radius::LossBudget { .. }) {
+            if matches!(self.schedule, Schedule::GradNormAdaptive { .. })
+                || matches!(self.radius, Radius::LossBudget { .. })
+            {
                 return refuse(
                     "direction",
-                    "`When::Sharp` and `Radius::LossBudget` need the gradient at w, it has none",
+                    "`Schedule::GradNormAdaptive` and `Radius::LossBudget` need the gradient at w, it has none",
                 );
             }
             if matches!(self.direction, Direction::Random) && self.vars.is_none() {
@@ -590,7 +591,7 @@ impl Sam {
     /// ```
     pub fn loss<O, E>(&self, mut loss: impl FnMut() -> Result<O, E>) -> Result<O, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let mut loss = |_| loss();
@@ -606,10 +607,10 @@ impl Sam {
     /// Those of the loss, and [`Error`].
     pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
-        self.check()?;
+        self.validate()?;
         Ascent::run(self, None, loss)
     }
 
@@ -623,13 +624,13 @@ impl Sam {
     }
 
     /// Takes a batch in parts of `m` examples, in each pass one after the other: one ε̂ from all of them, and the memory of
-    /// one part (gradient accumulation). For losses that are no means over examples see [`Examples::sum`] and
-    /// [`Examples::weights`].
+    /// one part (gradient accumulation). For losses that are no means over examples see [`BatchSelection::sum`] and
+    /// [`BatchSelection::weights`].
     ///
     /// # Errors
     /// If `m` is 0.
-    pub fn parts(&self, m: usize) -> candle_core::Result<Examples<'_>> {
-        Examples::new(self, Rule::Parts, m)
+    pub fn micro_batches(&self, m: usize) -> candle_core::Result<BatchSelection<'_>> {
+        BatchSelection::new(self, Rule::Parts, m)
     }
 
     /// Takes both gradients on the `k` examples with the largest loss (K-SAM, Ni et al. 2022,
@@ -638,8 +639,8 @@ impl Sam {
     ///
     /// # Errors
     /// If `k` is 0.
-    pub fn hardest(&self, k: usize) -> candle_core::Result<Examples<'_>> {
-        Examples::new(self, Rule::Hardest, k)
+    pub fn hardest(&self, k: usize) -> candle_core::Result<BatchSelection<'_>> {
+        BatchSelection::new(self, Rule::Hardest, k)
     }
 
     /// Takes the second gradient on the `k` examples whose loss rises most (ESAM's sharpness-sensitive data selection, Du
@@ -647,8 +648,8 @@ impl Sam {
     ///
     /// # Errors
     /// If `k` is 0.
-    pub fn sharpest(&self, k: usize) -> candle_core::Result<Examples<'_>> {
-        Examples::new(self, Rule::Sharpest, k)
+    pub fn sharpest(&self, k: usize) -> candle_core::Result<BatchSelection<'_>> {
+        BatchSelection::new(self, Rule::Sharpest, k)
     }
 
     /// Whether a step that begins now may have a perturbation.
@@ -664,7 +665,7 @@ impl Sam {
     pub(crate) fn has_memory(&self) -> bool {
         self.direction.has_memory()
             || self.mask.is_some_and(Mask::has_memory)
-            || self.when.has_memory()
+            || self.schedule.has_memory()
             || self.combination.has_memory()
             || self.radius.has_memory()
     }
@@ -696,7 +697,7 @@ impl Sam {
     }
 
     /// What a step that went well leaves behind.
-    pub(crate) fn remember(&self, state: State, last: Last) {
+    pub(crate) fn remember(&self, state: State, last: StepStats) {
         let mut memory = self.memory();
         // Set while the step was under way, by others.
         let (rate, steps) = (memory.state.rate, memory.state.steps + 1);

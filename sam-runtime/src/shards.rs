@@ -9,7 +9,7 @@ use crate::gradient::{Gradient, loss_with_gradient};
 use crate::mean::Mean;
 use crate::pass::Before;
 use crate::shares::{Part, Shares, same_rows};
-use crate::{Error, Output, Sam, Weights};
+use crate::{Error, LossOutput, Sam, Weights};
 
 /// The shards of one batch, and what they have come to so far. Made by [`Sam::shards`].
 ///
@@ -43,7 +43,7 @@ use crate::{Error, Output, Sam, Weights};
 #[derive(Debug)]
 #[must_use]
 pub struct Shards<O> {
-    /// Examples in a shard; none where the batch stays whole, because there is no perturbation.
+    /// BatchSelection in a shard; none where the batch stays whole, because there is no perturbation.
     m: Option<usize>,
     rows: Option<usize>,
     shares: Shares,
@@ -67,9 +67,9 @@ pub struct Shard {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be split into shards",
     label = "expected `Tensor` or `Vec`",
-    note = "implement `sam_runtime::Split` for your own types, or leave the argument out of `shards`"
+    note = "implement `sam_runtime::SplitBatch` for your own types, or leave the argument out of `shards`"
 )]
-pub trait Split: Sized {
+pub trait SplitBatch: Sized {
     /// The number of examples.
     ///
     /// # Errors
@@ -90,11 +90,11 @@ pub trait Split: Sized {
 }
 
 /// The number of rows of an argument, which is that of the arguments before.
-pub(crate) fn rows_of(known: Option<usize>, argument: &impl Split) -> candle_core::Result<usize> {
+pub(crate) fn rows_of(known: Option<usize>, argument: &impl SplitBatch) -> candle_core::Result<usize> {
     same_rows(known, argument.rows()?)
 }
 
-impl Split for Tensor {
+impl SplitBatch for Tensor {
     fn rows(&self) -> candle_core::Result<usize> {
         self.dims().first().copied().ok_or_else(|| Error::ShardedScalar.into())
     }
@@ -110,7 +110,7 @@ impl Split for Tensor {
     }
 }
 
-impl<T: Clone> Split for Vec<T> {
+impl<T: Clone> SplitBatch for Vec<T> {
     fn rows(&self) -> candle_core::Result<usize> {
         Ok(self.len())
     }
@@ -157,7 +157,7 @@ impl<O> Shards<O> {
     ///
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
-    pub fn split(mut self, argument: &impl Split) -> candle_core::Result<Self> {
+    pub fn split(mut self, argument: &impl SplitBatch) -> candle_core::Result<Self> {
         self.rows = Some(rows_of(self.rows, argument)?);
         Ok(self)
     }
@@ -189,7 +189,7 @@ impl<O> Shards<O> {
     }
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the shards, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each shard. Examples that weigh nothing are put
+    /// their auxiliary floats are averaged with the sums of the weights in each shard. BatchSelection that weigh nothing are put
     /// into a neighbouring shard, where they would fill one.
     ///
     /// # Errors
@@ -226,7 +226,7 @@ impl<O> Shards<O> {
     /// If auxiliary values cannot be [joined](crate::Aux::join_shards).
     pub fn loss<E>(mut self) -> Result<O, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let before = std::mem::take(&mut self.before);
@@ -237,7 +237,7 @@ impl<O> Shards<O> {
 
     fn joined<E>(mut self) -> Result<O, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let Some(gradient) = self.gradient.take() else {
@@ -258,7 +258,7 @@ impl Shard {
     ///
     /// # Errors
     /// If the argument has fewer rows than the batch.
-    pub fn of<T: Split + Clone>(&self, argument: &T) -> candle_core::Result<T> {
+    pub fn of<T: SplitBatch + Clone>(&self, argument: &T) -> candle_core::Result<T> {
         if self.whole { Ok(argument.clone()) } else { argument.narrow_rows(self.part.start, self.part.len) }
     }
 }

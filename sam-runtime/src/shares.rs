@@ -25,7 +25,7 @@ use crate::Error;
 /// };
 ///
 /// let sam = Sam::new(0.05);
-/// let examples = sam.parts(2)?.split(&mask)?.weights(&mask.sum(1)?)?;
+/// let examples = sam.micro_batches(2)?.split(&mask)?.weights(&mask.sum(1)?)?;
 /// let mut part = |_| mean_of_tokens(&examples.of(&mask)?);
 /// let loss: Tensor = examples.ascend(&mut part)?.perturb()?.descend(&mut part)?.restore::<candle_core::Error>()?;
 /// assert_eq!(loss.to_scalar::<f64>()?, mean_of_tokens(&mask)?.to_scalar::<f64>()?);

@@ -8,7 +8,7 @@ use crate::gradient::{Gradient, loss_with_gradient};
 use crate::kernels::check_finite;
 use crate::pass::Before;
 use crate::weights::Displaced;
-use crate::{Examples, Output, Pass, Sam, Shards};
+use crate::{BatchSelection, LossOutput, Pass, Sam, Shards};
 
 /// After stage one: L(w) and ∇L(w) are known, the graph is gone.
 #[must_use = "the step goes on with `.perturb()`"]
@@ -75,10 +75,10 @@ pub struct Descent<'a, O> {
     course: Course<'a>,
 }
 
-impl<'a, O: Output> Ascent<'a, O> {
+impl<'a, O: LossOutput> Ascent<'a, O> {
     pub(crate) fn run<E>(
         sam: &'a Sam,
-        examples: Option<&'a Examples<'a>>,
+        examples: Option<&'a BatchSelection<'a>>,
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<Self, E>
     where
@@ -90,7 +90,7 @@ impl<'a, O: Output> Ascent<'a, O> {
     }
 }
 
-impl<O: Output> Found<O> {
+impl<O: LossOutput> Found<O> {
     fn from<E>(course: &mut Course<'_>, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Self, E>
     where
         E: From<candle_core::Error>,
@@ -117,7 +117,7 @@ impl<O: Output> Found<O> {
         let first = course.put_aside(&all)?;
         drop(all);
         let mut slope = Slope { output, gradient, first, weights: None, state };
-        for _ in 1..course.ascents() {
+        for _ in 1..course.ascent_steps() {
             let there = course.step(slope.weights, slope.gradient, &slope.state)?;
             let (_, all) = course.pass(Pass::Descent, loss)?;
             slope = Slope { gradient: course.perturbed_among(&all)?.0, weights: Some(there), ..slope };
@@ -159,7 +159,7 @@ impl<'a, O> Perturbed<'a, O> {
     /// Those of the loss, and [`Error`](crate::Error). The weights are then put back.
     pub fn descend<E>(self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Descent<'a, O>, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let Self { mut course, moved } = self;
@@ -192,7 +192,7 @@ impl<O> Descent<'_, O> {
     /// Only if candle fails to build a tensor of one number.
     pub fn restore<E>(self) -> Result<O, E>
     where
-        O: Output,
+        O: LossOutput,
         E: From<candle_core::Error>,
     {
         let factor = self.course.loss_factor();
@@ -215,7 +215,7 @@ impl<O> Descent<'_, O> {
     /// If candle fails to add the gradient up.
     pub fn restore_into(self, shards: &mut Shards<O>) -> candle_core::Result<()>
     where
-        O: Output,
+        O: LossOutput,
     {
         let (Done { output, gradient }, before) = self.end()?;
         shards.add(output, gradient, before)

@@ -14,7 +14,7 @@ pub use architecture::{Architecture, NAMES, Skip};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
 pub use init::Init;
-use sam_runtime::nn::{self, Draws};
+use sam_runtime::nn::{self, RngStream};
 
 use self::pyramid::Pyramid;
 use self::resnet::{ImageNet, ResNet};
@@ -29,7 +29,7 @@ pub struct Model<K: Kit = Ours> {
     net: Box<dyn Net>,
     head: K::Linear,
     vars: VarMap,
-    draws: Draws,
+    draws: RngStream,
     classes: usize,
     dtype: DType,
     channels_last: bool,
@@ -82,7 +82,7 @@ impl<K: Kit + 'static> Model<K> {
     fn unset(place: &Place, architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &place.device);
-        let draws = Draws::seeded(seed);
+        let draws = RngStream::new(seed);
         let (pixels, channels) = (shape.iter().product(), shape[0]);
         let (net, width): (Box<dyn Net>, usize) = match architecture {
             Architecture::Mlp(width) => (Box::new(Mlp::<K>::new(&[pixels, width], &vb)?), width),
@@ -135,7 +135,7 @@ impl<K: Kit + 'static> Model<K> {
 
     /// Where its random layers get their numbers from.
     #[must_use]
-    pub fn draws(&self) -> &Draws {
+    pub fn draws(&self) -> &RngStream {
         &self.draws
     }
 

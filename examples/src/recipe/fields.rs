@@ -332,12 +332,12 @@ impl Recipe {
             sam = sam.direction(Direction::Random).vars(trained.iter().cloned());
         }
         if self.inner_steps != 1 {
-            sam = sam.ascents(self.inner_steps, 1.0);
+            sam = sam.ascent_steps(self.inner_steps, 1.0);
         }
         if self.second_order {
             sam = sam.combination(Combination::SecondOrder);
         }
-        sam.check()?;
+        sam.validate()?;
         Ok(sam)
     }
 
@@ -490,6 +490,6 @@ mod tests {
         assert_eq!(parts("accumulate = 2\nm = 4", 12), [(0, 4), (4, 6), (6, 10), (10, 12)]);
         assert_eq!(parts("", 12), [(0, 12)]);
         let recipe = Changes::parse("test", "accumulate = 2").unwrap().recipe(&Scale::default()).unwrap();
-        assert!(recipe.parts(3).unwrap_err().to_string().contains("2 equal parts"));
+        assert!(recipe.micro_batches(3).unwrap_err().to_string().contains("2 equal parts"));
     }
 }

@@ -25,7 +25,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Optimizer as _;
 use sam_runtime::nn::{self, l2_penalty};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::{Last, Sam};
+use sam_runtime::{Sam, StepStats};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -536,14 +536,14 @@ impl<'a> Training<'a> {
         let progress = step as f64 / steps as f64;
         let rate = rate(recipe, stage, step, steps, per_epoch);
         self.sgd.set_learning_rate(rate);
-        self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+        self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
         let mut rng = step_rng(self.job.seed, self.place.stage, step);
         let examples = self.plan.memory.examples(recipe, &self.model, batch, progress, &mut rng)?;
         let corrects = self.plan.memory.corrects(recipe.method, progress);
         let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
         let orders = if recipe.compare_orders && writes_line {
             let orders = Orders::of(recipe, &self.objective(), &examples, &batch.y, corrects)?;
-            self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+            self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
             Some(orders)
         } else {
             None
@@ -554,7 +554,7 @@ impl<'a> Training<'a> {
             Err(error) => return Err(error),
         };
         self.read()?;
-        self.unread = Some(Unread { step, loss, last: self.sam.last() });
+        self.unread = Some(Unread { step, loss, last: self.sam.last_stats() });
         if self.job.place.device.is_cpu() || writes_line || self.loss.is_nan() {
             self.read()?;
         }
@@ -624,7 +624,7 @@ impl<'a> Training<'a> {
         let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
         for part in parts {
             let share = part.len() as f64 / rows as f64;
-            let part = sam_runtime::Split::narrow_rows(examples, part.start, part.len())?;
+            let part = sam_runtime::SplitBatch::narrow_rows(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, corrects, &self.sam)?;
             let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
             sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);
@@ -877,11 +877,11 @@ fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
 struct Unread {
     step: usize,
     loss: Tensor,
-    last: Option<Last>,
+    last: Option<StepStats>,
 }
 
 /// L(w + ε̂) - L(w) of a step, if it had both.
-fn rise(last: &Last) -> Result<Option<f64>> {
+fn rise(last: &StepStats) -> Result<Option<f64>> {
     Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
 }
 

@@ -224,13 +224,13 @@ pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
 ///
 /// ```
 /// # use candle_core::Device;
-/// assert_eq!(sam_runtime::not_finite_steps(&Device::Cpu)?, 0); // there such a gradient is an error
+/// assert_eq!(sam_runtime::skipped_step_count(&Device::Cpu)?, 0); // there such a gradient is an error
 /// # Ok::<_, candle_core::Error>(())
 /// ```
-pub fn not_finite_steps(device: &Device) -> Result<u64> {
+pub fn skipped_step_count(device: &Device) -> Result<u64> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        return cuda::not_finite_steps(device);
+        return cuda::skipped_step_count(device);
     }
     let _ = device;
     Ok(0)

@@ -19,21 +19,21 @@ use crate::variants::hash;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::{Draws, Shake};
+/// use sam_runtime::nn::{RngStream, ShakeShake};
 ///
 /// # fn main() -> Result<()> {
 /// let (a, b) = (Tensor::ones((4, 2), DType::F32, &Device::Cpu)?, Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?);
-/// let draws = Draws::seeded(7);
-/// let shake = Shake::new(draws.clone());
+/// let draws = RngStream::new(7);
+/// let shake = ShakeShake::new(draws.clone());
 /// let first = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
 /// assert_ne!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
-/// draws.seek(0);
+/// draws.set_position(0);
 /// assert_eq!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Draws {
+pub struct RngStream {
     seed: u64,
     state: Arc<Mutex<State>>,
 }
@@ -106,16 +106,16 @@ impl State {
     }
 }
 
-impl Draws {
+impl RngStream {
     /// From the beginning. Streams with the same seed have the same numbers.
     #[must_use]
-    pub fn seeded(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self { seed, state: Arc::default() }
     }
 
     /// Continues at this position. For use between steps: those under way draw new numbers in their further passes.
-    pub fn seek(&self, place: u64) {
-        *self.lock() = State { next: place, records: Vec::new() };
+    pub fn set_position(&self, position: u64) {
+        *self.lock() = State { next: position, records: Vec::new() };
     }
 
     /// A seed for one call of a layer.
@@ -133,6 +133,6 @@ impl Draws {
 }
 
 /// A number in [0, 1) with the 24 bits that an f32 has there.
-pub(super) fn uniform(seed: u64, place: u64) -> f32 {
-    (hash(seed.wrapping_add(place)) >> 40) as f32 / (1u32 << 24) as f32
+pub(super) fn uniform(seed: u64, position: u64) -> f32 {
+    (hash(seed.wrapping_add(position)) >> 40) as f32 / (1u32 << 24) as f32
 }

@@ -9,7 +9,7 @@ use candle_nn::ModuleT;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::draws::{Draws, uniform};
+use super::draws::{RngStream, uniform};
 use super::layer::{Layer, apply};
 use super::without_gaps;
 #[cfg(feature = "cuda")]
@@ -25,7 +25,7 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 ///
 /// The mask is a function of the seed and of how often the layer has been called, so a run can be repeated, also on the
 /// CPU, whose generator candle cannot seed. Both passes of a sharpness-aware step see the same masks, as in the authors'
-/// code, also if other threads or evaluation use the layer between the passes (see [`Draws`]). No mask is stored: the
+/// code, also if other threads or evaluation use the layer between the passes (see [`RngStream`]). No mask is stored: the
 /// backward pass computes it again.
 ///
 /// # Clones
@@ -36,7 +36,7 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::{Draws, Dropout};
+/// use sam_runtime::nn::{RngStream, Dropout};
 ///
 /// # fn main() -> Result<()> {
 /// let x = Tensor::ones(1000, DType::F32, &Device::Cpu)?;
@@ -46,11 +46,11 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 /// assert_ne!(y, a.forward(&x, true)?.to_vec1::<f32>()?);
 /// assert!(y.iter().all(|&y| y == 0. || y == 2.));
 ///
-/// let draws = Draws::seeded(7);
-/// let c = Dropout::of(0.5, draws.clone());
-/// draws.seek(1); // after the first call
+/// let draws = RngStream::new(7);
+/// let c = Dropout::with_rng(0.5, draws.clone());
+/// draws.set_position(1); // after the first call
 /// assert_ne!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
-/// draws.seek(0);
+/// draws.set_position(0);
 /// assert_eq!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
 /// # Ok(())
 /// # }
@@ -58,9 +58,9 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 #[derive(Debug)]
 pub struct Dropout {
     drop_p: f32,
-    draws: Draws,
+    draws: RngStream,
     /// Seeds of clones. None if they use the same stream.
-    clones: Option<Draws>,
+    clones: Option<RngStream>,
 }
 
 impl Dropout {
@@ -74,13 +74,13 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        let clones = Draws::seeded(hash(seed ^ CLONES));
-        Self { drop_p, draws: Draws::seeded(seed), clones: Some(clones) }
+        let clones = RngStream::new(hash(seed ^ CLONES));
+        Self { drop_p, draws: RngStream::new(seed), clones: Some(clones) }
     }
 
-    /// With the numbers of this stream, in which a training that is resumed can [seek](Draws::seek).
+    /// With the numbers of this stream, in which a training that is resumed can [seek](RngStream::set_position).
     #[must_use]
-    pub fn of(drop_p: f32, draws: Draws) -> Self {
+    pub fn with_rng(drop_p: f32, draws: RngStream) -> Self {
         Self { drop_p, draws, clones: None }
     }
 
@@ -104,7 +104,7 @@ impl Clone for Dropout {
     fn clone(&self) -> Self {
         match &self.clones {
             Some(clones) => Self::seeded(self.drop_p, clones.next_seed()),
-            None => Self::of(self.drop_p, self.draws.clone()),
+            None => Self::with_rng(self.drop_p, self.draws.clone()),
         }
     }
 }

@@ -70,7 +70,7 @@ pub fn cross_entropy_ignoring(logits: &Tensor, target: &Tensor, ignored: i64) ->
 ///
 /// # Errors
 /// As [`cross_entropy`], and if `smoothing` is not in [0, 1].
-pub fn cross_entropy_smoothed(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<Tensor> {
+pub fn cross_entropy_with_label_smoothing(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<Tensor> {
     if !(0.0..=1.0).contains(&smoothing) {
         candle_core::bail!("expected a label smoothing in [0, 1], found {smoothing}")
     }
@@ -155,7 +155,7 @@ fn by_candle(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
 ///
 /// # Errors
 /// If the shapes do not fit, or are those of nothing.
-pub fn cross_entropy_soft(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     let (n, _) = logits.dims2()?;
     if target.dims() != logits.dims() {
         candle_core::bail!("expected probabilities of {:?}, found {:?}", logits.dims(), target.dims())

@@ -52,17 +52,17 @@ pub use batch_norm::{BatchNorm, batch_norm};
 use candle_core::{DType, Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
-pub use draws::Draws;
+pub use draws::RngStream;
 pub use dropout::Dropout;
 #[cfg(test)]
 pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu, to_dtype};
 pub(crate) use layer::{backward_through_layers, is_mark};
 pub use linear::{Linear, linear, linear_no_bias};
-pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_smoothed, cross_entropy_soft};
+pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_with_label_smoothing, cross_entropy_with_probs};
 pub use penalty::{backward, l2_penalty};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
-pub use shake::{Shake, ShakeDrop};
+pub use shake::{ShakeDrop, ShakeShake};
 
 use crate::kernels::format::Format;
 

@@ -1,11 +1,11 @@
-//! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
+//! Shake-ShakeShake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::draws::{Draws, uniform};
+use super::draws::{RngStream, uniform};
 use super::layer::{Layer, apply};
 use super::{ready, ready_beside};
 use crate::Pass;
@@ -14,7 +14,7 @@ use crate::kernels::cuda;
 use crate::kernels::float::{Float, for_float, like, output, view, zeros};
 use crate::kernels::is_known;
 
-/// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
+/// Shake-ShakeShake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
 ///
 /// In a sharpness-aware step both passes see the same numbers, and the first takes the true gradient, β = α, as the
@@ -22,11 +22,11 @@ use crate::kernels::is_known;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::{Draws, Shake};
+/// use sam_runtime::nn::{RngStream, ShakeShake};
 ///
 /// # fn main() -> Result<()> {
 /// let (a, b) = (Tensor::ones((8, 3), DType::F32, &Device::Cpu)?, Tensor::zeros((8, 3), DType::F32, &Device::Cpu)?);
-/// let shake = Shake::new(Draws::seeded(0));
+/// let shake = ShakeShake::new(RngStream::new(0));
 /// assert_eq!(shake.forward(&a, &b, false)?.to_vec2::<f32>()?, [[0.5; 3]; 8]);
 /// let alpha = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
 /// assert!(alpha.iter().flatten().all(|alpha| (0.0..1.0).contains(alpha)));
@@ -34,24 +34,24 @@ use crate::kernels::is_known;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Shake {
-    draws: Draws,
+pub struct ShakeShake {
+    draws: RngStream,
 }
 
 /// ShakeDrop (Yamada et al. 2018): in training an example's branch is kept with the probability `survival` and otherwise
 /// multiplied by α uniform in [-1, 1], backward by β uniform in [0, 1]; otherwise it is multiplied by `survival`, the mean.
 ///
-/// Passes of a sharpness-aware step are as in [`Shake`].
+/// Passes of a sharpness-aware step are as in [`ShakeShake`].
 #[derive(Clone, Debug)]
 pub struct ShakeDrop {
     survival: f32,
-    draws: Draws,
+    draws: RngStream,
 }
 
-impl Shake {
+impl ShakeShake {
     /// With numbers of this stream.
     #[must_use]
-    pub fn new(draws: Draws) -> Self {
+    pub fn new(draws: RngStream) -> Self {
         Self { draws }
     }
 
@@ -82,7 +82,7 @@ impl Shake {
 impl ShakeDrop {
     /// With this probability of survival, and numbers of this stream.
     #[must_use]
-    pub fn new(survival: f32, draws: Draws) -> Self {
+    pub fn new(survival: f32, draws: RngStream) -> Self {
         Self { survival, draws }
     }
 
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn forward_and_backward_have_numbers_of_their_own() {
-        let shake = Shake::new(Draws::seeded(3));
+        let shake = ShakeShake::new(RngStream::new(3));
         let zeros = Tensor::zeros((1000, 1), DType::F32, &Device::Cpu).unwrap();
         let (alpha, beta) = factors(|x| shake.forward(x, &zeros, true).unwrap(), 1000);
         assert_ne!(alpha, beta);
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn shake_drop_keeps_its_share_and_its_mean() {
-        let drop = ShakeDrop::new(0.7, Draws::seeded(4));
+        let drop = ShakeDrop::new(0.7, RngStream::new(4));
         let (forward, backward) = factors(|x| drop.forward(x, true).unwrap(), 4000);
         let kept = forward.iter().filter(|x| **x == 1.0).count() as f64 / 4000.0;
         assert!((kept - 0.7).abs() < 4.0 * (0.21f64 / 4000.0).sqrt(), "{kept}");
@@ -255,14 +255,14 @@ mod tests {
         }
         let x = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(drop.forward(&x, false).unwrap().to_vec2::<f32>().unwrap(), [[0.7; 2]; 2]);
-        let never = ShakeDrop::new(1.5, Draws::seeded(4)).forward(&x, true).unwrap_err();
+        let never = ShakeDrop::new(1.5, RngStream::new(4)).forward(&x, true).unwrap_err();
         assert!(never.to_string().contains("1.5"), "{never}");
     }
 
     /// In a sharpness-aware step: the same α in both passes, β = α in the first, another in the second.
     #[test]
     fn the_first_pass_takes_the_true_gradient() {
-        let shake = Shake::new(Draws::seeded(5));
+        let shake = ShakeShake::new(RngStream::new(5));
         let w = Var::new(1f32, &Device::Cpu).unwrap();
         let zeros = Tensor::zeros((6, 1), DType::F32, &Device::Cpu).unwrap();
         let mut seen = Vec::new();
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn branches_must_fit() {
         let (shake, zeros) =
-            (Shake::new(Draws::seeded(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
+            (ShakeShake::new(RngStream::new(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
         let error = shake.forward(&zeros(2), &zeros(3), true).unwrap_err().to_string();
         assert!(error.contains("[2, 3] and [3, 3]"), "{error}");
         assert!(shake.forward(&zeros(0), &zeros(0), true).is_err());

@@ -12,7 +12,7 @@ use crate::gradient::gradient_to_read;
 use crate::kernels::{self, Move};
 use crate::names::{Names, describe, storage_of};
 use crate::overlap::{check_may_move, note_moved};
-use crate::variants::Velocities;
+use crate::variants::MomentumBuffers;
 
 const FILE: Kind = Kind { label: "sam-runtime sgd velocities", what: "the velocities of an `Sgd`", version: 1 };
 
@@ -78,7 +78,7 @@ impl Default for ParamsSgd {
 pub struct Sgd {
     vars: Vec<Moving>,
     params: ParamsSgd,
-    shown: Velocities,
+    shown: MomentumBuffers,
 }
 
 /// A variable and its velocity, which it has from its first step on.
@@ -95,7 +95,7 @@ impl Optimizer for Sgd {
         let mut seen = HashSet::new();
         let vars = vars.into_iter().filter(|var| var.dtype().is_float() && seen.insert(storage_of(var)));
         let vars = vars.map(|var| Moving { var, velocity: None }).collect();
-        Ok(Self { vars, params, shown: Velocities::default() })
+        Ok(Self { vars, params, shown: MomentumBuffers::default() })
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
@@ -246,7 +246,7 @@ impl Sgd {
     /// The velocities, for [`Direction::Momentum`](crate::variants::Direction::Momentum) or your own use: what they are after
     /// the latest step.
     #[must_use]
-    pub fn velocities(&self) -> Velocities {
+    pub fn momentum_buffers(&self) -> MomentumBuffers {
         self.shown.clone()
     }
 

@@ -15,7 +15,7 @@ use crate::kernels::{self, dot, epsilon, number, square};
 pub enum Combination {
     /// g₂, as in the paper.
     #[default]
-    Second,
+    PerturbedGradient,
     /// g₂ - α g⊥, with g⊥ the part of g that is orthogonal to g₂: the loss falls, and so does the surrogate gap (GSAM,
     /// Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>).
     Gsam {
@@ -27,7 +27,7 @@ pub enum Combination {
         /// γ, from 0 up to but not 1; the authors: 0.9.
         gamma: f64,
     },
-    /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::finish`](crate::Sam::finish) does that. WSAM as its
+    /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::apply_decoupled`](crate::Sam::apply_decoupled) does that. WSAM as its
     /// authors run it: the sharpness takes no part in momentum.
     ///
     /// Whatever the loss is multiplied by before its backward pass multiplies g₂ - g as well. Clipping is done to the
@@ -42,14 +42,14 @@ pub enum Combination {
     ///
     /// A step is one with g₂ also where one of its variables has no gᵥ from the last k steps. So losses that share some or
     /// none of their variables can take turns with one `Sam`.
-    Look {
+    LookSam {
         /// k; the authors: 5.
         every: u64,
         /// α; the authors: 0.7.
         alpha: f64,
     },
     /// (‖g‖ / ‖g₂‖) g₂ (Stable SAM, Tan et al. 2024, <https://arxiv.org/abs/2401.07250>).
-    Stable,
+    Rescaled,
     /// g₂ + H u, u = (ρ / ‖g‖) (g₂ - ĝ ĝᵀg₂): the whole gradient of L(w + ε̂(w)), with the term that the paper drops
     /// (appendix C.4). H u is a central difference of two more gradients. For p = 2.
     SecondOrder,
@@ -58,22 +58,22 @@ pub enum Combination {
 impl Combination {
     /// Whether it needs g after the perturbation.
     pub(crate) fn needs_first(self) -> bool {
-        self != Self::Second
+        self != Self::PerturbedGradient
     }
 
     pub(crate) fn has_memory(self) -> bool {
-        matches!(self, Self::Look { .. } | Self::WsamDecoupled { .. })
+        matches!(self, Self::LookSam { .. } | Self::WsamDecoupled { .. })
     }
 
     /// Whether this step, whose gradient is `first`, does without a second pass.
     pub(crate) fn is_between(self, first: &Gradient, state: &State) -> bool {
-        let Self::Look { every, .. } = self else { return false };
+        let Self::LookSam { every, .. } = self else { return false };
         !state.steps.is_multiple_of(every) && first.iter().all(|(var, _)| state.kept.get(var).is_some())
     }
 
     /// Makes the gradient of such a step out of that at w.
     pub(crate) fn mix_in(self, first: &Gradient, state: &State) -> Result<()> {
-        let Self::Look { alpha, .. } = self else { return Ok(()) };
+        let Self::LookSam { alpha, .. } = self else { return Ok(()) };
         let pairs = paired(first, &state.kept);
         let Some((beside, _)) = pairs.first() else { return Ok(()) };
         let size = square(pairs.iter().map(|(g, _)| *g))?.sqrt()?;
@@ -92,7 +92,7 @@ impl Combination {
         let second_square = || square(pairs.iter().map(|(a, _)| *a));
         let first_square = || square(pairs.iter().map(|(_, b)| *b));
         match self {
-            Self::Second | Self::SecondOrder => Ok(()),
+            Self::PerturbedGradient | Self::SecondOrder => Ok(()),
             Self::Gsam { alpha } => {
                 // g₂ - α (g - c g₂), with c = <g, g₂> / ‖g₂‖²
                 let along = ratio(&dot(&pairs)?, &second_square()?)?;
@@ -108,7 +108,7 @@ impl Combination {
                 state.factor = LossFactor::new();
                 mix_all(&pairs, &number(beside, 0.0)?, &one)
             }
-            Self::Look { every, .. } => {
+            Self::LookSam { every, .. } => {
                 let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
                 let across = mixed(second, &one, &kept, &along)?;
                 without_rounding(&across, second, &second_square()?)?;
@@ -120,7 +120,7 @@ impl Combination {
                 state.kept = before.with(zeros.collect::<Result<_>>()?).with(across);
                 Ok(())
             }
-            Self::Stable => {
+            Self::Rescaled => {
                 let factor = ratio(&first_square()?, &second_square()?)?.sqrt()?;
                 mix_all(&pairs, &factor, &number(beside, 0.0)?)
             }

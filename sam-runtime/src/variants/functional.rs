@@ -1,4 +1,4 @@
-//! Functional-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
+//! FunctionalSam-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use crate::pass::{Run, Step, WeakStep};
 
 /// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
 /// first, so that the result of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
-/// of the loss on top (Functional-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
+/// of the loss on top (FunctionalSam-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
 ///
 /// Call it between the network and the loss, once in a pass; a network with several outputs has one of these for each. In
 /// further passes, which some variants have, the slope is that of the first one too. Slopes are remembered for each step, so
@@ -18,12 +18,12 @@ use crate::pass::{Run, Step, WeakStep};
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
-/// use sam_runtime::{Functional, Sam};
+/// use sam_runtime::{FunctionalSam, Sam};
 ///
 /// # fn main() -> Result<()> {
-/// let (w, functional) = (Var::new(&[1f64, 2.], &Device::Cpu)?, Functional::default());
+/// let (w, functional) = (Var::new(&[1f64, 2.], &Device::Cpu)?, FunctionalSam::default());
 /// let loss = Sam::new(0.1).loss(|| -> Result<Tensor> {
-///     let z = functional.of(&w.sqr()?)?;               // the network: z = w²
+///     let z = functional.apply(&w.sqr()?)?;               // the network: z = w²
 ///     z.sqr()?.sum_all()                               // the loss: Σ z²
 /// })?;
 /// let g = loss.backward()?.get(&w).unwrap().to_vec1::<f64>()?;
@@ -35,7 +35,7 @@ use crate::pass::{Run, Step, WeakStep};
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct Functional(Arc<Mutex<Vec<First>>>);
+pub struct FunctionalSam(Arc<Mutex<Vec<First>>>);
 
 /// The slopes of the first pass of a step, one for each part of the batch.
 #[derive(Debug)]
@@ -45,12 +45,12 @@ struct First {
     slopes: Vec<(Run, Tensor)>,
 }
 
-impl Functional {
+impl FunctionalSam {
     /// `outputs`, as they are.
     ///
     /// # Errors
     /// If candle fails. In the backward pass: if the second pass has outputs of another shape than the first.
-    pub fn of(&self, outputs: &Tensor) -> Result<Tensor> {
+    pub fn apply(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(step) = Step::current() else { return Ok(outputs.clone()) };
         let slope =
             Slope { first: Arc::clone(&self.0), number: step.number(), step: step.downgrade(), run: Run::current() };
@@ -98,7 +98,7 @@ impl CustomOp1 for Slope {
                 });
                 let slopes = &mut steps[index].slopes;
                 if slopes.get(self.run.part).is_some_and(|(run, _)| *run == self.run) {
-                    candle_core::bail!("`Functional::of` was called twice in a pass: make one for each output")
+                    candle_core::bail!("`FunctionalSam::apply` was called twice in a pass: make one for each output")
                 }
                 slopes.truncate(self.run.part);
                 slopes.push((self.run, dz.detach()));
@@ -112,7 +112,7 @@ impl CustomOp1 for Slope {
                 candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", slope.dims(), z.dims())
             }
             None => candle_core::bail!(
-                "the first pass of this step took no gradient of the outputs: Functional-SAM works on whole batches and \
+                "the first pass of this step took no gradient of the outputs: FunctionalSam-SAM works on whole batches and \
                  on `parts`, not on `hardest` examples"
             ),
         }

@@ -18,7 +18,7 @@ pub enum Metric {
     #[default]
     Euclidean,
     /// |w| + η: a rescaled layer is perturbed alike (ASAM, Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>).
-    Weights {
+    Adaptive {
         /// η; the authors: 0.01.
         eta: f64,
     },
@@ -28,9 +28,9 @@ pub enum Metric {
         /// η
         eta: f64,
     },
-    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is LayerSAM's. A variable of zeros
+    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::PerVariable) it is LayerSAM's. A variable of zeros
     /// is not perturbed.
-    Layer,
+    LayerNormalized,
 }
 
 /// Which coordinates are perturbed at all; the ball is that of all of them.
@@ -48,7 +48,7 @@ pub enum Mask {
     /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
     /// the batch). Finding them reads the gradient on the host. A variable that has taken no part since the last search
     /// gets its mask in the next step that it takes part in, among the variables of that step that have none.
-    Largest {
+    TopK {
         /// The share of coordinates that stay where they are, from 0 up to but not 1; the authors: 0.5.
         sparsity: f64,
         /// Steps between two searches.
@@ -62,9 +62,9 @@ pub enum Mask {
 pub enum Scope {
     /// All variables together, as in the paper.
     #[default]
-    Joint,
+    Global,
     /// Each variable by itself, every one with radius ρ.
-    Variable,
+    PerVariable,
     /// Each of these groups, every one with radius ρ, and one more around the variables that are in none. A variable in
     /// several groups belongs to the first of them.
     Groups(Vec<Vec<Var>>),
@@ -74,8 +74,8 @@ impl Scope {
     /// The slopes of each ball.
     pub(crate) fn balls(&self, slopes: Vec<Slope>) -> Vec<Vec<Slope>> {
         match self {
-            Self::Joint => vec![slopes],
-            Self::Variable => slopes.into_iter().map(|slope| vec![slope]).collect(),
+            Self::Global => vec![slopes],
+            Self::PerVariable => slopes.into_iter().map(|slope| vec![slope]).collect(),
             Self::Groups(groups) => {
                 let groups: Vec<HashSet<_>> =
                     groups.iter().map(|group| group.iter().map(|var| var.id()).collect()).collect();
@@ -99,9 +99,9 @@ impl Metric {
         }
         Ok(match self {
             Self::Euclidean => Scaling::One,
-            Self::Weights { eta } => Scaling::Weights(eta),
+            Self::Adaptive { eta } => Scaling::Weights(eta),
             Self::Fisher { eta } => Scaling::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
-            Self::Layer => Scaling::Given(norm_of(&var.as_detached_tensor())?),
+            Self::LayerNormalized => Scaling::Given(norm_of(&var.as_detached_tensor())?),
         })
     }
 }
@@ -115,7 +115,7 @@ fn inverse_root(x: &Tensor) -> Result<Tensor> {
 
 impl Mask {
     pub(crate) fn has_memory(self) -> bool {
-        matches!(self, Self::Largest { .. })
+        matches!(self, Self::TopK { .. })
     }
 
     /// Factors for each variable of `along`.
@@ -127,7 +127,7 @@ impl Mask {
                 };
                 along.iter().enumerate().map(mask).collect::<Result<_>>().map(Kept::new)
             }
-            Self::Largest { sparsity, every } => {
+            Self::TopK { sparsity, every } => {
                 // Every so many steps all are found anew, so that none is older; between them those that are missing.
                 let known =
                     if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.mask) };

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use candle_core::Var;
 use candle_nn::VarMap;
 
-use super::{Combination, Direction, Mask, Metric, Radius, Scope, Velocities, When, named};
+use super::{Combination, Direction, Mask, Metric, MomentumBuffers, Radius, Schedule, Scope, named};
 use crate::Sam;
 
 /// The published methods, with the authors' constants where the [table](crate::variants) does not say otherwise. Every piece of
@@ -18,7 +18,7 @@ impl Sam {
     /// [`adaptive`](Self::adaptive) alone it is |w| + η for all, and the best ρ about four times larger
     /// (<https://github.com/davda54/sam/issues/37>).
     pub fn asam(vars: &VarMap) -> Self {
-        Self::new(0.5).adaptive(Self::ETA).metric_for(named(vars, |name| name.contains("weight")))
+        Self::new(0.5).adaptive(Self::ASAM_ETA).metric_for(named(vars, |name| name.contains("weight")))
     }
 
     /// GSAM (Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>): g₂ - α g⊥, α = 0.6, with ρ going from 0.6 to 0.1 as
@@ -27,14 +27,14 @@ impl Sam {
     /// is an error.
     pub fn gsam(rates: RangeInclusive<f64>) -> Self {
         Self::default()
-            .radius(Radius::WithRate { rho: 0.1..=0.6, rate: rates })
+            .radius(Radius::LinkedToLr { rho: 0.1..=0.6, rate: rates })
             .combination(Combination::Gsam { alpha: 0.6 })
     }
 
     /// LookSAM (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>): g₂ every fifth step, between them one pass and
     /// g + α (‖g‖ / ‖gᵥ‖) gᵥ. α = 0.7, ρ = 0.1. 1.2 passes a step.
     pub fn look_sam() -> Self {
-        Self::new(0.1).combination(Combination::Look { every: 5, alpha: 0.7 })
+        Self::new(0.1).combination(Combination::LookSam { every: 5, alpha: 0.7 })
     }
 
     /// ESAM (Du et al. 2022, <https://arxiv.org/abs/2110.03141>): ε̂ in a random 0.6 of the coordinates, ρ = 0.05. Its other half
@@ -49,12 +49,12 @@ impl Sam {
     /// F-SAM (Li et al. 2024, <https://arxiv.org/abs/2403.12350>): along g - σ m with m ← λ m + (1 - λ) g. σ = 1 and λ = 0.9,
     /// the defaults of the authors' class, and ρ = 0.2, that of their run script, where λ is 0.6 (`run.sh` of nblt/F-SAM).
     pub fn f_sam() -> Self {
-        Self::new(0.2).direction(Direction::Residual { sigma: 1.0, lambda: 0.9 })
+        Self::new(0.2).direction(Direction::MinusEma { sigma: 1.0, lambda: 0.9 })
     }
 
     /// VaSSO (Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>): along d ← (1 - θ) d + θ g. θ = 0.9, ρ = 0.2.
     pub fn vasso() -> Self {
-        Self::new(0.2).direction(Direction::Average { theta: 0.9 })
+        Self::new(0.2).direction(Direction::Ema { theta: 0.9 })
     }
 
     /// MSAM (Becker et al. 2024, <https://arxiv.org/abs/2401.12033>): against the optimizer's velocity, ρ = 3 (10 for ViT).
@@ -71,11 +71,11 @@ impl Sam {
     /// # fn main() -> Result<()> {
     /// # let w = Var::new(&[3f64, -2.], &Device::Cpu)?;
     /// let sgd = Sgd::new(vec![w], ParamsSgd::default())?;
-    /// let sam = Sam::m_sam(sgd.velocities());
-    /// # sam.check()
+    /// let sam = Sam::momentum_sam(sgd.momentum_buffers());
+    /// # sam.validate()
     /// # }
     /// ```
-    pub fn m_sam(velocities: Velocities) -> Self {
+    pub fn momentum_sam(velocities: MomentumBuffers) -> Self {
         Self::new(3.0).direction(Direction::Momentum(velocities))
     }
 
@@ -101,29 +101,29 @@ impl Sam {
 
     /// USAM (Andriushchenko and Flammarion 2022, <https://arxiv.org/abs/2206.06232>): ε̂ = ρ g.
     pub fn usam(rho: impl Into<f64>) -> Self {
-        Self::new(rho).unnormalised()
+        Self::new(rho).unnormalized()
     }
 
     /// AE-SAM (Jiang et al. 2023, <https://arxiv.org/abs/2304.14647>) over a run of so many steps: a second pass where ‖g‖²
     /// is large for the run so far. ρ = 0.05, mean with 0.9, c from 1 to -1. About 1.5 passes a step.
     pub fn ae_sam(steps: u64) -> Self {
-        Self::new(0.05).when(When::Sharp { steps, from: 1.0, to: -1.0, memory: 0.9 })
+        Self::new(0.05).schedule(Schedule::GradNormAdaptive { steps, from: 1.0, to: -1.0, memory: 0.9 })
     }
 
     /// RST (Zhao et al. 2022, <https://arxiv.org/abs/2203.09962>): every step with probability ½. ρ = 0.05. 1.5 passes a step.
     pub fn rst() -> Self {
-        Self::new(0.05).when(When::Chance(0.5))
+        Self::new(0.05).schedule(Schedule::Random(0.5))
     }
 
     /// Sparse SAM with a Fisher mask (SSAM-F, Mi et al. 2022, <https://arxiv.org/abs/2210.05177>): ε̂ in the half of the
     /// coordinates where the squared gradient is largest, looked for every `every` steps (the authors: every few epochs). ρ = 0.1.
-    pub fn sparse(every: u64) -> Self {
-        Self::new(0.1).mask(Mask::Largest { sparsity: 0.5, every })
+    pub fn sparse_sam(every: u64) -> Self {
+        Self::new(0.1).mask(Mask::TopK { sparsity: 0.5, every })
     }
 
     /// Stable SAM (Tan et al. 2024, <https://arxiv.org/abs/2401.07250>): g₂ with the length of g. ρ = 0.05.
     pub fn stable() -> Self {
-        Self::new(0.05).combination(Combination::Stable)
+        Self::new(0.05).combination(Combination::Rescaled)
     }
 
     /// LayerSAM (Liu et al. 2022, <https://arxiv.org/abs/2203.02714>), for large batches: each variable has a ball of its
@@ -132,7 +132,7 @@ impl Sam {
     /// There is no code of the authors that we know of, and reimplementations differ: one public one has
     /// ρ min(‖w‖ / ‖g‖, 20) g / ‖G‖, with the norms of the layer in the ratio and the norm of all variables G below.
     pub fn layer_sam() -> Self {
-        Self::new(0.1).metric(Metric::Layer).scope(Scope::Variable)
+        Self::new(0.1).metric(Metric::LayerNormalized).scope(Scope::PerVariable)
     }
 
     /// LE-SAM (Wang et al. 2026, <https://arxiv.org/abs/2605.10183>): ρ = min(σ / ‖g‖, `largest`), so that the loss rises by about
@@ -143,13 +143,13 @@ impl Sam {
 
     /// Along the gradient of the step before, ρ = 0.05: one pass a step. AsyncSAM has that gradient from another device
     /// meanwhile.
-    pub fn stale() -> Self {
-        Self::new(0.05).direction(Direction::Last)
+    pub fn previous_gradient() -> Self {
+        Self::new(0.05).direction(Direction::PreviousGradient)
     }
 
     /// Along noise: what SAM is to be compared with. One pass a step. `vars` are those to perturb, without state such as
     /// the statistics of a batch normalisation.
-    pub fn random(rho: impl Into<f64>, vars: impl IntoIterator<Item = Var>) -> Self {
+    pub fn random_direction(rho: impl Into<f64>, vars: impl IntoIterator<Item = Var>) -> Self {
         Self::new(rho).direction(Direction::Random).vars(vars)
     }
 

@@ -15,7 +15,7 @@ pub enum Radius {
     /// ρ goes with the learning rate, from the smaller ρ at the smallest rate to the larger one at the largest (GSAM,
     /// Zhuang et al. 2022, equation 9). [`Sam::set_learning_rate`](crate::Sam::set_learning_rate) sets the rate; a step
     /// without it is an error.
-    WithRate {
+    LinkedToLr {
         /// ρ
         rho: RangeInclusive<f64>,
         /// The learning rate.
@@ -37,7 +37,7 @@ impl Radius {
         match self {
             Self::Constant(rho) => *rho,
             Self::Schedule(rho) => rho(step),
-            Self::WithRate { rho, rate: rates } => {
+            Self::LinkedToLr { rho, rate: rates } => {
                 let Some(rate) = rate else { return *rho.end() };
                 let share = (rate - rates.start()) / (rates.end() - rates.start());
                 rho.start() + (rho.end() - rho.start()) * share.clamp(0.0, 1.0)
@@ -56,7 +56,7 @@ impl fmt::Debug for Radius {
         match self {
             Self::Constant(rho) => write!(f, "{rho}"),
             Self::Schedule(_) => f.write_str("a schedule"),
-            Self::WithRate { rho, rate } => write!(f, "{rho:?} over learning rates {rate:?}"),
+            Self::LinkedToLr { rho, rate } => write!(f, "{rho:?} over learning rates {rate:?}"),
             Self::LossBudget { sigma, largest } => write!(f, "{sigma} / |g|, {largest} at most"),
         }
     }

@@ -9,7 +9,7 @@ use candle_nn::VarMap;
 use safetensors::tensor::TensorView;
 
 use super::factor::LossFactor;
-use super::{Combination, Direction, Mask, When};
+use super::{Combination, Direction, Mask, Schedule};
 use crate::Sam;
 use crate::checkpoint::{Contents, Kind, StateFile, checked, parse};
 use crate::gradient::Gradient;
@@ -228,13 +228,13 @@ fn pieces_with_memory(sam: &Sam) -> BTreeMap<&'static str, String> {
     let pieces = [
         ("direction", sam.direction.has_memory().then(|| variant_name(&sam.direction))),
         ("mask", sam.mask.filter(|mask| mask.has_memory()).map(|mask| variant_name(&mask))),
-        ("when", sam.when.has_memory().then(|| variant_name(&sam.when))),
+        ("schedule", sam.schedule.has_memory().then(|| variant_name(&sam.schedule))),
         ("combination", sam.combination.has_memory().then(|| variant_name(&sam.combination))),
     ];
     pieces.into_iter().filter_map(|(piece, name)| Some((piece, name?))).collect()
 }
 
-/// `Look` of `Look { every: 5, alpha: 0.7 }`.
+/// `LookSam` of `LookSam { every: 5, alpha: 0.7 }`.
 fn variant_name(piece: &impl fmt::Debug) -> String {
     struct FirstWord(String);
     impl fmt::Write for FirstWord {
@@ -250,13 +250,29 @@ fn variant_name(piece: &impl fmt::Debug) -> String {
     name.0
 }
 
+const PIECES: [&str; 4] = ["direction", "mask", "schedule", "combination"];
+
+/// The name of a piece, given one that a file may have from before the pieces got the names of today.
+fn current_name(name: &str) -> &str {
+    match name {
+        "Average" => "Ema",
+        "Residual" => "MinusEma",
+        "Last" => "PreviousGradient",
+        "Largest" => "TopK",
+        "Sharp" => "GradNormAdaptive",
+        "Look" => "LookSam",
+        name => name,
+    }
+}
+
 fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
     if !file.is_labelled() {
         return Ok(());
     }
     let own = pieces_with_memory(sam);
-    for piece in ["direction", "mask", "when", "combination"] {
-        let (found, expected) = (file.label(piece), own.get(piece).map(String::as_str));
+    for piece in PIECES {
+        let found = file.label(piece).or_else(|| (piece == "schedule").then(|| file.label("when")).flatten());
+        let (found, expected) = (found.map(current_name), own.get(piece).map(String::as_str));
         if found != expected {
             let say = |name: Option<&str>| {
                 name.map_or_else(|| "none that remembers anything".to_owned(), |name| format!("`{name}`"))
@@ -274,9 +290,12 @@ fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
 /// Whether a `Sam` has a piece that keeps its memory there.
 fn uses(sam: &Sam, part: &str) -> bool {
     match part {
-        AVERAGE => matches!(sam.direction, Direction::Average { .. } | Direction::Residual { .. }),
-        KEPT => matches!(sam.direction, Direction::Last) || matches!(sam.combination, Combination::Look { .. }),
-        MASK => matches!(sam.mask, Some(Mask::Largest { .. })),
+        AVERAGE => matches!(sam.direction, Direction::Ema { .. } | Direction::MinusEma { .. }),
+        KEPT => {
+            matches!(sam.direction, Direction::PreviousGradient)
+                || matches!(sam.combination, Combination::LookSam { .. })
+        }
+        MASK => matches!(sam.mask, Some(Mask::TopK { .. })),
         REMAINDER => matches!(sam.combination, Combination::WsamDecoupled { .. }),
         _ => false,
     }
@@ -304,7 +323,7 @@ fn required<T: candle_core::WithDType>(file: &mut Contents<'_>, key: &str) -> Re
 }
 
 fn moments_of(sam: &Sam, view: &TensorView<'_>) -> Result<(f64, f64)> {
-    if !matches!(sam.when, When::Sharp { .. }) {
+    if !matches!(sam.schedule, Schedule::GradNormAdaptive { .. }) {
         candle_core::bail!("the file has `{MOMENTS}`, which this `Sam` does not use: it is of another variant")
     }
     if view.shape() != [2] || view.dtype() != DType::F64.into() {

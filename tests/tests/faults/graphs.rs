@@ -78,10 +78,10 @@ fn a_state_that_hangs_on_a_variable() {
 #[test]
 fn directions_of_a_single_pass() {
     let w = var(&[0.5]);
-    let sam = Sam::random(0.1, [w.clone()]);
+    let sam = Sam::random_direction(0.1, [w.clone()]);
     let y = w.exp().unwrap();
     refused(sam.loss(|| y.sum_all()), &WORDS);
-    let stale = Sam::new(0.1).direction(Direction::Last);
+    let stale = Sam::new(0.1).direction(Direction::PreviousGradient);
     stale.loss(|| w.exp()?.sum_all()).unwrap();
     refused(stale.loss(|| y.sum_all()), &WORDS);
     assert_eq!(numbers(&w), [0.5]);
@@ -93,7 +93,7 @@ fn what_may_be_made_before() -> Result<()> {
     let w = var(&[1., 2., 3., 4.]);
     let (square, part) = (w.reshape((2, 2))?.t()?, w.narrow(0, 1, 2)?);
     let (half, constant) = ((&square.detach() * 0.5)?, Tensor::ones((2, 2), w.dtype(), w.device())?);
-    for combination in [Combination::Second, Combination::Gsam { alpha: 0.3 }, Combination::SecondOrder] {
+    for combination in [Combination::PerturbedGradient, Combination::Gsam { alpha: 0.3 }, Combination::SecondOrder] {
         let loss = || {
             let sum = ((square.sqr()? + &half)? * &constant)?.sum_all()?;
             sum + part.exp()?.sum_all()?

@@ -157,7 +157,7 @@ fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Res
     let setting = Setting {
         rho: entry.rho.unwrap_or(0.0) * options.rho_factor,
         vars: model.vars(),
-        velocities: sgd.velocities(),
+        velocities: sgd.momentum_buffers(),
         rate: params.lr,
         steps: (steps * options.epochs) as u64,
         epoch: steps as u64,
@@ -173,8 +173,8 @@ fn train(entry: &Entry, set: &Arc<Dataset>, seed: u64, options: &Options) -> Res
             sgd.set_learning_rate(rate);
             sam.set_learning_rate(rate);
             sgd.backward_step(&(entry.loss)(&sam, &model, &x, &y)?)?;
-            sam.finish(rate)?;
-            passes += sam.last().map_or(1.0, |last| last.passes());
+            sam.apply_decoupled(rate)?;
+            passes += sam.last_stats().map_or(1.0, |last| last.passes());
         }
         test_error.push(error_rate(&model, test.in_order(TEST_BATCH))?);
     }
@@ -192,7 +192,7 @@ fn table(entries: &[Entry], runs: &[Run]) -> String {
     for entry in entries {
         let runs = of(entry.name);
         let mean = |value: &dyn Fn(&Run) -> f64| Mean::of(&runs.iter().map(|run| value(run)).collect::<Vec<_>>());
-        let gain = Mean::of(&runs.iter().zip(&sam).map(|(run, sam)| sam.last() - run.last()).collect::<Vec<_>>());
+        let gain = Mean::of(&runs.iter().zip(&sam).map(|(run, sam)| sam.last_stats() - run.last()).collect::<Vec<_>>());
         rows.push(vec![
             entry.name.to_owned(),
             runs[0].rho.map_or(String::new(), |rho| format!("{rho}")),

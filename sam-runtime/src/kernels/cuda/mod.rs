@@ -15,7 +15,7 @@ pub(crate) use layers::{
     dropout, linear, linear_back, mean, mean_back, mixture, mixture_back, pool, pool_back, relu, relu_back, step,
     times,
 };
-pub(crate) use steps::{dot, mix, not_finite_steps, penalty, perturbed, sgd};
+pub(crate) use steps::{dot, mix, penalty, perturbed, sgd, skipped_step_count};
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -28,7 +28,7 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
         };
         let metric = match &slope.metric {
             Scaling::One => Metric::One,
-            Scaling::Weights(eta) => Metric::Weights(*eta),
+            Scaling::Weights(eta) => Metric::Adaptive(*eta),
             Scaling::Given(metric) if metric.rank() == 0 => Metric::Number(of(metric, wide(slope.var.dtype()))?),
             Scaling::Given(metric) => Metric::Given(of(metric, wide(slope.var.dtype()))?),
         };
@@ -99,7 +99,7 @@ fn pair(a: &Tensor, b: &Tensor) -> Result<[Place; 2]> {
 }
 
 /// How many gradients of this thread's steps were not finite so far. This waits for the device.
-pub(crate) fn not_finite_steps(device: &Device) -> Result<u64> {
+pub(crate) fn skipped_step_count(device: &Device) -> Result<u64> {
     with(device.as_cuda_device()?, |engine| {
         engine.memory(Memory::Outcome, 4)?;
         let outcome: Vec<u64> = match engine.memory.get(&Memory::Outcome) {

@@ -6,7 +6,7 @@ fn gsam(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(stable = true, second_order(2), unnormalised = 1)]
+#[sam(stable = true, second_order(2), unnormalized = 1)]
 fn flags(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
@@ -16,7 +16,7 @@ fn hardest(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum(1)
 }
 
-#[sam(parts(x))]
+#[sam(micro_batches(x))]
 fn parts(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum_all()
 }

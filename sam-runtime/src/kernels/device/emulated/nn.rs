@@ -467,12 +467,14 @@ fn cross_entropies() {
                 let target = Target::Labels { address: label_buffer.address(), smoothing };
                 (
                     target,
-                    reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_smoothed(x, &whole, smoothing)),
+                    reference(&logits, &shape, &[0.5], |x| {
+                        crate::nn::cross_entropy_with_label_smoothing(x, &whole, smoothing)
+                    }),
                 )
             });
             let soft = (
                 Target::Probabilities { address, dtype: 0 },
-                reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_soft(x, &soft)),
+                reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_with_probs(x, &soft)),
             );
             for (target, expected) in cases.into_iter().chain([soft]) {
                 let loss = CrossEntropy { rows, classes, dtype: type_code, target };

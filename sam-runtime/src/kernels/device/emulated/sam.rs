@@ -29,7 +29,7 @@ impl Case {
         let metric = match (&self.metric, self.eta) {
             (Some(metric), _) if metric.len == 1 => Metric::Number(metric.address()),
             (Some(metric), _) => Metric::Given(metric.address()),
-            (None, Some(eta)) => Metric::Weights(eta),
+            (None, Some(eta)) => Metric::Adaptive(eta),
             (None, None) => Metric::One,
         };
         let mask = self.mask.as_ref().map_or(0, Buffer::address);

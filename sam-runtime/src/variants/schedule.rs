@@ -7,18 +7,18 @@ use super::state::State;
 /// turns, use a `Sam` for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub enum When {
+pub enum Schedule {
     /// Always.
     #[default]
     Always,
     /// The first of every so many.
     Every(u64),
     /// Each with this probability (RST, Zhao et al. 2022, <https://arxiv.org/abs/2203.09962>; the authors: 0.5).
-    Chance(f64),
+    Random(f64),
     /// Where ‖g‖² is large for the run so far: ‖g‖² ≥ μ + c σ, with μ and σ² its moving mean and variance and c going from
     /// `from` to `to` over `steps` steps (AE-SAM, Jiang et al. 2023,
     /// <https://arxiv.org/abs/2304.14647>). Reads ‖g‖² on the host.
-    Sharp {
+    GradNormAdaptive {
         /// The number of steps of the run.
         steps: u64,
         /// c at the first step; the authors: 1.
@@ -30,24 +30,24 @@ pub enum When {
     },
     /// After so many steps: SAM in the last epochs only (Zhou et al. 2024,
     /// <https://arxiv.org/abs/2410.10373>).
-    After(u64),
+    FromStep(u64),
 }
 
-impl When {
+impl Schedule {
     /// Whether this step is one; None where that depends on the gradient.
     pub(crate) fn before(self, step: u64, seed: u64) -> Option<bool> {
         match self {
             Self::Always => Some(true),
             Self::Every(k) => Some(step.is_multiple_of(k)),
-            Self::Chance(p) => Some(uniform(&[seed, step]) < p),
-            Self::After(first) => Some(step >= first),
-            Self::Sharp { .. } => None,
+            Self::Random(p) => Some(uniform(&[seed, step]) < p),
+            Self::FromStep(first) => Some(step >= first),
+            Self::GradNormAdaptive { .. } => None,
         }
     }
 
     /// Whether this step is one, given ‖g‖² at w. Moves the mean and the variance.
     pub(crate) fn after(self, square: f64, state: &mut State) -> bool {
-        let Self::Sharp { steps, from, to, memory } = self else { return true };
+        let Self::GradNormAdaptive { steps, from, to, memory } = self else { return true };
         // The first is its own mean, to the bit.
         let (mean, variance) = state.moments.map_or((square, 0.0), |(mean, variance)| {
             let mean = memory * mean + (1.0 - memory) * square;

@@ -29,21 +29,21 @@ pub use candle_core;
     label = "not `Clone`",
     note = "a loss function under `#[sam]` runs twice: what it takes by value or in `replay(..)` has to be `Clone`"
 )]
-pub trait Argument {
+pub trait PassArg {
     /// The argument for one more pass.
     #[must_use]
-    fn again(&self) -> Self;
+    fn clone_for_pass(&self) -> Self;
 }
 
-impl<T: Clone> Argument for T {
-    fn again(&self) -> Self {
+impl<T: Clone> PassArg for T {
+    fn clone_for_pass(&self) -> Self {
         self.clone()
     }
 }
 
 /// A by-value argument for one more pass.
-pub fn again<T: Argument>(argument: &T) -> T {
-    argument.again()
+pub fn clone_for_pass<T: PassArg>(argument: &T) -> T {
+    argument.clone_for_pass()
 }
 
 /// A by-value argument that is to be replayed, after a check that its clones have a state of their own.
@@ -77,11 +77,11 @@ impl<'a, T> Replay<'a, T> {
     }
 
     /// The argument, for this pass.
-    pub fn turn(&mut self, pass: Pass) -> &mut T
+    pub fn for_pass(&mut self, pass: Pass) -> &mut T
     where
-        T: Argument,
+        T: PassArg,
     {
-        match self.before.turn(pass, self.argument) {
+        match self.before.for_pass(pass, self.argument) {
             Some(before) => before,
             None => self.argument,
         }
@@ -107,11 +107,11 @@ impl<'a, T> ReplayRef<'a, T> {
     }
 
     /// The argument, for this pass.
-    pub fn turn(&mut self, pass: Pass) -> &T
+    pub fn for_pass(&mut self, pass: Pass) -> &T
     where
-        T: Argument,
+        T: PassArg,
     {
-        match self.before.turn(pass, self.argument) {
+        match self.before.for_pass(pass, self.argument) {
             Some(before) => before,
             None => self.argument,
         }
@@ -131,19 +131,19 @@ impl<T> Default for Before<T> {
     }
 }
 
-impl<T: Argument> Before<T> {
+impl<T: PassArg> Before<T> {
     /// What a pass after the first gets.
-    fn turn(&mut self, pass: Pass, argument: &T) -> Option<&mut T> {
+    fn for_pass(&mut self, pass: Pass, argument: &T) -> Option<&mut T> {
         let part = Run::current().part;
         match pass {
             Pass::Plain => None,
             Pass::Ascent => {
                 self.parts.truncate(part);
-                self.parts.push(argument.again());
+                self.parts.push(argument.clone_for_pass());
                 None
             }
             Pass::Descent => {
-                self.again = Some(self.parts.get(part)?.again());
+                self.again = Some(self.parts.get(part)?.clone_for_pass());
                 self.again.as_mut()
             }
         }
