@@ -152,41 +152,27 @@
 #[doc(hidden)]
 #[path = "macro_support.rs"]
 pub mod __private;
-mod checkpoint;
-mod course;
-mod dual_norm;
-mod error;
-mod examples;
-mod gradient;
-mod graph;
+mod autograd;
+mod core;
 mod kernels;
-mod last;
-mod mean;
-mod names;
 pub mod nn;
 pub mod optim;
-mod output;
-mod overlap;
-mod pass;
 mod sam;
-mod shards;
-mod shares;
-mod stages;
+mod step;
 pub mod variants;
-mod weights;
 
-pub use checkpoint::write_atomically;
-pub use error::Error;
-pub use examples::BatchSelection;
+pub use crate::core::atomic_file::write_atomically;
+pub use crate::core::error::Error;
+pub use crate::core::names::name_variables;
+pub use crate::core::pass::{Context, Pass, plain};
 pub use kernels::skipped_step_count;
-pub use last::StepStats;
-pub use names::name_variables;
-pub use output::{Aux, LossOutput, Plain};
-pub use pass::{Context, Pass, plain};
 pub use sam::Sam;
-pub use shards::{Shard, Shards, SplitBatch};
-pub use shares::Weights;
-pub use stages::{Ascent, Descent, Perturbed};
+pub use sam::stats::StepStats;
+pub use step::batch_selection::BatchSelection;
+pub use step::output::{Aux, LossOutput, Plain};
+pub use step::shards::{Shard, Shards, SplitBatch};
+pub use step::shares::Weights;
+pub use step::stages::{Ascent, Descent, Perturbed};
 pub use variants::FunctionalSam;
 
 /// The radius may be any expression of the arguments, and so may the norm:

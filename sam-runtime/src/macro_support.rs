@@ -17,8 +17,7 @@ use std::marker::PhantomData;
 
 use candle_core::{Result, Var};
 
-use crate::Pass;
-use crate::pass::Run;
+use crate::core::pass::{Pass, Run};
 
 #[doc(hidden)]
 pub use candle_core;
@@ -196,19 +195,6 @@ impl<T: IntoIterator<Item = Var>> Variables for T {}
 pub fn variables<T: Variables>(variables: T) -> impl IntoIterator<Item = Var> {
     variables
 }
-
-/// What a radius can be made of: any number that is an `f64` without loss.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a radius",
-    label = "expected a number that is an `f64` without loss",
-    note = "an integer of 64 bits converts with `as f64`",
-    note = "`Sam` does not wrap an optimizer: it is for `#[sam(with = ..)]` on the loss function, and the training loop \
-            keeps its optimizer"
-)]
-pub trait Rho: Into<f64> {}
-
-#[diagnostic::do_not_recommend]
-impl<T: Into<f64>> Rho for T {}
 
 /// Gives a type its name: that of the errors of this loss function.
 pub fn has_error<O, E>(_: &impl FnMut(Pass) -> std::result::Result<O, E>, _: PhantomData<E>) {}

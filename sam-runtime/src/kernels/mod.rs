@@ -1,55 +1,33 @@
 //! SAM's arithmetic over all variables at once: fused on the CPU and on CUDA, plain candle operations elsewhere.
 
-pub(crate) mod conv;
 pub(crate) mod cpu;
-#[cfg(feature = "cuda")]
-pub(crate) mod cuda;
 #[cfg(any(test, feature = "cuda"))]
-pub(crate) mod device;
-mod dot;
-pub(crate) mod float;
-pub(crate) mod format;
-mod generic;
-pub(crate) mod matmul;
-pub(crate) mod norm;
+pub(crate) mod cuda;
+mod portable;
+pub(crate) mod prepare;
 mod rounding;
-pub(crate) mod softmax;
+pub(crate) mod vars;
+pub(crate) mod weighted_mean;
 
 #[cfg(not(feature = "cuda"))]
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor, Var};
 
-use crate::gradient::Gradient;
-use crate::last::read;
-use crate::names::name_of;
-use crate::optim::ParamsSgd;
-use crate::sam::Ball;
-use crate::{Error, Pass};
+use crate::core::dtype::wide;
+use crate::core::error::Error;
+use crate::core::names::name_of;
+use crate::core::norm_ball::Ball;
+use crate::core::pass::Pass;
+use crate::core::var_list::Gradient;
 use rounding::Rounding;
 
-/// The type that numbers of this one are added up in on any device: halves would lose them.
-pub(crate) fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// The distance from 1 to the next number.
-pub(crate) fn epsilon(dtype: DType) -> f64 {
-    match dtype {
-        DType::F64 => f64::EPSILON,
-        DType::F16 => half::f16::EPSILON.to_f64(),
-        DType::BF16 => half::bf16::EPSILON.to_f64(),
-        _ => f64::from(f32::EPSILON),
-    }
-}
-
-/// The dtype that numbers of a tensor are computed in where there is no kernel for it: f64 on the CPU, else [`wide`].
-fn exact_dtype(tensor: &Tensor) -> DType {
-    if tensor.device().is_cpu() { DType::F64 } else { wide(tensor.dtype()) }
-}
-
-/// The tensor in that dtype, without its graph.
-pub(crate) fn exact(tensor: &Tensor) -> Result<Tensor> {
-    tensor.detach().to_dtype(exact_dtype(tensor))
+/// The constants of one step of stochastic gradient descent, see [`Sgd`](crate::optim::Sgd).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SgdStep {
+    pub(crate) lr: f64,
+    pub(crate) momentum: f64,
+    pub(crate) nesterov: bool,
+    pub(crate) weight_decay: f64,
 }
 
 /// A variable, its gradient, and the shape of the ball there.
@@ -102,28 +80,33 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
         return cuda::perturbed(ball, slopes);
     }
     if slopes.iter().any(|slope| !slope.var.device().is_cpu()) {
-        return generic::perturbed(ball, slopes);
+        return portable::perturbed(ball, slopes);
     }
     if slopes.iter().all(Slope::is_fused)
-        && let Some(measure) = cpu::measure(ball, &slopes)?
+        && let Some(measure) = cpu::params::measure(ball, &slopes)?
     {
-        if let Some(rounding) = cpu::perturb(ball, measure, &slopes, Rounding::of(&slopes))? {
+        if let Some(rounding) = cpu::params::perturb(ball, measure, &slopes, Rounding::of(&slopes))? {
             rounding.check()?;
         }
         return Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect());
     }
     let gradient: Gradient = slopes.iter().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
     check_finite(&gradient, Pass::Ascent)?;
-    generic::perturbed(ball, slopes)
+    portable::perturbed(ball, slopes)
 }
 
 /// An error if the gradient is not finite. On other devices than the CPU it is not looked at.
 pub(crate) fn check_finite(gradient: &Gradient, pass: Pass) -> Result<()> {
-    if !on_cpu(gradient) || cpu::is_finite(gradient.iter().map(|(_, grad)| grad))? {
+    if !on_cpu(gradient) || cpu::params::is_finite(gradient.iter().map(|(_, grad)| grad))? {
         Ok(())
     } else {
         Err(not_finite(gradient, pass)?)
     }
+}
+
+/// One number, on the host.
+pub(crate) fn read(number: &Tensor) -> Result<f64> {
+    Ok(number.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?[0])
 }
 
 /// A number for [`mix`], beside this tensor.
@@ -144,9 +127,9 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
         return cuda::dot(pairs);
     }
     if pairs.iter().all(|(a, _)| a.device().is_cpu()) {
-        Tensor::new(cpu::dot(pairs.iter().copied())?, &Device::Cpu)
+        Tensor::new(cpu::params::dot(pairs.iter().copied())?, &Device::Cpu)
     } else {
-        generic::dot(pairs)
+        portable::dot(pairs)
     }
 }
 
@@ -165,10 +148,10 @@ pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Resu
 pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
     let a = a.to_dtype(wide(a.dtype()))?;
     if !a.device().is_cpu() || a.elem_count() == 0 {
-        return generic::residual(&a, beta, b, tolerance);
+        return portable::residual(&a, beta, b, tolerance);
     }
     let a = a.copy()?;
-    cpu::residual(&a, beta, b, tolerance)?;
+    cpu::params::residual(&a, beta, b, tolerance)?;
     Ok(a)
 }
 
@@ -176,9 +159,9 @@ pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Res
 /// for f64.
 pub(crate) fn norm_of(a: &Tensor) -> Result<Tensor> {
     if a.device().is_cpu() {
-        return Tensor::new(cpu::norm(a)?, &Device::Cpu);
+        return Tensor::new(cpu::params::norm(a)?, &Device::Cpu);
     }
-    if a.elem_count() == 0 { Tensor::zeros((), wide(a.dtype()), a.device()) } else { generic::norm(a) }
+    if a.elem_count() == 0 { Tensor::zeros((), wide(a.dtype()), a.device()) } else { portable::norm(a) }
 }
 
 /// [`mix`] for each pair of tensors.
@@ -189,7 +172,11 @@ pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tenso
     }
     // Candle takes the strides of an empty tensor for repeated elements, and refuses to write to it.
     pairs.iter().filter(|(a, _)| a.elem_count() > 0).try_for_each(|(a, b)| {
-        if a.device().is_cpu() { cpu::mix(a, read(alpha)?, b, read(beta)?) } else { generic::mix(a, alpha, b, beta) }
+        if a.device().is_cpu() {
+            cpu::params::mix(a, read(alpha)?, b, read(beta)?)
+        } else {
+            portable::mix(a, alpha, b, beta)
+        }
     })
 }
 
@@ -202,16 +189,16 @@ pub(crate) struct Move<'a> {
 }
 
 /// One step of stochastic gradient descent, see [`Sgd`](crate::optim::Sgd).
-pub(crate) fn sgd(params: ParamsSgd, moves: &[Move<'_>]) -> Result<()> {
+pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
         return cuda::sgd(params, moves);
     }
     moves.iter().filter(|Move { var, .. }| var.elem_count() > 0).try_for_each(|Move { var, grad, velocity }| {
         if var.device().is_cpu() {
-            cpu::sgd(params, var, grad, *velocity)
+            cpu::params::sgd(params, var, grad, *velocity)
         } else {
-            generic::sgd(params, var, grad, *velocity)
+            portable::sgd(params, var, grad, *velocity)
         }
     })
 }
@@ -237,7 +224,7 @@ pub fn skipped_step_count(device: &Device) -> Result<u64> {
 }
 
 /// Whether this crate's layers have kernels of their own there.
-pub(crate) fn is_known(device: &Device) -> bool {
+pub(crate) fn has_fused_kernels(device: &Device) -> bool {
     device.is_cpu() || cfg!(feature = "cuda") && device.is_cuda()
 }
 
@@ -257,7 +244,7 @@ pub(crate) fn cuda_mark(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Re
 /// The error that names the first variable whose gradient is not finite.
 fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
     let mut index = 0;
-    while index + 1 < gradient.len() && cpu::is_finite([&gradient[index].1].into_iter())? {
+    while index + 1 < gradient.len() && cpu::params::is_finite([&gradient[index].1].into_iter())? {
         index += 1;
     }
     let (var, _) = &gradient[index];
@@ -309,7 +296,7 @@ mod tests {
             let ball = Ball { rho: 0.3, p, normalised: true };
             let pairs = pairs(dtype, &sizes, seed);
             let fused = values(&perturbed(ball, slopes(&pairs, eta)).unwrap());
-            let plain = values(&generic::perturbed(ball, slopes(&pairs, eta)).unwrap());
+            let plain = values(&portable::perturbed(ball, slopes(&pairs, eta)).unwrap());
             let tolerance = match dtype { DType::F64 => 1e-12, DType::F32 => 2e-6, DType::F16 => 2e-3, _ => 1.6e-2 };
             for (a, b) in fused.iter().zip(&plain) {
                 prop_assert!((a - b).abs() <= tolerance, "{a} and {b}");
@@ -329,7 +316,7 @@ mod tests {
                     *grad = grad.zeros_like().unwrap();
                 }
                 assert_eq!(values(&perturbed(ball, slopes(&zero, None)).unwrap()), w);
-                assert_eq!(values(&generic::perturbed(ball, slopes(&zero, None)).unwrap()), w);
+                assert_eq!(values(&portable::perturbed(ball, slopes(&zero, None)).unwrap()), w);
 
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                     let mut pairs = copy(&zero);
@@ -339,7 +326,7 @@ mod tests {
                     assert!(check_finite(&pairs, Pass::Descent).is_err());
                     let error = perturbed(ball, slopes(&pairs, None)).unwrap_err().to_string();
                     assert!(error.contains("ascent") && error.contains("variable 2 of 2"), "{error}");
-                    assert_eq!(values(&generic::perturbed(ball, slopes(&pairs, None)).unwrap()), w);
+                    assert_eq!(values(&portable::perturbed(ball, slopes(&pairs, None)).unwrap()), w);
                 }
             }
         }

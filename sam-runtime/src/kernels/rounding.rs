@@ -7,8 +7,8 @@
 use candle_core::{DType, Result, Tensor, Var};
 
 use super::Slope;
-use crate::Error;
-use crate::names::describe;
+use crate::core::error::Error;
+use crate::core::names::describe;
 
 /// The largest ‖lost‖ / ‖ε̂‖ that passes.
 const LARGEST: f64 = 0.5;

@@ -8,16 +8,15 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
-use super::layer::{Layer, apply};
-use super::{ready, ready_beside, ready_for};
-use crate::Pass;
+use crate::autograd::tape::{Layer, apply};
+use crate::core::pass::{Pass, Step, WeakStep};
+use crate::core::storage::SwapGuard;
+use crate::kernels::cpu::batch_norm::{self as norm, Norm, Statistics};
+use crate::kernels::cpu::float::{Float, View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, BatchNormed, Normalisation};
-use crate::kernels::float::{Float, View, for_float, like, output, view};
-use crate::kernels::is_known;
-use crate::kernels::norm::{self, Norm, Statistics};
-use crate::pass::{Step, WeakStep};
-use crate::weights::Displaced;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, to_layout_of, weight_for};
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
@@ -110,7 +109,7 @@ impl BatchNorm {
             candle_core::bail!("expected a batch of floats to normalise, found {:?}", x.dtype())
         }
         let moves = train && self.begin_move()?;
-        if is_known(x.device()) && x.elem_count() > 0 {
+        if has_fused_kernels(x.device()) && x.elem_count() > 0 {
             self.fused(x, shortcut, relu, train, moves)
         } else {
             let mut y = if train { self.stock_train(x, moves)? } else { self.layer.forward_t(x, false)? };
@@ -143,7 +142,7 @@ impl BatchNorm {
 
     fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool, moves: bool) -> Result<Tensor> {
         let dtype = x.dtype();
-        let x = ready(x)?;
+        let x = to_compute_dtype(x)?;
         let norm = Norm {
             channels: x.dim(1)?,
             plane: x.dims()[2..].iter().product(),
@@ -153,10 +152,10 @@ impl BatchNorm {
         };
         let mut args = vec![x.clone()];
         if let Some((weight, bias)) = self.layer.weight_and_bias() {
-            args.extend([ready_for(&x, weight)?, ready_for(&x, bias)?]);
+            args.extend([weight_for(&x, weight)?, weight_for(&x, bias)?]);
         }
         if let Some(shortcut) = shortcut {
-            args.push(ready_beside(&x, &shortcut.to_dtype(dtype)?)?);
+            args.push(to_layout_of(&x, &shortcut.to_dtype(dtype)?)?);
         }
         let affine = self.layer.weight_and_bias().is_some();
         let statistics = Arc::new(OnceLock::new());
@@ -211,7 +210,7 @@ impl BatchNorm {
         if moves {
             return self.layer.forward_train(x);
         }
-        let mut statistics = Displaced::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
+        let mut statistics = SwapGuard::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
         statistics.keep(&[Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
         let y = self.layer.forward_train(x)?;
         statistics.restore()?;

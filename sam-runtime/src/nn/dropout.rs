@@ -9,14 +9,14 @@ use candle_nn::ModuleT;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::draws::{RngStream, uniform};
-use super::layer::{Layer, apply};
-use super::without_gaps;
+use super::rng_stream::{RngStream, uniform};
+use crate::autograd::tape::{Layer, apply};
+use crate::core::rng::hash;
+use crate::kernels::cpu::float::{output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{output, view};
-use crate::kernels::is_known;
-use crate::variants::hash;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::dense;
 
 /// Keeps the seeds of clones apart from those of masks.
 const CLONES: u64 = 0x636c_6f6e_6573;
@@ -96,7 +96,7 @@ impl Dropout {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
         let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
-        if is_known(x.device()) { mask.of(x) } else { x * mask.tensor(x)? }
+        if has_fused_kernels(x.device()) { mask.of(x) } else { x * mask.tensor(x)? }
     }
 }
 
@@ -125,7 +125,7 @@ pub(crate) struct Mask {
 impl Mask {
     /// Of a tensor on the CPU or a CUDA device.
     pub(crate) fn of(self, x: &Tensor) -> Result<Tensor> {
-        apply(self, &[&without_gaps(x)?])
+        apply(self, &[&dense(x)?])
     }
 
     fn keeps(self, place: usize) -> bool {

@@ -7,12 +7,12 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Layer, apply};
-use super::ready;
+use crate::autograd::tape::{Layer, apply};
+use crate::kernels::cpu::float::{for_float, like, output, view};
+use crate::kernels::cpu::softmax::{self, Exp, Normaliser, Subtract};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{for_float, like, output, view};
-use crate::kernels::softmax::{self, Exp, Normaliser, Subtract};
+use crate::kernels::prepare::to_compute_dtype;
 
 /// The mean cross entropy of `logits` (n, classes) with the labels `target` (n), which are of an integer type.
 ///
@@ -180,7 +180,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 
 fn mean_cost(logits: &Tensor, targets: Targets) -> Result<Tensor> {
     let layer = CrossEntropy { targets, normalisers: OnceLock::new() };
-    apply(layer, &[&ready(logits)?])?.to_dtype(logits.dtype())
+    apply(layer, &[&to_compute_dtype(logits)?])?.to_dtype(logits.dtype())
 }
 
 enum Targets {

@@ -5,12 +5,12 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::layer::{Layer, apply};
-use super::ready;
+use crate::autograd::tape::{Layer, apply};
+use crate::kernels::cpu::float::{Float, for_float, like, output, view, zeros};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{Float, for_float, like, output, view, zeros};
-use crate::kernels::is_known;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::to_compute_dtype;
 
 /// The largest element of each window of `kernel` by `kernel`, every `stride` rows and columns of (n, channels, height,
 /// width), with `padding` elements on each side that are never the largest. Of equal elements the first gets the gradient, as
@@ -51,9 +51,9 @@ pub fn global_avg_pool2d(x: &Tensor) -> Result<Tensor> {
     if height * width == 0 {
         candle_core::bail!("expected images to take the mean of, found {:?}", x.dims())
     }
-    if is_known(x.device()) {
+    if has_fused_kernels(x.device()) {
         let mean = GlobalMean { plane: height * width };
-        apply(mean, &[&ready(x)?])?.to_dtype(x.dtype())
+        apply(mean, &[&to_compute_dtype(x)?])?.to_dtype(x.dtype())
     } else {
         x.mean((2, 3))
     }
@@ -71,8 +71,8 @@ fn pool(x: &Tensor, op: Pool) -> Result<Tensor> {
     if height * width == 0 || height.min(width) + 2 * padding < kernel {
         candle_core::bail!("expected images of at least {kernel} with their padding, found {:?}", x.dims())
     }
-    if is_known(x.device()) {
-        return apply(op, &[&ready(x)?])?.to_dtype(x.dtype());
+    if has_fused_kernels(x.device()) {
+        return apply(op, &[&to_compute_dtype(x)?])?.to_dtype(x.dtype());
     }
     match kind {
         _ if padding > 0 => {
@@ -123,13 +123,13 @@ impl Pool {
     }
 
     #[cfg(feature = "cuda")]
-    fn sizes(self, x: &Tensor) -> Result<crate::kernels::device::nn::Pool> {
+    fn sizes(self, x: &Tensor) -> Result<crate::kernels::cuda::launch::nn::Pool> {
         let (n, channels, height, width) = x.dims4()?;
         let Self { kind, kernel, stride, padding } = self;
         let (max, input) = (matches!(kind, Kind::Max), [height, width]);
         let output = input.map(|side| self.output(side));
         let (planes, step) = (n * channels, cuda::step(x)?);
-        Ok(crate::kernels::device::nn::Pool { max, kernel, stride, padding, input, output, planes, step })
+        Ok(crate::kernels::cuda::launch::nn::Pool { max, kernel, stride, padding, input, output, planes, step })
     }
 }
 

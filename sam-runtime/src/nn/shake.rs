@@ -5,14 +5,14 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::draws::{RngStream, uniform};
-use super::layer::{Layer, apply};
-use super::{ready, ready_beside};
-use crate::Pass;
+use super::rng_stream::{RngStream, uniform};
+use crate::autograd::tape::{Layer, apply};
+use crate::core::pass::Pass;
+use crate::kernels::cpu::float::{Float, for_float, like, output, view, zeros};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{Float, for_float, like, output, view, zeros};
-use crate::kernels::is_known;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, to_layout_of};
 
 /// Shake-ShakeShake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
@@ -135,9 +135,9 @@ impl Mixture {
                 candle_core::bail!("expected branches of one type, on one device, to mix, found {a:?} and {b:?}")
             }
         }
-        let first = ready(args[0])?;
-        if is_known(first.device()) {
-            let beside = args[1..].iter().map(|arg| ready_beside(&first, arg)).collect::<Result<Vec<_>>>()?;
+        let first = to_compute_dtype(args[0])?;
+        if has_fused_kernels(first.device()) {
+            let beside = args[1..].iter().map(|arg| to_layout_of(&first, arg)).collect::<Result<Vec<_>>>()?;
             let wide: Vec<_> = std::iter::once(&first).chain(&beside).collect();
             return apply(self, &wide)?.to_dtype(args[0].dtype());
         }

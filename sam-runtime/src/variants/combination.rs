@@ -5,9 +5,11 @@ use std::mem;
 use candle_core::{Result, Tensor};
 
 use super::factor::LossFactor;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::kernels::{self, dot, epsilon, number, square};
+use super::state::State;
+use crate::core::dtype::epsilon;
+use crate::core::var_list::{Gradient, Kept};
+use crate::kernels::vars::{mixed, paired, ratio};
+use crate::kernels::{dot, mix_all, number, square};
 
 /// The gradient that the caller gets: of g at w and g₂ at w + ε̂.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -150,31 +152,4 @@ pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradie
     let scale = ratio(&number(beside, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
     let along = (ratio(&dot(&pairs)?, &square)? * &scale)?.neg()?;
     mixed(first, &along, &kept, &scale)
-}
-
-/// α a + β b for each variable of both, in buffers of their own.
-pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &Kept, beta: &Tensor) -> Result<Gradient> {
-    let mut sums = Gradient::with_capacity(a.len());
-    for (var, a) in a {
-        let Some(b) = b.get(var) else { continue };
-        let sum = a.copy()?;
-        kernels::mix(&sum, alpha, b, beta)?;
-        sums.push((var.clone(), sum));
-    }
-    Ok(sums)
-}
-
-/// Each gradient with what is kept for its variable.
-pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a Kept) -> Vec<(&'a Tensor, &'a Tensor)> {
-    gradient.iter().filter_map(|(var, grad)| Some((grad, kept.get(var)?))).collect()
-}
-
-/// a ← α a + β b, for every pair.
-pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
-    kernels::mix_all(pairs, alpha, beta)
-}
-
-/// a / b, and 0 where b is 0.
-pub(crate) fn ratio(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    b.eq(&b.zeros_like()?)?.where_cond(&a.zeros_like()?, &(a / b)?)
 }

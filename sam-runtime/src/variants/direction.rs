@@ -1,14 +1,14 @@
 //! What the perturbation follows.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use candle_core::{Result, Tensor, Var};
 
-use super::noise::gaussian;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::graph::number_of;
-use crate::kernels::{self, epsilon, number, wide};
+use super::state::State;
+use crate::core::dtype::{epsilon, wide};
+use crate::core::identity::number_of;
+use crate::core::rng::gaussian;
+use crate::core::var_list::{Gradient, Kept};
+use crate::kernels::{self, number};
+use crate::optim::MomentumBuffers;
 
 /// The direction that is climbed; the paper's is the gradient.
 ///
@@ -49,23 +49,6 @@ pub enum Direction {
     /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars) to know what to perturb before the only pass:
     /// without those that are state, whose new values would be lost.
     Random,
-}
-
-/// An optimizer's velocities, as they are when they are asked for. This crate's [`Sgd`](crate::optim::Sgd) hands out its
-/// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
-#[derive(Clone, Debug, Default)]
-pub struct MomentumBuffers(Arc<Mutex<Gradient>>);
-
-impl MomentumBuffers {
-    /// Sets what they are now. Until there is one a step along them is a plain step. Of a variable that is listed several
-    /// times the first counts.
-    pub fn set(&self, velocities: impl IntoIterator<Item = (Var, Tensor)>) {
-        *self.lock() = velocities.into_iter().collect();
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Direction {

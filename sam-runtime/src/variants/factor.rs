@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
-use super::state::Kept;
+use crate::core::var_list::Kept;
 use crate::kernels::{mix, number};
 
 /// The derivative of what was differentiated with respect to a loss, as the last backward pass through the loss has found

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
-use crate::Pass;
-use crate::pass::{Run, Step, WeakStep};
+use crate::core::pass::{Pass, Run, Step, WeakStep};
 
 /// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
 /// first, so that the result of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that

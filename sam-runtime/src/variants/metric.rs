@@ -5,10 +5,11 @@ use std::mem;
 
 use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 
-use super::noise::bernoulli;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::kernels::{Scaling, Slope, exact, norm_of};
+use super::state::State;
+use crate::core::dtype::exact;
+use crate::core::rng::bernoulli;
+use crate::core::var_list::{Gradient, Kept};
+use crate::kernels::{Scaling, Slope, norm_of};
 
 /// T of the ball ‖T⁻¹ ε‖ₚ ≤ ρ, so that ε̂ = T ε̂(T g).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

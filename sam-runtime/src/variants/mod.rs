@@ -87,28 +87,26 @@ mod direction;
 mod factor;
 mod functional;
 mod metric;
-mod noise;
-mod published;
 mod radius;
 mod schedule;
 mod state;
 
+pub use crate::optim::MomentumBuffers;
 pub use combination::Combination;
-pub use direction::{Direction, MomentumBuffers};
+pub use direction::Direction;
 pub use functional::FunctionalSam;
 pub use metric::{Mask, Metric, Scope};
-pub use radius::Radius;
+pub use radius::{Radius, Rho};
 pub use schedule::Schedule;
 
-pub(crate) use combination::{mix_all, mixed, paired, ratio, second_order_direction};
+pub(crate) use combination::second_order_direction;
 pub(crate) use factor::LossFactor;
-pub(crate) use noise::hash;
-pub(crate) use state::{Kept, State};
+pub(crate) use state::State;
 
 use candle_core::Var;
 use candle_nn::VarMap;
 
-use crate::names::Names;
+use crate::core::names::Names;
 
 /// The variables whose names are kept, in the order of their names: for [`Sam::vars`](crate::Sam::vars) and
 /// [`Sam::metric_for`](crate::Sam::metric_for). Also [registers](crate::name_variables) the names.

@@ -4,6 +4,19 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+/// What a radius can be made of: any number that is an `f64` without loss.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a radius",
+    label = "expected a number that is an `f64` without loss",
+    note = "an integer of 64 bits converts with `as f64`",
+    note = "`Sam` does not wrap an optimizer: it is for `#[sam(with = ..)]` on the loss function, and the training loop \
+            keeps its optimizer"
+)]
+pub trait Rho: Into<f64> {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Into<f64>> Rho for T {}
+
 /// ρ, which may change from step to step.
 #[derive(Clone)]
 #[non_exhaustive]

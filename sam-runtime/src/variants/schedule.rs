@@ -1,7 +1,7 @@
 //! Which steps are sharpness-aware; the others are plain ones, of one pass.
 
-use super::noise::uniform;
 use super::state::State;
+use crate::core::rng::uniform;
 
 /// When a step is a sharpness-aware one. Steps are those of one [`Sam`](crate::Sam), whatever their loss: for losses that take
 /// turns, use a `Sam` for each.

@@ -6,15 +6,16 @@ use std::sync::OnceLock;
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor};
 
-use super::super::device::code;
-use super::super::device::nn::{self, Channels, CrossEntropy, Dropout, Mean, Pool, Running, Target, Weight};
+use super::context::{Fresh, address_of, device, place, with};
 #[cfg(feature = "cudnn")]
 use super::cudnn;
-use super::{Fresh, address_of, device, patches, place, with};
-use crate::kernels::conv::Conv;
-use crate::kernels::format::Format;
-use crate::kernels::norm::Norm;
-use crate::kernels::wide;
+use super::im2col;
+use super::launch::code;
+use super::launch::nn::{self, Channels, CrossEntropy, Dropout, Mean, Pool, Running, Target, Weight};
+use crate::core::dtype::wide;
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::batch_norm::Norm;
+use crate::kernels::cpu::conv::Conv;
 
 /// What a layer returns: the elements of a tensor of this shape.
 type Output = (CudaStorage, Shape);
@@ -100,7 +101,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Ou
         };
         x.matmul(w, (1, rows, outer, inner), x_layout, w_layout)?
     };
-    let y = Fresh { storage: product, shape: (rows, outer).into(), format: Format::Planes };
+    let y = Fresh { storage: product, shape: (rows, outer).into(), format: ImageLayout::Nchw };
     if let Some(bias) = bias {
         let (dtypes, sizes) = ([code(x.dtype())?, place(bias)?.dtype], columns(rows, outer));
         let addresses = [y.address()?, place(bias)?.address];
@@ -122,7 +123,7 @@ pub(crate) fn linear_back(args: &[Tensor], wanted: &[bool], dy: &Tensor) -> Resu
 }
 
 fn columns(rows: usize, columns: usize) -> Channels {
-    Channels { images: rows, channels: columns, plane: 1, format: Format::Planes }
+    Channels { images: rows, channels: columns, plane: 1, format: ImageLayout::Nchw }
 }
 
 fn bias_back(bias: &Tensor, dy: &Tensor, sizes: Channels) -> Result<Tensor> {
@@ -156,7 +157,7 @@ pub(crate) fn conv_back(
         _ if !wanted[i] => Ok(None),
         0 => {
             let w = kept.map_or_else(|| filters(&args[1], &args[0]), |kept| Ok(kept.clone()))?;
-            back_to_images(conv, &w, dy, Format::of(&args[0])).map(Some)
+            back_to_images(conv, &w, dy, ImageLayout::of(&args[0])).map(Some)
         }
         1 => back_to_weight(conv, &args[0], arg, dy).map(Some),
         _ => bias_back(arg, dy, outputs(conv, dy)).map(Some),
@@ -166,61 +167,61 @@ pub(crate) fn conv_back(
 
 fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
     #[cfg(feature = "cudnn")]
-    if let Some(y) = cudnn::forward(conv, x, w, Format::of(x))? {
+    if let Some(y) = cudnn::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
     }
-    match Format::of(x) {
-        Format::Planes => patches::forward(conv, x, w),
-        Format::ChannelsLast => convolved(conv, &x.contiguous()?, &w.contiguous()?)?.channels_last(),
+    match ImageLayout::of(x) {
+        ImageLayout::Nchw => im2col::forward(conv, x, w),
+        ImageLayout::Nhwc => convolved(conv, &x.contiguous()?, &w.contiguous()?)?.channels_last(),
     }
 }
 
 /// In the format of the images, which outputs of one pixel or channel do not tell.
-fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: Format) -> Result<Tensor> {
+fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
         return Ok(dx);
     }
-    if format == Format::ChannelsLast {
-        let dx = back_to_images(conv, &w.contiguous()?, &dy.contiguous()?, Format::Planes)?;
+    if format == ImageLayout::Nhwc {
+        let dx = back_to_images(conv, &w.contiguous()?, &dy.contiguous()?, ImageLayout::Nchw)?;
         return format.arrange(&dx);
     }
-    patches::backward_data(conv, w, dy)
+    im2col::backward_data(conv, w, dy)
 }
 
 /// As contiguous as `weight`, and of its type.
 fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dw) = cudnn::backward_filter(conv, x, dy, Format::of(x))? {
-        return exchanged(&dw, weight.dtype(), Format::Planes);
+    if let Some(dw) = cudnn::backward_filter(conv, x, dy, ImageLayout::of(x))? {
+        return exchanged(&dw, weight.dtype(), ImageLayout::Nchw);
     }
-    if Format::of(x) == Format::ChannelsLast {
+    if ImageLayout::of(x) == ImageLayout::Nhwc {
         return back_to_weight(conv, &x.contiguous()?, weight, &dy.contiguous()?);
     }
-    patches::backward_filter(conv, x, dy)?.to_dtype(weight.dtype())
+    im2col::backward_filter(conv, x, dy)?.to_dtype(weight.dtype())
 }
 
 /// The weight, in the type and format of what it is multiplied with.
 fn filters(w: &Tensor, images: &Tensor) -> Result<Tensor> {
-    exchanged(w, images.dtype(), Format::of(images))
+    exchanged(w, images.dtype(), ImageLayout::of(images))
 }
 
 /// A weight in this type and format.
-fn exchanged(w: &Tensor, dtype: DType, format: Format) -> Result<Tensor> {
+fn exchanged(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
     let (filters, channels, height, width) = w.dims4()?;
-    if Format::of(w) == format || height * width == 1 {
+    if ImageLayout::of(w) == format || height * width == 1 {
         return w.to_dtype(dtype);
     }
     let sizes = Weight { filters, channels, places: height * width };
     let (from, to) = (place(w)?, Fresh { format, ..Fresh::new(device(w)?, dtype, w.shape())? });
     let (types, addresses) = ([from.dtype, code(dtype)?], [from.address, to.address()?]);
-    with(device(w)?, |engine| sizes.exchange(engine, types, addresses, format))?;
+    with(device(w)?, |engine| sizes.swap_storage(engine, types, addresses, format))?;
     to.tensor()
 }
 
 fn outputs(conv: &Conv, images: &Tensor) -> Channels {
     let plane = conv.height.output * conv.width.output;
-    Channels { images: conv.images, channels: conv.filters, plane, format: Format::of(images) }
+    Channels { images: conv.images, channels: conv.filters, plane, format: ImageLayout::of(images) }
 }
 
 /// What a batch normalisation works with: x, γ, β, and a residual.
@@ -249,7 +250,7 @@ impl Normalisation<'_> {
         let images = self.x.elem_count() / (channels * plane).max(1);
         let affine = self.weight.or(self.bias).map_or(Ok(0), |affine| code(affine.dtype()))?;
         Ok(nn::Norm {
-            sizes: Channels { images, channels, plane, format: Format::of(self.x) },
+            sizes: Channels { images, channels, plane, format: ImageLayout::of(self.x) },
             eps,
             centred,
             relu,
@@ -363,9 +364,9 @@ fn means(x: &Tensor) -> Result<Mean> {
 
 /// From one pixel to the next.
 pub(crate) fn step(x: &Tensor) -> Result<usize> {
-    Ok(match Format::of(x) {
-        Format::Planes => 1,
-        Format::ChannelsLast => x.dim(1)?,
+    Ok(match ImageLayout::of(x) {
+        ImageLayout::Nchw => 1,
+        ImageLayout::Nhwc => x.dim(1)?,
     })
 }
 

@@ -20,8 +20,8 @@ use candle_core::cuda::cudarc::cudnn::sys::{
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{DType, Error, Result};
 
-use crate::kernels::conv::{Conv, Side};
-use crate::kernels::format::Format;
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::conv::{Conv, Side};
 
 /// What a convolution is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +36,7 @@ pub(super) enum Way {
 pub(super) struct Operation {
     pub(super) way: Way,
     pub(super) conv: Conv,
-    pub(super) format: Format,
+    pub(super) format: ImageLayout,
     pub(super) dtype: DType,
     /// Whether f32 may be multiplied as TF32.
     pub(super) tf32: bool,
@@ -219,8 +219,8 @@ impl Operation {
     fn tensor(&self, name: i64, sizes: [usize; 4]) -> Result<Descriptor> {
         let [n, c, h, w] = integers(sizes)?;
         let strides = match self.format {
-            Format::Planes => [c * h * w, h * w, w, 1],
-            Format::ChannelsLast => [c * h * w, 1, c * w, c],
+            ImageLayout::Nchw => [c * h * w, h * w, w, 1],
+            ImageLayout::Nhwc => [c * h * w, 1, c * w, c],
         };
         let attributes = [
             (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Integers(&[name])),
@@ -456,7 +456,7 @@ mod tests {
             let side = side(pixels, kernel, stride);
             let conv = Conv { images: 256, channels, filters, groups, height: side, width: side };
             for (dtype, tf32) in types {
-                for format in [Format::Planes, Format::ChannelsLast] {
+                for format in [ImageLayout::Nchw, ImageLayout::Nhwc] {
                     for way in [Way::Forward, Way::BackwardData, Way::BackwardFilter] {
                         let operation = Operation { way, conv, format, dtype, tf32 };
                         let plans = operation.plans(Target::Described(&device)).unwrap().flatten().count();

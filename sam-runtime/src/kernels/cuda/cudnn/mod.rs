@@ -16,9 +16,9 @@ use candle_core::cuda::{CudaDevice, WrapErr, gemm_reduced_precision_f32};
 use candle_core::{Result, Tensor};
 
 use self::graph::{ALIGNMENT, Addresses, Handle, Operation, Plan, Target, Way};
-use super::{Engine, Fresh, address_of, device, with};
-use crate::kernels::conv::Conv;
-use crate::kernels::format::Format;
+use super::context::{Engine, Fresh, address_of, device, with};
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::conv::Conv;
 
 /// The most memory that a plan may ask for, in bytes.
 const WORKSPACE: usize = 1 << 30;
@@ -38,14 +38,14 @@ pub(super) struct Convolutions {
 }
 
 /// The convolution of x with w, of one type and in this format, as y will be.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: Format) -> Result<Option<Fresh>> {
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<Fresh>> {
     let Conv { images, filters, height, width, .. } = *conv;
     let shape = (images, filters, height.output, width.output);
     run(Way::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
 }
 
 /// The gradient of x.
-pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: Format) -> Result<Option<Tensor>> {
+pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { images, channels, height, width, .. } = *conv;
     let shape = (images, channels, height.input, width.input);
     let dx = run(Way::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
@@ -53,7 +53,7 @@ pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: Format
 }
 
 /// The gradient of w.
-pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: Format) -> Result<Option<Tensor>> {
+pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { channels, filters, groups, height, width, .. } = *conv;
     let shape = (filters, channels / groups, height.kernel, width.kernel);
     let dw = run(Way::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
@@ -64,7 +64,7 @@ pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: Form
 fn run(
     way: Way,
     conv: &Conv,
-    format: Format,
+    format: ImageLayout,
     from: [&Tensor; 2],
     to: (usize, usize, usize, usize),
     operands: impl Fn([u64; 2], u64) -> Addresses,
@@ -87,7 +87,7 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
     if (tensor.layout().start_offset() * tensor.dtype().size_in_bytes()).is_multiple_of(ALIGNMENT) {
         return Ok(tensor.clone());
     }
-    let format = Format::of(tensor);
+    let format = ImageLayout::of(tensor);
     format.named(&format.in_memory(tensor)?.force_contiguous()?)
 }
 

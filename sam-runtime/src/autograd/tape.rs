@@ -1,0 +1,567 @@
+//! How layers pass gradients to each other.
+//!
+//! candle adds every gradient to zeros: for each edge of the graph, memory of the activation's size is cleared, read and
+//! written once more. Between two of our layers that is saved. The output of a layer has a node, and a mark: a small tensor
+//! that stands for the node in the graph that candle walks, where marks depend on marks and variables. A layer's backward
+//! pass leaves the gradient of an input with the input's node, and returns to candle, as the gradient of the mark, where it
+//! has left it. candle adds these up, so that a node finds in its mark's gradient which gradients are its own
+//! ([`Slots`]): several backward passes may go through one graph at a time, on several threads, or one inside another. An
+//! output that candle's own operations use is joined to its mark by an operation too, [`Reveal`]. Where there are none of
+//! candle's at all, [`backward_through_layers`] goes from node to node without candle.
+//!
+//! Variables get their gradients from candle, or from `backward_through_layers`, and from nobody else.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+
+use candle_core::backprop::GradStore;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    TensorId,
+};
+
+use super::add::add;
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cuda_mark;
+
+/// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
+/// There the first argument may be images that are channels last: then an output of four dimensions is too, and what is
+/// like it.
+pub(crate) trait Layer: Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)>;
+
+    /// The gradients of those arguments that are wanted; None stands for zeros.
+    fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
+
+    /// For those that are applied to tensors of a CUDA device.
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, _: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
+
+    /// As [`backward`](Self::backward).
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        candle_core::bail!("there is no {} on CUDA", self.name())
+    }
+}
+
+/// What a layer returns: the elements of a tensor of this shape.
+type Output = (Storage, Shape);
+
+fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<Output> {
+    #[cfg(feature = "cuda")]
+    if args[0].device().is_cuda() {
+        return layer.cuda_forward(args).map(|(storage, shape)| (Storage::Cuda(storage), shape));
+    }
+    layer.forward(args).map(|(storage, shape)| (Storage::Cpu(storage), shape))
+}
+
+fn backward(
+    layer: &dyn Layer,
+    args: &[Tensor],
+    wanted: &[bool],
+    y: &Tensor,
+    dy: &Tensor,
+) -> Result<Vec<Option<Tensor>>> {
+    #[cfg(feature = "cuda")]
+    if y.device().is_cuda() {
+        return layer.cuda_backward(args, wanted, y, dy);
+    }
+    layer.backward(args, wanted, y, dy)
+}
+
+/// The output of a layer, as a part of the graph.
+pub(crate) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
+    let values: Vec<Tensor> = args.iter().map(|arg| arg.detach()).collect();
+    let (storage, shape) = forward(&layer, &values)?;
+    let format = if shape.rank() == 4 { ImageLayout::of(&values[0]) } else { ImageLayout::Nchw };
+    let output = Mutex::new(Some((storage, format.shape_in_memory(&shape)?)));
+    let (mut edges, mut sources) = (Vec::new(), Vec::new());
+    for arg in args {
+        sources.push(match node_of(arg) {
+            _ if !arg.track_op() => Source::Constant,
+            Some((tensor, node)) => {
+                edges.push(tensor);
+                Source::Layer(node)
+            }
+            None => {
+                edges.push((*arg).clone());
+                if arg.is_variable() { Source::Variable((*arg).clone()) } else { Source::Other }
+            }
+        });
+    }
+    if edges.is_empty() {
+        return format.named(&values[0].apply_op1_no_bwd(&Reveal { output, joined: None })?);
+    }
+    let node = Node {
+        layer: Box::new(layer),
+        values,
+        sources,
+        edges: edges.clone(),
+        output: OnceLock::new(),
+        gradients: Slots::default(),
+        waiting: Slots::default(),
+    };
+    let node = Arc::new(node);
+    let tensor = join(&node, &edges)?;
+    let joined = Joined { id: Arc::default(), node: Arc::clone(&node), format };
+    let id = Arc::clone(&joined.id);
+    let y = format.named(&tensor.apply_op1(Reveal { output, joined: Some(joined) })?)?;
+    node.output.get_or_init(|| y.detach());
+    known().insert(*id.get_or_init(|| y.id()), (tensor, node));
+    Ok(y)
+}
+
+/// A tensor that depends on all edges, however many: an operation of candle's has three inputs at most, so that further
+/// ones join what has come of those before.
+fn join(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
+    let mut joined: Option<Tensor> = None;
+    for Range { start: begin, end } in groups(edges.len()) {
+        let op = Backward { node: Arc::clone(node), begin, chained: joined.is_some(), last: end == edges.len() };
+        let inputs: Vec<&Tensor> = joined.iter().chain(&edges[begin..end]).collect();
+        joined = Some(match inputs[..] {
+            [a] => a.apply_op1(op)?,
+            [a, b] => a.apply_op2(b, op)?,
+            [a, b, c] => a.apply_op3(b, c, op)?,
+            _ => candle_core::bail!("expected one to three inputs, found {}", inputs.len()),
+        });
+    }
+    joined.map_or_else(|| candle_core::bail!("expected an input that needs a gradient"), Ok)
+}
+
+/// Three edges, and two and two of the others.
+fn groups(edges: usize) -> Vec<Range<usize>> {
+    let begins = std::iter::once(0).chain((3..edges).step_by(2));
+    begins.map(|begin| begin..edges.min(begin + if begin == 0 { 3 } else { 2 })).collect()
+}
+
+/// A layer's part in the graph.
+struct Node {
+    layer: Box<dyn Layer>,
+    values: Vec<Tensor>,
+    sources: Vec<Source>,
+    /// What candle's graph knows of the sources: their marks, variables, and outputs of candle's operations.
+    edges: Vec<Tensor>,
+    output: OnceLock<Tensor>,
+    /// Gradients of the output that have come.
+    gradients: Slots<Tensor>,
+    /// The gradients of edges whose operation has not come yet, which goes from the last edge to the first.
+    waiting: Slots<Vec<Option<Tensor>>>,
+}
+
+/// What a node holds of those before it.
+type Inputs = (Vec<Source>, Vec<Tensor>);
+
+thread_local! {
+    /// What is left of nodes that go, while one is going.
+    static GOING: RefCell<Option<Vec<Inputs>>> = const { RefCell::new(None) };
+}
+
+impl Drop for Node {
+    /// A node holds the one before, and that the one before that: they go one after the other, not one inside the other.
+    fn drop(&mut self) {
+        let mut rest = Some((std::mem::take(&mut self.sources), std::mem::take(&mut self.edges)));
+        let first = GOING.try_with(|going| match &mut *going.borrow_mut() {
+            Some(going) => {
+                going.extend(rest.take());
+                false
+            }
+            none => {
+                *none = Some(Vec::from_iter(rest.take()));
+                true
+            }
+        });
+        if first == Ok(true) {
+            while let Some(rest) = GOING.with_borrow_mut(|going| going.as_mut().and_then(Vec::pop)) {
+                drop(rest);
+            }
+            GOING.set(None);
+        }
+    }
+}
+
+/// Gradients that have come to a node and are not taken yet. Each lies in a slot of its own; the gradient of the node's mark
+/// has a bit for each slot, so that candle, which adds gradients, hands on which ones belong to a backward pass.
+///
+/// On CUDA a mark is not read, which would synchronise with the device: there a backward pass has all that came from its
+/// thread.
+struct Slots<T>(Mutex<Vec<Option<Arrived<T>>>>);
+
+struct Arrived<T> {
+    /// Sums are taken in the order of arrival, whatever the slots.
+    turn: usize,
+    thread: ThreadId,
+    gradient: T,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// Numbers in a mark, and bits in each: those of an f64, which stay exact when they are added.
+const MARK: usize = 32;
+const BITS: usize = 52;
+
+/// Whether a node of candle's graph is a mark.
+pub(crate) fn is_mark(node: &Tensor) -> bool {
+    node.dtype() == DType::F64 && node.dims() == [MARK] || node.device().is_cuda() && node.dims() == [1]
+}
+
+impl<T> Slots<T> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Arrived<T>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a gradient here. Returns that of the mark.
+    fn put(&self, mark: &Tensor, gradient: T) -> Result<Tensor> {
+        let slot = {
+            let mut slots = self.lock();
+            let turn = slots.iter().flatten().map(|arrived| arrived.turn + 1).max().unwrap_or(0);
+            let free = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+            if free >= MARK * BITS {
+                candle_core::bail!(
+                    "one output of a layer is used by more than {} layers: add some of their outputs up first",
+                    MARK * BITS
+                )
+            }
+            if free == slots.len() {
+                slots.push(None);
+            }
+            slots[free] = Some(Arrived { turn, thread: thread::current().id(), gradient });
+            free
+        };
+        if !mark.device().is_cpu() {
+            return Ok(mark.detach());
+        }
+        let mut bits = vec![0.0; MARK];
+        bits[slot / BITS] = (1u64 << (slot % BITS)) as f64;
+        Tensor::from_vec(bits, MARK, &Device::Cpu)
+    }
+
+    /// Takes what belongs to this gradient of the mark, in the order in which it came.
+    fn take(&self, mark: &Tensor) -> Result<Vec<T>> {
+        let bits = if mark.device().is_cpu() { Some(mark.to_vec1::<f64>()?) } else { None };
+        let here = thread::current().id();
+        #[expect(clippy::cast_sign_loss, reason = "sums of powers of two")]
+        let is_mine = |slot: usize, thread: ThreadId| match &bits {
+            Some(bits) => (bits[slot / BITS] as u64) >> (slot % BITS) & 1 == 1,
+            None => thread == here,
+        };
+        let mut slots = self.lock();
+        let mut taken = Vec::new();
+        for (slot, arrived) in slots.iter_mut().enumerate() {
+            if arrived.as_ref().is_some_and(|arrived| is_mine(slot, arrived.thread)) {
+                taken.extend(arrived.take());
+            }
+        }
+        while slots.last().is_some_and(Option::is_none) {
+            slots.pop();
+        }
+        taken.sort_by_key(|arrived| arrived.turn);
+        Ok(taken.into_iter().map(|arrived| arrived.gradient).collect())
+    }
+}
+
+/// Where an argument comes from, and its gradient goes.
+enum Source {
+    Constant,
+    Layer(Arc<Node>),
+    Variable(Tensor),
+    /// An operation of candle's.
+    Other,
+}
+
+/// The outputs of layers, with their marks and nodes.
+type Known = HashMap<TensorId, (Tensor, Arc<Node>)>;
+
+fn known() -> MutexGuard<'static, Known> {
+    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn node_of(y: &Tensor) -> Option<(Tensor, Arc<Node>)> {
+    known().get(&y.id()).cloned()
+}
+
+impl Node {
+    /// The gradients of all edges, given those of the output.
+    fn backward(&self, gradients: Vec<Tensor>) -> Result<Vec<Option<Tensor>>> {
+        let Some(y) = self.output.get() else {
+            candle_core::bail!("expected a forward pass before the backward pass of {}", self.layer.name())
+        };
+        let mut sum: Option<Tensor> = None;
+        for gradient in gradients {
+            sum = Some(sum.map_or_else(|| Ok(gradient.clone()), |sum| add(&sum, &gradient))?);
+        }
+        let wanted: Vec<bool> = self.sources.iter().map(Source::needs_gradient).collect();
+        let gradients = match sum {
+            Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &ImageLayout::of(y).arrange(&dy)?)?,
+            None => vec![None; wanted.len()],
+        };
+        Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())
+    }
+
+    fn needing_sources(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|source| source.needs_gradient())
+    }
+}
+
+/// The nodes that one depends on, each before those that depend on it and itself at the end; None if an operation of candle's
+/// is among what they depend on.
+fn in_order(last: &Arc<Node>) -> Option<Vec<Arc<Node>>> {
+    let (mut order, mut seen) = (Vec::new(), HashSet::from([Arc::as_ptr(last)]));
+    // Each with the number of its sources that have been looked at.
+    let mut path = vec![(Arc::clone(last), 0)];
+    while let Some((node, looked_at)) = path.last_mut() {
+        let next = node.sources.get(*looked_at);
+        *looked_at += 1;
+        match next {
+            Some(Source::Other) => return None,
+            Some(Source::Layer(source)) if seen.insert(Arc::as_ptr(source)) => {
+                let source = Arc::clone(source);
+                path.push((source, 0));
+            }
+            Some(_) => {}
+            None => order.extend(path.pop().map(|(node, _)| node)),
+        }
+    }
+    Some(order)
+}
+
+/// The gradients of the variables that a loss depends on, if there is nothing of candle's between: in the order that candle
+/// would take, without its tensors of zeros, each of which is a launch on a device.
+pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<GradStore>> {
+    let Some((_, last)) = node_of(loss) else { return Ok(None) };
+    let Some(order) = in_order(&last) else { return Ok(None) };
+    let mut of_nodes: HashMap<*const Node, Vec<Tensor>> = HashMap::new();
+    let mut of_variables = GradStore::default();
+    of_nodes.insert(Arc::as_ptr(&last), vec![loss.ones_like()?]);
+    for node in order.iter().rev() {
+        let sources: Vec<_> = node.needing_sources().collect();
+        let mut gradients = node.backward(of_nodes.remove(&Arc::as_ptr(node)).unwrap_or_default())?;
+        for edge in groups(sources.len()).into_iter().rev().flatten() {
+            match (sources[edge], gradients[edge].take()) {
+                (Source::Layer(node), Some(gradient)) => {
+                    of_nodes.entry(Arc::as_ptr(node)).or_default().push(gradient);
+                }
+                (Source::Variable(var), gradient) => {
+                    let gradient = gradient.map_or_else(|| var.zeros_like(), Ok)?;
+                    let sum = match of_variables.remove(var) {
+                        Some(sum) => (sum + gradient)?,
+                        None => gradient,
+                    };
+                    of_variables.insert(var, sum);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(Some(of_variables))
+}
+
+impl Source {
+    fn needs_gradient(&self) -> bool {
+        !matches!(self, Self::Constant)
+    }
+}
+
+/// From the nodes and variables that a layer depends on, or some of them, to its own node.
+struct Backward {
+    node: Arc<Node>,
+    /// The first of its edges.
+    begin: usize,
+    /// Whether its first input stands for the edges before.
+    chained: bool,
+    /// Whether there are no edges after.
+    last: bool,
+}
+
+impl Backward {
+    /// The gradients of the inputs, given that of the node's mark: for marks, where the gradients of their nodes are.
+    fn hand_on(&self, inputs: &[&Tensor], mark: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let mut gradients = if self.last {
+            self.node.backward(self.node.gradients.take(mark)?)?
+        } else {
+            self.node.waiting.take(mark)?.pop().unwrap_or_default()
+        };
+        let mine = gradients.split_off(self.begin.min(gradients.len()));
+        let (before, edges) = inputs.split_at(usize::from(self.chained));
+        let mut returned = Vec::with_capacity(inputs.len());
+        for mark in before {
+            returned.push(Some(self.node.waiting.put(mark, std::mem::take(&mut gradients))?));
+        }
+        for ((source, edge), gradient) in self.node.needing_sources().skip(self.begin).zip(edges).zip(mine) {
+            returned.push(Some(match (source, gradient) {
+                (Source::Layer(node), Some(gradient)) => node.gradients.put(edge, gradient)?,
+                (Source::Layer(_), None) => edge.detach(),
+                (_, Some(gradient)) => gradient,
+                (_, None) => edge.zeros_like()?,
+            }));
+        }
+        Ok(returned)
+    }
+}
+
+/// A node's mark. Its elements are 0: as a gradient it stands for none.
+fn mark() -> (CpuStorage, Shape) {
+    (CpuStorage::F64(vec![0.0; MARK]), Shape::from(MARK))
+}
+
+impl CustomOp1 for Backward {
+    fn name(&self) -> &'static str {
+        self.node.layer.name()
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(mark())
+    }
+
+    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a, &Shape::from(1), DType::F32)
+    }
+
+    fn bwd(&self, a: &Tensor, _: &Tensor, mark: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.hand_on(&[a], mark)?.pop().flatten())
+    }
+}
+
+impl CustomOp2 for Backward {
+    fn name(&self) -> &'static str {
+        self.node.layer.name()
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(mark())
+    }
+
+    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a, &Shape::from(1), DType::F32)
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, mark: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.hand_on(&[a, b], mark)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+impl CustomOp3 for Backward {
+    fn name(&self) -> &'static str {
+        self.node.layer.name()
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(mark())
+    }
+
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda_mark(a, &Shape::from(1), DType::F32)
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        _: &Tensor,
+        mark: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.hand_on(&[a, b, c], mark)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+/// From a layer's node to its output, which has been computed already.
+struct Reveal {
+    output: Mutex<Option<Output>>,
+    joined: Option<Joined>,
+}
+
+/// An output and its node.
+struct Joined {
+    id: Arc<OnceLock<TensorId>>,
+    node: Arc<Node>,
+    format: ImageLayout,
+}
+
+impl Drop for Joined {
+    /// Nobody has the output any more.
+    fn drop(&mut self) {
+        let forgotten = self.id.get().and_then(|id| known().remove(id));
+        // Without the lock: with this node the output of the layer before may go.
+        drop(forgotten);
+    }
+}
+
+impl Reveal {
+    fn take(&self) -> Option<Output> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl CustomOp1 for Reveal {
+    fn name(&self) -> &'static str {
+        "reveal"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.take() {
+            Some((Storage::Cpu(storage), shape)) => Ok((storage, shape)),
+            _ => candle_core::bail!("the output of a layer can be taken once, on its own device"),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self.take() {
+            Some((Storage::Cuda(storage), shape)) => Ok((storage, shape)),
+            _ => candle_core::bail!("the output of a layer can be taken once, on its own device"),
+        }
+    }
+
+    fn bwd(&self, mark: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let Some(Joined { node, format, .. }) = &self.joined else { return Ok(None) };
+        node.gradients.put(mark, format.named(dy)?).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::nn::relu;
+
+    #[test]
+    fn the_way_back_is_ours_where_all_is_of_layers() -> Result<()> {
+        let w = Var::new(&[1f32, -2.], &Device::Cpu)?;
+        let loss = add(&relu(&w)?, &w)?;
+        assert!(backward_through_layers(&loss)?.is_some());
+        assert!(backward_through_layers(&(&loss * 2.0)?)?.is_none(), "an operation of candle's behind");
+        assert!(backward_through_layers(&relu(&(w.as_tensor() * 2.0)?)?)?.is_none(), "and before");
+        assert!(backward_through_layers(&w)?.is_none(), "no layer");
+        Ok(())
+    }
+}

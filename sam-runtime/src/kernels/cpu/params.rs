@@ -1,0 +1,617 @@
+//! The CPU's kernels: every element is read and written once, by all threads, in vectors as wide as the machine has.
+//!
+//! The loops are written once, over plain slices. `pulp` compiles them for AVX-512, AVX2 and the portable baseline and
+//! picks one at run time. Arithmetic is in f64 whatever the tensors hold: the square of an f32 is exact there, and the
+//! memory, not the arithmetic, sets the pace. Sums are taken in [`LANES`] lanes over chunks of [`CHUNK`] elements, and
+//! chunk after chunk: the same bits for any number of threads and any vector width.
+
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Storage, StorageRef, Tensor, Var};
+use half::{bf16, f16};
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
+
+use super::ARCH;
+use crate::core::norm_ball::Ball;
+use crate::core::norm_ball::Power;
+use crate::kernels::SgdStep;
+use crate::kernels::Slope;
+use crate::kernels::rounding::Rounding;
+
+/// Elements that one thread takes at a time.
+const CHUNK: usize = 1 << 15;
+
+/// Partial sums that one chunk is added up in.
+const LANES: usize = 16;
+
+/// What has to be known of a gradient before its perturbation: M = max|Tg| and Σ (|Tg|/M)^q.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measure {
+    max: f64,
+    sum: f64,
+}
+
+/// Reads the gradient: once for p = 2, twice for other p. None if it is not finite.
+pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
+    let guards = guards(slopes.iter().map(|slope| (&slope.grad, slope.var.as_tensor())));
+    let pairs = slices(&guards)?;
+    let slopes: Vec<_> = pairs.into_iter().zip(slopes.iter().map(Slope::eta)).collect();
+    if ball.norm().term() == Power::Square {
+        // M = 1 will do: the squares of f32 neither overflow nor vanish in f64.
+        let sum = sum(&slopes, |slope| slope * slope);
+        if sum.is_normal() {
+            return Ok(Some(Measure { max: 1.0, sum }));
+        }
+    }
+    let max = max(&slopes);
+    if !max.is_finite() {
+        return Ok(None);
+    }
+    if max == 0.0 {
+        return Ok(Some(Measure { max: 1.0, sum: 0.0 }));
+    }
+    let over = 1.0 / max;
+    // 1/M overflows for the smallest M, whose ratios are then taken one by one.
+    let ratio = move |slope: f64| if over.is_finite() { slope * over } else { slope / max };
+    let sum = match ball.norm().term() {
+        Power::One => sum(&slopes, |_| 1.0),
+        Power::Same => sum(&slopes, ratio),
+        Power::Square => sum(&slopes, |slope| ratio(slope) * ratio(slope)),
+        Power::Root => sum(&slopes, |slope| ratio(slope).sqrt()),
+        Power::Largest => sum(&slopes, |slope| if slope >= max { 1.0 } else { 0.0 }),
+        Power::Whole(e) => sum(&slopes, |slope| ratio(slope).powi(e)),
+        Power::Real(e) => sum(&slopes, |slope| ratio(slope).powf(e)),
+    };
+    Ok(Some(Measure { max, sum }))
+}
+
+/// g ← w + ε̂. `rounding` takes account of what the variables cannot hold.
+pub(crate) fn perturb(
+    ball: Ball,
+    measure: Measure,
+    slopes: &[Slope],
+    mut rounding: Option<Rounding>,
+) -> Result<Option<Rounding>> {
+    for slope in slopes.iter().filter(|slope| slope.var.elem_count() > 0) {
+        let lost = rounding.is_some().then(Cell::default);
+        let perturb = Perturb { ball, measure, eta: slope.eta(), lost };
+        slope.grad.inplace_op2(&slope.var, &perturb)?;
+        if let (Some(rounding), Some(lost)) = (&mut rounding, perturb.lost) {
+            let [step, lost] = lost.into_inner();
+            rounding.add(&slope.var, step, lost);
+        }
+    }
+    Ok(rounding)
+}
+
+struct Perturb {
+    ball: Ball,
+    measure: Measure,
+    eta: Option<f64>,
+    /// ‖ε̂‖² and the squared norm of what rounding takes from it, if they are asked for.
+    lost: Option<Cell<[f64; 2]>>,
+}
+
+/// Runs `$write` on two buffers of one type, the first of them to be written.
+macro_rules! on_slices {
+    ($self:expr, $write:ident, $to:expr, $to_layout:expr, $from:expr, $from_layout:expr) => {{
+        let (to_range, from_range) = (range($to_layout)?, range($from_layout)?);
+        match ($to, $from) {
+            (CpuStorage::F32(to), CpuStorage::F32(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::F64(to), CpuStorage::F64(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::BF16(to), CpuStorage::BF16(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (CpuStorage::F16(to), CpuStorage::F16(from)) => $self.$write(&mut to[to_range], &from[from_range]),
+            (to, from) => mismatch(from, to)?,
+        }
+        Ok(())
+    }};
+}
+
+impl InplaceOp2 for Perturb {
+    fn name(&self) -> &'static str {
+        "sam-perturb"
+    }
+
+    fn cpu_fwd(&self, g: &mut CpuStorage, g_layout: &Layout, w: &CpuStorage, w_layout: &Layout) -> Result<()> {
+        on_slices!(self, write, g, g_layout, w, w_layout)
+    }
+}
+
+impl Perturb {
+    fn write<T: Real>(&self, g: &mut [T], w: &[T]) {
+        let Measure { max, sum } = self.measure;
+        let norm = self.ball.norm();
+        if !self.ball.normalised {
+            let rho = self.ball.rho;
+            return self.fill(g, w, move |slope| rho * slope);
+        }
+        let scale = norm.scale(self.ball.rho, sum);
+        let direction = move |slope: f64| if slope == 0.0 { 0.0 } else { scale.copysign(slope) };
+        let ratio = move |slope: f64| slope.abs() / max;
+        match norm.size() {
+            // p = 2, ε̂ = (ρ / ‖g‖) g: one multiplication, unless 1/M overflows
+            Power::Same if (scale / max).is_finite() => self.fill(g, w, move |slope| (scale / max) * slope),
+            Power::Same => self.fill(g, w, move |slope| scale * (slope / max)),
+            Power::One => self.fill(g, w, direction),
+            Power::Square => self.fill(g, w, move |slope| direction(slope) * ratio(slope) * ratio(slope)),
+            Power::Root => self.fill(g, w, move |slope| direction(slope) * ratio(slope).sqrt()),
+            Power::Largest => self.fill(g, w, move |slope| if slope.abs() >= max { direction(slope) } else { 0.0 }),
+            Power::Whole(e) => self.fill(g, w, move |slope| direction(slope) * ratio(slope).powi(e)),
+            Power::Real(e) => self.fill(g, w, move |slope| direction(slope) * ratio(slope).powf(e)),
+        }
+    }
+
+    /// g ← w + T · `step`(T g)
+    fn fill<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64) -> f64 + Copy + Send + Sync) {
+        match self.eta {
+            None => self.fill_with(g, w, move |g, _| step(g)),
+            Some(eta) => self.fill_with(g, w, move |g, w| (w.abs() + eta) * step((w.abs() + eta) * g)),
+        }
+    }
+
+    /// g ← w + `step`(g, w)
+    fn fill_with<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
+        if let Some(lost) = &self.lost {
+            let sums = |(g, w): (&[T], &[T])| ARCH.dispatch(Loss { g, w, step });
+            let sums: Vec<_> = g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(sums).collect();
+            lost.set(sums.into_iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]));
+        }
+        fill(g, w, move |g, w| w + step(g, w));
+    }
+}
+
+/// Σ ε̂² and Σ (rounded(w + ε̂) - (w + ε̂))².
+struct Loss<'a, T, F> {
+    g: &'a [T],
+    w: &'a [T],
+    step: F,
+}
+
+impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Loss<'_, T, F> {
+    type Output = [f64; 2];
+
+    #[inline(always)]
+    fn call(self) -> [f64; 2] {
+        let (mut size, mut lost) = (0.0, 0.0);
+        for (g, w) in self.g.iter().zip(self.w) {
+            let (g, w) = (g.to_f64(), w.to_f64());
+            let step = (self.step)(g, w);
+            let rounded = T::from_f64(w + step).to_f64() - (w + step);
+            size += step * step;
+            lost += rounded * rounded;
+        }
+        [size, lost]
+    }
+}
+
+/// Σ a b, each pair in f64.
+pub(crate) fn dot<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
+    let guards = guards(pairs);
+    Ok(reduce(&slices(&guards)?, |pair| pair.reduce(Sum(|a: f64, b: f64| a * b))))
+}
+
+/// ‖a‖₂, in f64.
+pub(crate) fn norm(a: &Tensor) -> Result<f64> {
+    let guards = guards([(a, a)].into_iter());
+    let pairs = slices(&guards)?;
+    let sum = reduce(&pairs, |pair| pair.reduce(Sum(|a: f64, _| a * a)));
+    if sum.is_normal() {
+        return Ok(sum.sqrt());
+    }
+    let max = reduce_max(&pairs, |pair| pair.reduce(Max(|a: f64, _| a.abs())));
+    if max == 0.0 || !max.is_finite() {
+        return Ok(max);
+    }
+    Ok(max * reduce(&pairs, |pair| pair.reduce(Sum(move |a: f64, _| (a / max) * (a / max)))).sqrt())
+}
+
+/// a ← a - β b, and 0 where that is less than `tolerance` times a.
+pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<()> {
+    a.inplace_op2(b, &Residual { beta, tolerance })
+}
+
+struct Residual {
+    beta: f64,
+    tolerance: f64,
+}
+
+impl InplaceOp2 for Residual {
+    fn name(&self) -> &'static str {
+        "sam-residual"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
+        on_slices!(self, write, a, a_layout, b, b_layout)
+    }
+}
+
+impl Residual {
+    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+        let Self { beta, tolerance } = *self;
+        fill(a, b, move |a, b| {
+            let rest = a - beta * b;
+            // NaN and infinity stay what they are.
+            if rest.abs() < tolerance * a.abs() { 0.0 } else { rest }
+        });
+    }
+}
+
+/// a ← α a + β b.
+pub(crate) fn mix(a: &Tensor, alpha: f64, b: &Tensor, beta: f64) -> Result<()> {
+    a.inplace_op2(b, &Mix { alpha, beta })
+}
+
+struct Mix {
+    alpha: f64,
+    beta: f64,
+}
+
+impl InplaceOp2 for Mix {
+    fn name(&self) -> &'static str {
+        "sam-mix"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<()> {
+        on_slices!(self, write, a, a_layout, b, b_layout)
+    }
+}
+
+impl Mix {
+    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+        let Self { alpha, beta } = *self;
+        fill(a, b, move |a, b| alpha * a + beta * b);
+    }
+}
+
+/// g ← f(g, w), by all threads.
+fn fill<T: Real>(g: &mut [T], w: &[T], f: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
+    let fill = |(g, w): (&mut [T], &[T])| ARCH.dispatch(Fill { g, w, f });
+    if g.len() <= CHUNK {
+        fill((g, w));
+    } else {
+        g.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK)).for_each(fill);
+    }
+}
+
+struct Fill<'a, T, F> {
+    g: &'a mut [T],
+    w: &'a [T],
+    f: F,
+}
+
+impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Fill<'_, T, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (g, w) in self.g.iter_mut().zip(self.w) {
+            *g = T::from_f64((self.f)(g.to_f64(), w.to_f64()));
+        }
+    }
+}
+
+/// One step of stochastic gradient descent.
+pub(crate) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&Tensor>) -> Result<()> {
+    match velocity {
+        None => var.inplace_op2(grad, &Descend { params, velocity: None }),
+        // An in-place operation writes one tensor: the velocity's holds its buffer and runs the variable's.
+        Some(velocity) => velocity.inplace_op1(&Accelerate { params, var, grad }),
+    }
+}
+
+struct Accelerate<'a> {
+    params: SgdStep,
+    var: &'a Var,
+    grad: &'a Tensor,
+}
+
+impl InplaceOp1 for Accelerate<'_> {
+    fn name(&self) -> &'static str {
+        "sam-sgd"
+    }
+
+    fn cpu_fwd(&self, velocity: &mut CpuStorage, _: &Layout) -> Result<()> {
+        let velocity = Some(RefCell::new(velocity));
+        self.var.inplace_op2(self.grad, &Descend { params: self.params, velocity })
+    }
+}
+
+struct Descend<'a> {
+    params: SgdStep,
+    velocity: Option<RefCell<&'a mut CpuStorage>>,
+}
+
+impl InplaceOp2 for Descend<'_> {
+    fn name(&self) -> &'static str {
+        "sam-sgd"
+    }
+
+    fn cpu_fwd(&self, w: &mut CpuStorage, w_layout: &Layout, g: &CpuStorage, g_layout: &Layout) -> Result<()> {
+        let (w_range, g_range) = (range(w_layout)?, range(g_layout)?);
+        let mut velocity = self.velocity.as_ref().map(RefCell::borrow_mut);
+        match (w, g, velocity.as_deref_mut()) {
+            (CpuStorage::F32(w), CpuStorage::F32(g), None) => self.slide(&mut w[w_range], &g[g_range]),
+            (CpuStorage::F64(w), CpuStorage::F64(g), None) => self.slide(&mut w[w_range], &g[g_range]),
+            (CpuStorage::BF16(w), CpuStorage::BF16(g), None) => self.slide(&mut w[w_range], &g[g_range]),
+            (CpuStorage::F16(w), CpuStorage::F16(g), None) => self.slide(&mut w[w_range], &g[g_range]),
+            (CpuStorage::F32(w), CpuStorage::F32(g), Some(CpuStorage::F32(v))) => {
+                self.roll(&mut w[w_range], &g[g_range], v);
+            }
+            (CpuStorage::F64(w), CpuStorage::F64(g), Some(CpuStorage::F64(v))) => {
+                self.roll(&mut w[w_range], &g[g_range], v);
+            }
+            (CpuStorage::BF16(w), CpuStorage::BF16(g), Some(CpuStorage::F32(v))) => {
+                self.roll(&mut w[w_range], &g[g_range], v);
+            }
+            (CpuStorage::F16(w), CpuStorage::F16(g), Some(CpuStorage::F32(v))) => {
+                self.roll(&mut w[w_range], &g[g_range], v);
+            }
+            (w, g, _) => mismatch(w, g)?,
+        }
+        Ok(())
+    }
+}
+
+impl Descend<'_> {
+    /// Without a velocity.
+    fn slide<T: Real>(&self, w: &mut [T], g: &[T]) {
+        let SgdStep { lr, weight_decay, .. } = self.params;
+        fill(w, g, move |w, g| w - lr * (g + weight_decay * w));
+    }
+
+    fn roll<T: Real, V: Real>(&self, w: &mut [T], g: &[T], v: &mut [V]) {
+        let params = self.params;
+        let roll = |((w, v), g)| ARCH.dispatch(Roll { params, w, v, g });
+        if w.len() <= CHUNK {
+            roll(((w, v), g));
+        } else {
+            w.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(roll);
+        }
+    }
+}
+
+struct Roll<'a, T, V> {
+    params: SgdStep,
+    w: &'a mut [T],
+    v: &'a mut [V],
+    g: &'a [T],
+}
+
+impl<T: Real, V: Real> NullaryFnOnce for Roll<'_, T, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let SgdStep { lr, momentum, nesterov, weight_decay } = self.params;
+        // w ← w - lr (a g + b v), with the new v
+        let (a, b) = if nesterov { (1.0, momentum) } else { (0.0, 1.0) };
+        for ((w, v), g) in self.w.iter_mut().zip(self.v).zip(self.g) {
+            let g = g.to_f64() + weight_decay * w.to_f64();
+            let velocity = momentum * v.to_f64() + g;
+            *v = V::from_f64(velocity);
+            *w = T::from_f64(w.to_f64() - lr * (a * g + b * velocity));
+        }
+    }
+}
+
+/// Whether every element of these is a number.
+pub(crate) fn is_finite<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<bool> {
+    let guards = guards(tensors.map(|tensor| (tensor, tensor)));
+    Ok(reduce_max(&slices(&guards)?, |pair| pair.reduce(Max(|g: f64, _| g.abs()))).is_finite())
+}
+
+/// A gradient with its variable, and η where T = |w| + η.
+type Part<'a> = (Pair<'a>, Option<f64>);
+
+/// Σ f(|T g|)
+fn sum(slopes: &[Part<'_>], f: impl Fn(f64) -> f64 + Copy + Send + Sync) -> f64 {
+    reduce(slopes, |(pair, eta)| match eta {
+        None => pair.reduce(Sum(move |g: f64, _| f(g.abs()))),
+        Some(eta) => pair.reduce(Sum(move |g: f64, w: f64| f((g * (w.abs() + eta)).abs()))),
+    })
+}
+
+/// max |T g|, which is not finite if any element is not.
+fn max(slopes: &[Part<'_>]) -> f64 {
+    reduce_max(slopes, |(pair, eta)| match eta {
+        None => pair.reduce(Max(move |g: f64, _| g.abs())),
+        Some(eta) => pair.reduce(Max(move |g: f64, w: f64| (g * (w.abs() + eta)).abs())),
+    })
+}
+
+/// A way to make one number of many: within a chunk, lane by lane, and over the lanes and chunks.
+trait Fold: Copy + Send + Sync {
+    fn step(self, so_far: f64, g: f64, w: f64) -> f64;
+    fn join(self, a: f64, b: f64) -> f64;
+}
+
+#[derive(Clone, Copy)]
+struct Sum<F>(F);
+
+impl<F: Fn(f64, f64) -> f64 + Copy + Send + Sync> Fold for Sum<F> {
+    #[inline(always)]
+    fn step(self, so_far: f64, g: f64, w: f64) -> f64 {
+        so_far + (self.0)(g, w)
+    }
+
+    #[inline(always)]
+    fn join(self, a: f64, b: f64) -> f64 {
+        a + b
+    }
+}
+
+/// The largest number that is not negative. As bits they are in order, infinity and NaN on top, so neither gets lost.
+#[derive(Clone, Copy)]
+struct Max<F>(F);
+
+impl<F: Fn(f64, f64) -> f64 + Copy + Send + Sync> Fold for Max<F> {
+    #[inline(always)]
+    fn step(self, so_far: f64, g: f64, w: f64) -> f64 {
+        self.join(so_far, (self.0)(g, w))
+    }
+
+    #[inline(always)]
+    fn join(self, a: f64, b: f64) -> f64 {
+        larger(a, b)
+    }
+}
+
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    f64::from_bits(a.to_bits().max(b.to_bits()))
+}
+
+/// The sum over all chunks, in their order.
+fn reduce<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
+    over_chunks(parts, f).into_iter().sum()
+}
+
+fn reduce_max<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
+    over_chunks(parts, f).into_iter().fold(0.0, larger)
+}
+
+fn over_chunks<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> Vec<f64> {
+    let chunks: Vec<_> = parts.iter().flat_map(|part| part.chunks()).collect();
+    chunks.into_par_iter().map(f).collect()
+}
+
+/// What can be reduced piece by piece.
+trait Chunks: Copy + Send + Sync {
+    fn chunks(self) -> Vec<Self>;
+}
+
+impl Chunks for Part<'_> {
+    fn chunks(self) -> Vec<Self> {
+        let (pair, eta) = self;
+        pair.chunks().into_iter().map(|pair| (pair, eta)).collect()
+    }
+}
+
+/// A gradient and its variable, or any two tensors of one type.
+#[derive(Clone, Copy)]
+enum Pair<'a> {
+    F32(&'a [f32], &'a [f32]),
+    F64(&'a [f64], &'a [f64]),
+    BF16(&'a [bf16], &'a [bf16]),
+    F16(&'a [f16], &'a [f16]),
+}
+
+impl Chunks for Pair<'_> {
+    fn chunks(self) -> Vec<Self> {
+        macro_rules! chunks {
+            ($($variant:ident)*) => {
+                match self {
+                    $(Self::$variant(g, w) => {
+                        g.chunks(CHUNK).zip(w.chunks(CHUNK)).map(|(g, w)| Self::$variant(g, w)).collect()
+                    })*
+                }
+            };
+        }
+        chunks!(F32 F64 BF16 F16)
+    }
+}
+
+impl Pair<'_> {
+    fn reduce(self, fold: impl Fold) -> f64 {
+        match self {
+            Self::F32(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
+            Self::F64(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
+            Self::BF16(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
+            Self::F16(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
+        }
+    }
+}
+
+struct Reduce<'a, T, F> {
+    g: &'a [T],
+    w: &'a [T],
+    fold: F,
+}
+
+impl<T: Real, F: Fold> NullaryFnOnce for Reduce<'_, T, F> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let Self { g, w, fold } = self;
+        let mut lanes = [0.0; LANES];
+        let (g_blocks, g_rest) = g.as_chunks::<LANES>();
+        let (w_blocks, w_rest) = w.as_chunks::<LANES>();
+        for (g, w) in g_blocks.iter().zip(w_blocks) {
+            for i in 0..LANES {
+                lanes[i] = fold.step(lanes[i], g[i].to_f64(), w[i].to_f64());
+            }
+        }
+        for ((lane, g), w) in lanes.iter_mut().zip(g_rest).zip(w_rest) {
+            *lane = fold.step(*lane, g.to_f64(), w.to_f64());
+        }
+        lanes.into_iter().fold(0.0, |a, b| fold.join(a, b))
+    }
+}
+
+/// Locks the buffers for reading.
+fn guards<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Vec<[(StorageRef<'a>, &'a Layout); 2]> {
+    pairs.map(|(grad, var)| [grad.storage_and_layout(), var.storage_and_layout()]).collect()
+}
+
+fn slices<'a>(guards: &'a [[(StorageRef<'_>, &Layout); 2]]) -> Result<Vec<Pair<'a>>> {
+    let pair = |[(g, g_layout), (w, w_layout)]: &'a [(StorageRef<'_>, &Layout); 2]| {
+        let (Storage::Cpu(g), Storage::Cpu(w)) = (&**g, &**w) else {
+            candle_core::bail!("a variable and its gradient must be on the CPU")
+        };
+        let (g_range, w_range) = (range(g_layout)?, range(w_layout)?);
+        Ok(match (g, w) {
+            (CpuStorage::F32(g), CpuStorage::F32(w)) => Pair::F32(&g[g_range], &w[w_range]),
+            (CpuStorage::F64(g), CpuStorage::F64(w)) => Pair::F64(&g[g_range], &w[w_range]),
+            (CpuStorage::BF16(g), CpuStorage::BF16(w)) => Pair::BF16(&g[g_range], &w[w_range]),
+            (CpuStorage::F16(g), CpuStorage::F16(w)) => Pair::F16(&g[g_range], &w[w_range]),
+            (g, w) => mismatch(w, g)?,
+        })
+    };
+    guards.iter().map(pair).collect()
+}
+
+fn range(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("a variable and its gradient must be contiguous, found {layout:?}"),
+    }
+}
+
+fn mismatch<T>(w: &CpuStorage, g: &CpuStorage) -> Result<T> {
+    candle_core::bail!("a variable of {:?} with a gradient of {:?}: expected one float type", w.dtype(), g.dtype())
+}
+
+/// The floating point types of candle's training tensors.
+trait Real: Copy + Send + Sync {
+    fn to_f64(self) -> f64;
+    fn from_f64(value: f64) -> Self;
+}
+
+macro_rules! real {
+    ($($real:ty, $to:expr, $from:expr;)*) => {$(
+        impl Real for $real {
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to(self)
+            }
+
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                $from(value)
+            }
+        }
+    )*};
+}
+
+real! {
+    f32, f64::from, |value| value as f32;
+    f64, |value| value, |value| value;
+    bf16, bf16::to_f64, bf16::from_f64;
+    f16, f16::to_f64, f16::from_f64;
+}

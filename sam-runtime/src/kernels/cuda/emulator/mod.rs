@@ -1,0 +1,232 @@
+//! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
+//! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
+
+mod nn;
+mod sam;
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use candle_core::{DType, Result};
+use half::{bf16, f16};
+use libloading::{Library, Symbol};
+
+use super::launch::{Arg, Machine, Memory, word};
+
+const SOURCES: [(&str, &str); 2] = [("sam.cu", include_str!("../src/sam.cu")), ("nn.cu", include_str!("../src/nn.cu"))];
+
+type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
+
+/// None where there is no compiler.
+static LIBRARY: LazyLock<Option<Library>> = LazyLock::new(compile);
+
+fn compile() -> Option<Library> {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/src");
+    let mut program = String::new();
+    let mut entries = String::new();
+    for (file, source) in SOURCES {
+        writeln!(program, "#include \"{file}\"").expect("a string can be written to");
+        for name in kernels(source) {
+            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with}},").expect("likewise");
+        }
+    }
+    write!(
+        program,
+        "static const Entry entries[] = {{{entries}}};\n\
+         extern \"C\" int run(const char *name, unsigned blocks, void **arguments, unsigned count, int descending) {{\n\
+         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, count, descending); }}\n"
+    )
+    .expect("likewise");
+    let [source, library] = ["kernels.cpp", "kernels.so"].map(|name| folder.path().join(name));
+    std::fs::write(&source, program).expect("a file in a fresh folder can be written");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let output = Command::new(&compiler)
+        .args(["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-include"])
+        .arg(sources.join("../emulator/emulate.h"))
+        .arg("-I")
+        .arg(&sources)
+        .arg("-o")
+        .args([&library, &source])
+        .output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no C++ compiler `{compiler}` to run the CUDA kernels with");
+        return None;
+    };
+    assert!(output.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&output.stderr));
+    // SAFETY: the library has no initialisers beyond those of its static data.
+    Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
+}
+
+/// The names of the kernels of a source.
+fn kernels(source: &str) -> Vec<&str> {
+    let names = source.split("__global__ void ").skip(1).map(|rest| {
+        let name =
+            rest.strip_prefix("__launch_bounds__").and_then(|rest| rest.split_once(')')).map_or(rest, |(_, name)| name);
+        name.trim_start().split('(').next().unwrap_or_default()
+    });
+    names.collect()
+}
+
+/// A machine that runs the threads of a block, and the blocks, in one order or the other.
+struct Emulated {
+    run: Symbol<'static, Run>,
+    memory: HashMap<Memory, Vec<u64>>,
+    descending: bool,
+}
+
+/// Both orders, or nothing where there is no compiler.
+fn machines() -> Vec<Emulated> {
+    let Some(library) = &*LIBRARY else { return Vec::new() };
+    let machine = |descending| Emulated {
+        // SAFETY: this is the function's type, see `compile`.
+        run: unsafe { library.get(b"run") }.expect("the library has the function that was written for it"),
+        memory: HashMap::new(),
+        descending,
+    };
+    vec![machine(false), machine(true)]
+}
+
+impl Machine for Emulated {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
+        // Shared memory is the library's static data: one launch at a time.
+        static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut args = args.to_vec();
+        let mut pointers: Vec<*mut c_void> = args
+            .iter_mut()
+            .map(|arg| match arg {
+                Arg::U32(x) => std::ptr::from_mut(x).cast(),
+                Arg::U64(x) => std::ptr::from_mut(x).cast(),
+                Arg::F64(x) => std::ptr::from_mut(x).cast(),
+                Arg::Piece(x) => std::ptr::from_ref(*x).cast_mut().cast(),
+                Arg::Channels(x) => std::ptr::from_mut(x).cast(),
+                Arg::Affine(x) => std::ptr::from_mut(x).cast(),
+                Arg::Pool(x) => std::ptr::from_mut(x).cast(),
+                Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
+            })
+            .collect();
+        let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), word(blocks)?);
+        let (pointers, count) = (pointers.as_mut_ptr(), word(args.len())?);
+        // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
+        // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
+        match unsafe { (self.run)(name.as_ptr(), blocks, pointers, count, self.descending.into()) } {
+            0 => Ok(()),
+            1 => candle_core::bail!("there is no kernel {kernel}"),
+            2 => candle_core::bail!("{kernel} does not take {count} arguments"),
+            _ => candle_core::bail!("some threads of {kernel} ended where others wait"),
+        }
+    }
+
+    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
+        let memory = self.memory.entry(purpose).or_default();
+        if memory.len() < words + GUARD.len() {
+            *memory = [&vec![0; words][..], &GUARD].concat();
+        }
+        Ok(memory.as_ptr() as u64)
+    }
+}
+
+/// Behind the memory that stays: no kernel may write to it.
+const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        let whole = self.memory.values().all(|memory| memory.ends_with(&GUARD));
+        assert!(whole || std::thread::panicking(), "a kernel has written behind the memory that stays");
+    }
+}
+
+/// Memory of the machine, with something behind it that no kernel may write to.
+struct Buffer {
+    dtype: DType,
+    len: usize,
+    /// Elements before the first: with one of them, it is not at a multiple of 16 bytes.
+    before: usize,
+    bytes: Vec<u128>,
+}
+
+const UNTOUCHED: u8 = 0xa5;
+
+impl Buffer {
+    fn new(dtype: DType, values: &[f64]) -> Self {
+        Self::shifted(dtype, values, 0)
+    }
+
+    /// As many elements, which no kernel has written yet.
+    fn empty(dtype: DType, len: usize) -> Self {
+        Self::new(dtype, &vec![f64::NAN; len])
+    }
+
+    fn shifted(dtype: DType, values: &[f64], before: usize) -> Self {
+        let size = dtype.size_in_bytes();
+        let encode = |x: f64| match dtype {
+            DType::F32 => (x as f32).to_le_bytes().to_vec(),
+            DType::F64 => x.to_le_bytes().to_vec(),
+            DType::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
+            DType::BF16 => bf16::from_f64(x).to_le_bytes().to_vec(),
+            DType::I64 => (x as i64).to_le_bytes().to_vec(),
+            dtype => panic!("{dtype:?}"),
+        };
+        let mut bytes = vec![u128::from_le_bytes([UNTOUCHED; 16]); ((before + values.len()) * size).div_ceil(16) + 4];
+        let data: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
+        Self::raw(&mut bytes)[before * size..][..data.len()].copy_from_slice(&data);
+        Self { dtype, len: values.len(), before, bytes }
+    }
+
+    fn raw(bytes: &mut [u128]) -> &mut [u8] {
+        // SAFETY: any bytes are bytes.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), 16 * bytes.len()) }
+    }
+
+    fn address(&self) -> u64 {
+        self.bytes.as_ptr() as u64 + (self.before * self.dtype.size_in_bytes()) as u64
+    }
+
+    fn values(&self) -> Vec<f64> {
+        let mut bytes = self.bytes.clone();
+        let size = self.dtype.size_in_bytes();
+        let bytes = &Self::raw(&mut bytes)[self.before * size..];
+        let (data, behind) = bytes.split_at(self.len * size);
+        assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "a kernel has written behind its memory");
+        let decode = |x: &[u8]| match self.dtype {
+            DType::F32 => f32::from_le_bytes(x.try_into().unwrap()).into(),
+            DType::F64 => f64::from_le_bytes(x.try_into().unwrap()),
+            DType::F16 => f16::from_le_bytes(x.try_into().unwrap()).to_f64(),
+            DType::BF16 => bf16::from_le_bytes(x.try_into().unwrap()).to_f64(),
+            dtype => panic!("{dtype:?}"),
+        };
+        data.chunks(size).map(decode).collect()
+    }
+}
+
+/// From the uniform distribution on [-1, 1).
+fn numbers(n: usize, seed: u64) -> Vec<f64> {
+    use rand::{RngExt, SeedableRng};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// How far a result in this type may be from that in f64, relative to `size`.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-13,
+        DType::F32 => 1e-6,
+        DType::F16 => 1e-3,
+        _ => 8e-3,
+    }
+}
+
+#[track_caller]
+fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{what}: {a} and {b} at {i} of {}", found.len());
+    }
+}
+
+const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];

@@ -1,0 +1,113 @@
+//! Convolutions without cuDNN: as products of matrices, by cuBLAS, with the patches of some images at a time. All in
+//! planes.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{Result, Storage, Tensor};
+
+use super::context::{Fresh, device, place, with};
+use super::launch::nn::Patches;
+use crate::kernels::cpu::conv::Conv;
+
+/// The most elements of patches that there are at a time.
+const AT_A_TIME: usize = 1 << 27;
+
+/// The convolution of x with w, both of one type.
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+    let Conv { images, filters, height, width, .. } = *conv;
+    let pixels = height.output * width.output;
+    let mut y = Fresh::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
+    for (first, count) in stretches(conv) {
+        let some = conv.some(count);
+        let products = some.weight(w)?.matmul(&some.patches(&x.narrow(0, first, count)?)?)?;
+        let products = products.reshape((filters, count, pixels))?.transpose(0, 1)?;
+        let (storage, layout) = products.storage_and_layout();
+        if let Storage::Cuda(products) = &*storage {
+            products.copy_strided_src(&mut y.storage, first * filters * pixels, layout)?;
+        }
+    }
+    Ok(y)
+}
+
+/// The gradient of x.
+pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let Conv { images, channels, height, width, .. } = *conv;
+    let size = channels * height.input * width.input;
+    let dx = Fresh::new(device(w)?, w.dtype(), (images, channels, height.input, width.input))?;
+    let address = dx.address()?;
+    for (first, count) in stretches(conv) {
+        let some = conv.some(count);
+        let dy = some.products(&dy.narrow(0, first, count)?)?;
+        let patches = some.weight(w)?.transpose(1, 2)?.matmul(&dy)?.contiguous()?;
+        let patches = place(&patches)?;
+        let target = address + (first * size * w.dtype().size_in_bytes()) as u64;
+        with(device(w)?, |engine| some.sizes().put_back(engine, patches.dtype, [patches.address, target]))?;
+    }
+    dx.tensor()
+}
+
+/// The gradient of w.
+pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (first, count) in stretches(conv) {
+        let some = conv.some(count);
+        let patches = some.patches(&x.narrow(0, first, count)?)?;
+        let part = some.products(&dy.narrow(0, first, count)?)?.matmul(&patches.transpose(1, 2)?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    let Conv { channels, filters, groups, height, width, .. } = *conv;
+    let shape = (filters, channels / groups, height.kernel, width.kernel);
+    sum.map_or_else(|| Tensor::zeros(shape, x.dtype(), x.device()), |sum| sum.reshape(shape))
+}
+
+/// So many images at a time that their patches fit: the first of them, and how many.
+fn stretches(conv: &Conv) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let [rows, columns] = conv.some(1).sizes().matrix();
+    let (images, step) = (conv.images, (AT_A_TIME / (rows * columns).max(1)).max(1));
+    (0..images).step_by(step).map(move |first| (first, step.min(images - first)))
+}
+
+impl Conv {
+    /// The convolution of fewer images.
+    fn some(&self, images: usize) -> Self {
+        Self { images, ..*self }
+    }
+
+    fn sizes(&self) -> Patches {
+        let Self { images, channels, height, width, .. } = *self;
+        Patches {
+            images,
+            channels,
+            input: [height.input, width.input],
+            kernel: [height.kernel, width.kernel],
+            output: [height.output, width.output],
+            stride: height.stride,
+            padding: height.padding,
+            dilation: height.dilation,
+        }
+    }
+
+    /// (groups, filters of a group, elements of a filter)
+    fn weight(&self, w: &Tensor) -> Result<Tensor> {
+        w.reshape((self.groups, self.filters / self.groups, ()))
+    }
+
+    /// (groups, elements of a filter, images and pixels)
+    fn patches(&self, x: &Tensor) -> Result<Tensor> {
+        let sizes = self.sizes();
+        let [rows, columns] = sizes.matrix();
+        let patches = Fresh::new(device(x)?, x.dtype(), (self.groups, rows / self.groups, columns))?;
+        let (x_place, address) = (place(x)?, patches.address()?);
+        with(device(x)?, |engine| sizes.take(engine, x_place.dtype, [x_place.address, address]))?;
+        patches.tensor()
+    }
+
+    /// (groups, filters of a group, images and pixels), from (images, filters, height, width).
+    fn products(&self, dy: &Tensor) -> Result<Tensor> {
+        let pixels = self.height.output * self.width.output;
+        let dy = dy.reshape((self.images, self.filters, pixels))?.transpose(0, 1)?.contiguous()?;
+        dy.reshape((self.groups, self.filters / self.groups, self.images * pixels))
+    }
+}

@@ -1,0 +1,72 @@
+//! What a GPU is told to do, apart from the GPU: which kernels run, on how many blocks, with which arguments.
+//!
+//! A [`Machine`] runs them: a CUDA device, or in the tests the machine's own processor, which a C++ compiler has compiled
+//! the same sources for. Memory is named by addresses here, and everything in this folder is plain arithmetic.
+
+pub(crate) mod nn;
+pub(crate) mod sam;
+
+use candle_core::{DType, Result};
+
+/// An argument of a kernel. Addresses are `U64`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg<'a> {
+    U32(u32),
+    U64(u64),
+    F64(f64),
+    Piece(&'a Piece),
+    /// Sizes of images, and how they are shared out.
+    Channels([u32; 6]),
+    /// What a normalisation multiplies by and adds: a type, and two addresses.
+    Affine([u64; 3]),
+    /// Sizes of a pooling.
+    Pool([u32; 9]),
+    /// Sizes of a convolution.
+    Convolution([u32; 11]),
+}
+
+/// Words that the argument of one launch can carry.
+const PIECE: usize = 480;
+
+pub(crate) type Piece = [u64; PIECE];
+
+/// Memory of a machine that stays, for a purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Memory {
+    /// Where variables are.
+    Table,
+    /// What blocks have come to, each by itself.
+    Parts,
+    /// What has come of a gradient: max, scale, whether there is more to do, and how many were not finite so far.
+    Outcome,
+}
+
+/// Something that runs kernels one after the other, in blocks of 256 threads.
+pub(crate) trait Machine {
+    /// With no blocks nothing is done.
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()>;
+
+    /// The address of at least so many words, which are 0 at first. It is another one where more are asked for than before.
+    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64>;
+}
+
+/// A type by the code that the kernels know.
+pub(crate) fn code(dtype: DType) -> Result<u32> {
+    match dtype {
+        DType::F32 => Ok(0),
+        DType::F64 => Ok(1),
+        DType::F16 => Ok(2),
+        DType::BF16 => Ok(3),
+        dtype => candle_core::bail!("expected a tensor of f32, f64, f16 or bf16, found {dtype:?}"),
+    }
+}
+
+/// Bytes of an element of the type with this code.
+fn bytes(code: u32) -> usize {
+    [4, 8, 2, 2][code as usize]
+}
+
+/// A number as the kernels take it.
+pub(crate) fn word(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| candle_core::Error::msg(format!("expected at most 2^32 elements, found {n}")))
+}

@@ -1,0 +1,112 @@
+//! SAM's arithmetic and the optimizer's, over all variables at once.
+
+use candle_core::cuda::WrapErr;
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
+
+use super::context::{Fresh, Place, device, place, with};
+use super::launch::sam::{self, Entry, Metric};
+use super::launch::{Machine, Memory, code};
+use crate::core::dtype::wide;
+use crate::core::norm_ball::Ball;
+use crate::core::var_list::Gradient;
+use crate::kernels::SgdStep;
+use crate::kernels::{Move, Scaling, Slope};
+
+/// w + ε̂ for each variable, in the gradient's buffers.
+pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
+    let Some(first) = slopes.first() else { return Ok(Vec::new()) };
+    let device = device(&first.var)?.clone();
+    // What had to be converted lives until the launches.
+    let mut converted = Vec::new();
+    let mut entries = Vec::with_capacity(slopes.len());
+    for slope in &slopes {
+        let [w, g] = pair(&slope.var, &slope.grad)?;
+        let mut of = |tensor: &Tensor, dtype: DType| -> Result<u64> {
+            let tensor = tensor.detach().to_dtype(dtype)?.contiguous()?;
+            let address = place(&tensor)?.address;
+            converted.push(tensor);
+            Ok(address)
+        };
+        let metric = match &slope.metric {
+            Scaling::One => Metric::One,
+            Scaling::Weights(eta) => Metric::Weights(*eta),
+            Scaling::Given(metric) if metric.rank() == 0 => Metric::Number(of(metric, wide(slope.var.dtype()))?),
+            Scaling::Given(metric) => Metric::Given(of(metric, wide(slope.var.dtype()))?),
+        };
+        let mask = slope.mask.as_ref().map_or(Ok(0), |mask| of(mask, slope.var.dtype()))?;
+        entries.push(Entry { dtype: w.dtype, size: w.elements, metric, pointers: vec![w.address, g.address, mask] });
+    }
+    entries.retain(|entry| entry.size > 0);
+    with(&device, |engine| sam::perturb(engine, ball, entries))?;
+    drop(converted);
+    Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect())
+}
+
+/// One step of stochastic gradient descent, of all variables.
+pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
+    let Some(first) = moves.first() else { return Ok(()) };
+    let mut entries = Vec::with_capacity(moves.len());
+    for Move { var, grad, velocity } in moves {
+        let [w, g] = pair(var, grad)?;
+        let velocity = velocity.map_or(Ok(0), |velocity| place(velocity).map(|place| place.address))?;
+        let pointers = vec![w.address, g.address, velocity];
+        entries.push(Entry { dtype: w.dtype, size: w.elements, metric: Metric::One, pointers });
+    }
+    with(device(first.var)?, |engine| sam::sgd(engine, params, &entries))
+}
+
+/// Σ a b, on the device.
+pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    let Some((first, _)) = pairs.first() else { return Tensor::new(0f32, &Device::Cpu) };
+    total(pairs, 1.0, wide(first.dtype()))?.tensor()
+}
+
+/// f Σ w², of the type of w.
+pub(crate) fn penalty(w: &Tensor, factor: f64) -> Result<(CudaStorage, Shape)> {
+    Ok(total(&[(w, w)], factor, w.dtype())?.output())
+}
+
+fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<Fresh> {
+    let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
+    let home = device(pairs[0].0)?;
+    let total = Fresh::new(home, dtype, ())?;
+    with(home, |engine| sam::dot(engine, &entries, factor, code(dtype)?, total.address()?))?;
+    Ok(total)
+}
+
+/// a ← α a + β b for each pair.
+pub(crate) fn mix(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
+    let Some((first, _)) = pairs.first() else { return Ok(()) };
+    let dtype = wide(first.dtype());
+    let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(dtype)?.to_device(first.device()));
+    let (alpha, beta) = (alpha?, beta?);
+    let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
+    let numbers = [place(&alpha)?.address, place(&beta)?.address];
+    with(device(first)?, |engine| sam::mix(engine, &entries, code(dtype)?, numbers))
+}
+
+fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {
+    let [a, b] = pair(a, b)?;
+    Ok(Entry { dtype: a.dtype, size: a.elements, metric: Metric::One, pointers: vec![a.address, b.address] })
+}
+
+/// Two tensors of one type and size.
+fn pair(a: &Tensor, b: &Tensor) -> Result<[Place; 2]> {
+    if a.dtype() != b.dtype() || a.elem_count() != b.elem_count() {
+        let [a, b] = [a, b].map(|tensor| (tensor.dtype(), tensor.dims()));
+        candle_core::bail!("expected two tensors of one type and size, found {a:?} and {b:?}")
+    }
+    Ok([place(a)?, place(b)?])
+}
+
+/// How many gradients of this thread's steps were not finite so far. This waits for the device.
+pub(crate) fn skipped_step_count(device: &Device) -> Result<u64> {
+    with(device.as_cuda_device()?, |engine| {
+        engine.memory(Memory::Outcome, 4)?;
+        let outcome: Vec<u64> = match engine.memory.get(&Memory::Outcome) {
+            Some(outcome) => engine.stream.clone_dtoh(outcome).w()?,
+            None => Vec::new(),
+        };
+        Ok(outcome.get(3).copied().unwrap_or_default())
+    })
+}

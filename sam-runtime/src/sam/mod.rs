@@ -1,0 +1,616 @@
+//! What a step does: the ball, and what is perturbed inside it.
+
+mod memory_file;
+mod presets;
+pub(crate) mod stats;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Tensor, TensorId, Var};
+use candle_nn::VarMap;
+
+use crate::core::error::Error;
+use crate::core::norm_ball::Ball;
+use crate::core::pass::Step;
+use crate::kernels;
+use crate::optim::state_file;
+use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope, State};
+use stats::StepStats;
+
+/// Sharpness-Aware Minimization of Foret et al. (ICLR 2021, <https://arxiv.org/abs/2010.01412>): the gradient of
+/// a loss at the worst point of a ball around the weights, to first order.
+///
+/// The attribute [`#[sam]`](macro@crate::sam) builds one; without it, [`Sam::loss`] takes a closure, and the four
+/// stages can be run one by one, as the attribute does:
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor, Var};
+/// use sam_runtime::Sam;
+///
+/// # fn main() -> Result<()> {
+/// let w = Var::new(&[3f64, 4.], &Device::Cpu)?;
+/// let mut loss = |_| -> Result<Tensor> { w.sqr()?.sum_all() };
+///
+/// let sam = Sam::new(0.05).p(2);
+/// let loss = sam.ascend(&mut loss)?    // L(w), ∇L(w)
+///     .perturb()?                      // w ← w + ε̂(w)
+///     .descend(&mut loss)?             // ∇L(w + ε̂)
+///     .restore::<candle_core::Error>()?;
+///
+/// assert_eq!(loss.to_scalar::<f64>()?, 25.0);
+/// let g = loss.backward()?.get(&w).unwrap().to_vec1::<f64>()?;
+/// assert!((g[0] - 2. * 3.03).abs() < 1e-12 && (g[1] - 2. * 4.04).abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Everything else that the literature has tried is a piece that is exchanged: which [direction](Direction) is climbed, in
+/// which [metric](Metric) and [scope](Scope), how [far](Radius), [when](When), and what the two gradients come to
+/// [together](Combination). The published methods are constructors: [`Sam::asam`], [`Sam::gsam`], [`Sam::look_sam`], ..;
+/// [`variants`](crate::variants) has a table of them.
+///
+/// The values are checked when a step begins, so that a wrong ρ is an error of the step.
+///
+/// What some pieces remember from step to step is behind a lock: a `&Sam` is enough. It changes when a step has ended, not
+/// when it failed. A clone begins with what the original remembers, and goes its own way.
+#[derive(Debug)]
+#[must_use]
+pub struct Sam {
+    pub(crate) radius: Radius,
+    p: f64,
+    normalised: bool,
+    pub(crate) scope: Scope,
+    pub(crate) metric: Metric,
+    metric_for: Option<HashSet<TensorId>>,
+    pub(crate) mask: Option<Mask>,
+    pub(crate) direction: Direction,
+    pub(crate) ascents: Ascents,
+    pub(crate) schedule: Schedule,
+    pub(crate) combination: Combination,
+    pub(crate) vars: Option<Vec<Var>>,
+    pub(crate) seed: u64,
+    pub(crate) loss_scale: f64,
+    pub(crate) watched: bool,
+    memory: Mutex<Memory>,
+    /// Steps under way.
+    running: AtomicUsize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    state: State,
+    last: Option<StepStats>,
+}
+
+pub(crate) struct UnderWay<'a>(&'a Sam);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How the perturbation is found: so many steps of this length, each back onto the ball where it has left it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ascents {
+    pub(crate) count: usize,
+    /// In units of ρ.
+    pub(crate) length: f64,
+}
+
+impl Default for Sam {
+    /// ρ = 0.05, p = 2: the paper's choice for CIFAR.
+    fn default() -> Self {
+        Self::new(Self::DEFAULT_RHO)
+    }
+}
+
+impl Clone for Sam {
+    fn clone(&self) -> Self {
+        Self {
+            radius: self.radius.clone(),
+            scope: self.scope.clone(),
+            metric_for: self.metric_for.clone(),
+            direction: self.direction.clone(),
+            vars: self.vars.clone(),
+            memory: Mutex::new(self.memory().clone()),
+            running: AtomicUsize::new(0),
+            ..*self
+        }
+    }
+}
+
+impl Sam {
+    /// The paper's ρ for CIFAR-10.
+    pub const DEFAULT_RHO: f64 = 0.05;
+
+    /// ASAM's η (Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>, the authors' code).
+    pub const ASAM_ETA: f64 = 0.01;
+
+    /// A Euclidean ball of radius `rho` around the weights. With `rho` = 0 a step is one plain pass.
+    pub fn new(rho: impl Rho) -> Self {
+        Self {
+            radius: Radius::Constant(rho.into()),
+            p: 2.0,
+            normalised: true,
+            scope: Scope::Global,
+            metric: Metric::Euclidean,
+            metric_for: None,
+            mask: None,
+            direction: Direction::Gradient,
+            ascents: Ascents { count: 1, length: 1.0 },
+            schedule: Schedule::Always,
+            combination: Combination::PerturbedGradient,
+            vars: None,
+            seed: 0,
+            loss_scale: 1.0,
+            watched: false,
+            memory: Mutex::default(),
+            running: AtomicUsize::new(0),
+        }
+    }
+
+    /// The norm of the ball: 1 ≤ p ≤ ∞. p = 2 perturbs along the gradient, p = ∞ along its sign, p = 1 in the
+    /// coordinates of the largest gradient only.
+    pub fn p(mut self, p: impl Into<f64>) -> Self {
+        self.p = p.into();
+        self
+    }
+
+    /// Scales the ball by |w| + η in each coordinate, so that rescaling a layer does not change the perturbation's
+    /// effect (ASAM, Kwon et al. 2021): ε̂ = T · ε̂(T g) with T = |w| + η. Usual ρ are ten times larger, and up.
+    ///
+    /// Short for a [`metric`](Self::metric) of [`Metric::Adaptive`].
+    pub fn adaptive(self, eta: impl Into<f64>) -> Self {
+        self.metric(Metric::Adaptive { eta: eta.into() })
+    }
+
+    /// How the ball is shaped.
+    pub fn metric(mut self, metric: Metric) -> Self {
+        self.metric = metric;
+        self
+    }
+
+    /// Has the metric for these variables only; for the others T = 1. The authors of ASAM leave out biases:
+    /// `.metric_for(named(&vars, |name| name.ends_with("weight")))`, see [`named`](crate::variants::named).
+    pub fn metric_for(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
+        self.metric_for = Some(vars.into_iter().map(|var| var.id()).collect());
+        self
+    }
+
+    /// What one ball is around: all variables, each, or groups.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Perturbs some coordinates only.
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// ε̂ = ρ g, and in a metric ρ T² g, without a norm (USAM, Andriushchenko and Flammarion 2022,
+    /// <https://arxiv.org/abs/2206.06232>). For p = 2. It depends on the scale of the loss.
+    pub fn unnormalized(mut self) -> Self {
+        self.normalised = false;
+        self
+    }
+
+    /// How large the ball is, where that changes.
+    pub fn radius(mut self, radius: Radius) -> Self {
+        self.radius = radius;
+        self
+    }
+
+    /// ρ as a function of the number of steps before this one. Called once at the beginning of each step; it may ask this
+    /// `Sam` for what is known of the [last](Self::last_stats) one.
+    pub fn rho_schedule(self, rho: impl Fn(u64) -> f64 + Send + Sync + 'static) -> Self {
+        self.radius(Radius::Schedule(Arc::new(rho)))
+    }
+
+    /// What the perturbation follows.
+    pub fn direction(mut self, direction: Direction) -> Self {
+        self.direction = direction;
+        self
+    }
+
+    /// Finds the perturbation in `count` steps of length `length` · ρ, each from where the last one led and back onto the
+    /// ball where it has left it (the paper's appendix C.6, with p = 2). A length of 1 makes one step SAM.
+    pub fn ascent_steps(mut self, count: usize, length: f64) -> Self {
+        self.ascents = Ascents { count, length };
+        self
+    }
+
+    /// Which steps are sharpness-aware.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// What the gradients at w and at w + ε̂ come to together.
+    pub fn combination(mut self, combination: Combination) -> Self {
+        self.combination = combination;
+        self
+    }
+
+    /// Perturbs these variables only, the others stay where they are; without it, whatever the loss depends on is
+    /// perturbed. Variables among these that get no gradient, such as the statistics of a batch normalisation, are
+    /// state, and keep what the first pass has made of them. A variable that is listed several times, such as a tied weight
+    /// under two names, counts once.
+    pub fn vars(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
+        let mut known = HashSet::new();
+        self.vars = Some(vars.into_iter().filter(|var| known.insert(var.id())).collect());
+        self
+    }
+
+    /// The seed of all that is drawn: random directions, masks, steps. What is drawn is a function of the seed and of the
+    /// number of the step.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Multiplies the loss by this number before each backward pass, and divides the gradients by it before anything is
+    /// done with them, so that small gradients survive a network in f16. A gradient that overflows is, on the CPU, an
+    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Elsewhere
+    /// nobody looks: the gradient that is handed on is not finite then, and what is remembered stays as it was.
+    /// Variables should be f32 (master weights): gradients are returned in the dtype of their variable, and variables in f16
+    /// or bf16 lose much of a small ε̂ to rounding. On the CPU that is an [`Error::LostToRounding`], where they would lose more
+    /// than half of it.
+    pub fn loss_scale(mut self, scale: f64) -> Self {
+        self.loss_scale = scale;
+        self
+    }
+
+    /// As [`loss_scale`](Self::loss_scale), between two steps.
+    pub fn set_loss_scale(&mut self, scale: f64) {
+        self.loss_scale = scale;
+    }
+
+    /// Has [`last`](Self::last_stats) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few
+    /// more readings of it.
+    pub fn with_diagnostics(mut self) -> Self {
+        self.watched = true;
+        self
+    }
+
+    /// What the last step came to, once there was one. With [`shards`](Self::shards) each of them is a step.
+    #[must_use]
+    pub fn last_stats(&self) -> Option<StepStats> {
+        self.memory().last.clone()
+    }
+
+    /// Sets the learning rate that a [`Radius::LinkedToLr`] goes with, as [`Sam::gsam`]'s does: call
+    /// `sam.set_learning_rate(opt.learning_rate())` before each step. Without it the first step is an error. With other radii
+    /// it does nothing. [`save`](Self::save) saves it as well.
+    pub fn set_learning_rate(&self, rate: f64) {
+        self.memory().state.rate = Some(rate);
+    }
+
+    /// An error if the radius goes with a learning rate that was never set, or is not finite.
+    pub(crate) fn check_rate(&self) -> Result<(), Error> {
+        match (&self.radius, self.memory().state.rate) {
+            (Radius::LinkedToLr { .. }, None) => Err(Error::Settings {
+                what: "Radius::LinkedToLr",
+                why: "no learning rate is set: call `sam.set_learning_rate(opt.learning_rate())` before each step",
+            }),
+            (Radius::LinkedToLr { .. }, Some(value)) if !value.is_finite() => {
+                Err(Error::Setting { what: "learning rate", value, expected: "a finite number" })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is left to do after the optimizer's step, for [`Combination::WsamDecoupled`]: w ← w - lr a (g₂ - g). Nothing, for
+    /// all others. Where the optimizer's step was left out, `apply_decoupled(0.)` does away with it.
+    ///
+    /// What the loss was multiplied by before its backward pass multiplies g₂ - g too, as it multiplies g. The last backward
+    /// pass counts; without one there is nothing left to do. What is done to the gradients afterwards, such as
+    /// clipping them by their norm, cannot be known here: pass a smaller rate.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Result, Tensor, Var};
+    /// # use candle_nn::{Optimizer, SGD};
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// let w = Var::new(3f64, &Device::Cpu)?;
+    /// let (sam, mut sgd) = (Sam::wsam(), SGD::new(vec![w.clone()], 0.1)?);
+    /// let loss = sam.loss(|| -> Result<Tensor> { w.sqr() })?;
+    /// sgd.backward_step(&(loss * 0.5)?)?;                               // w - lr g / 2 = 3 - 0.1 · 6 / 2
+    /// sam.apply_decoupled(0.1)?;                                                 // - lr · 9 (g₂ - g) / 2 = 0.1 · 9 · 0.1 / 2
+    /// assert!((w.to_scalar::<f64>()? - 2.655).abs() < 1e-12);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If candle fails.
+    pub fn apply_decoupled(&self, learning_rate: f64) -> candle_core::Result<()> {
+        let (remainder, factor) = {
+            let state = &mut self.memory().state;
+            (std::mem::take(&mut state.remainder), std::mem::take(&mut state.factor))
+        };
+        for (var, rest) in remainder.iter() {
+            let one = kernels::number(rest, 1.0)?;
+            kernels::mix(var.as_tensor(), &one, rest, &factor.times(-learning_rate, rest)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what it remembers from step to step to a safetensors file: counters, means, kept gradients, masks, under the
+    /// names that the variables have in `names` (the first in alphabetical order, where one has several; any is found when it
+    /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
+    /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
+    ///
+    /// The file says which pieces of this `Sam` remember something, such as [`Direction::PreviousGradient`] or [`Combination::LookSam`]. It
+    /// can be loaded by a `Sam` in which these are the same; their constants may be others.
+    ///
+    /// # Errors
+    /// If a step of it is under way, a variable has no name, or the file cannot be written.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::VarMap;
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// # let file = std::env::temp_dir().join(format!("sam-doc-{}.safetensors", std::process::id()));
+    /// let vars = VarMap::new();
+    /// let w = vars.get(3, "w", candle_nn::Init::Const(1.), DType::F32, &Device::Cpu)?;
+    /// let sam = Sam::f_sam();
+    /// sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
+    /// sam.save(&vars, &file)?;
+    /// let resumed = Sam::f_sam();
+    /// resumed.load(&vars, &file)?;
+    /// # std::fs::remove_file(file)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        state_file::write(path.as_ref(), &self.to_bytes(names)?)
+    }
+
+    /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
+    ///
+    /// # Errors
+    /// If a step of it is under way, or a variable has no name.
+    pub fn to_bytes(&self, names: &VarMap) -> candle_core::Result<Vec<u8>> {
+        self.between_steps()?;
+        let mut state = self.state();
+        state.remainder = state.factor.applied(&state.remainder)?;
+        memory_file::to_bytes(&state, self, names)
+    }
+
+    /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
+    /// 0.1.0 was released, are read as well, if this `Sam` has a use for all that is in them.
+    ///
+    /// # Errors
+    /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
+    /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
+    pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
+        state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
+    }
+
+    /// As [`load`](Self::load), from the bytes of such a file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_bytes(&self, names: &VarMap, bytes: &[u8]) -> candle_core::Result<()> {
+        self.between_steps()?;
+        let state = memory_file::from_bytes(self, names, bytes)?;
+        self.memory().state = state;
+        Ok(())
+    }
+
+    /// Whether every setting is in range, and all go together; a step asks this first. What a ρ schedule returns is checked
+    /// by the step that uses it.
+    ///
+    /// # Errors
+    /// If one is not, or two do not.
+    pub fn validate(&self) -> candle_core::Result<()> {
+        Ok(self.check_values().and_then(|()| self.check_pairs())?)
+    }
+
+    fn check_values(&self) -> Result<(), Error> {
+        let least = |what, value: f64, least: f64| {
+            let expected = if least == 0.0 { "a finite number, 0 or more" } else { "1 or more" };
+            if value.is_finite() && value >= least { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
+        };
+        let share = |what, value: f64| {
+            let expected = "a number from 0 to 1";
+            if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
+        };
+        let radius = |rho: f64| if rho.is_finite() && rho >= 0.0 { Ok(()) } else { Err(Error::Rho(rho)) };
+        match &self.radius {
+            Radius::Constant(rho) => radius(*rho)?,
+            // Checked by the step that asks for it.
+            Radius::Schedule(_) => {}
+            Radius::LinkedToLr { rho, rate } => {
+                radius(*rho.start())?;
+                radius(*rho.end())?;
+                if rate.start() >= rate.end() || rate.start().is_nan() || rate.end().is_nan() {
+                    let expected = "a range with the smaller rate first";
+                    return Err(Error::Setting { what: "rate", value: *rate.start(), expected });
+                }
+            }
+            Radius::LossBudget { sigma, largest } => {
+                least("sigma", *sigma, 0.0)?;
+                radius(*largest)?;
+            }
+        }
+        if self.p.is_nan() || self.p < 1.0 {
+            return Err(Error::P(self.p));
+        }
+        match self.metric {
+            Metric::Adaptive { eta } if !(eta.is_finite() && eta >= 0.0) => return Err(Error::Eta(eta)),
+            Metric::Fisher { eta } => least("eta", eta, 0.0)?,
+            _ => {}
+        }
+        match self.direction {
+            Direction::Ema { theta } => share("theta", theta)?,
+            Direction::MinusEma { sigma, lambda } => {
+                least("sigma", sigma, 0.0)?;
+                share("lambda", lambda)?;
+            }
+            _ => {}
+        }
+        match self.mask {
+            Some(Mask::Random { keep }) if !(keep > 0.0 && keep <= 1.0) => {
+                return Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" });
+            }
+            Some(Mask::TopK { sparsity, .. }) if !(0.0..1.0).contains(&sparsity) => {
+                let expected = "a number from 0 up to but not 1";
+                return Err(Error::Setting { what: "sparsity", value: sparsity, expected });
+            }
+            Some(Mask::TopK { every, .. }) => {
+                least("every", every as f64, 1.0)?;
+            }
+            _ => {}
+        }
+        match self.schedule {
+            Schedule::Every(k) => least("every", k as f64, 1.0)?,
+            Schedule::Random(p) => share("chance", p)?,
+            Schedule::GradNormAdaptive { steps, from, to, memory } => {
+                if !(from.is_finite() && to.is_finite()) {
+                    return Err(Error::Setting { what: "from and to", value: from + to, expected: "finite numbers" });
+                }
+                least("steps", steps as f64, 1.0)?;
+                share("memory", memory)?;
+            }
+            Schedule::Always | Schedule::FromStep(_) => {}
+        }
+        match self.combination {
+            Combination::Gsam { alpha } => least("alpha", alpha, 0.0)?,
+            Combination::Wsam { gamma } | Combination::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
+                return Err(Error::Setting {
+                    what: "gamma",
+                    value: gamma,
+                    expected: "a number from 0 up to but not 1",
+                });
+            }
+            Combination::LookSam { every, alpha } => {
+                least("every", every as f64, 1.0)?;
+                least("alpha", alpha, 0.0)?;
+            }
+            _ => {}
+        }
+        least("ascents", self.ascents.count as f64, 1.0)?;
+        least("length", self.ascents.length, 0.0)?;
+        if !(self.loss_scale.is_finite() && self.loss_scale > 0.0) {
+            let expected = "a finite number above 0";
+            return Err(Error::Setting { what: "loss_scale", value: self.loss_scale, expected });
+        }
+        Ok(())
+    }
+
+    fn check_pairs(&self) -> Result<(), Error> {
+        let refuse = |what, why| Err(Error::Settings { what, why });
+        let simple = self.metric == Metric::Euclidean
+            && self.mask.is_none()
+            && self.normalised
+            && matches!(self.scope, Scope::Global)
+            && self.direction.is_gradient()
+            && self.p == 2.0;
+        if !self.normalised && self.p != 2.0 {
+            return refuse("unnormalized", "it is for p = 2");
+        }
+        let one = self.ascents == Ascents { count: 1, length: 1.0 };
+        if self.combination == Combination::SecondOrder {
+            if !(simple && one) {
+                return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");
+            }
+            if matches!(self.radius, Radius::LossBudget { .. }) {
+                return refuse("second_order", "the radius must not depend on the weights, as a loss budget's does");
+            }
+        }
+        if !(simple || one) {
+            return refuse("ascents", "they are for the gradient in the plain ball of p = 2");
+        }
+        let of_gradient = matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::TopK { .. }));
+        if of_gradient && !self.direction.is_gradient() {
+            return refuse("direction", "`Metric::Fisher` and `Mask::TopK` are made of the gradient: expected that");
+        }
+        if !self.direction.needs_gradient() {
+            if self.combination != Combination::PerturbedGradient {
+                return refuse(
+                    "combination",
+                    "the direction has no gradient at w to combine: expected `Combination::PerturbedGradient`",
+                );
+            }
+            if matches!(self.schedule, Schedule::GradNormAdaptive { .. })
+                || matches!(self.radius, Radius::LossBudget { .. })
+            {
+                return refuse(
+                    "direction",
+                    "`Schedule::GradNormAdaptive` and `Radius::LossBudget` need the gradient at w, it has none",
+                );
+            }
+            if matches!(self.direction, Direction::Random) && self.vars.is_none() {
+                return refuse("direction", "a random one needs `vars`, to know what to perturb before the pass");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a step that begins now may have a perturbation.
+    pub(crate) fn perturbs(&self) -> bool {
+        let (steps, rate) = {
+            let memory = self.memory();
+            (memory.state.steps, memory.state.rate)
+        };
+        Step::is_outermost() && self.radius.before(steps, rate) > 0.0
+    }
+
+    /// Whether a step depends on those before.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.direction.has_memory()
+            || self.mask.is_some_and(Mask::has_memory)
+            || self.schedule.has_memory()
+            || self.combination.has_memory()
+            || self.radius.has_memory()
+    }
+
+    pub(crate) fn ball(&self, rho: f64) -> Ball {
+        Ball { rho, p: self.p, normalised: self.normalised }
+    }
+
+    pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scaling> {
+        self.metric.at(var, grad, self.metric_for.as_ref())
+    }
+
+    /// Says that a step is under way, as long as it lives.
+    ///
+    /// # Errors
+    /// If another one is, and steps depend on those before.
+    pub(crate) fn under_way(&self) -> Result<UnderWay<'_>, Error> {
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
+        let this = UnderWay(self);
+        if others > 0 && self.has_memory() { Err(Error::SharedMemory) } else { Ok(this) }
+    }
+
+    fn between_steps(&self) -> Result<(), Error> {
+        if self.running.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(Error::MidStep) }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.memory().state.clone()
+    }
+
+    /// What a step that went well leaves behind.
+    pub(crate) fn remember(&self, state: State, last: StepStats) {
+        let mut memory = self.memory();
+        // Set while the step was under way, by others.
+        let (rate, steps) = (memory.state.rate, memory.state.steps + 1);
+        memory.state = State { steps, rate, ..state };
+        memory.last = Some(last);
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
