@@ -23,9 +23,8 @@ use candle_core::{
     TensorId,
 };
 
-use super::add::add;
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cuda_mark;
+use crate::kernels::{cuda_mark, sum as add};
 
 /// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
 /// There the first argument may be images that are channels last: then an output of four dimensions is too, and what is

@@ -6,8 +6,8 @@ use crate::core::pass::Pass;
 
 /// Why a step was refused. The weights are what they were before it.
 ///
-/// A loss function may have any error type that is `From<candle_core::Error>`; this one reaches it through
-/// [`candle_core::Error`], as a wrapped message.
+/// A loss function may have any error type that is `From<candle_core::Error>`; this one reaches it inside a
+/// [`candle_core::Error`], and [`Error::of`] gets it back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +35,7 @@ pub enum Error {
     },
 
     /// Two settings do not go together.
-    #[error("`{what}` cannot be used so: {why}")]
+    #[error("invalid combination of settings: `{what}`: {why}")]
     Settings {
         /// One of them.
         what: &'static str,
@@ -136,10 +136,10 @@ pub enum Error {
     )]
     OptimizerInPass,
 
-    /// A variable that `vars` names gets no gradient, and was not changed by the first pass either.
+    /// A variable that `vars` lists gets no gradient.
     #[error(
-        "`vars` names {variable}, which the loss neither depends on nor changes: it would not be perturbed; leave it out, or \
-         look for an operation without a backward pass above it (`candle_nn`'s layer_norm, rms_norm, softmax_last_dim, \
+        "`vars` lists {variable}, which gets no gradient: it would not be perturbed; leave it out, list it as `buffers` if it \
+         is running statistics, or look for an operation without a backward pass above it (`candle_nn`'s layer_norm, rms_norm, softmax_last_dim, \
          rope and sdpa have none)"
     )]
     NoGradient {
@@ -174,8 +174,8 @@ pub enum Error {
 
     /// Shards have a perturbation each, what is remembered is one for each step.
     #[error(
-        "`shards` has a step for each shard, and a setting of this `Sam` remembers something from batch to batch: \
-         use `parts`, or leave that setting out"
+        "`shards` cannot be combined with a setting that remembers something from step to step: use `micro_batches`, or \
+         leave that setting out"
     )]
     ShardedMemory,
 
@@ -184,7 +184,7 @@ pub enum Error {
     NonFiniteNorm(f64),
 
     /// State was to be saved or loaded in the middle of a step.
-    #[error("a step is under way: save and load between steps")]
+    #[error("cannot save or load while a step is in progress: do so between two steps")]
     MidStep,
 
     /// The sharded arguments have no rows, or differ in their number.
@@ -202,10 +202,51 @@ pub enum Error {
     Join(&'static str),
 }
 
-impl From<Error> for candle_core::Error {
-    fn from(error: Error) -> Self {
-        Self::wrap(error)
+impl Error {
+    /// The error of this crate inside an error of candle, if it is one: what a loss function or an optimizer returned can be
+    /// told apart by its kind.
+    ///
+    /// ```
+    /// use candle_core::{Device, Result, Tensor, Var};
+    /// use sam_runtime::{Error, Sam};
+    ///
+    /// # fn main() -> Result<()> {
+    /// let w = Var::new(&[1f32, 2.], &Device::Cpu)?;
+    /// let error = Sam::new(0.05).loss(|| -> Result<Tensor> { w.sum_all()?.affine(f64::NAN, 0.) }).unwrap_err();
+    /// assert!(matches!(Error::of(&error), Some(Error::NonFiniteLoss { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn of(error: &candle_core::Error) -> Option<&Self> {
+        use candle_core::Error as Candle;
+        match error {
+            Candle::Io(error) => error.get_ref()?.downcast_ref(),
+            Candle::Context { inner, .. } | Candle::WithPath { inner, .. } | Candle::WithBacktrace { inner, .. } => {
+                Self::of(inner)
+            }
+            _ => None,
+        }
     }
+}
+
+impl From<Error> for candle_core::Error {
+    /// Inside an [`std::io::Error`], the only error that candle hands on as a type: see [`Error::of`].
+    fn from(error: Error) -> Self {
+        Self::Io(std::io::Error::other(error)).bt()
+    }
+}
+
+/// An error unless the value is finite and at least so much.
+pub(crate) fn at_least(what: &'static str, value: f64, least: f64) -> Result<(), Error> {
+    let expected = if least == 0.0 { "a finite number, 0 or more" } else { "1 or more" };
+    if value.is_finite() && value >= least { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
+}
+
+/// An error unless the value is in [0, 1].
+pub(crate) fn share(what: &'static str, value: f64) -> Result<(), Error> {
+    let expected = "a number from 0 to 1";
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
 }
 
 /// Which of the passes of a step.

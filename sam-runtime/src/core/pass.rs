@@ -236,20 +236,6 @@ impl Step {
         self.before().keep(var)
     }
 
-    /// Forgets what these variables were.
-    pub(crate) fn forget<'a>(&self, vars: impl Iterator<Item = &'a Var>) {
-        let mut before = self.before();
-        vars.for_each(|var| before.remove(var));
-    }
-
-    /// Whether a variable that it remembers has the same values still.
-    pub(crate) fn is_unchanged(&self, var: &Var) -> Result<bool> {
-        match self.before().get(var) {
-            Some(before) => Ok(var.as_detached_tensor().ne(before)?.flatten_all()?.max(0)?.to_scalar::<u8>()? == 0),
-            None => Ok(false),
-        }
-    }
-
     /// What it has remembered.
     pub(crate) fn take_before(&self) -> Before {
         std::mem::take(&mut self.before())
@@ -296,16 +282,6 @@ impl Before {
             place.insert((var, value));
         }
         Ok(())
-    }
-
-    /// What a variable was, if it was kept.
-    pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
-        self.0.get(&var.id()).map(|(_, value)| value)
-    }
-
-    /// Forgets a variable.
-    pub(crate) fn remove(&mut self, var: &Var) {
-        self.0.remove(&var.id());
     }
 
     /// Keeps what was before both, `self` being the earlier one.

@@ -5,8 +5,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+use super::operands::{Scaling, SgdStep, Slope};
 use super::rounding::Rounding;
-use super::{Scaling, SgdStep, Slope};
 use crate::core::dtype::{exact, exact_dtype};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;

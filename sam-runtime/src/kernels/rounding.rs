@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Result, Tensor, Var};
 
-use super::Slope;
+use super::operands::Slope;
 use crate::core::error::Error;
 use crate::core::names::describe;
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::mix;
+use super::dispatch::mix;
 use crate::core::var_list::{Gradient, Kept};
 
 /// α a + β b for each variable of both, in buffers of their own.

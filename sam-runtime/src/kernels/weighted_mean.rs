@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{Result, TensorId};
 
-use super::{mix_all, number};
+use super::dispatch::{mix_all, number};
 use crate::core::dtype::wide;
 use crate::core::var_list::Gradient;
 

@@ -6,14 +6,13 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, Storage};
 
-use crate::autograd;
 use crate::autograd::tape::{Layer, apply};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::elementwise;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
-use crate::kernels::prepare::{dense, to_compute_dtype};
+use crate::kernels::prepare::{dense, to_compute_dtype, to_layout_of};
 
 /// max(x, 0). As in PyTorch the gradient at 0 is 0 and NaN stays NaN, where candle has 1 and 0.
 ///
@@ -78,7 +77,42 @@ impl Layer for Relu {
 /// # }
 /// ```
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    autograd::add::add(x, y)
+    if x.dims() != y.dims() || x.dtype() != y.dtype() {
+        let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
+        candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
+    }
+    if has_fused_kernels(x.device()) && x.device().same_device(y.device()) {
+        let wide = to_compute_dtype(x)?;
+        apply(Add, &[&wide, &to_layout_of(&wide, y)?])?.to_dtype(x.dtype())
+    } else {
+        x + y
+    }
+}
+
+struct Add;
+
+impl Layer for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        elementwise::add(&args[0], &args[1])
+    }
+
+    fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(dy.clone()), Some(dy.clone())])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
+        cuda::add(&args[0], &args[1])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        self.backward(args, wanted, y, dy)
+    }
 }
 
 /// `x.to_dtype(dtype)`, as a layer, so that a network that computes in bf16 can consist of layers only.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write as _};
+use std::path::Path;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -12,8 +13,75 @@ use super::Sam;
 use crate::core::dtype::wide;
 use crate::core::names::{Names, describe};
 use crate::core::var_list::Kept;
-use crate::optim::state_file::{Contents, Kind, StateFile, checked, parse};
+use crate::optim::state_file::{self, Contents, Kind, StateFile, checked, parse};
 use crate::variants::{Combination, Direction, Mask, Schedule, State};
+
+impl Sam {
+    /// Writes what it remembers from step to step to a safetensors file: counters, means, kept gradients, masks, under the
+    /// names that the variables have in `names` (the first in alphabetical order, where one has several; any is found when it
+    /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
+    /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
+    ///
+    /// The file says which pieces of this `Sam` remember something, such as [`Direction::PreviousGradient`] or [`Combination::LookSam`]. It
+    /// can be loaded by a `Sam` in which these are the same; their constants may be others.
+    ///
+    /// # Errors
+    /// If a step of it is under way, a variable has no name, or the file cannot be written.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::VarMap;
+    /// use sam_runtime::Sam;
+    ///
+    /// # fn main() -> Result<()> {
+    /// # let file = std::env::temp_dir().join(format!("sam-doc-{}.safetensors", std::process::id()));
+    /// let vars = VarMap::new();
+    /// let w = vars.get(3, "w", candle_nn::Init::Const(1.), DType::F32, &Device::Cpu)?;
+    /// let sam = Sam::f_sam();
+    /// sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
+    /// sam.save(&vars, &file)?;
+    /// let resumed = Sam::f_sam();
+    /// resumed.load(&vars, &file)?;
+    /// # std::fs::remove_file(file)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
+        state_file::write(path.as_ref(), &self.to_bytes(names)?)
+    }
+
+    /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
+    ///
+    /// # Errors
+    /// If a step of it is under way, or a variable has no name.
+    pub fn to_bytes(&self, names: &VarMap) -> Result<Vec<u8>> {
+        self.between_steps()?;
+        let mut state = self.state();
+        state.remainder = state.factor.applied(&state.remainder)?;
+        to_bytes(&state, self, names)
+    }
+
+    /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
+    /// 0.1.0 was released, are read as well, if this `Sam` has a use for all that is in them.
+    ///
+    /// # Errors
+    /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
+    /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
+    pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
+        state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
+    }
+
+    /// As [`load`](Self::load), from the bytes of such a file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_bytes(&self, names: &VarMap, bytes: &[u8]) -> Result<()> {
+        self.between_steps()?;
+        let state = from_bytes(self, names, bytes)?;
+        self.memory().state = state;
+        Ok(())
+    }
+}
 
 const FILE: Kind = Kind { label: "sam-runtime sam state", what: "the state of a `Sam`", version: 1 };
 
@@ -44,7 +112,7 @@ fn part_mut<'a>(state: &'a mut State, part: &str) -> Option<&'a mut Kept> {
     }
 }
 
-pub(super) fn to_bytes(state: &State, sam: &Sam, names: &VarMap) -> Result<Vec<u8>> {
+fn to_bytes(state: &State, sam: &Sam, names: &VarMap) -> Result<Vec<u8>> {
     let names = Names::of(names);
     let mut file = StateFile::new(&FILE);
     for (piece, name) in pieces_with_memory(sam) {
@@ -69,7 +137,7 @@ pub(super) fn to_bytes(state: &State, sam: &Sam, names: &VarMap) -> Result<Vec<u
     file.serialize()
 }
 
-pub(super) fn from_bytes(sam: &Sam, names: &VarMap, bytes: &[u8]) -> Result<State> {
+fn from_bytes(sam: &Sam, names: &VarMap, bytes: &[u8]) -> Result<State> {
     let names = Names::of(names);
     parse(bytes, &FILE, |file| from_file(sam, &names, file))
 }

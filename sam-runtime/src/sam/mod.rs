@@ -3,20 +3,18 @@
 mod memory_file;
 mod presets;
 pub(crate) mod stats;
+mod validate;
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Tensor, TensorId, Var};
-use candle_nn::VarMap;
 
 use crate::core::error::Error;
 use crate::core::norm_ball::Ball;
 use crate::core::pass::Step;
 use crate::kernels;
-use crate::optim::state_file;
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope, State};
 use stats::StepStats;
 
@@ -71,6 +69,7 @@ pub struct Sam {
     pub(crate) schedule: Schedule,
     pub(crate) combination: Combination,
     pub(crate) vars: Option<Vec<Var>>,
+    pub(crate) buffers: Vec<Var>,
     pub(crate) seed: u64,
     pub(crate) loss_scale: f64,
     pub(crate) watched: bool,
@@ -116,6 +115,7 @@ impl Clone for Sam {
             metric_for: self.metric_for.clone(),
             direction: self.direction.clone(),
             vars: self.vars.clone(),
+            buffers: self.buffers.clone(),
             memory: Mutex::new(self.memory().clone()),
             running: AtomicUsize::new(0),
             ..*self
@@ -145,6 +145,7 @@ impl Sam {
             schedule: Schedule::Always,
             combination: Combination::PerturbedGradient,
             vars: None,
+            buffers: Vec::new(),
             seed: 0,
             loss_scale: 1.0,
             watched: false,
@@ -237,13 +238,38 @@ impl Sam {
         self
     }
 
-    /// Perturbs these variables only, the others stay where they are; without it, whatever the loss depends on is
-    /// perturbed. Variables among these that get no gradient, such as the statistics of a batch normalisation, are
-    /// state, and keep what the first pass has made of them. A variable that is listed several times, such as a tied weight
-    /// under two names, counts once.
+    /// Perturbs these variables only; without it, all variables that the loss depends on are perturbed. The gradient is that
+    /// of all of them in any case. A variable that is listed several times, such as a tied weight under two names, counts
+    /// once. One that gets no gradient is an error ([`Error::NoGradient`]): list running statistics as
+    /// [`buffers`](Self::buffers).
     pub fn vars(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
-        let mut known = HashSet::new();
-        self.vars = Some(vars.into_iter().filter(|var| known.insert(var.id())).collect());
+        self.vars = Some(each_once(vars));
+        self
+    }
+
+    /// Variables that the loss function writes to, such as the running statistics of `candle_nn`'s batch normalization: they
+    /// keep the value that the first pass gave them, and are never perturbed. If the step fails they go back to the value from
+    /// before it. [`nn::BatchNorm`](crate::nn::BatchNorm) needs none.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Result, Tensor};
+    /// # use candle_nn::{ModuleT, VarBuilder, VarMap};
+    /// use sam_runtime::Sam;
+    /// use sam_runtime::variants::named;
+    ///
+    /// # fn main() -> Result<()> {
+    /// # let (vars, x) = (VarMap::new(), Tensor::randn(3f32, 2., (16, 4), &Device::Cpu)?);
+    /// let bn = candle_nn::batch_norm(4, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+    /// let sam = Sam::new(0.05).buffers(named(&vars, |name| name.contains("running_")));
+    /// sam.loss(|| -> Result<Tensor> { bn.forward_t(&x, true)?.sqr()?.sum_all() })?;
+    /// let once = (x.mean(0)? * 0.1)?;                         // momentum 0.1, from 0: one pass moved it
+    /// let moved = (bn.running_mean() - once)?.abs()?.max(0)?.to_scalar::<f32>()?;
+    /// assert!(moved < 1e-6);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn buffers(mut self, buffers: impl IntoIterator<Item = Var>) -> Self {
+        self.buffers = each_once(buffers);
         self
     }
 
@@ -342,219 +368,10 @@ impl Sam {
         Ok(())
     }
 
-    /// Writes what it remembers from step to step to a safetensors file: counters, means, kept gradients, masks, under the
-    /// names that the variables have in `names` (the first in alphabetical order, where one has several; any is found when it
-    /// is loaded). Random numbers depend on the seed and the counters, so a run that is resumed from here is bitwise the same
-    /// as one that was not interrupted. The file is replaced [atomically](crate::write_atomically).
-    ///
-    /// The file says which pieces of this `Sam` remember something, such as [`Direction::PreviousGradient`] or [`Combination::LookSam`]. It
-    /// can be loaded by a `Sam` in which these are the same; their constants may be others.
-    ///
-    /// # Errors
-    /// If a step of it is under way, a variable has no name, or the file cannot be written.
-    ///
-    /// ```
-    /// # use candle_core::{DType, Device, Result, Tensor};
-    /// # use candle_nn::VarMap;
-    /// use sam_runtime::Sam;
-    ///
-    /// # fn main() -> Result<()> {
-    /// # let file = std::env::temp_dir().join(format!("sam-doc-{}.safetensors", std::process::id()));
-    /// let vars = VarMap::new();
-    /// let w = vars.get(3, "w", candle_nn::Init::Const(1.), DType::F32, &Device::Cpu)?;
-    /// let sam = Sam::f_sam();
-    /// sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
-    /// sam.save(&vars, &file)?;
-    /// let resumed = Sam::f_sam();
-    /// resumed.load(&vars, &file)?;
-    /// # std::fs::remove_file(file)?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
-        state_file::write(path.as_ref(), &self.to_bytes(names)?)
-    }
-
-    /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
-    ///
-    /// # Errors
-    /// If a step of it is under way, or a variable has no name.
-    pub fn to_bytes(&self, names: &VarMap) -> candle_core::Result<Vec<u8>> {
-        self.between_steps()?;
-        let mut state = self.state();
-        state.remainder = state.factor.applied(&state.remainder)?;
-        memory_file::to_bytes(&state, self, names)
-    }
-
-    /// Reads a file of [`save`](Self::save). On an error all is as before. Files that do not say what they hold, from before
-    /// 0.1.0 was released, are read as well, if this `Sam` has a use for all that is in them.
-    ///
-    /// # Errors
-    /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
-    /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
-    pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> candle_core::Result<()> {
-        state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
-    }
-
-    /// As [`load`](Self::load), from the bytes of such a file.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_bytes(&self, names: &VarMap, bytes: &[u8]) -> candle_core::Result<()> {
-        self.between_steps()?;
-        let state = memory_file::from_bytes(self, names, bytes)?;
-        self.memory().state = state;
-        Ok(())
-    }
-
-    /// Whether every setting is in range, and all go together; a step asks this first. What a ρ schedule returns is checked
-    /// by the step that uses it.
-    ///
-    /// # Errors
-    /// If one is not, or two do not.
-    pub fn validate(&self) -> candle_core::Result<()> {
-        Ok(self.check_values().and_then(|()| self.check_pairs())?)
-    }
-
-    fn check_values(&self) -> Result<(), Error> {
-        let least = |what, value: f64, least: f64| {
-            let expected = if least == 0.0 { "a finite number, 0 or more" } else { "1 or more" };
-            if value.is_finite() && value >= least { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
-        };
-        let share = |what, value: f64| {
-            let expected = "a number from 0 to 1";
-            if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Setting { what, value, expected }) }
-        };
-        let radius = |rho: f64| if rho.is_finite() && rho >= 0.0 { Ok(()) } else { Err(Error::Rho(rho)) };
-        match &self.radius {
-            Radius::Constant(rho) => radius(*rho)?,
-            // Checked by the step that asks for it.
-            Radius::Schedule(_) => {}
-            Radius::LinkedToLr { rho, rate } => {
-                radius(*rho.start())?;
-                radius(*rho.end())?;
-                if rate.start() >= rate.end() || rate.start().is_nan() || rate.end().is_nan() {
-                    let expected = "a range with the smaller rate first";
-                    return Err(Error::Setting { what: "rate", value: *rate.start(), expected });
-                }
-            }
-            Radius::LossBudget { sigma, largest } => {
-                least("sigma", *sigma, 0.0)?;
-                radius(*largest)?;
-            }
-        }
-        if self.p.is_nan() || self.p < 1.0 {
-            return Err(Error::P(self.p));
-        }
-        match self.metric {
-            Metric::Adaptive { eta } if !(eta.is_finite() && eta >= 0.0) => return Err(Error::Eta(eta)),
-            Metric::Fisher { eta } => least("eta", eta, 0.0)?,
-            _ => {}
-        }
-        match self.direction {
-            Direction::Ema { theta } => share("theta", theta)?,
-            Direction::MinusEma { sigma, lambda } => {
-                least("sigma", sigma, 0.0)?;
-                share("lambda", lambda)?;
-            }
-            _ => {}
-        }
-        match self.mask {
-            Some(Mask::Random { keep }) if !(keep > 0.0 && keep <= 1.0) => {
-                return Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" });
-            }
-            Some(Mask::TopK { sparsity, .. }) if !(0.0..1.0).contains(&sparsity) => {
-                let expected = "a number from 0 up to but not 1";
-                return Err(Error::Setting { what: "sparsity", value: sparsity, expected });
-            }
-            Some(Mask::TopK { every, .. }) => {
-                least("every", every as f64, 1.0)?;
-            }
-            _ => {}
-        }
-        match self.schedule {
-            Schedule::Every(k) => least("every", k as f64, 1.0)?,
-            Schedule::Random(p) => share("chance", p)?,
-            Schedule::GradNormAdaptive { steps, from, to, memory } => {
-                if !(from.is_finite() && to.is_finite()) {
-                    return Err(Error::Setting { what: "from and to", value: from + to, expected: "finite numbers" });
-                }
-                least("steps", steps as f64, 1.0)?;
-                share("memory", memory)?;
-            }
-            Schedule::Always | Schedule::FromStep(_) => {}
-        }
-        match self.combination {
-            Combination::Gsam { alpha } => least("alpha", alpha, 0.0)?,
-            Combination::Wsam { gamma } | Combination::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
-                return Err(Error::Setting {
-                    what: "gamma",
-                    value: gamma,
-                    expected: "a number from 0 up to but not 1",
-                });
-            }
-            Combination::LookSam { every, alpha } => {
-                least("every", every as f64, 1.0)?;
-                least("alpha", alpha, 0.0)?;
-            }
-            _ => {}
-        }
-        least("ascents", self.ascents.count as f64, 1.0)?;
-        least("length", self.ascents.length, 0.0)?;
-        if !(self.loss_scale.is_finite() && self.loss_scale > 0.0) {
-            let expected = "a finite number above 0";
-            return Err(Error::Setting { what: "loss_scale", value: self.loss_scale, expected });
-        }
-        Ok(())
-    }
-
-    fn check_pairs(&self) -> Result<(), Error> {
-        let refuse = |what, why| Err(Error::Settings { what, why });
-        let simple = self.metric == Metric::Euclidean
-            && self.mask.is_none()
-            && self.normalised
-            && matches!(self.scope, Scope::Global)
-            && self.direction.is_gradient()
-            && self.p == 2.0;
-        if !self.normalised && self.p != 2.0 {
-            return refuse("unnormalized", "it is for p = 2");
-        }
-        let one = self.ascents == Ascents { count: 1, length: 1.0 };
-        if self.combination == Combination::SecondOrder {
-            if !(simple && one) {
-                return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");
-            }
-            if matches!(self.radius, Radius::LossBudget { .. }) {
-                return refuse("second_order", "the radius must not depend on the weights, as a loss budget's does");
-            }
-        }
-        if !(simple || one) {
-            return refuse("ascents", "they are for the gradient in the plain ball of p = 2");
-        }
-        let of_gradient = matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::TopK { .. }));
-        if of_gradient && !self.direction.is_gradient() {
-            return refuse("direction", "`Metric::Fisher` and `Mask::TopK` are made of the gradient: expected that");
-        }
-        if !self.direction.needs_gradient() {
-            if self.combination != Combination::PerturbedGradient {
-                return refuse(
-                    "combination",
-                    "the direction has no gradient at w to combine: expected `Combination::PerturbedGradient`",
-                );
-            }
-            if matches!(self.schedule, Schedule::GradNormAdaptive { .. })
-                || matches!(self.radius, Radius::LossBudget { .. })
-            {
-                return refuse(
-                    "direction",
-                    "`Schedule::GradNormAdaptive` and `Radius::LossBudget` need the gradient at w, it has none",
-                );
-            }
-            if matches!(self.direction, Direction::Random) && self.vars.is_none() {
-                return refuse("direction", "a random one needs `vars`, to know what to perturb before the pass");
-            }
-        }
-        Ok(())
+    /// Whether a variable is one of those that are perturbed, if it gets a gradient.
+    pub(crate) fn may_move(&self, var: &Var) -> bool {
+        let is_in = |vars: &[Var]| vars.iter().any(|listed| listed.id() == var.id());
+        self.vars.as_deref().is_none_or(is_in) && !is_in(&self.buffers)
     }
 
     /// Whether a step that begins now may have a perturbation.
@@ -613,4 +430,9 @@ impl Sam {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn each_once(vars: impl IntoIterator<Item = Var>) -> Vec<Var> {
+    let mut known = HashSet::new();
+    vars.into_iter().filter(|var| known.insert(var.id())).collect()
 }

@@ -7,10 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use crate::core::error::Error;
 use crate::core::pass::Pass;
 use crate::sam::Sam;
-use crate::step::output::LossOutput;
 use crate::step::shards::{SplitBatch, rows_of};
 use crate::step::shares::{Part, Shares, Weights, same_rows};
-use crate::step::stages::Ascent;
 
 /// BatchSelection chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
 ///
@@ -129,7 +127,7 @@ impl<'a> BatchSelection<'a> {
     }
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the parts, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each part. BatchSelection that weigh nothing are put
+    /// their auxiliary floats are averaged with the sums of the weights in each part. Examples that weigh nothing are put
     /// into a neighbouring part, where they would fill one. For [`Sam::micro_batches`].
     ///
     /// # Errors
@@ -152,24 +150,16 @@ impl<'a> BatchSelection<'a> {
         }
     }
 
-    /// Stage one, as [`Sam::ascend`].
-    ///
-    /// # Errors
-    /// Those of the loss, and [`Error`](crate::Error).
-    pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
-    where
-        O: LossOutput,
-        E: From<candle_core::Error>,
-    {
+    /// Before the first pass: checks the settings, and shows all rows.
+    pub(super) fn begin(&self) -> Result<&Sam, Error> {
         self.current.replace(Rows::All);
         self.sam.validate()?;
         if self.rule.is_per_example() && !matches!(self.shares, Shares::Examples) {
             let what = if matches!(self.shares, Shares::Sum) { "sum" } else { "weights" };
-            let why =
-                "it says how the losses of parts are added up: `hardest` and `sharpest` have a loss for each example";
-            Err(candle_core::Error::from(Error::Settings { what, why }))?;
+            let why = "it says how the losses of micro-batches are added up: `hardest` and `sharpest` have a loss for each example";
+            return Err(Error::Settings { what, why });
         }
-        Ascent::run(self.sam, Some(self), loss)
+        Ok(self.sam)
     }
 
     pub(crate) fn rule(&self) -> Rule {

@@ -55,7 +55,7 @@ impl Sam {
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        self.validate()?;
+        self.validate().map_err(candle_core::Error::from)?;
         Ascent::run(self, None, loss)
     }
 
@@ -95,5 +95,20 @@ impl Sam {
     /// If `k` is 0.
     pub fn sharpest(&self, k: usize) -> candle_core::Result<BatchSelection<'_>> {
         BatchSelection::new(self, Rule::Sharpest, k)
+    }
+}
+
+impl BatchSelection<'_> {
+    /// Stage one, as [`Sam::ascend`].
+    ///
+    /// # Errors
+    /// Those of the loss, and [`Error`](crate::Error).
+    pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
+    where
+        O: LossOutput,
+        E: From<candle_core::Error>,
+    {
+        let sam = self.begin().map_err(candle_core::Error::from)?;
+        Ascent::run(sam, Some(self), loss)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::{DType, Tensor, TensorId, Var};
+use candle_core::{DType, Tensor, Var};
 
 use crate::autograd::gradient::{check_loss, gradient_of, has_loss_of_call};
 use crate::autograd::stale::{Moment, check_made_since};
@@ -133,7 +133,6 @@ impl<'a> Course<'a> {
         }
         let (output, gradient) = self.pass(Pass::Plain, loss)?;
         check_finite(&gradient, Pass::Plain)?;
-        self.step.forget(gradient.iter().map(|(var, _)| var));
         self.last.loss = Some(value_of(output.loss())?);
         let gradient = (!gradient.is_empty()).then_some(gradient);
         Ok((output.into_detached()?, gradient))
@@ -147,20 +146,20 @@ impl<'a> Course<'a> {
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
             let (output, gradient) = self.pass(Pass::Ascent, loss)?;
-            self.check_listed(&gradient)?;
+            self.check_listed(&self.perturbed_among(&gradient)?)?;
             self.last.loss = Some(value_of(output.loss())?);
             self.losses_at_w.clone_from(&self.losses);
             return Ok((output, gradient));
         };
         let Attempt { output, .. } = self.run(Pass::Ascent, 0, &Rows::All, loss)?;
         let mut state = SwapGuard::new(&self.step, Vec::new())?;
-        state.keep(&self.state_of(output.loss()))?;
+        state.keep(&self.sam.buffers)?;
         let output = output.into_detached()?;
         self.last.passes += FORWARD;
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
         state.restore()?;
-        self.check_listed(&gradient)?;
+        self.check_listed(&self.perturbed_among(&gradient)?)?;
         self.last.loss = Some(value_of(chosen.loss())?);
         Ok((output, gradient))
     }
@@ -284,47 +283,34 @@ impl<'a> Course<'a> {
         Ok(gradient)
     }
 
-    /// Those listed variables that the loss does not depend on.
-    fn state_of(&self, loss: &Tensor) -> Vec<Var> {
-        let Some(vars) = &self.sam.vars else { return Vec::new() };
-        others(vars, loss.sorted_nodes().into_iter().map(Tensor::id))
-    }
-
     // --------------------------------------------------------------------------------------- after the first
 
-    /// The gradient of the variables that are perturbed, and the variables that are state: listed, without a gradient.
-    pub(crate) fn perturbed_among(&self, all: &Gradient) -> candle_core::Result<(Gradient, Vec<Var>)> {
-        let Some(vars) = &self.sam.vars else { return Ok((all.clone(), Vec::new())) };
-        let listed: HashSet<_> = vars.iter().map(|var| var.id()).collect();
-        let perturbed: Gradient = all.iter().filter(|(var, _)| listed.contains(&var.id())).cloned().collect();
+    /// The gradient of the variables that are perturbed.
+    pub(crate) fn perturbed_among(&self, all: &Gradient) -> candle_core::Result<Gradient> {
+        if self.sam.vars.is_none() && self.sam.buffers.is_empty() {
+            return Ok(all.clone());
+        }
+        let perturbed: Gradient = all.iter().filter(|(var, _)| self.sam.may_move(var)).cloned().collect();
         if perturbed.is_empty() {
             Err(Error::NothingToPerturb)?;
         }
-        Ok((perturbed, others(vars, all.iter().map(|(var, _)| var.id()))))
+        Ok(perturbed)
     }
 
-    /// Keeps the listed variables as they are before the first pass, which may change those that are state: all but those
-    /// that are about to be moved.
-    pub(crate) fn keep_listed(&self, moved: &Gradient) -> candle_core::Result<()> {
-        let Some(vars) = self.sam.vars.as_ref().filter(|_| self.outermost) else { return Ok(()) };
-        let moved = moved.iter().map(|(var, _)| var.id());
-        others(vars, moved).iter().try_for_each(|var| self.step.keep(var))
+    /// Remembers what the buffers hold before the first pass, so that they go back if the step fails.
+    pub(crate) fn keep_buffers(&self) -> candle_core::Result<()> {
+        let buffers = self.sam.buffers.iter().filter(|_| self.outermost);
+        buffers.into_iter().try_for_each(|var| self.step.keep(var))
     }
 
-    /// Of the listed variables, those that get no gradient have to be state, which the first pass has changed. On other
-    /// devices than the CPU values are not compared.
-    fn check_listed(&self, all: &Gradient) -> candle_core::Result<()> {
-        self.step.forget(all.iter().map(|(var, _)| var));
-        for var in self.perturbed_among(all)?.1 {
-            if var.dtype().is_float()
-                && var.device().is_cpu()
-                && var.elem_count() > 0
-                && self.step.is_unchanged(&var)?
-            {
-                Err(Error::NoGradient { variable: describe(&var) })?;
-            }
+    /// Every variable that `vars` lists needs a gradient.
+    fn check_listed(&self, perturbed: &Gradient) -> candle_core::Result<()> {
+        let found: HashSet<_> = perturbed.iter().map(|(var, _)| var.id()).collect();
+        let listed = self.sam.vars.iter().flatten().filter(|var| self.sam.may_move(var));
+        match listed.into_iter().find(|var| !found.contains(&var.id())) {
+            Some(var) => Err(Error::NoGradient { variable: describe(var) }.into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
@@ -367,12 +353,9 @@ impl<'a> Course<'a> {
         if self.sam.direction.needs_gradient() {
             return Ok(None);
         }
-        let vars = self.sam.vars.as_deref();
-        let mut along = self.sam.direction.at_once(vars.unwrap_or_default(), &self.state, self.sam.seed)?;
-        if let Some(vars) = vars {
-            let listed: HashSet<_> = vars.iter().map(|var| var.id()).collect();
-            along.retain(|(var, _)| listed.contains(&var.id()));
-        }
+        let vars = self.sam.vars.as_deref().unwrap_or_default();
+        let mut along = self.sam.direction.at_once(vars, &self.state, self.sam.seed)?;
+        along.retain(|(var, _)| self.sam.may_move(var));
         Ok(Some(along))
     }
 
@@ -381,13 +364,8 @@ impl<'a> Course<'a> {
         self.sam.direction.along(gradient, &mut self.state)
     }
 
-    /// Moves the variables along the direction. `state`: what keeps its value meanwhile.
-    pub(crate) fn step(
-        &mut self,
-        weights: Option<SwapGuard>,
-        along: Gradient,
-        state: &[Var],
-    ) -> candle_core::Result<SwapGuard> {
+    /// Moves the variables along the direction. The buffers keep the value of the first pass meanwhile, if there was one.
+    pub(crate) fn perturb(&mut self, weights: Option<SwapGuard>, along: Gradient) -> candle_core::Result<SwapGuard> {
         let mut values = self.moved(along)?;
         let ascents = self.sam.ascents;
         if ascents.count > 1 || ascents.length > 1.0 {
@@ -405,7 +383,9 @@ impl<'a> Course<'a> {
             watch.check(values.iter().map(|(var, _)| var))?;
         }
         let mut weights = SwapGuard::new(&self.step, values)?;
-        weights.keep(state)?;
+        if self.sam.direction.needs_gradient() {
+            weights.keep(&self.sam.buffers)?;
+        }
         Ok(weights)
     }
 
@@ -530,12 +510,6 @@ impl<'a> Course<'a> {
 /// An error if a sharpness-aware loss that was made inside this call of a loss function is a part of the loss.
 fn check_not_nested(nodes: &[&Tensor], call: u64) -> candle_core::Result<()> {
     if has_loss_of_call(nodes.iter().copied(), call) { Err(Error::Nested.into()) } else { Ok(()) }
-}
-
-/// Those of `vars` that are none of these, each once.
-fn others(vars: &[Var], known: impl Iterator<Item = TensorId>) -> Vec<Var> {
-    let mut seen: HashSet<_> = known.collect();
-    vars.iter().filter(|var| seen.insert(var.id())).cloned().collect()
 }
 
 /// Draws values that are farther from home than ρ back onto the ball.

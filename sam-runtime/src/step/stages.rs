@@ -1,8 +1,6 @@
 //! The algorithm, as types: ascend → perturb → descend → restore. Each stage is made by the one before and by nothing
 //! else, so the compiler refuses any other order.
 
-use candle_core::Var;
-
 use crate::autograd::gradient::loss_with_gradient;
 use crate::core::pass::{Before, Pass};
 use crate::core::storage::SwapGuard;
@@ -45,8 +43,6 @@ struct Slope<O> {
     first: Option<Gradient>,
     /// Where the ascents so far have led, if there are several.
     weights: Option<SwapGuard>,
-    /// The variables that keep what the first pass has made of them.
-    state: Vec<Var>,
 }
 
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
@@ -100,7 +96,7 @@ impl<O: LossOutput> Found<O> {
         E: From<candle_core::Error>,
     {
         let along = course.direction_at_once()?;
-        course.keep_listed(along.as_ref().unwrap_or(&Gradient::new()))?;
+        course.keep_buffers()?;
         if !course.may_perturb() || along.as_ref().is_some_and(Gradient::is_empty) {
             let (output, gradient) = course.plain(loss)?;
             return Ok(Self::Done(Done { output, gradient }));
@@ -114,17 +110,17 @@ impl<O: LossOutput> Found<O> {
         if all.is_empty() {
             return Ok(Self::Done(Done { output, gradient: None }));
         }
-        let (gradient, state) = course.perturbed_among(&all)?;
+        let gradient = course.perturbed_among(&all)?;
         if course.needs_no_second(&gradient, &all)? {
             return Ok(Self::Done(Done { output, gradient: Some(all) }));
         }
         let first = course.put_aside(&all)?;
         drop(all);
-        let mut slope = Slope { output, gradient, first, weights: None, state };
+        let mut slope = Slope { output, gradient, first, weights: None };
         for _ in 1..course.ascent_steps() {
-            let there = course.step(slope.weights, slope.gradient, &slope.state)?;
+            let there = course.perturb(slope.weights, slope.gradient)?;
             let (_, all) = course.pass(Pass::Descent, loss)?;
-            slope = Slope { gradient: course.perturbed_among(&all)?.0, weights: Some(there), ..slope };
+            slope = Slope { gradient: course.perturbed_among(&all)?, weights: Some(there), ..slope };
         }
         Ok(Self::Slope(slope))
     }
@@ -140,14 +136,14 @@ impl<'a, O> Ascent<'a, O> {
         let Self { mut course, found } = self;
         let moved = match found {
             Found::Done(done) => Moved::Done(done),
-            Found::Slope(Slope { output, gradient, first, weights, state }) => {
+            Found::Slope(Slope { output, gradient, first, weights }) => {
                 let along = course.direction(gradient)?;
-                let weights = course.step(weights, along, &state)?;
+                let weights = course.perturb(weights, along)?;
                 course.look_at_step(first.as_ref(), &weights)?;
                 Moved::Second { output, first, weights }
             }
             Found::Direction(along) => {
-                let weights = course.step(None, along, &[])?;
+                let weights = course.perturb(None, along)?;
                 course.look_at_step(None, &weights)?;
                 Moved::Only { weights }
             }

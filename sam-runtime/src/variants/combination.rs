@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use super::factor::LossFactor;
 use super::state::State;
 use crate::core::dtype::epsilon;
+use crate::core::error::{Error, at_least};
 use crate::core::var_list::{Gradient, Kept};
 use crate::kernels::vars::{mixed, paired, ratio};
 use crate::kernels::{dot, mix_all, number, square};
@@ -58,6 +59,21 @@ pub enum Combination {
 }
 
 impl Combination {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Gsam { alpha } => at_least("alpha", alpha, 0.0),
+            Self::Wsam { gamma } | Self::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
+                let expected = "a number from 0 up to but not 1";
+                Err(Error::Setting { what: "gamma", value: gamma, expected })
+            }
+            Self::LookSam { every, alpha } => {
+                at_least("every", every as f64, 1.0)?;
+                at_least("alpha", alpha, 0.0)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it needs g after the perturbation.
     pub(crate) fn needs_first(self) -> bool {
         self != Self::PerturbedGradient

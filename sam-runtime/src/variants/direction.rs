@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, Var};
 
 use super::state::State;
 use crate::core::dtype::{epsilon, wide};
+use crate::core::error::{Error, at_least, share};
 use crate::core::identity::number_of;
 use crate::core::rng::gaussian;
 use crate::core::var_list::{Gradient, Kept};
@@ -52,6 +53,17 @@ pub enum Direction {
 }
 
 impl Direction {
+    pub(crate) fn validate(&self) -> std::result::Result<(), Error> {
+        match *self {
+            Self::Ema { theta } => share("theta", theta),
+            Self::MinusEma { sigma, lambda } => {
+                at_least("sigma", sigma, 0.0)?;
+                share("lambda", lambda)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it takes the gradient at w to know it.
     pub(crate) fn needs_gradient(&self) -> bool {
         matches!(self, Self::Gradient | Self::Ema { .. } | Self::MinusEma { .. })

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 
 use super::state::State;
 use crate::core::dtype::exact;
+use crate::core::error::{Error, at_least};
 use crate::core::rng::bernoulli;
 use crate::core::var_list::{Gradient, Kept};
 use crate::kernels::{Scaling, Slope, norm_of};
@@ -93,6 +94,14 @@ impl Scope {
 }
 
 impl Metric {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Adaptive { eta } if !(eta.is_finite() && eta >= 0.0) => Err(Error::Eta(eta)),
+            Self::Fisher { eta } => at_least("eta", eta, 0.0),
+            _ => Ok(()),
+        }
+    }
+
     /// T for one variable. `only`: those that it is for, where it is not for all.
     pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scaling> {
         if only.is_some_and(|only| !only.contains(&var.id())) {
@@ -115,6 +124,20 @@ fn inverse_root(x: &Tensor) -> Result<Tensor> {
 }
 
 impl Mask {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Random { keep } if !(keep > 0.0 && keep <= 1.0) => {
+                Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" })
+            }
+            Self::TopK { sparsity, .. } if !(0.0..1.0).contains(&sparsity) => {
+                let expected = "a number from 0 up to but not 1";
+                Err(Error::Setting { what: "sparsity", value: sparsity, expected })
+            }
+            Self::TopK { every, .. } => at_least("every", every as f64, 1.0),
+            Self::Random { .. } => Ok(()),
+        }
+    }
+
     pub(crate) fn has_memory(self) -> bool {
         matches!(self, Self::TopK { .. })
     }

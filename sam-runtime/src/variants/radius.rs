@@ -1,5 +1,6 @@
 //! How large the ball is.
 
+use crate::core::error::{Error, at_least};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -45,6 +46,28 @@ pub enum Radius {
 }
 
 impl Radius {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let radius = |rho: f64| if rho.is_finite() && rho >= 0.0 { Ok(()) } else { Err(Error::Rho(rho)) };
+        match self {
+            Self::Constant(rho) => radius(*rho),
+            // Checked by the step that asks for it.
+            Self::Schedule(_) => Ok(()),
+            Self::LinkedToLr { rho, rate } => {
+                radius(*rho.start())?;
+                radius(*rho.end())?;
+                if rate.start() >= rate.end() || rate.start().is_nan() || rate.end().is_nan() {
+                    let expected = "a range with the smaller rate first";
+                    return Err(Error::Setting { what: "rate", value: *rate.start(), expected });
+                }
+                Ok(())
+            }
+            Self::LossBudget { sigma, largest } => {
+                at_least("sigma", *sigma, 0.0)?;
+                radius(*largest)
+            }
+        }
+    }
+
     /// ρ, but for a loss budget, which has to know the gradient: its largest.
     pub(crate) fn before(&self, step: u64, rate: Option<f64>) -> f64 {
         match self {

@@ -1,6 +1,7 @@
 //! Which steps are sharpness-aware; the others are plain ones, of one pass.
 
 use super::state::State;
+use crate::core::error::{Error, at_least, share};
 use crate::core::rng::uniform;
 
 /// When a step is a sharpness-aware one. Steps are those of one [`Sam`](crate::Sam), whatever their loss: for losses that take
@@ -34,6 +35,21 @@ pub enum Schedule {
 }
 
 impl Schedule {
+    pub(crate) fn validate(self) -> Result<(), Error> {
+        match self {
+            Self::Every(k) => at_least("every", k as f64, 1.0),
+            Self::Random(p) => share("chance", p),
+            Self::GradNormAdaptive { steps, from, to, memory } => {
+                if !(from.is_finite() && to.is_finite()) {
+                    return Err(Error::Setting { what: "from and to", value: from + to, expected: "finite numbers" });
+                }
+                at_least("steps", steps as f64, 1.0)?;
+                share("memory", memory)
+            }
+            Self::Always | Self::FromStep(_) => Ok(()),
+        }
+    }
+
     /// Whether this step is one; None where that depends on the gradient.
     pub(crate) fn before(self, step: u64, seed: u64) -> Option<bool> {
         match self {

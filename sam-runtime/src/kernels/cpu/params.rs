@@ -19,8 +19,8 @@ use rayon::prelude::*;
 use super::ARCH;
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
-use crate::kernels::SgdStep;
-use crate::kernels::Slope;
+use crate::kernels::operands::SgdStep;
+use crate::kernels::operands::Slope;
 use crate::kernels::rounding::Rounding;
 
 /// Elements that one thread takes at a time.

@@ -19,7 +19,7 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
 #[cfg(feature = "cudnn")]
-use super::cudnn;
+use super::cudnn::plans::Convolutions;
 use super::format::ImageLayout;
 use super::launch::{Arg, Machine, Memory, code};
 
@@ -39,7 +39,7 @@ pub(crate) struct Engine {
     functions: HashMap<&'static str, CudaFunction>,
     memory: HashMap<Memory, CudaSlice<u64>>,
     #[cfg(feature = "cudnn")]
-    convolutions: cudnn::Convolutions,
+    convolutions: Convolutions,
 }
 
 thread_local! {
@@ -69,7 +69,7 @@ impl Engine {
         Ok(Self {
             device: device.clone(),
             #[cfg(feature = "cudnn")]
-            convolutions: cudnn::Convolutions::default(),
+            convolutions: Convolutions::default(),
             stream,
             functions: HashMap::new(),
             memory: HashMap::new(),

@@ -38,10 +38,19 @@ pub(crate) fn relu_back(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
 
 /// a + b
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Output> {
+    added(a, b).map(Fresh::output)
+}
+
+/// a + b, as a tensor.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    added(a, b)?.tensor()
+}
+
+fn added(a: &Tensor, b: &Tensor) -> Result<Fresh> {
     let (left, right, y) = (place(a)?, place(b)?, Fresh::like(a)?);
     let addresses = [left.address, right.address, y.address()?];
     with(device(a)?, |engine| nn::add(engine, left.dtype, addresses, left.elements))?;
-    Ok(y.output())
+    Ok(y)
 }
 
 /// The elements that the mask of this seed keeps, times the scale: `mask` is the probability of 0, and the scale.

@@ -22,7 +22,7 @@ pub(crate) use context::{is_home_of, mark};
 #[cfg(feature = "cuda")]
 pub(crate) use layers::{
     BatchNormed, Normalisation, add, batch_norm, batch_norm_back, conv, conv_back, cross_entropy, cross_entropy_back,
-    dropout, linear, linear_back, mean, mean_back, mixture, mixture_back, pool, pool_back, relu, relu_back, step,
+    dropout, linear, linear_back, mean, mean_back, mixture, mixture_back, pool, pool_back, relu, relu_back, step, sum,
     times,
 };
 #[cfg(feature = "cuda")]

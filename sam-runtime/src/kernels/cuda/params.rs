@@ -9,8 +9,7 @@ use super::launch::{Machine, Memory, code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::core::var_list::Gradient;
-use crate::kernels::SgdStep;
-use crate::kernels::{Move, Scaling, Slope};
+use crate::kernels::operands::{Move, Scaling, SgdStep, Slope};
 
 /// w + ε̂ for each variable, in the gradient's buffers.
 pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {

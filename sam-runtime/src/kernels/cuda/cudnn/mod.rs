@@ -5,37 +5,15 @@
 //! plans. What was picked goes to `tracing`, at level debug. Where cuDNN has no plan the answer is None.
 
 mod graph;
+pub(super) mod plans;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::Arc;
-
-use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use candle_core::cuda::{CudaDevice, WrapErr, gemm_reduced_precision_f32};
+use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::{Result, Tensor};
 
-use self::graph::{ALIGNMENT, Addresses, Handle, Operation, Plan, Target, Way};
+use self::graph::{ALIGNMENT, Addresses, Operation, Way};
 use super::context::{Engine, Fresh, address_of, device, with};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
-
-/// The most memory that a plan may ask for, in bytes.
-const WORKSPACE: usize = 1 << 30;
-
-/// How many plans are timed, each after once for nothing: the least of so many rounds counts, of so many calls.
-const PLANS: usize = 16;
-const ROUNDS: usize = 3;
-const CALLS: usize = 3;
-
-/// cuDNN, what has been found out about it, and the memory that all convolutions share.
-#[derive(Default)]
-pub(super) struct Convolutions {
-    plans: HashMap<Operation, Option<Plan>>,
-    workspace: Option<CudaSlice<u8>>,
-    /// From the first convolution on: to start it takes time, and memory of the device.
-    handle: Option<Handle>,
-}
 
 /// The convolution of x with w, of one type and in this format, as y will be.
 pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<Fresh>> {
@@ -89,95 +67,4 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
     }
     let format = ImageLayout::of(tensor);
     format.named(&format.in_memory(tensor)?.force_contiguous()?)
-}
-
-impl Convolutions {
-    /// By the fastest plan, which is found out the first time. Whether there is one.
-    fn run(
-        &mut self,
-        device: &CudaDevice,
-        stream: &Arc<CudaStream>,
-        operation: Operation,
-        at: Addresses,
-    ) -> Result<bool> {
-        let handle = match &mut self.handle {
-            Some(handle) => handle,
-            place => place.insert(Handle::new(stream)?),
-        };
-        let plan = match self.plans.entry(operation) {
-            Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(fastest(device, stream, handle, &operation, at)?),
-        };
-        let Some(plan) = plan else { return Ok(false) };
-        let workspace = match &mut self.workspace {
-            Some(workspace) if workspace.len() >= plan.bytes => workspace,
-            place => {
-                *place = None; // It is free, in the order of the stream, before the larger one is taken.
-                place.insert(room(device, plan.bytes)?)
-            }
-        };
-        // SAFETY: the caller's operands are those of the operation, and the workspace stays.
-        unsafe { plan.run(handle, at, workspace.device_ptr(stream).0)? };
-        Ok(true)
-    }
-}
-
-fn room(device: &CudaDevice, bytes: usize) -> Result<CudaSlice<u8>> {
-    // SAFETY: whoever reads it has written it before.
-    unsafe { device.alloc::<u8>(bytes.max(1)) }
-}
-
-/// Times the plans: the only place where the host waits for the device.
-fn fastest(
-    device: &CudaDevice,
-    stream: &Arc<CudaStream>,
-    handle: &Handle,
-    operation: &Operation,
-    at: Addresses,
-) -> Result<Option<Plan>> {
-    let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let (mut best, mut tried, mut trouble) = (None::<(f32, Plan)>, 0, None);
-    let plans = operation.plans(Target::Of(handle)).map_err(|error| trouble = Some(error));
-    // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
-    let run = |plan: &Plan, workspace: &CudaSlice<u8>| unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) };
-    for plan in plans.into_iter().flatten() {
-        // Not every plan can be made or run, and memory that is not to be had is a plan less.
-        let ready = plan.and_then(|plan| {
-            if plan.bytes > WORKSPACE {
-                candle_core::bail!("a plan asks for {} bytes", plan.bytes)
-            }
-            let workspace = room(device, plan.bytes)?;
-            run(&plan, &workspace)?;
-            Ok((plan, workspace))
-        });
-        let (plan, workspace) = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                trouble = Some(error);
-                continue;
-            }
-        };
-        let mut least = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            let start = stream.record_event(timed).w()?;
-            for _ in 0..CALLS {
-                run(&plan, &workspace)?;
-            }
-            let end = stream.record_event(timed).w()?;
-            least = least.min(start.elapsed_ms(&end).w()? / CALLS as f32);
-        }
-        tracing::debug!(?operation, tried, bytes = plan.bytes, ms = least, "a plan to convolve");
-        if best.as_ref().is_none_or(|(other, _)| least < *other) {
-            best = Some((least, plan));
-        }
-        tried += 1;
-        if tried == PLANS {
-            break;
-        }
-    }
-    match (&best, trouble) {
-        (Some((ms, _)), _) => tracing::debug!(?operation, tried, ms, "the plan to convolve"),
-        (None, trouble) => tracing::warn!(?operation, ?trouble, "cuDNN has no plan to convolve"),
-    }
-    Ok(best.map(|(_, plan)| plan))
 }

@@ -7,8 +7,10 @@ use super::super::launch::{Memory, code};
 use super::{Buffer, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
-use crate::kernels::SgdStep;
-use crate::kernels::{Scaling, Slope, perturbed, portable};
+use crate::kernels::dispatch::perturbed;
+use crate::kernels::operands::SgdStep;
+use crate::kernels::operands::{Scaling, Slope};
+use crate::kernels::portable;
 
 /// A variable in the emulation, and the same in f64.
 struct Case {

@@ -5,7 +5,7 @@ use candle_core::Result;
 use super::{Arg, Machine, Memory, PIECE, word};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
-use crate::kernels::SgdStep;
+use crate::kernels::operands::SgdStep;
 
 /// Elements that one block takes.
 const CHUNK: usize = 1 << 14;
