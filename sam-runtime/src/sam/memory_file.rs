@@ -68,6 +68,7 @@ impl Sam {
     /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
     /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
+        self.between_steps()?;
         state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
     }
 
