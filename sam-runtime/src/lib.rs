@@ -42,7 +42,7 @@
 //!   of one, later changes of the variable do not reach it.
 //! - The gradient is ∇L(w + ε̂), times whatever is done to the loss afterwards, for every variable that the loss depends on.
 //! - The weights are bitwise what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
-//!   copied: buffers change places. After an error the running statistics of [`nn::BatchNorm`], and all that `vars` lists, are
+//!   copied: buffers change places. After an error the running statistics of [`nn::BatchNorm`], and all that `buffers` lists, are
 //!   what they were before the step as well.
 //! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights. [Variants](variants)
 //!   that remember or mix gradients say what they keep in addition.
@@ -63,8 +63,8 @@
 //!
 //! An operation without a backward pass cuts the graph, and candle does not say so: `candle_nn`'s `layer_norm`, `rms_norm`,
 //! `softmax_last_dim`, `rope` and `sdpa` are such. What lies before it is neither perturbed nor trained. With `vars` a
-//! variable that is listed, gets no gradient, and is not changed by the first pass either, is an error
-//! ([`Error::NoGradient`]); without it nobody knows that the variable exists.
+//! variable that is listed and gets no gradient is an error ([`Error::NoGradient`]); without it nobody knows that the variable
+//! exists.
 //!
 //! Backward passes may run inside backward passes, as in gradient checkpointing, and several at once through one graph. (On
 //! CUDA two that are nested on one thread must not share layers of [`nn`].)
@@ -87,7 +87,8 @@
 //! # State and randomness
 //!
 //! A step runs the loss function twice. The layers of [`nn`] know it: their batch normalisation takes its statistics from
-//! the first pass alone, their dropout draws the same masks in both. For candle's own batch normalisation pass `vars = ..`.
+//! the first pass alone, their dropout draws the same masks in both. For candle's own batch normalization pass
+//! `buffers = ..`.
 //! Candle's own dropout, and `Tensor::randn` on the CPU, cannot be replayed: use [`nn::Dropout`]. A seeded generator of
 //! your own is an argument, `rng: &mut StdRng`, and `replay(rng)` makes both passes draw the same numbers from it; see
 //! [`argument`] for what else can be replayed. [`Pass::current`] tells which pass is running. [`plain`] runs annotated
@@ -235,13 +236,14 @@ pub use variants::FunctionalSam;
 /// # use rand::{RngExt, SeedableRng};
 /// # use rand_chacha::ChaCha8Rng;
 /// # use sam_runtime::sam;
+/// # use sam_runtime::variants::named;
 /// struct Net {
 ///     vars: VarMap,
 ///     norm: BatchNorm,
 ///     head: Linear,
 /// }
 ///
-/// #[sam(vars = net.vars.all_vars(), replay(rng), shards(x; m = 4))]
+/// #[sam(buffers = named(&net.vars, |name| name.contains("running")), replay(rng), shards(x; m = 4))]
 /// fn loss(net: &Net, x: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
 ///     let brightness = rng.random_range(0.8..1.2);
 ///     net.head.forward(&net.norm.forward_t(&(x * brightness)?, true)?)?.sqr()?.mean_all()

@@ -184,7 +184,7 @@ pub enum Error {
     NonFiniteNorm(f64),
 
     /// State was to be saved or loaded in the middle of a step.
-    #[error("cannot save or load while a step is in progress: do so between two steps")]
+    #[error("cannot save or load while a step is in progress: do it between steps")]
     MidStep,
 
     /// The sharded arguments have no rows, or differ in their number.

@@ -25,7 +25,7 @@ use crate::core::identity::storage_of;
 /// use candle_core::{Device, Result, Tensor, Var};
 /// use sam_runtime::{LossOutput, sam};
 ///
-/// #[derive(Output)]
+/// #[derive(LossOutput)]
 /// struct Step {
 ///     loss: Tensor,
 ///     logits: Tensor,

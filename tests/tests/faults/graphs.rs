@@ -114,17 +114,25 @@ fn what_may_be_made_before() -> Result<()> {
 
 /// Of bert's 39 variables two got a gradient, and nobody said so.
 #[test]
-fn a_listed_variable_without_a_gradient() {
+fn a_listed_variable_without_a_gradient() -> Result<()> {
     let (v, w) = (var(&[1.]), var(&[2.]));
     let listed = |vars: &[&Var]| Sam::new(0.1).vars(vars.iter().map(|var| (*var).clone()).collect::<Vec<_>>());
     let cut = || -> Result<Tensor> { (v.sqr()?.detach() + w.sqr()?)?.sum_all() };
     refused(listed(&[&v, &w]).loss(cut), &["`vars`", "F64 [1]", "leave it out"]);
     listed(&[&w]).loss(cut).unwrap();
-    // One that the first pass changes is state.
-    let loss = listed(&[&v, &w]).loss(|| {
+    // One that the first pass changes, too: it is a buffer.
+    let counted = || {
         v.set(&(v.as_tensor() + 1.)?)?;
         w.sqr()?.sum_all()
-    });
+    };
+    refused(listed(&[&v, &w]).loss(counted), &["`vars`", "F64 [1]", "list it as `buffers`"]);
+    v.set(&Tensor::new(&[1f64], &Device::Cpu)?)?;
+    let loss = listed(&[&w]).buffers([v.clone()]).loss(counted);
     close(&gradient(&loss.unwrap(), &w), &[4.2]);
     assert_eq!(numbers(&v), [2.], "the second pass does not change it");
+    // A buffer that gets a gradient is not perturbed, and keeps its gradient.
+    let loss = Sam::new(0.1).buffers([v.clone()]).loss(|| (v.sqr()? + w.sqr()?)?.sum_all())?;
+    close(&gradient(&loss, &v), &[4.]);
+    close(&gradient(&loss, &w), &[4.2]);
+    Ok(())
 }
