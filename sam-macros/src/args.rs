@@ -10,7 +10,7 @@ use syn::{
     token::Paren,
 };
 
-use crate::valid::Errors;
+use crate::errors::Errors;
 
 /// Every key and how it is written: what the error messages teach.
 const FORMS: [(&str, &str); 17] = [

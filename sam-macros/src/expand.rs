@@ -1,20 +1,19 @@
 //! What is written in place of the function: the stages of the paper, one call each.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
-use quote::{ToTokens as _, format_ident, quote, quote_spanned};
+use quote::{ToTokens as _, quote_spanned};
 use syn::{
-    Attribute, Meta, MetaList, PatIdent, PatType, Path, Receiver, ReturnType, Safety, Signature, Token, Type,
-    ext::IdentExt as _,
-    parse_quote_spanned,
-    punctuated::Punctuated,
+    Path, Receiver, ReturnType, Type, parse_quote_spanned,
     spanned::Spanned as _,
     visit_mut::{self, VisitMut},
 };
 
 use crate::{
     args::{self, Args, Batch, Combination, Keyed, Kind, Weighting},
-    item::{Binding, By, Item},
-    valid::{Argument, Loss, Role},
+    function::Item,
+    plain::plain,
+    rebind::{MoveMut, Route, reference, route},
+    validate::{Argument, Loss, Role},
 };
 
 // Input
@@ -265,99 +264,6 @@ fn closure_output(output: &ReturnType) -> (ReturnType, bool) {
     (output, infer.found)
 }
 
-/// How an argument that the body uses gets into both passes, unless it goes as it is.
-struct Route<'a> {
-    name: &'a Ident,
-    /// Before the first pass.
-    hold: Option<TokenStream>,
-    /// In each pass.
-    rebind: TokenStream,
-    /// Whether it depends on the pass.
-    turns: bool,
-}
-
-/// `portion`: the type and the name of what knows the examples that a pass works with.
-fn route<'a>(
-    Argument { binding, role }: &'a Argument,
-    krate: &Path,
-    portion: Option<&(TokenStream, Ident)>,
-) -> Option<Route<'a>> {
-    let Binding { attrs, name, mutability, by, .. } = binding;
-    if !binding.in_body {
-        return None;
-    }
-    let site = Span::mixed_site();
-    let (held, value) = (&held(binding), reference(binding));
-    let kept = quote_spanned!(site=> let #held = #name;);
-    let replayed = quote_spanned!(site=> let #held = #krate::argument::replayed(#name)?;);
-    let replay = quote_spanned!(site=> let mut #held = #krate::argument::Replay::new(#name)?;);
-    let replay_ref = quote_spanned!(site=> let mut #held = #krate::argument::ReplayRef::new(#name)?;);
-    let turn = |kind| quote_spanned!(held.span()=> #krate::argument::#kind::turn(&mut #held, __sam_pass));
-    let again = quote_spanned!(site=> #krate::argument::again(#value));
-    let some = portion.map(|(of, examples)| quote_spanned!(examples.span()=> #of::of(&#examples, #value)?));
-    let (hold, value) = match (role, by) {
-        (Some(Role::Batch), By::Value) => (Some(kept), some?),
-        (Some(Role::Batch), By::RefToOwned) => (Some(kept), {
-            let some = some?;
-            quote_spanned!(site=> &#some)
-        }),
-        (Some(Role::Batch), _) => (None, {
-            let some = some?;
-            quote_spanned!(site=> &#some)
-        }),
-        (Some(Role::Replay), By::Value) => (Some(replayed), again),
-        (_, By::Value) => (Some(kept), again),
-        (_, By::RefToOwned) => (Some(kept), quote_spanned!(site=> &#again)),
-        (_, By::RefMutToOwned) => (Some(kept), quote_spanned!(site=> &mut #again)),
-        (Some(Role::Replay), By::RefMut) => (Some(replay), turn(quote_spanned!(site=> Replay))),
-        (Some(Role::Replay), By::Ref) => (Some(replay_ref), turn(quote_spanned!(site=> ReplayRef))),
-        (None, By::RefMut) => (None, quote_spanned!(site=> &mut *#name)),
-        (None | Some(Role::With), By::Ref) if mutability.is_some() => (None, quote_spanned!(site=> #name)),
-        (Some(Role::With), _) | (None, By::Ref) => return None,
-    };
-    let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr"));
-    Some(Route {
-        name,
-        hold: hold.map(|hold| quote_spanned!(site=> #(#cfgs)* #hold)),
-        rebind: quote_spanned!(site=> #(#attrs)* let #mutability #name @ (_) = #value;),
-        turns: *role == Some(Role::Replay) && matches!(by, By::Ref | By::RefMut),
-    })
-}
-
-/// What keeps an argument for both passes.
-fn held(Binding { name, ty, .. }: &Binding) -> Ident {
-    format_ident!("__sam_held_{}", name.unraw(), span = end(ty).resolved_at(Span::mixed_site()))
-}
-
-/// A reference to the argument. It stands where the type does, so that what the type lacks is reported there.
-fn reference(binding: &Binding) -> TokenStream {
-    let Binding { name, by, ty, .. } = binding;
-    let (start, held) = (ty.span().resolved_at(Span::mixed_site()), held(binding));
-    let mut name = name.clone();
-    name.set_span(name.span().located_at(end(ty)));
-    match by {
-        By::Value => quote_spanned!(start=> &#held),
-        By::RefToOwned | By::RefMutToOwned => quote_spanned!(start=> &*#held),
-        By::Ref | By::RefMut => name.into_token_stream(),
-    }
-}
-
-fn end(ty: &Type) -> Span {
-    ty.to_token_stream().into_iter().last().map_or_else(Span::call_site, |token| token.span())
-}
-
-/// Takes `mut` from the names that the closure binds anew: there it is used, here it would not be.
-struct MoveMut<'a>(&'a [Route<'a>]);
-
-impl VisitMut for MoveMut<'_> {
-    fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
-        if pat.by_ref.is_none() && self.0.iter().any(|route| *route.name == pat.ident) {
-            pat.mutability = None;
-        }
-        visit_mut::visit_pat_ident_mut(self, pat);
-    }
-}
-
 /// A closure cannot return `impl Trait`, but `_`.
 #[derive(Default)]
 struct InferImplTrait {
@@ -371,73 +277,5 @@ impl VisitMut for InferImplTrait {
             *ty = parse_quote_spanned!(ty.span()=> _);
         }
         visit_mut::visit_type_mut(self, ty);
-    }
-}
-
-/// The function that is refused. What the attribute alone would use is not at fault, and is not reported as unused.
-pub(crate) fn as_written(item: &Item) -> TokenStream {
-    let Item { attrs, vis, sig, body } = item;
-    let mut signature = sig.clone();
-    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
-    quote!(#(#attrs)* #vis #signature #body)
-}
-
-fn plain(item: &Item, name: &Ident) -> TokenStream {
-    let Item { attrs, vis, sig, body } = item;
-    let original = &sig.ident;
-    let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
-    // What clippy wants to read of a public function.
-    let safety = matches!(sig.safety, Safety::Unsafe(_)).then_some("Safety");
-    for section in ["Errors", "Panics"].into_iter().chain(safety) {
-        docs.extend([String::new(), format!(" # {section}"), String::new(), format!(" As `{original}`.")]);
-    }
-    let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
-    // Written by the user, as far as clippy can see: what an attribute writes does not count as documentation for it.
-    let docs = quote_spanned!(name.span()=> #(#[doc = #docs])*);
-    // An error that has to do with the whole function begins at its name.
-    let mut signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
-    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
-    quote_spanned! {Span::mixed_site()=>
-        #docs
-        #(#attrs)*
-        #vis #signature #body
-    }
-}
-
-/// Marks the names that the body does not use as written by a macro, of which the compiler does not report that they are
-/// unused.
-struct Quiet<'a>(&'a [Binding]);
-
-impl VisitMut for Quiet<'_> {
-    /// One that is expected to be unused has to be reported.
-    fn visit_pat_type_mut(&mut self, arg: &mut PatType) {
-        let expects =
-            |attr: &Attribute| attr.path().is_ident("expect") && attr.to_token_stream().to_string().contains("unused");
-        if !arg.attrs.iter().any(expects) {
-            visit_mut::visit_pat_type_mut(self, arg);
-        }
-    }
-
-    fn visit_pat_ident_mut(&mut self, pat: &mut PatIdent) {
-        if self.0.iter().any(|binding| binding.name == pat.ident && !binding.is_used()) {
-            pat.ident.set_span(pat.ident.span().resolved_at(Span::mixed_site()));
-        }
-        visit_mut::visit_pat_ident_mut(self, pat);
-    }
-}
-
-/// Also without those that `cfg_attr` hides.
-fn without_docs(meta: &Meta) -> Option<Meta> {
-    match meta {
-        Meta::NameValue(text) if text.path.is_ident("doc") => None,
-        Meta::List(list) if list.path.is_ident("cfg_attr") => {
-            let metas = Punctuated::<Meta, Token![,]>::parse_terminated;
-            let Ok(metas) = list.parse_args_with(metas) else { return Some(meta.clone()) };
-            let condition = metas.first();
-            let mut rest = metas.iter().skip(1).filter_map(without_docs).peekable();
-            rest.peek()?;
-            Some(Meta::List(MetaList { tokens: quote!(#condition #(, #rest)*), ..list.clone() }))
-        }
-        _ => Some(meta.clone()),
     }
 }

@@ -3,12 +3,16 @@
 
 mod args;
 mod derive;
+mod errors;
 mod expand;
-mod item;
+mod function;
+mod optimizer_step;
+mod plain;
+mod rebind;
 mod rewrite;
 #[cfg(test)]
 mod tests;
-mod valid;
+mod validate;
 
 /// Turns a loss function L into L<sup>SAM</sup>(w) = max L(w + ε) over ‖ε‖ₚ ≤ ρ: same name, same arguments, same
 /// value; the gradient is that of Sharpness-Aware Minimization.

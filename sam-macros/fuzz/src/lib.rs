@@ -7,14 +7,22 @@ use rewrite::rewrite;
 mod args;
 #[path = "../../src/derive.rs"]
 mod derive;
+#[path = "../../src/errors.rs"]
+mod errors;
 #[path = "../../src/expand.rs"]
 mod expand;
-#[path = "../../src/item.rs"]
-mod item;
+#[path = "../../src/function.rs"]
+mod function;
+#[path = "../../src/optimizer_step.rs"]
+mod optimizer_step;
+#[path = "../../src/plain.rs"]
+mod plain;
+#[path = "../../src/rebind.rs"]
+mod rebind;
 #[path = "../../src/rewrite.rs"]
 mod rewrite;
-#[path = "../../src/valid.rs"]
-mod valid;
+#[path = "../../src/validate.rs"]
+mod validate;
 
 /// The first line is what stands in the parentheses of `#[sam(..)]`, the rest is the item below it.
 ///
@@ -37,7 +45,7 @@ pub fn check(text: &str) {
         }
     }
     let output = rewrite(args.clone(), item.clone());
-    let refused = valid::check(args::Args::read(args), syn::parse2(item.clone())).is_err();
+    let refused = validate::check(args::Args::read(args), syn::parse2(item.clone())).is_err();
     if refused {
         let (names, kept) = (names(item), names(output.clone()));
         assert!(kept.contains("compile_error"), "no error: {output}");

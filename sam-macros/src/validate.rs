@@ -1,19 +1,18 @@
 //! What is refused, and in which words. What passes raises no more questions.
 
-use std::{collections::HashSet, fmt::Display, mem};
+use std::mem;
 
-use proc_macro2::{TokenStream, TokenTree};
-use quote::ToTokens;
+use proc_macro2::TokenTree;
 use syn::{
-    Error, Expr, FnArg, Generics, Ident, Lit, ParenthesizedGenericArguments, Path, Receiver, ReceiverKind, ReturnType,
-    Type, TypeGroup, TypeParamBound, TypeParen, UnOp, WherePredicate,
+    Expr, FnArg, Ident, Lit, Path, Receiver, ReceiverKind, ReturnType, Type, TypeGroup, TypeParen, UnOp,
     ext::IdentExt as _,
-    visit::{self, Visit},
 };
 
 use crate::{
     args::{Args, Batch, Combination},
-    item::{Binding, By, Item},
+    errors::Errors,
+    function::{Binding, By, Item},
+    optimizer_step::{self, NamesIn},
 };
 
 /// A function that can be rewritten, and what the attribute says of it.
@@ -45,7 +44,7 @@ pub(crate) fn check(mut args: Args, item: syn::Result<Item>) -> syn::Result<Loss
         Err(error) => return errors.and(Err(error)),
     };
     check_function(&item, &mut errors);
-    check_for_a_step(&item, &mut errors);
+    optimizer_step::check(&item, &mut errors);
     if let Some((_, name)) = &args.plain
         && *name == item.sig.ident
     {
@@ -57,17 +56,17 @@ pub(crate) fn check(mut args: Args, item: syn::Result<Item>) -> syn::Result<Loss
 
 fn check_values(args: &Args, errors: &mut Errors) {
     if let Some((_, rho)) = &args.rho {
-        errors.check_number(rho, 0.0, "`rho` is a radius: expected a number of at least 0");
+        check_number(errors, rho, 0.0, "`rho` is a radius: expected a number of at least 0");
     }
     if let Some((_, p)) = &args.p {
-        errors.check_number(p, 1.0, "`p` is a norm: expected a number of at least 1, or `inf`");
+        check_number(errors, p, 1.0, "`p` is a norm: expected a number of at least 1, or `inf`");
     }
     if let Some((_, Some(eta))) = &args.adaptive {
-        errors.check_number(eta, 0.0, "`adaptive` takes a number of at least 0, or no value");
+        check_number(errors, eta, 0.0, "`adaptive` takes a number of at least 0, or no value");
     }
     match &args.combination {
         Some((_, Combination::Gsam(alpha))) => {
-            errors.check_number(alpha, 0.0, "`gsam` takes α: expected a number of at least 0");
+            check_number(errors, alpha, 0.0, "`gsam` takes α: expected a number of at least 0");
         }
         Some((_, Combination::Wsam(gamma))) if literal(gamma).is_some_and(|gamma| !(0.0..1.0).contains(&gamma)) => {
             errors.refuse(gamma, "`wsam` takes γ: expected a number of at least 0 and below 1");
@@ -88,7 +87,7 @@ fn check_values(args: &Args, errors: &mut Errors) {
     if let Some((key, batch)) = &args.batch {
         let size = batch.kind.size();
         let why = format!("`{size}` of `{key}` is a number of examples: expected an integer of at least 1");
-        errors.check_number(&batch.size, 1.0, &why);
+        check_number(errors, &batch.size, 1.0, &why);
     }
     if let Some((_, path)) = &args.krate
         && !is_absolute(path)
@@ -159,101 +158,6 @@ fn receiver_type(receiver: &Receiver) -> By {
         ReceiverKind::Reference(.., mutability) => mutability.map_or(By::Ref, |_| By::RefMut),
         ReceiverKind::Typed(_, ty) => By::of(ty),
         _ => By::Value,
-    }
-}
-
-/// Refuses what is not a loss but a training step: it would run twice, and move the weights in the first pass.
-fn check_for_a_step(item: &Item, errors: &mut Errors) {
-    const WHERE: &str =
-        "`#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
-    let bindings = item.bindings();
-    let mut stepped: Vec<&Binding> = Vec::new();
-    for binding in bindings.iter().filter(|binding| binding.in_body && can_step(binding, &item.sig.generics)) {
-        // One error for an argument, however many names it binds.
-        if !stepped.iter().any(|other| same_argument(other, binding)) {
-            stepped.push(binding);
-        }
-    }
-    for binding in stepped {
-        errors.refuse(&binding.ty, format!("`{}` is an optimizer: {WHERE}", binding.name));
-    }
-    let mut steps = Vec::new();
-    collect_steps(item.body.clone().into(), &mut steps);
-    for step in steps {
-        errors.refuse(&step, format!("`{step}` inside a loss: {WHERE}"));
-    }
-}
-
-fn same_argument(a: &Binding, b: &Binding) -> bool {
-    !a.is_whole && !b.is_whole && a.ty.to_token_stream().to_string() == b.ty.to_token_stream().to_string()
-}
-
-/// Whether a step can be taken with what is bound: an optimizer, and not one that can only be read.
-fn can_step(Binding { ty, by, .. }: &Binding, generics: &Generics) -> bool {
-    let has = |names: &[&str]| NamesIn::any(ty, |name| names.iter().any(|other| name == other));
-    let is_optimizer =
-        |name: &Ident| OPTIMIZERS.iter().any(|other| name == other) || name.to_string().ends_with("Optimizer");
-    let mut bounded = HashSet::new();
-    for param in generics.type_params() {
-        if param.bounds.iter().any(|bound| NamesIn::any_in_bound(bound, is_optimizer)) {
-            bounded.insert(&param.ident);
-        }
-    }
-    for predicate in generics.where_clause.iter().flat_map(|clause| &clause.predicates) {
-        if let WherePredicate::Type(predicate) = predicate
-            && predicate.bounds.iter().any(|bound| NamesIn::any_in_bound(bound, is_optimizer))
-            && let Type::Path(ty) = &predicate.bounded_ty
-            && let Some(name) = ty.path.get_ident()
-        {
-            bounded.insert(name);
-        }
-    }
-    let found = NamesIn::any(ty, |name| is_optimizer(name) || bounded.contains(name));
-    found && (*by != By::Ref || has(&["Cell", "RefCell", "Mutex", "RwLock"]))
-}
-
-/// Those of candle, of crates around it, and ours. Other names count if they end in `Optimizer`.
-const OPTIMIZERS: [&str; 15] = [
-    "SGD", "Sgd", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "AdaMax", "NAdam", "RAdam", "RMSprop", "RmsProp",
-    "Lbfgs", "LBFGS", "Lion",
-];
-
-/// Looks for a type or trait by the last segment of its path, not in what a closure takes.
-struct NamesIn<F>(F, bool);
-
-impl<F: Fn(&Ident) -> bool> NamesIn<F> {
-    fn any(ty: &Type, wanted: F) -> bool {
-        let mut names = Self(wanted, false);
-        names.visit_type(ty);
-        names.1
-    }
-
-    fn any_in_bound(bound: &TypeParamBound, wanted: F) -> bool {
-        let mut names = Self(wanted, false);
-        names.visit_type_param_bound(bound);
-        names.1
-    }
-}
-
-impl<'a, F: Fn(&Ident) -> bool> Visit<'a> for NamesIn<F> {
-    fn visit_path(&mut self, path: &'a Path) {
-        self.1 |= path.segments.last().is_some_and(|last| (self.0)(&last.ident));
-        visit::visit_path(self, path);
-    }
-
-    fn visit_parenthesized_generic_arguments(&mut self, _: &'a ParenthesizedGenericArguments) {}
-}
-
-/// The names in `.backward_step(..)`.
-fn collect_steps(tokens: TokenStream, steps: &mut Vec<Ident>) {
-    let mut after_dot = false;
-    for token in tokens {
-        match &token {
-            TokenTree::Group(group) => collect_steps(group.stream(), steps),
-            TokenTree::Ident(name) if after_dot && name == "backward_step" => steps.push(name.clone()),
-            _ => {}
-        }
-        after_dot = matches!(&token, TokenTree::Punct(dot) if dot.as_char() == '.');
     }
 }
 
@@ -359,6 +263,13 @@ fn handle(binding: &Binding) -> Option<&'static str> {
     HANDLES.into_iter().find(|handle| NamesIn::any(state, |name| name == handle))
 }
 
+/// Of a literal: any other expression is checked when it has a value.
+fn check_number(errors: &mut Errors, expr: &Expr, least: f64, why: &str) {
+    if literal(expr).is_some_and(|value| !(least..).contains(&value)) {
+        errors.refuse(expr, why);
+    }
+}
+
 /// The value of a literal; NaN, which no range contains, for one that is not a number.
 fn literal(expr: &Expr) -> Option<f64> {
     match expr {
@@ -371,40 +282,5 @@ fn literal(expr: &Expr) -> Option<f64> {
         Expr::Paren(expr) => literal(&expr.expr),
         Expr::Group(expr) => literal(&expr.expr),
         _ => None,
-    }
-}
-
-/// Any number of errors, as one.
-#[derive(Default)]
-pub(crate) struct Errors(Option<Error>);
-
-impl Errors {
-    pub(crate) fn push(&mut self, error: Error) {
-        match &mut self.0 {
-            Some(all) => all.combine(error),
-            none => *none = Some(error),
-        }
-    }
-
-    fn refuse(&mut self, at: impl ToTokens, why: impl Display) {
-        self.push(Error::new_spanned(at, why));
-    }
-
-    /// Of a literal: any other expression is checked when it has a value.
-    fn check_number(&mut self, expr: &Expr, least: f64, why: &str) {
-        if literal(expr).is_some_and(|value| !(least..).contains(&value)) {
-            self.refuse(expr, why);
-        }
-    }
-
-    fn and<T>(self, outcome: syn::Result<T>) -> syn::Result<T> {
-        match (self.0, outcome) {
-            (None, outcome) => outcome,
-            (Some(errors), Ok(_)) => Err(errors),
-            (Some(mut errors), Err(last)) => {
-                errors.combine(last);
-                Err(errors)
-            }
-        }
     }
 }
