@@ -11,16 +11,16 @@ use syn::{
 
 use crate::{
     errors::Errors,
-    function::{Binding, By, Item},
+    function::{Binding, Function, PassBy},
 };
 
-/// Refuses what is not a loss but a training step: it would run twice, and move the weights in the first pass.
-pub(crate) fn check(item: &Item, errors: &mut Errors) {
+/// Refuses a whole training step: it would run twice, and update the weights in the first pass.
+pub(crate) fn check(function: &Function, errors: &mut Errors) {
     const WHERE: &str =
         "`#[sam]` goes on the function that computes the loss, and the optimizer's step stays outside it";
-    let bindings = item.bindings();
+    let bindings = function.bindings();
     let mut stepped: Vec<&Binding> = Vec::new();
-    for binding in bindings.iter().filter(|binding| binding.in_body && can_step(binding, &item.sig.generics)) {
+    for binding in bindings.iter().filter(|binding| binding.in_body && can_step(binding, &function.sig.generics)) {
         // One error for an argument, however many names it binds.
         if !stepped.iter().any(|other| same_argument(other, binding)) {
             stepped.push(binding);
@@ -30,9 +30,9 @@ pub(crate) fn check(item: &Item, errors: &mut Errors) {
         errors.refuse(&binding.ty, format!("`{}` is an optimizer: {WHERE}", binding.name));
     }
     let mut steps = Vec::new();
-    collect_steps(item.body.clone().into(), &mut steps);
+    collect_steps(function.body.clone().into(), &mut steps);
     for step in steps {
-        errors.refuse(&step, format!("`{step}` inside a loss: {WHERE}"));
+        errors.refuse(&step, format!("`{step}` inside a loss function: {WHERE}"));
     }
 }
 
@@ -40,8 +40,8 @@ fn same_argument(a: &Binding, b: &Binding) -> bool {
     !a.is_whole && !b.is_whole && a.ty.to_token_stream().to_string() == b.ty.to_token_stream().to_string()
 }
 
-/// Whether a step can be taken with what is bound: an optimizer, and not one that can only be read.
-fn can_step(Binding { ty, by, .. }: &Binding, generics: &Generics) -> bool {
+/// Whether the binding is an optimizer, and not a shared reference to one.
+fn can_step(Binding { ty, pass_by, .. }: &Binding, generics: &Generics) -> bool {
     let has = |names: &[&str]| NamesIn::any(ty, |name| names.iter().any(|other| name == other));
     let is_optimizer =
         |name: &Ident| OPTIMIZERS.iter().any(|other| name == other) || name.to_string().ends_with("Optimizer");
@@ -61,16 +61,16 @@ fn can_step(Binding { ty, by, .. }: &Binding, generics: &Generics) -> bool {
         }
     }
     let found = NamesIn::any(ty, |name| is_optimizer(name) || bounded.contains(name));
-    found && (*by != By::Ref || has(&["Cell", "RefCell", "Mutex", "RwLock"]))
+    found && (*pass_by != PassBy::Ref || has(&["Cell", "RefCell", "Mutex", "RwLock"]))
 }
 
-/// Those of candle, of crates around it, and ours. Other names count if they end in `Optimizer`.
+/// The optimizers of candle, of crates for it and of `sam_runtime`. Names that end in `Optimizer` are recognized too.
 const OPTIMIZERS: [&str; 15] = [
     "SGD", "Sgd", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "AdaMax", "NAdam", "RAdam", "RMSprop", "RmsProp",
     "Lbfgs", "LBFGS", "Lion",
 ];
 
-/// Looks for a type or trait by the last segment of its path, not in what a closure takes.
+/// Finds a type or trait by the last segment of its path, except in the arguments of a closure.
 pub(crate) struct NamesIn<F>(F, bool);
 
 impl<F: Fn(&Ident) -> bool> NamesIn<F> {

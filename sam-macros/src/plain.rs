@@ -8,31 +8,31 @@ use syn::{
     visit_mut::{self, VisitMut},
 };
 
-use crate::function::{Binding, Item};
+use crate::function::{Binding, Function};
 
-/// The function that is refused. What the attribute alone would use is not at fault, and is not reported as unused.
-pub(crate) fn as_written(item: &Item) -> TokenStream {
-    let Item { attrs, vis, sig, body } = item;
+/// The function that is refused. Arguments that only the attribute uses are not reported as unused.
+pub(crate) fn as_written(function: &Function) -> TokenStream {
+    let Function { attrs, vis, sig, body } = function;
     let mut signature = sig.clone();
-    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
+    Quiet(&function.bindings()).visit_signature_mut(&mut signature);
     quote!(#(#attrs)* #vis #signature #body)
 }
 
-pub(crate) fn plain(item: &Item, name: &Ident) -> TokenStream {
-    let Item { attrs, vis, sig, body } = item;
+pub(crate) fn plain(function: &Function, name: &Ident) -> TokenStream {
+    let Function { attrs, vis, sig, body } = function;
     let original = &sig.ident;
     let mut docs = vec![format!(" `{original}` without SAM: the function as it was written.")];
-    // What clippy wants to read of a public function.
+    // The sections that clippy wants for a public function.
     let safety = matches!(sig.safety, Safety::Unsafe(_)).then_some("Safety");
     for section in ["Errors", "Panics"].into_iter().chain(safety) {
         docs.extend([String::new(), format!(" # {section}"), String::new(), format!(" As `{original}`.")]);
     }
     let attrs = attrs.iter().filter_map(|attr| Some(Attribute { meta: without_docs(&attr.meta)?, ..attr.clone() }));
-    // Written by the user, as far as clippy can see: what an attribute writes does not count as documentation for it.
+    // With a span of the user's: clippy does not count documentation that a macro writes.
     let docs = quote_spanned!(name.span()=> #(#[doc = #docs])*);
-    // An error that has to do with the whole function begins at its name.
+    // Errors about the whole function begin at its name.
     let mut signature = Signature { ident: name.clone(), fn_token: Token![fn](name.span()), ..sig.clone() };
-    Quiet(&item.bindings()).visit_signature_mut(&mut signature);
+    Quiet(&function.bindings()).visit_signature_mut(&mut signature);
     quote_spanned! {Span::mixed_site()=>
         #docs
         #(#attrs)*
@@ -40,12 +40,11 @@ pub(crate) fn plain(item: &Item, name: &Ident) -> TokenStream {
     }
 }
 
-/// Marks the names that the body does not use as written by a macro, of which the compiler does not report that they are
-/// unused.
+/// Gives the names that the body does not use the span of a macro, for which the compiler does not report unused names.
 struct Quiet<'a>(&'a [Binding]);
 
 impl VisitMut for Quiet<'_> {
-    /// One that is expected to be unused has to be reported.
+    /// `#[expect(unused)]` needs the report.
     fn visit_pat_type_mut(&mut self, arg: &mut PatType) {
         let expects =
             |attr: &Attribute| attr.path().is_ident("expect") && attr.to_token_stream().to_string().contains("unused");
@@ -62,7 +61,7 @@ impl VisitMut for Quiet<'_> {
     }
 }
 
-/// Also without those that `cfg_attr` hides.
+/// Also without the documentation inside `cfg_attr`.
 fn without_docs(meta: &Meta) -> Option<Meta> {
     match meta {
         Meta::NameValue(text) if text.path.is_ident("doc") => None,

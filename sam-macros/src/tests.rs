@@ -36,7 +36,7 @@ fn check_expansion(source: &str, expected: &ExpectFile) {
 /// All that is refused, in the order in which it is reported.
 fn refusals(source: &str) -> Vec<String> {
     let (args, item) = split(source);
-    let errors = validate::check(Args::read(args), syn::parse2(item)).err();
+    let errors = validate::validate(Args::parse(args), syn::parse2(item)).err();
     errors.into_iter().flatten().map(|error| error.to_string()).collect()
 }
 

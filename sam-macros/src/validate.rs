@@ -1,4 +1,4 @@
-//! What is refused, and in which words. What passes raises no more questions.
+//! Validation: what is refused, and why. What passes can be expanded.
 
 use std::mem;
 
@@ -9,16 +9,17 @@ use syn::{
 };
 
 use crate::{
-    args::{Args, Batch, Combination},
+    args::{Args, Batch, Combination, Keyed},
     errors::Errors,
-    function::{Binding, By, Item},
+    function::{Binding, Function, PassBy},
+    keys,
     optimizer_step::{self, NamesIn},
 };
 
-/// A function that can be rewritten, and what the attribute says of it.
+/// A function that can be rewritten, with the arguments of its attribute.
 pub(crate) struct Loss {
     pub(crate) args: Args,
-    pub(crate) item: Item,
+    pub(crate) function: Function,
     pub(crate) arguments: Vec<Argument>,
 }
 
@@ -27,7 +28,7 @@ pub(crate) struct Argument {
     pub(crate) role: Option<Role>,
 }
 
-/// The key that names an argument.
+/// The kind of key that names an argument.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Role {
     Replay,
@@ -35,74 +36,63 @@ pub(crate) enum Role {
     With,
 }
 
-/// Looks at everything before it gives up, so that all that is wrong is reported at once.
-pub(crate) fn check(mut args: Args, item: syn::Result<Item>) -> syn::Result<Loss> {
+/// Collects all errors before it gives up, so that everything wrong is reported at once.
+pub(crate) fn validate(mut args: Args, function: syn::Result<Function>) -> syn::Result<Loss> {
     let mut errors = mem::take(&mut args.errors);
-    check_values(&args, &mut errors);
-    let item = match item {
-        Ok(item) => item,
+    check_numbers(&args, &mut errors);
+    check_combinations(&args, &mut errors);
+    let function = match function {
+        Ok(function) => function,
         Err(error) => return errors.and(Err(error)),
     };
-    check_function(&item, &mut errors);
-    optimizer_step::check(&item, &mut errors);
-    if let Some((_, name)) = &args.plain
-        && *name == item.sig.ident
+    check_function(&function, &mut errors);
+    optimizer_step::check(&function, &mut errors);
+    if let Some(Keyed { value: name, .. }) = &args.plain
+        && *name == function.sig.ident
     {
-        errors.refuse(name, format!("`{name}` is the loss itself: give the plain function another name"));
+        errors.refuse(name, format!("`{name}` is the loss function itself: give the plain function another name"));
     }
-    let arguments = give_roles(&args, &item, &mut errors);
-    errors.and(Ok(Loss { args, item, arguments }))
+    let arguments = assign_roles(&args, &function, &mut errors);
+    errors.and(Ok(Loss { args, function, arguments }))
 }
 
-fn check_values(args: &Args, errors: &mut Errors) {
-    if let Some((_, rho)) = &args.rho {
-        check_number(errors, rho, 0.0, "`rho` is a radius: expected a number of at least 0");
-    }
-    if let Some((_, p)) = &args.p {
-        check_number(errors, p, 1.0, "`p` is a norm: expected a number of at least 1, or `inf`");
-    }
-    if let Some((_, Some(eta))) = &args.adaptive {
-        check_number(errors, eta, 0.0, "`adaptive` takes a number of at least 0, or no value");
-    }
-    match &args.combination {
-        Some((_, Combination::Gsam(alpha))) => {
-            check_number(errors, alpha, 0.0, "`gsam` takes α: expected a number of at least 0");
+/// Checks literals. Any other expression is checked at run time.
+fn check_numbers(args: &Args, errors: &mut Errors) {
+    for (key, number) in args.numbers() {
+        if let Some(range) = keys::find(key).and_then(|key| key.range())
+            && literal(number).is_some_and(|value| !range.contains(value))
+        {
+            errors.refuse(number, format!("`{key}` must be {}", range.expected));
         }
-        Some((_, Combination::Wsam(gamma))) if literal(gamma).is_some_and(|gamma| !(0.0..1.0).contains(&gamma)) => {
-            errors.refuse(gamma, "`wsam` takes γ: expected a number of at least 0 and below 1");
+    }
+    if let Some(Keyed { key, value: batch }) = &args.batch
+        && literal(&batch.size).is_some_and(|size| !(1.0..).contains(&size))
+    {
+        let size = batch.key.size();
+        errors.refuse(&batch.size, format!("`{size}` of `{key}` must be an integer of at least 1"));
+    }
+}
+
+fn check_combinations(args: &Args, errors: &mut Errors) {
+    let p = args.p.as_ref().map(|p| &p.key);
+    let adaptive = args.adaptive.as_ref().map(|adaptive| &adaptive.key);
+    let unnormalized = args.unnormalized.as_ref().map(|unnormalized| &unnormalized.key);
+    if let Some(Keyed { key, value: Combination::SecondOrder }) = &args.combination {
+        for other in [p, adaptive, unnormalized].into_iter().flatten() {
+            errors.refuse(other, format!("`{key}` supports only the Euclidean ball: remove `{other}`"));
         }
-        Some((key, Combination::SecondOrder)) => {
-            let p = args.p.as_ref().map(|(key, _)| key);
-            let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
-            let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
-            for other in [p, adaptive, unnormalised].into_iter().flatten() {
-                errors.refuse(other, format!("`{key}` is for the plain ball: leave out `{other}`"));
-            }
-        }
-        _ => {}
     }
-    if let (Some((key, ())), Some((p, _))) = (&args.unnormalised, &args.p) {
-        errors.refuse(p, format!("`{key}` has no norm: leave out `{p}`"));
+    if let (Some(key), Some(p)) = (unnormalized, p) {
+        errors.refuse(p, format!("`{key}` does not use a norm: remove `{p}`"));
     }
-    if let Some((key, batch)) = &args.batch {
-        let size = batch.kind.size();
-        let why = format!("`{size}` of `{key}` is a number of examples: expected an integer of at least 1");
-        check_number(errors, &batch.size, 1.0, &why);
-    }
-    if let Some((_, path)) = &args.krate
+    if let Some(Keyed { value: path, .. }) = &args.krate
         && !is_absolute(path)
     {
-        errors.refuse(path, "`crate` must be an absolute path, like `::sam_runtime`");
+        errors.refuse(path, "`crate` must be an absolute path, e.g. `::sam_runtime`");
     }
-    if let Some((_, sam)) = &args.with {
-        let rho = args.rho.as_ref().map(|(key, _)| key);
-        let p = args.p.as_ref().map(|(key, _)| key);
-        let adaptive = args.adaptive.as_ref().map(|(key, _)| key);
-        let unnormalised = args.unnormalised.as_ref().map(|(key, ())| key);
-        let combination = args.combination.as_ref().map(|(key, _)| key);
-        let vars = args.vars.as_ref().map(|(key, _)| key);
-        for key in [rho, p, adaptive, unnormalised, combination, vars].into_iter().flatten() {
-            errors.refuse(key, format!("`{key}` and `with` cannot be used together: set it on `{sam}`"));
+    if let Some(Keyed { key: with, value: sam }) = &args.with {
+        for key in args.given.iter().filter(|key| keys::find(key).is_some_and(|key| key.configures_sam)) {
+            errors.refuse(key, format!("invalid combination: `{key}` and `{with}`: set `{key}` on `{sam}`"));
         }
     }
 }
@@ -112,89 +102,90 @@ fn is_absolute(path: &Path) -> bool {
     path.leading_colon.is_some() || root == "crate" || root == "$crate"
 }
 
-fn check_function(Item { attrs, sig, body, .. }: &Item, errors: &mut Errors) {
+fn check_function(Function { attrs, sig, body, .. }: &Function, errors: &mut Errors) {
     for attr in attrs.iter().filter(|attr| attr.path().segments.last().is_some_and(|last| last.ident == "sam")) {
         errors.refuse(attr, "`#[sam]` is given twice: put all keys into one");
     }
     if let Some(token) = &sig.constness {
-        errors.refuse(token, "a loss cannot be `const`: write `fn`, tensors are computed at run time");
+        errors.refuse(token, "a loss function cannot be `const`: tensors are computed at run time");
     }
     if let Some(token) = &sig.asyncness {
-        errors.refuse(token, "a loss cannot be `async`: await first, and pass what comes of it as an argument");
+        errors.refuse(token, "a loss function cannot be `async`: await first, and pass the result as an argument");
     }
     if let Some(abi) = &sig.abi {
-        errors.refuse(abi, "a loss cannot be `extern`: let the `extern` function call it");
+        errors.refuse(abi, "a loss function cannot be `extern`: call it from the `extern` function");
     }
     if let Some(variadic) = &sig.variadic {
-        errors.refuse(variadic.dots, "a loss cannot be variadic: take a slice");
+        errors.refuse(variadic.dots, "a loss function cannot be variadic: take a slice");
     }
     if let Some(FnArg::Receiver(receiver)) = sig.inputs.first() {
         if !is_reference(receiver) {
             errors.refuse(receiver, "`self` cannot be moved into both passes: take `&self` or `&mut self`");
-        } else if receiver.mutability.is_some() && !matches!(receiver_type(receiver), By::Ref) {
+        } else if receiver.mutability.is_some() && receiver_type(receiver) != PassBy::Ref {
             errors.refuse(
                 receiver,
-                "`self` cannot point elsewhere in the second pass: take `&mut self`, and write `let mut this = &mut *self;` in the body",
+                "`self` cannot be reassigned, as the body runs twice: take `&mut self`, and write \
+                 `let mut this = &mut *self;` in the body",
             );
         }
     }
-    let why = "a loss returns a `Result`: write `-> Result<Tensor>`";
+    let why = "a loss function must return a `Result`: write `-> Result<Tensor>`";
     match &sig.output {
         ReturnType::Default => errors.refuse(&sig.ident, why),
-        ReturnType::Type(_, ty) if is_no_result(ty) => errors.refuse(ty, why),
+        ReturnType::Type(_, ty) if is_not_a_result(ty) => errors.refuse(ty, why),
         ReturnType::Type(..) => {}
     }
     if let TokenTree::Punct(semicolon) = body {
-        errors.refuse(semicolon, "a loss needs a body: put `#[sam]` on the implementation");
+        errors.refuse(semicolon, "a loss function needs a body: put `#[sam]` on the implementation");
     }
 }
 
 fn is_reference(receiver: &Receiver) -> bool {
-    receiver_type(receiver) != By::Value
+    receiver_type(receiver) != PassBy::Value
 }
 
-fn receiver_type(receiver: &Receiver) -> By {
+fn receiver_type(receiver: &Receiver) -> PassBy {
     match &receiver.kind {
-        ReceiverKind::Reference(.., mutability) => mutability.map_or(By::Ref, |_| By::RefMut),
-        ReceiverKind::Typed(_, ty) => By::of(ty),
-        _ => By::Value,
+        ReceiverKind::Reference(.., mutability) => mutability.map_or(PassBy::Ref, |_| PassBy::RefMut),
+        ReceiverKind::Typed(_, ty) => PassBy::of(ty),
+        _ => PassBy::Value,
     }
 }
 
-/// Whether one can see, not knowing what the names stand for, that this is no `Result`.
+/// Whether this is certainly not a `Result`, whatever its names stand for.
 #[rustfmt::skip]
-fn is_no_result(ty: &Type) -> bool {
+fn is_not_a_result(ty: &Type) -> bool {
     const OTHERS: [&str; 21] = [
         "Tensor", "Var", "Option", "Vec", "String", "bool", "char", "f32", "f64", "i8", "i16", "i32", "i64", "i128",
         "isize", "u8", "u16", "u32", "u64", "u128", "usize",
     ];
     match ty {
         Type::Path(ty) => ty.path.segments.last().is_some_and(|last| OTHERS.iter().any(|other| last.ident == other)),
-        Type::Group(ty) => is_no_result(&ty.elem),
-        Type::Paren(ty) => is_no_result(&ty.elem),
+        Type::Group(ty) => is_not_a_result(&ty.elem),
+        Type::Paren(ty) => is_not_a_result(&ty.elem),
         Type::Macro(_) | Type::Verbatim(_) => false,
         _ => true,
     }
 }
 
-fn give_roles(args: &Args, item: &Item, errors: &mut Errors) -> Vec<Argument> {
+fn assign_roles(args: &Args, function: &Function, errors: &mut Errors) -> Vec<Argument> {
     let mut arguments = Vec::<Argument>::new();
-    for binding in item.bindings() {
+    for binding in function.bindings() {
         let name = &binding.name;
         if arguments.iter().any(|other| other.binding.name == *name) {
             errors.refuse(name, format!("`{name}` is bound twice: rename one"));
         }
         arguments.push(Argument { binding, role: None });
     }
-    let replay = args.replay.iter().flat_map(|(_, names)| names).map(|name| (name, Role::Replay));
-    let batch = args.batch.iter().flat_map(|(_, batch)| &batch.names).map(|name| (name, Role::Batch));
-    let with = args.with.iter().map(|(_, name)| (name, Role::With));
+    let replay = args.replay.iter().flat_map(|replay| &replay.value).map(|name| (name, Role::Replay));
+    let batch = args.batch.iter().flat_map(|batch| &batch.value.names).map(|name| (name, Role::Batch));
+    let with = args.with.iter().map(|with| (&with.value, Role::With));
     for (name, role) in replay.chain(batch).chain(with) {
-        if let Err(why) = give_role(&mut arguments, name, role) {
+        if let Err(why) = assign_role(&mut arguments, name, role) {
             errors.refuse(name, why);
         }
     }
-    if let Some((key, Batch { names, .. })) = &args.batch {
+    if let Some(Keyed { key, value: Batch { names, .. } }) = &args.batch {
         for name in names {
             let unused = |argument: &Argument| {
                 argument.is(name) && argument.role == Some(Role::Batch) && !argument.binding.in_body
@@ -213,26 +204,26 @@ impl Argument {
     }
 }
 
-fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(), String> {
+fn assign_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(), String> {
     let Some(i) = arguments.iter().position(|argument| argument.is(name)) else {
         let names: Vec<_> = arguments.iter().map(|argument| format!("`{}`", argument.binding.name)).collect();
         return Err(match names.as_slice() {
-            [] => format!("`{name}` is not an argument: there is none"),
+            [] => format!("`{name}` is not an argument: the function has no arguments"),
             names => format!("`{name}` is not an argument: expected one of {}", names.join(", ")),
         });
     };
     let Argument { binding, role: slot } = &mut arguments[i];
-    match (*slot, role, binding.by) {
-        (Some(_), ..) => Err(format!("`{name}` is named twice: one key can have it, once")),
-        (None, Role::Batch, By::RefMut | By::RefMutToOwned) => {
+    match (*slot, role, binding.pass_by) {
+        (Some(_), ..) => Err(format!("`{name}` is listed more than once")),
+        (None, Role::Batch, PassBy::RefMut | PassBy::RefMutToOwned) => {
             Err(format!("`{name}` is behind `&mut` and cannot be split: take `{name}: &Tensor`"))
         }
-        (None, Role::With, By::Value | By::RefToOwned | By::RefMutToOwned) => {
+        (None, Role::With, PassBy::Value | PassBy::RefToOwned | PassBy::RefMutToOwned) => {
             Err(format!("`{name}` is not a reference: take `{name}: &Sam` or `{name}: &mut Sam`"))
         }
-        (None, Role::With, By::RefMut) if binding.mutability.is_some() => {
-            Err(format!("`{name}` cannot point elsewhere in the second pass: take `{name}: &mut Sam`, without `mut`"))
-        }
+        (None, Role::With, PassBy::RefMut) if binding.mutability.is_some() => Err(format!(
+            "`{name}` cannot be reassigned, as the body runs twice: take `{name}: &mut Sam`, without `mut`"
+        )),
         (None, Role::Replay, _) if let Some(handle) = handle(binding) => Err(format!(
             "`{name}` cannot be replayed: a clone of `{handle}` shares its state; take the state itself, \
              e.g. `{name}: &mut StdRng`"
@@ -244,7 +235,7 @@ fn give_role(arguments: &mut [Argument], name: &Ident, role: Role) -> Result<(),
     }
 }
 
-/// What makes a clone of the argument share its state, if the type says so.
+/// The type, if the argument's names one, whose clones share their state.
 fn handle(binding: &Binding) -> Option<&'static str> {
     const HANDLES: [&str; 6] = ["Arc", "Rc", "Weak", "ThreadRng", "OsRng", "SysRng"];
     if !binding.is_whole {
@@ -256,18 +247,11 @@ fn handle(binding: &Binding) -> Option<&'static str> {
     }
     if let Type::Reference(reference) = state {
         state = &reference.elem;
-        if By::of(state) != By::Value {
+        if PassBy::of(state) != PassBy::Value {
             return Some("&");
         }
     }
     HANDLES.into_iter().find(|handle| NamesIn::any(state, |name| name == handle))
-}
-
-/// Of a literal: any other expression is checked when it has a value.
-fn check_number(errors: &mut Errors, expr: &Expr, least: f64, why: &str) {
-    if literal(expr).is_some_and(|value| !(least..).contains(&value)) {
-        errors.refuse(expr, why);
-    }
 }
 
 /// The value of a literal; NaN, which no range contains, for one that is not a number.

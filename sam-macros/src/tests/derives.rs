@@ -38,17 +38,17 @@ enum Phase {
 }
 
 #[test]
-fn derive_output() {
+fn derive_loss_output() {
     let source = "
 pub struct Step<A> {
     logits: Tensor,
     loss: Tensor,
     more: A,
 }";
-    check_derive(derive::output, source, &expect_file!["../../tests/snapshots/derive_output.rs"]);
+    check_derive(derive::loss_output, source, &expect_file!["../../tests/snapshots/derive_loss_output.rs"]);
 }
 
-/// It is no field that has a value, but what stands there is still Rust.
+/// Such a field has no value, but its tokens are valid Rust.
 #[test]
 fn derive_for_a_trait_object() {
     let output = derive::aux("enum E<T> { A(dyn T + Send), B { b: T+ } }".parse().expect("tokens")).expect("no error");
@@ -60,14 +60,16 @@ fn what_cannot_be_derived() {
     let message = |derive: fn(TokenStream) -> syn::Result<TokenStream>, source: &str| {
         derive(source.parse().expect("tokens")).expect_err("an error").to_string()
     };
-    let aux = "`Aux` is derived for structs and enums: implement it by hand";
-    let output = "`Output` is derived for structs: a loss function returns a `Tensor`, a tuple or a struct";
-    let loss = "`Output` needs the loss: add a field `loss: Tensor`";
+    let aux = "`Aux` can be derived only for structs and enums: implement it by hand";
+    let output =
+        "`LossOutput` can be derived only for structs: a loss function returns a `Tensor`, a tuple or a struct";
+    let loss = "`LossOutput` needs the loss: add a field `loss: Tensor`";
     let option = "expected `#[aux(crate = ::path)]`";
     assert_eq!(message(derive::aux, "union U { a: f32, b: u32 }"), aux);
     assert_eq!(message(derive::aux, "#[aux(join)] struct A(f64);"), option);
-    assert_eq!(message(derive::output, "enum E { A(Tensor) }"), output);
-    assert_eq!(message(derive::output, "struct S { value: Tensor }"), loss);
-    assert_eq!(message(derive::output, "struct S;"), loss);
-    assert_eq!(message(derive::output, "struct S();"), loss);
+    assert_eq!(message(derive::loss_output, "enum E { A(Tensor) }"), output);
+    assert_eq!(message(derive::loss_output, "union U { loss: f32 }"), output);
+    assert_eq!(message(derive::loss_output, "struct S { value: Tensor }"), loss);
+    assert_eq!(message(derive::loss_output, "struct S;"), loss);
+    assert_eq!(message(derive::loss_output, "struct S();"), loss);
 }

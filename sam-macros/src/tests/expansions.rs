@@ -64,7 +64,7 @@ unsafe fn loss(
 fn every_key() {
     let source = "
 #[sam(
-    rho = 0.05, p = inf, adaptive, vars = model.vars(), replay(rng), shards(x; m = 32),
+    rho = 0.05, p = inf, adaptive, vars = model.vars(), buffers = model.buffers(), replay(rng), shards(x; m = 32),
     plain = plain_loss, crate = ::facade::sam,
 )]
 fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
@@ -98,7 +98,7 @@ fn loss(config: &mut Sam, model: &Net, x: &Tensor, mut y: Tensor, weight: Tensor
 #[test]
 fn variants() {
     let source = "
-#[sam(rho = 0.2, gsam = alpha, unnormalised, hardest(x, y; k = x.dim(0)? / 3))]
+#[sam(rho = 0.2, gsam = alpha, unnormalized, hardest(x, y; k = x.dim(0)? / 3))]
 fn losses(model: &Net, x: &Tensor, y: Tensor, alpha: f64) -> Result<Tensor> {
     cross_entropies(&model.forward(x)?, &y)
 }";
@@ -118,7 +118,7 @@ fn loss(model: &Net, x: &Tensor) -> Result<Tensor> {
 #[test]
 fn weights() {
     let source = "
-#[sam(with = sam, parts(ids, labels; m = 8, weights = &tokens(&labels)?))]
+#[sam(with = sam, micro_batches(ids, labels; m = 8, weights = &tokens(&labels)?))]
 fn loss(sam: &Sam, model: &Net, ids: &Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
     let logits = model.forward(ids)?;
     Ok((cross_entropy(&logits, &labels)?, logits))

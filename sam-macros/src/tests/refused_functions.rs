@@ -6,19 +6,22 @@ use super::{refusals, rewrite, split};
 fn what_no_loss_can_be() {
     let not_a_function = "expected a function: `#[sam]` goes above the `fn` that returns the loss";
     let by_value = "`self` cannot be moved into both passes: take `&self` or `&mut self`";
-    let no_result = "a loss returns a `Result`: write `-> Result<Tensor>`";
+    let no_result = "a loss function must return a `Result`: write `-> Result<Tensor>`";
     for (item, refusal) in [
         ("struct Loss;", not_a_function),
         ("pub mod loss {}", not_a_function),
         ("const LOSS: f64 = 0.;", not_a_function),
-        ("const fn f() -> Result<Tensor> {}", "a loss cannot be `const`: write `fn`, tensors are computed at run time"),
+        ("const fn f() -> Result<Tensor> {}", "a loss function cannot be `const`: tensors are computed at run time"),
         (
             "async fn f() -> Result<Tensor> {}",
-            "a loss cannot be `async`: await first, and pass what comes of it as an argument",
+            "a loss function cannot be `async`: await first, and pass the result as an argument",
         ),
-        ("extern \"C\" fn f() -> Result<Tensor> {}", "a loss cannot be `extern`: let the `extern` function call it"),
-        ("fn f(x: T, ...) -> Result<Tensor> {}", "a loss cannot be variadic: take a slice"),
-        ("fn f() -> Result<Tensor>;", "a loss needs a body: put `#[sam]` on the implementation"),
+        (
+            "extern \"C\" fn f() -> Result<Tensor> {}",
+            "a loss function cannot be `extern`: call it from the `extern` function",
+        ),
+        ("fn f(x: T, ...) -> Result<Tensor> {}", "a loss function cannot be variadic: take a slice"),
+        ("fn f() -> Result<Tensor>;", "a loss function needs a body: put `#[sam]` on the implementation"),
         ("fn f(self) -> Result<Tensor> {}", by_value),
         ("fn f(mut self) -> Result<Tensor> {}", by_value),
         ("fn f(self: Rc<Self>) -> Result<Tensor> {}", by_value),
@@ -36,7 +39,10 @@ fn what_no_loss_can_be() {
     ] {
         assert_eq!(refusals(&format!("#[sam] {item}")), [refusal], "{item}");
     }
-    assert_eq!(refusals("#[sam(with = x)] fn f() -> Result<Tensor> {}"), ["`x` is not an argument: there is none"]);
+    assert_eq!(
+        refusals("#[sam(with = x)] fn f() -> Result<Tensor> {}"),
+        ["`x` is not an argument: the function has no arguments"]
+    );
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn what_is_a_whole_step() {
     assert_eq!(
         refusals("#[sam] fn f(&mut self) -> Result<Tensor> { let l = self.l()?; self.opt.backward_step(&l)?; Ok(l) }"),
         [
-            "`backward_step` inside a loss: `#[sam]` goes on the function that computes the loss, and the optimizer's step \
+            "`backward_step` inside a loss function: `#[sam]` goes on the function that computes the loss, and the optimizer's step \
           stays outside it"
         ]
     );
@@ -97,15 +103,15 @@ fn what_a_pass_cannot_begin_with() {
         );
         assert_eq!(refusals(&source), [refusal], "{ty}");
     }
-    let elsewhere = "cannot point elsewhere in the second pass: take";
+    let reassigned = "cannot be reassigned, as the body runs twice: take";
     for (item, refusal) in [
         (
             "fn f(mut self: &mut Self, sam: &Sam) -> Result<Tensor> { g(self) }",
-            format!("`self` {elsewhere} `&mut self`, and write `let mut this = &mut *self;` in the body"),
+            format!("`self` {reassigned} `&mut self`, and write `let mut this = &mut *self;` in the body"),
         ),
         (
             "fn f(mut sam: &mut Sam) -> Result<Tensor> { g(sam) }",
-            format!("`sam` {elsewhere} `sam: &mut Sam`, without `mut`"),
+            format!("`sam` {reassigned} `sam: &mut Sam`, without `mut`"),
         ),
     ] {
         assert_eq!(refusals(&format!("#[sam(with = sam)] {item}")), [refusal], "{item}");
@@ -113,7 +119,7 @@ fn what_a_pass_cannot_begin_with() {
     // An argument that only an included file uses is not seen.
     for (key, body) in [
         ("shards(x; m = 1)", "include!(\"body.rs\")"),
-        ("parts(x; m = 1)", "println!(\"{x}\"); w.sqr()"),
+        ("micro_batches(x; m = 1)", "println!(\"{x}\"); w.sqr()"),
         ("hardest(x; k = 1)", "w.x.sqr()"),
     ] {
         let name = key.split('(').next().unwrap_or(key);
@@ -127,15 +133,16 @@ fn all_at_once() {
     let source = "#[sam(rho = -1, norm = 2, p, with = sam, replay(z))] const async fn loss(self, x: T) {}";
     let whole = refusals(source);
     let expected = [
-        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, \
-         `second_order`, `vars`, `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`",
-        "`p` is written `p = 2` or `p = inf`",
-        "`rho` is a radius: expected a number of at least 0",
-        "`rho` and `with` cannot be used together: set it on `sam`",
-        "a loss cannot be `const`: write `fn`, tensors are computed at run time",
-        "a loss cannot be `async`: await first, and pass what comes of it as an argument",
+        "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, \
+         `second_order`, `vars`, `buffers`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, \
+         `crate`",
+        "`p` needs a value, e.g. `p = 2` or `p = inf`",
+        "`rho` must be a number of at least 0",
+        "invalid combination: `rho` and `with`: set `rho` on `sam`",
+        "a loss function cannot be `const`: tensors are computed at run time",
+        "a loss function cannot be `async`: await first, and pass the result as an argument",
         "`self` cannot be moved into both passes: take `&self` or `&mut self`",
-        "a loss returns a `Result`: write `-> Result<Tensor>`",
+        "a loss function must return a `Result`: write `-> Result<Tensor>`",
         "`z` is not an argument: expected one of `x`",
         "`sam` is not an argument: expected one of `x`",
     ];

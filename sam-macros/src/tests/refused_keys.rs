@@ -11,16 +11,18 @@ fn what_is_accepted() {
         "rho = schedule::<f64, 3>(step, |x, y| x), p = inf, adaptive",
         "p = P, adaptive = -eta, vars = model.vars().into_iter().chain([v])",
         "rho = (-0.0), p = (((2u32)))",
+        "vars = model.vars(), buffers = model.buffers()",
+        "buffers = [mean.clone()]",
         "replay(rng, y)",
         "replay(rng,), shards(x, y,; m = 0x10)",
         "with = sam, shards(x; m = sam.m()), crate = crate::facade",
-        "gsam = 1, unnormalised, parts(x, y; m = 2)",
+        "gsam = 1, unnormalized, micro_batches(x, y; m = 2)",
         "wsam = 0.9, hardest(x; k = x.dim(0)? / 3)",
         "stable, sharpest(x, y; k = 5)",
         "second_order, rho = 1",
         "shards(x; m = 2, reduction = mean), with = sam",
         "shards(x; m = 2, reduction = sum,)",
-        "parts(x, y; m = 2, weights = &weights(y)?)",
+        "micro_batches(x, y; m = 2, weights = &weights(y)?)",
         "with = r#sam, plain = r#loop, crate = ::a::b",
     ] {
         assert_eq!(refusals_of(args), [""; 0], "{args}");
@@ -39,8 +41,8 @@ fn what_is_accepted() {
 
 #[test]
 fn what_cannot_be_read() {
-    let keys = "one of `rho`, `p`, `adaptive`, `unnormalised`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
-                `replay`, `shards`, `parts`, `hardest`, `sharpest`, `plain`, `with`, `crate`";
+    let keys = "one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
+                `buffers`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, `crate`";
     let unknown = format!("unknown key `norm`: expected {keys}");
     let expected = format!("expected {keys}");
     for (args, refusal) in [
@@ -49,42 +51,54 @@ fn what_cannot_be_read() {
         ("0.05", &expected),
         ("= 3", &expected),
         (",", &expected),
-        ("rho", "`rho` is written `rho = 0.05`"),
-        ("rho(0.05)", "`rho` is written `rho = 0.05`"),
+        ("rho", "`rho` needs a value, e.g. `rho = 0.05`"),
+        ("rho(0.05)", "`rho` takes a value: write `rho = 0.05`"),
         ("rho =", "expected a value after `=`"),
         ("rho = 0.05 p", "expected `,`"),
         ("p = 2, p = 3", "`p` is given twice: keep one"),
-        ("adaptive(3)", "`adaptive` is written `adaptive` or `adaptive = 0.01`"),
-        ("vars(v)", "`vars` is written `vars = model.vars()`"),
-        ("replay = rng", "`replay` is written `replay(rng)`"),
-        ("replay()", "`replay` is written `replay(rng)`"),
-        ("replay(&rng)", "`replay` is written `replay(rng)`"),
-        ("replay(rng; m = 3)", "`replay` is written `replay(rng)`"),
-        ("shards(x)", "`shards` is written `shards(x, y; m = 32)`"),
-        ("shards(x, m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
-        ("shards(; m = 3)", "`shards` is written `shards(x, y; m = 32)`"),
-        ("shards(x; n = 3)", "`shards` is written `shards(x, y; m = 32)`"),
-        ("parts(x; k = 3)", "`parts` is written `parts(x, y; m = 32)`"),
-        ("hardest(x; m = 3)", "`hardest` is written `hardest(x, y; k = 32)`"),
-        ("sharpest = x", "`sharpest` is written `sharpest(x, y; k = 64)`"),
-        ("gsam", "`gsam` is written `gsam = 0.4`"),
-        ("wsam(0.9)", "`wsam` is written `wsam = 0.9`"),
-        ("stable = 1", "`stable` is written `stable`"),
-        ("second_order(2)", "`second_order` is written `second_order`"),
-        ("unnormalised = true", "`unnormalised` is written `unnormalised`"),
-        ("plain", "`plain` is written `plain = plain_loss`"),
-        ("plain = \"f\"", "`plain` is written `plain = plain_loss`"),
-        ("with = self.sam", "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`"),
-        ("with(sam)", "`with` is written `with = sam`"),
+        ("adaptive(3)", "`adaptive` takes one value or none: write `adaptive` or `adaptive = 0.01`"),
+        ("vars(v)", "`vars` takes a list of variables: write `vars = model.vars()`"),
+        ("replay = rng", "`replay` takes a list of arguments: write `replay(rng)`"),
+        ("replay()", "`replay` takes a list of arguments: write `replay(rng)`"),
+        ("replay(&rng)", "`replay` takes a list of arguments: write `replay(rng)`"),
+        ("replay(rng; m = 3)", "`replay` takes a list of arguments: write `replay(rng)`"),
+        ("shards(x)", "`shards` takes a list of arguments and a number: write `shards(x, y; m = 32)`"),
+        ("shards(x, m = 3)", "`shards` takes a list of arguments and a number: write `shards(x, y; m = 32)`"),
+        ("shards(; m = 3)", "`shards` takes a list of arguments and a number: write `shards(x, y; m = 32)`"),
+        ("shards(x; n = 3)", "`shards` takes a list of arguments and a number: write `shards(x, y; m = 32)`"),
+        (
+            "micro_batches(x; k = 3)",
+            "`micro_batches` takes a list of arguments and a number: write `micro_batches(x, y; m = 32)`",
+        ),
+        ("hardest(x; m = 3)", "`hardest` takes a list of arguments and a number: write `hardest(x, y; k = 32)`"),
+        ("sharpest = x", "`sharpest` takes a list of arguments and a number: write `sharpest(x, y; k = 64)`"),
+        ("gsam", "`gsam` needs a value, e.g. `gsam = 0.4`"),
+        ("wsam(0.9)", "`wsam` takes a value: write `wsam = 0.9`"),
+        ("stable = 1", "`stable` takes no value"),
+        ("second_order(2)", "`second_order` takes no value"),
+        ("unnormalized = true", "`unnormalized` takes no value"),
+        ("plain", "`plain` takes a name: write `plain = plain_loss`"),
+        ("plain = \"f\"", "`plain` takes a name: write `plain = plain_loss`"),
+        (
+            "with = self.sam",
+            "`with` takes the name of an argument: write `with = sam`, and add an argument `sam: &Sam`",
+        ),
+        ("with(sam)", "`with` takes the name of an argument: write `with = sam`, and add an argument `sam: &Sam`"),
         ("eta = 0.1", "unknown key `eta`: write `adaptive` or `adaptive = 0.01`"),
+        ("buffers", "`buffers` needs a value, e.g. `buffers = [mean.clone(), var.clone()]`"),
+        ("buffers(mean)", "`buffers` takes a list of variables: write `buffers = [mean.clone(), var.clone()]`"),
+        ("rho: 0.05", "unexpected `:` after `rho`: write `rho = 0.05`"),
+        ("unnormalised", "unknown key `unnormalised`: write `unnormalized`"),
+        ("parts(x; m = 3)", "unknown key `parts`: write `micro_batches(x, y; m = 32)`"),
+        ("params = v", "unknown key `params`: write `vars = model.vars()`"),
         ("m = 3", "unknown key `m`: write `shards(x, y; m = 32)`"),
         ("shards(x; m = 3, n = 3)", "unknown option `n` of `shards`: expected `reduction = sum` or `weights = EXPR`"),
-        ("hardest(x; k = 3, n = 3)", "unknown option `n` of `hardest`: there is only `k`"),
-        ("shards(x; m = 3, reduction)", "`reduction` is written `reduction = sum` or `reduction = mean`"),
-        ("shards(x; m = 3, reduction = max)", "`reduction` is `sum` or `mean`"),
-        ("parts(x; m = 3, weights)", "`weights` is written `weights = EXPR`"),
-        ("parts(x; m = 3, weights = w v)", "expected `,`"),
-        ("crate = \"::a\"", "`crate` is written `crate = ::sam_runtime`"),
+        ("hardest(x; k = 3, n = 3)", "unknown option `n` of `hardest`: expected only `k`"),
+        ("shards(x; m = 3, reduction)", "`reduction` needs a value: `sum` or `mean`"),
+        ("shards(x; m = 3, reduction = max)", "`reduction` must be `sum` or `mean`"),
+        ("micro_batches(x; m = 3, weights)", "`weights` needs a value, e.g. `weights = [1.0, 0.5]`"),
+        ("micro_batches(x; m = 3, weights = w v)", "expected `,`"),
+        ("crate = \"::a\"", "`crate` takes a path: write `crate = ::sam_runtime`"),
     ] {
         assert_eq!(refusals_of(args), [refusal], "{args}");
     }
@@ -92,13 +106,13 @@ fn what_cannot_be_read() {
 
 #[test]
 fn what_is_out_of_range() {
-    let rho = "`rho` is a radius: expected a number of at least 0";
-    let p = "`p` is a norm: expected a number of at least 1, or `inf`";
-    let eta = "`adaptive` takes a number of at least 0, or no value";
-    let m = "`m` of `shards` is a number of examples: expected an integer of at least 1";
-    let k = "`k` of `hardest` is a number of examples: expected an integer of at least 1";
-    let alpha = "`gsam` takes α: expected a number of at least 0";
-    let gamma = "`wsam` takes γ: expected a number of at least 0 and below 1";
+    let rho = "`rho` must be a number of at least 0";
+    let p = "`p` must be a number of at least 1, or `inf`";
+    let eta = "`adaptive` must be a number of at least 0";
+    let m = "`m` of `shards` must be an integer of at least 1";
+    let k = "`k` of `hardest` must be an integer of at least 1";
+    let alpha = "`gsam` must be a number of at least 0";
+    let gamma = "`wsam` must be a number of at least 0 and below 1";
     for (args, refusal) in [
         ("rho = -1", rho),
         ("rho = (-1e-9)", rho),
@@ -124,38 +138,36 @@ fn what_is_out_of_range() {
 #[test]
 fn what_does_not_go_together() {
     for (args, refusal) in [
-        ("rho = 1, with = sam", "`rho` and `with` cannot be used together: set it on `sam`"),
-        ("with = sam, adaptive", "`adaptive` and `with` cannot be used together: set it on `sam`"),
-        ("gsam = 0.4, with = sam", "`gsam` and `with` cannot be used together: set it on `sam`"),
-        ("unnormalised, with = sam", "`unnormalised` and `with` cannot be used together: set it on `sam`"),
-        ("gsam = 0.4, wsam = 0.9", "`wsam` and `gsam` cannot be used together: keep one"),
+        ("rho = 1, with = sam", "invalid combination: `rho` and `with`: set `rho` on `sam`"),
+        ("with = sam, adaptive", "invalid combination: `adaptive` and `with`: set `adaptive` on `sam`"),
+        ("buffers = b, with = sam", "invalid combination: `buffers` and `with`: set `buffers` on `sam`"),
+        ("gsam = 0.4, with = sam", "invalid combination: `gsam` and `with`: set `gsam` on `sam`"),
+        ("unnormalized, with = sam", "invalid combination: `unnormalized` and `with`: set `unnormalized` on `sam`"),
+        ("gsam = 0.4, wsam = 0.9", "invalid combination: `wsam` and `gsam`: keep one"),
         ("stable, stable", "`stable` is given twice: keep one"),
-        ("shards(x; m = 1), parts(y; m = 1)", "`parts` and `shards` cannot be used together: keep one"),
-        ("second_order, p = 3", "`second_order` is for the plain ball: leave out `p`"),
-        ("second_order, adaptive", "`second_order` is for the plain ball: leave out `adaptive`"),
-        ("unnormalised, p = 3", "`unnormalised` has no norm: leave out `p`"),
+        ("shards(x; m = 1), micro_batches(y; m = 1)", "invalid combination: `micro_batches` and `shards`: keep one"),
+        ("second_order, p = 3", "`second_order` supports only the Euclidean ball: remove `p`"),
+        ("second_order, adaptive", "`second_order` supports only the Euclidean ball: remove `adaptive`"),
+        ("unnormalized, p = 3", "`unnormalized` does not use a norm: remove `p`"),
         ("with = y", "`y` is not a reference: take `y: &Sam` or `y: &mut Sam`"),
         ("with = z", "`z` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
         ("replay(self)", "`self` is not an argument: expected one of `x`, `y`, `rng`, `sam`"),
-        ("replay(y, y)", "`y` is named twice: one key can have it, once"),
-        ("replay(y), shards(y; m = 1)", "`y` is named twice: one key can have it, once"),
+        ("replay(y, y)", "`y` is listed more than once"),
+        ("replay(y), shards(y; m = 1)", "`y` is listed more than once"),
         ("shards(rng; m = 1)", "`rng` is behind `&mut` and cannot be split: take `rng: &Tensor`"),
-        (
-            "shards(x; m = 1, reduction = sum, weights = w)",
-            "`weights` and `reduction` cannot be used together: keep one",
-        ),
+        ("shards(x; m = 1, reduction = sum, weights = w)", "invalid combination: `weights` and `reduction`: keep one"),
         ("shards(x; m = 1, weights = w, weights = w)", "`weights` is given twice: keep one"),
         (
             "hardest(x; k = 1, reduction = sum)",
-            "`reduction` is for `shards` and `parts`: `hardest` averages over its examples",
+            "`hardest` has no `reduction`: it averages over the examples that it selects",
         ),
         (
             "sharpest(x; k = 1, weights = w)",
-            "`weights` is for `shards` and `parts`: `sharpest` averages over its examples",
+            "`sharpest` has no `weights`: it averages over the examples that it selects",
         ),
-        ("plain = loss", "`loss` is the loss itself: give the plain function another name"),
-        ("crate = sam_runtime", "`crate` must be an absolute path, like `::sam_runtime`"),
-        ("crate = super::sam", "`crate` must be an absolute path, like `::sam_runtime`"),
+        ("plain = loss", "`loss` is the loss function itself: give the plain function another name"),
+        ("crate = sam_runtime", "`crate` must be an absolute path, e.g. `::sam_runtime`"),
+        ("crate = super::sam", "`crate` must be an absolute path, e.g. `::sam_runtime`"),
     ] {
         assert_eq!(refusals_of(args), [refusal], "{args}");
     }
