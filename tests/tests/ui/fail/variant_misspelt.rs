@@ -17,7 +17,7 @@ fn hardest(w: &Var, x: &Tensor) -> Result<Tensor> {
 }
 
 #[sam(micro_batches(x))]
-fn parts(w: &Var, x: &Tensor) -> Result<Tensor> {
+fn micro_batches(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum_all()
 }
 

@@ -38,9 +38,9 @@ macro_rules! for_everything {
 }
 
 for_everything! {
-    ascend perturb descend restore restore_into new p adaptive unnormalized combination vars shards parts hardest sharpest
-    split next_shard of sum weights loss again turn replayed variables clone_from from into branch detached with_loss
-    join_shards rows select variable
+    ascend perturb descend restore restore_into new p adaptive unnormalized combination vars buffers shards micro_batches
+    hardest sharpest split next_shard of sum weights loss clone_for_pass for_pass again turn replayed variables clone_from
+    from into branch detached with_loss join_shards rows select variable
 }
 
 #[sam(rho = 0.5, p = 2, vars = [w.clone()], replay(calls), shards(x, y; m = 1), plain = plain_loss)]

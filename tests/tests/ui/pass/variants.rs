@@ -38,7 +38,7 @@ fn unnormalized(w: &Var) -> Result<Tensor> {
 }
 
 #[sam(rho = 0.1, micro_batches(x, y; m = 4))]
-fn parts(w: &Var, x: &Tensor, y: Tensor) -> Result<(Tensor, Tensor)> {
+fn micro_batches(w: &Var, x: &Tensor, y: Tensor) -> Result<(Tensor, Tensor)> {
     let z = x.broadcast_mul(w)?.sum(1)?;
     Ok(((&z - y)?.sqr()?.mean_all()?, z))
 }
@@ -80,7 +80,7 @@ pub(crate) fn main() -> Result<()> {
 
     let x = Tensor::arange(0f64, 20.0, &Device::Cpu)?.reshape((10, 2))?;
     let y = Tensor::zeros(10, DType::F64, &Device::Cpu)?;
-    let (loss, outputs) = parts(&w, &x, y.clone())?;
+    let (loss, outputs) = micro_batches(&w, &x, y.clone())?;
     assert_eq!(outputs.dims(), [10]);
     assert_eq!(gradient(loss)?.len(), 2);
     let model = Model { w: w.clone() };

@@ -1,4 +1,4 @@
-//! What the function says: its signature, the names that it binds and which of them its body uses.
+//! Parsing: the function's signature, the names that its arguments bind and which of them its body uses.
 
 use std::{collections::HashSet, mem};
 
@@ -11,34 +11,34 @@ use syn::{
     visit::{self, Visit},
 };
 
-pub(crate) struct Item {
+pub(crate) struct Function {
     pub(crate) attrs: Vec<Attribute>,
     pub(crate) vis: Visibility,
     pub(crate) sig: Signature,
-    /// As it was typed: one that does not parse yet is for the compiler to report. A semicolon, if there is none.
+    /// Not parsed: the compiler reports what is wrong in it. A semicolon, if the function has no body.
     pub(crate) body: TokenTree,
 }
 
 /// A name that a pattern of the signature binds.
 pub(crate) struct Binding {
-    /// Those of the argument, which go with the name: a `cfg`, a lint level.
+    /// The argument's: a `cfg`, a lint level.
     pub(crate) attrs: Vec<Attribute>,
     pub(crate) name: Ident,
     pub(crate) mutability: Option<Token![mut]>,
-    pub(crate) by: By,
-    /// That of the whole argument.
+    pub(crate) pass_by: PassBy,
+    /// The type of the whole argument.
     pub(crate) ty: Type,
-    /// Whether it is also that of the name.
+    /// Whether that is also the type of the name.
     pub(crate) is_whole: bool,
     /// Whether the body has a variable of this name.
     pub(crate) in_body: bool,
-    /// Whether the body may mean it without having it: in a format string, or in an included file.
+    /// Whether the body may use it where no token shows it: in a format string, or in an included file.
     pub(crate) hidden_in_body: bool,
 }
 
-/// How a name is bound, as far as one can see without knowing types.
+/// How the function has what a name stands for, as far as its syntax tells.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum By {
+pub(crate) enum PassBy {
     /// The function owns what the name stands for.
     Value,
     /// Of type `&T`.
@@ -51,7 +51,7 @@ pub(crate) enum By {
     RefMutToOwned,
 }
 
-impl Parse for Item {
+impl Parse for Function {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let mut attrs = input.call(Attribute::parse_outer)?;
         let vis = input.parse()?;
@@ -79,7 +79,7 @@ fn expect_function(input: ParseStream<'_>) -> Result<()> {
     Err(input.error("expected a function: `#[sam]` goes above the `fn` that returns the loss"))
 }
 
-/// Turns `#![..]` at the head of the body into `#[..]` above the function, where it means the same.
+/// Moves inner attributes of the body above the function, where they mean the same.
 fn lift_attributes(body: Group, attrs: &mut Vec<Attribute>) -> Result<Group> {
     let split = |body: ParseStream<'_>| Ok((body.call(Attribute::parse_inner)?, body.parse()?));
     let (inner, rest): (_, TokenStream) = split.parse2(body.stream())?;
@@ -92,7 +92,7 @@ fn lift_attributes(body: Group, attrs: &mut Vec<Attribute>) -> Result<Group> {
     Ok(lifted)
 }
 
-impl Item {
+impl Function {
     /// The names that the arguments bind, in written order; `self` is not one of them.
     pub(crate) fn bindings(&self) -> Vec<Binding> {
         let mut body = Body::default();
@@ -100,9 +100,9 @@ impl Item {
         let mut bindings = Vec::new();
         for arg in &self.sig.inputs {
             if let FnArg::Typed(arg) = arg {
-                // What a pattern takes apart has a type that only the compiler knows.
-                let by = if is_name(&arg.pat) { By::of(&arg.ty) } else { By::Value };
-                let mut names = Names { arg, by, behind_reference: false, body: &body, bindings: &mut bindings };
+                // Inside a pattern, only the compiler knows the types.
+                let pass_by = if is_name(&arg.pat) { PassBy::of(&arg.ty) } else { PassBy::Value };
+                let mut names = Names { arg, pass_by, behind_reference: false, body: &body, bindings: &mut bindings };
                 names.visit_pat(&arg.pat);
             }
         }
@@ -132,7 +132,7 @@ impl Binding {
     }
 }
 
-impl By {
+impl PassBy {
     pub(crate) fn of(ty: &Type) -> Self {
         match ty {
             Type::Reference(ty) if ty.mutability.is_some() => Self::RefMut,
@@ -147,7 +147,7 @@ impl By {
 
 struct Names<'a> {
     arg: &'a PatType,
-    by: By,
+    pass_by: PassBy,
     behind_reference: bool,
     body: &'a Body,
     bindings: &'a mut Vec<Binding>,
@@ -156,18 +156,18 @@ struct Names<'a> {
 impl<'a> Visit<'a> for Names<'a> {
     fn visit_pat_ident(&mut self, pat: &'a PatIdent) {
         // Only the outermost name has the argument's type.
-        let by = mem::replace(&mut self.by, By::Value);
+        let pass_by = mem::replace(&mut self.pass_by, PassBy::Value);
         let name = pat.ident.unraw();
         self.bindings.push(Binding {
             attrs: self.arg.attrs.clone(),
             name: pat.ident.clone(),
             mutability: pat.mutability.filter(|_| pat.by_ref.is_none()),
-            by: match (&pat.by_ref, &pat.mutability, self.behind_reference) {
-                (Some(_), Some(_), true) => By::RefMut,
-                (Some(_), Some(_), false) => By::RefMutToOwned,
-                (Some(_), None, true) => By::Ref,
-                (Some(_), None, false) => By::RefToOwned,
-                (None, ..) => by,
+            pass_by: match (&pat.by_ref, &pat.mutability, self.behind_reference) {
+                (Some(_), Some(_), true) => PassBy::RefMut,
+                (Some(_), Some(_), false) => PassBy::RefMutToOwned,
+                (Some(_), None, true) => PassBy::Ref,
+                (Some(_), None, false) => PassBy::RefToOwned,
+                (None, ..) => pass_by,
             },
             ty: (*self.arg.ty).clone(),
             is_whole: is_name(&self.arg.pat),
@@ -191,7 +191,7 @@ impl<'a> Visit<'a> for Names<'a> {
     }
 }
 
-/// The names that a body has, as far as tokens tell.
+/// The names in a body, as far as tokens tell.
 #[derive(Default)]
 struct Body {
     /// The identifiers that can be a variable: `.name` is a field and `name:` labels one.

@@ -9,17 +9,19 @@
 // Output
 
 #[automatically_derived]
-impl<A: ::sam_runtime::Aux> ::sam_runtime::Output for Step<A> {
-    fn loss(&self) -> &::sam_runtime::argument::candle_core::Tensor {
+impl<A: ::sam_runtime::Aux> ::sam_runtime::LossOutput for Step<A> {
+    fn loss(&self) -> &::sam_runtime::__private::candle_core::Tensor {
         &self.loss
     }
-    fn into_detached(self) -> ::sam_runtime::argument::candle_core::Result<Self> {
+    fn into_detached(self) -> ::sam_runtime::__private::candle_core::Result<Self> {
         ::core::result::Result::Ok(
             match self {
                 Self { logits: __sam_0, loss: __sam_1, more: __sam_2 } => {
                     Self {
                         logits: <Tensor as ::sam_runtime::Aux>::detached(__sam_0)?,
-                        loss: <Tensor as ::sam_runtime::Output>::into_detached(__sam_1)?,
+                        loss: <Tensor as ::sam_runtime::LossOutput>::into_detached(
+                            __sam_1,
+                        )?,
                         more: <A as ::sam_runtime::Aux>::detached(__sam_2)?,
                     }
                 }
@@ -28,13 +30,13 @@ impl<A: ::sam_runtime::Aux> ::sam_runtime::Output for Step<A> {
     }
     fn with_loss(
         self,
-        __sam_loss: ::sam_runtime::argument::candle_core::Tensor,
+        __sam_loss: ::sam_runtime::__private::candle_core::Tensor,
     ) -> Self {
         Self { loss: __sam_loss, ..self }
     }
     fn join_shards(
         __sam_parts: ::std::vec::Vec<(::core::primitive::f64, Self)>,
-    ) -> ::sam_runtime::argument::candle_core::Result<Self> {
+    ) -> ::sam_runtime::__private::candle_core::Result<Self> {
         let mut __sam_0 = ::std::vec::Vec::new();
         let mut __sam_1 = ::std::vec::Vec::new();
         let mut __sam_2 = ::std::vec::Vec::new();
@@ -50,7 +52,7 @@ impl<A: ::sam_runtime::Aux> ::sam_runtime::Output for Step<A> {
         }
         ::core::result::Result::Ok(Self {
             logits: <Tensor as ::sam_runtime::Aux>::join_shards(__sam_0)?,
-            loss: <Tensor as ::sam_runtime::Output>::join_shards(__sam_1)?,
+            loss: <Tensor as ::sam_runtime::LossOutput>::join_shards(__sam_1)?,
             more: <A as ::sam_runtime::Aux>::join_shards(__sam_2)?,
         })
     }
