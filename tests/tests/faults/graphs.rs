@@ -1,6 +1,6 @@
 //! A part of the graph that was begun outside of the loss function.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use sam_runtime::variants::{Combination, Direction};
 use sam_runtime::{Sam, nn, plain, sam};
 
