@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::backprop::GradStore;
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
@@ -38,6 +39,31 @@ pub(crate) fn gradient_of<'a>(loss: &Tensor, nodes: impl Iterator<Item = &'a Ten
         gradient.push((Var::from_tensor(node)?, grad));
     }
     Ok(gradient)
+}
+
+/// `loss.backward()` for the variables alone, whose gradients come from the layers without a copy: for whoever clips them
+/// or adds them up before the optimizer's step.
+///
+/// # Errors
+/// Those of the backward pass.
+///
+/// ```
+/// use candle_core::{Device, Result, Var};
+/// use sam_runtime::nn;
+///
+/// # fn main() -> Result<()> {
+/// let w = Var::new(&[3f32, 4.], &Device::Cpu)?;
+/// let gradient = nn::backward(&w.sqr()?.sum_all()?)?;
+/// assert_eq!(gradient.get(&w).unwrap().to_vec1::<f32>()?, [6., 8.]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn backward(loss: &Tensor) -> Result<GradStore> {
+    let mut store = GradStore::default();
+    for (var, grad) in gradient(loss)? {
+        store.insert(&var, grad);
+    }
+    Ok(store)
 }
 
 /// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not looked at,

@@ -13,6 +13,11 @@ pub(crate) fn hash(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+/// A number in [0, 1) with the 24 bits that an f32 has there. The kernels of `kernels/cuda/src` compute the same.
+pub(crate) fn uniform_f32(seed: u64, index: u64) -> f32 {
+    (hash(seed.wrapping_add(index)) >> 40) as f32 / (1u32 << 24) as f32
+}
+
 /// In [0, 1).
 pub(crate) fn uniform(key: &[u64]) -> f64 {
     unit(key_of(0, key))

@@ -8,6 +8,7 @@ mod operands;
 mod portable;
 pub(crate) mod prepare;
 mod rounding;
+pub(crate) mod shapes;
 pub(crate) mod vars;
 pub(crate) mod weighted_mean;
 

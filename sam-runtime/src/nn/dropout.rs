@@ -4,15 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use candle_nn::ModuleT;
-use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::rng_stream::{RngStream, uniform};
+use super::rng_stream::RngStream;
 use crate::autograd::tape::{Layer, apply};
 use crate::core::rng::hash;
-use crate::kernels::cpu::float::{output, view};
+use crate::kernels::cpu::dropout::DropoutMask;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
@@ -95,8 +93,12 @@ impl Dropout {
         if !(0.0..1.0).contains(&self.drop_p) {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
-        let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
-        if has_fused_kernels(x.device()) { mask.of(x) } else { x * mask.tensor(x)? }
+        let mask = DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() };
+        if has_fused_kernels(x.device()) {
+            return apply(mask, &[&dense(x)?]);
+        }
+        let factors = Tensor::from_vec(mask.factors(x.elem_count()), x.shape(), &Device::Cpu)?;
+        x * factors.to_dtype(x.dtype())?.to_device(x.device())?
     }
 }
 
@@ -115,59 +117,17 @@ impl ModuleT for Dropout {
     }
 }
 
-/// What an element is multiplied by, as a function of its place.
-#[derive(Clone, Copy)]
-pub(crate) struct Mask {
-    pub(crate) drop_p: f32,
-    pub(crate) seed: u64,
-}
-
-impl Mask {
-    /// Of a tensor on the CPU or a CUDA device.
-    pub(crate) fn of(self, x: &Tensor) -> Result<Tensor> {
-        apply(self, &[&dense(x)?])
-    }
-
-    fn keeps(self, place: usize) -> bool {
-        uniform(self.seed, place as u64) >= self.drop_p
-    }
-
-    fn scale(self) -> f32 {
-        1.0 / (1.0 - self.drop_p)
-    }
-
-    /// For devices without a kernel.
-    fn tensor(self, like: &Tensor) -> Result<Tensor> {
-        let factors: Vec<f32> =
-            (0..like.elem_count()).map(|i| if self.keeps(i) { self.scale() } else { 0.0 }).collect();
-        Tensor::from_vec(factors, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
-    }
-}
-
-impl Layer for Mask {
+impl Layer for DropoutMask {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        macro_rules! masked {
-            ($($dtype:ident $element:ty, $scale:expr;)*) => {
-                match args[0].dtype() {
-                    $(DType::$dtype => {
-                        let (x, scale) = (view(&args[0]), $scale(self.scale()));
-                        let masked = x.elements::<$element>()?.par_iter().enumerate().with_min_len(1 << 14);
-                        let masked = masked.map(|(i, &x)| if self.keeps(i) { x * scale } else { Default::default() });
-                        Ok(output(masked.collect::<Vec<$element>>(), args[0].shape()))
-                    })*
-                    dtype => Err(candle_core::Error::UnsupportedDTypeForOp(dtype, self.name()).bt()),
-                }
-            };
-        }
-        masked! { F32 f32, f32::from; F64 f64, f64::from; BF16 bf16, bf16::from_f32; F16 f16, f16::from_f32; }
+        self.apply(&args[0])
     }
 
     fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        self.of(&dy.detach()).map(|dx| vec![Some(dx)])
+        apply(*self, &[&dense(&dy.detach())?]).map(|dx| vec![Some(dx)])
     }
 
     #[cfg(feature = "cuda")]

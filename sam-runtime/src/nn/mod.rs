@@ -47,20 +47,22 @@ mod rng_stream;
 mod shake;
 mod weight_decay;
 
+pub use crate::autograd::gradient::backward;
 pub use batch_norm::{BatchNorm, batch_norm};
 use candle_core::{Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
 pub use dropout::Dropout;
-#[cfg(test)]
-pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu, to_dtype};
 pub use linear::{Linear, linear, linear_no_bias};
-pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_with_label_smoothing, cross_entropy_with_probs};
+pub use loss::{
+    cross_entropy, cross_entropy_ignoring, cross_entropy_per_example, cross_entropy_with_label_smoothing,
+    cross_entropy_with_probs,
+};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use rng_stream::RngStream;
 pub use shake::{ShakeDrop, ShakeShake};
-pub use weight_decay::{backward, l2_penalty};
+pub use weight_decay::l2_penalty;
 
 use crate::core::image_layout::ImageLayout;
 

@@ -130,8 +130,3 @@ impl RngStream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// A number in [0, 1) with the 24 bits that an f32 has there.
-pub(super) fn uniform(seed: u64, position: u64) -> f32 {
-    (hash(seed.wrapping_add(position)) >> 40) as f32 / (1u32 << 24) as f32
-}

@@ -3,12 +3,12 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::rng_stream::{RngStream, uniform};
+use super::rng_stream::RngStream;
 use crate::autograd::tape::{Layer, apply};
 use crate::core::pass::Pass;
-use crate::kernels::cpu::float::{Float, for_float, like, output, view, zeros};
+use crate::core::rng::uniform_f32;
+use crate::kernels::cpu::branch_mix;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
@@ -71,7 +71,7 @@ impl ShakeShake {
         };
         let mixture = if train {
             let seed = self.draws.next_seed();
-            Mixture::new(weights(&|i| uniform(seed, 2 * i)), weights(&|i| uniform(seed, 2 * i + 1)))
+            Mixture::new(weights(&|i| uniform_f32(seed, 2 * i)), weights(&|i| uniform_f32(seed, 2 * i + 1)))
         } else {
             Mixture { forward: weights(&|_| 0.5), backward: weights(&|_| 0.5) }
         };
@@ -101,11 +101,11 @@ impl ShakeDrop {
         }
         let seed = self.draws.next_seed();
         let factors = |draw: &dyn Fn(u64) -> f32| {
-            let factor = |i: u64| if uniform(seed, 3 * i) < survival { 1.0 } else { draw(i) };
+            let factor = |i: u64| if uniform_f32(seed, 3 * i) < survival { 1.0 } else { draw(i) };
             vec![(0..n).map(factor).collect()]
         };
-        let forward = factors(&|i| 2.0 * uniform(seed, 3 * i + 1) - 1.0);
-        Mixture::new(forward, factors(&|i| uniform(seed, 3 * i + 2))).of(&[x])
+        let forward = factors(&|i| 2.0 * uniform_f32(seed, 3 * i + 1) - 1.0);
+        Mixture::new(forward, factors(&|i| uniform_f32(seed, 3 * i + 2))).of(&[x])
     }
 }
 
@@ -169,37 +169,11 @@ impl Layer for Mixture {
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let example = args[0].elem_count() / self.forward[0].len();
-        let views: Vec<_> = args.iter().map(view).collect();
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let mut y = zeros::<T>(args[0].elem_count());
-            for (weights, x) in self.forward.iter().zip(&views) {
-                let rows = y.par_chunks_mut(example).zip(x.elements::<T>()?.par_chunks(example)).zip(weights);
-                rows.for_each(|((y, x), &weight)| {
-                    let weight = T::narrow(weight.into());
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y += *x * weight);
-                });
-            }
-            Ok(output(y, args[0].shape()))
-        })
+        branch_mix::mix(args, &self.forward)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let example = dy.elem_count() / self.backward[0].len();
-        let dy = view(dy);
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let dy = dy.elements::<T>()?;
-            let gradient = |(weights, arg): (&Vec<f32>, &Tensor)| {
-                let mut dx = zeros::<T>(dy.len());
-                let rows = dx.par_chunks_mut(example).zip(dy.par_chunks(example)).zip(weights);
-                rows.for_each(|((dx, dy), &weight)| {
-                    let weight = T::narrow(weight.into());
-                    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = *dy * weight);
-                });
-                like(dx, arg).map(Some)
-            };
-            self.backward.iter().zip(args).map(gradient).collect()
-        })
+        branch_mix::mix_back(args, &self.backward, dy)
     }
 
     #[cfg(feature = "cuda")]

@@ -1,13 +1,18 @@
 //! The arithmetic on the CPU.
 
 pub(crate) mod batch_norm;
+pub(crate) mod branch_mix;
 pub(crate) mod conv;
+pub(crate) mod cross_entropy;
 mod dot;
+pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod float;
 pub(crate) mod matmul;
 pub(crate) mod params;
+pub(crate) mod pool;
 pub(crate) mod softmax;
+pub(crate) mod weight_decay;
 
 use std::sync::LazyLock;
 

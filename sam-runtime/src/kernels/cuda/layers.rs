@@ -11,11 +11,12 @@ use super::context::{Fresh, address_of, device, place, with};
 use super::cudnn;
 use super::im2col;
 use super::launch::code;
-use super::launch::nn::{self, Channels, CrossEntropy, Dropout, Mean, Pool, Running, Target, Weight};
+use super::launch::nn::{self, Channels, CrossEntropy, Dropout, Mean, Running, Target, Weight};
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::Norm;
 use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::PoolShape;
 
 /// What a layer returns: the elements of a tensor of this shape.
 type Output = (CudaStorage, Shape);
@@ -330,7 +331,7 @@ pub(crate) fn batch_norm_back(
 }
 
 /// The largest or the mean of each window.
-pub(crate) fn pool(sizes: &Pool, x: &Tensor) -> Result<Output> {
+pub(crate) fn pool(sizes: &PoolShape, x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
     let [rows, columns] = sizes.output;
     let (from, y) = (place(x)?, Fresh::beside(x, (n, channels, rows, columns))?);
@@ -340,7 +341,7 @@ pub(crate) fn pool(sizes: &Pool, x: &Tensor) -> Result<Output> {
 }
 
 /// The gradient of x.
-pub(crate) fn pool_back(sizes: &Pool, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(crate) fn pool_back(sizes: &PoolShape, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (from, gradient, dx) = (place(x)?, place(dy)?, Fresh::like(x)?);
     let addresses = [from.address, gradient.address, dx.address()?];
     with(device(x)?, |engine| sizes.backward(engine, from.dtype, addresses))?;

@@ -1,16 +1,21 @@
 //! The kernels of `nn.cu`, against the CPU's layers in f64.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor, Var};
 
 use super::super::launch::code;
 use super::super::launch::nn::{
-    self, Channels, CrossEntropy, Dropout, Mean, Norm, Patches, Pool, Running, STATISTICS, Target, Weight,
+    self, Channels, CrossEntropy, Dropout, Mean, Norm, Patches, Running, STATISTICS, Target, Weight,
 };
 use super::{Buffer, Emulated, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu;
 use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
 use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::cross_entropy::Targets;
+use crate::kernels::cpu::dropout::DropoutMask;
+use crate::kernels::shapes::PoolShape;
 
 /// Runs this in both orders of threads and checks that what it returns has the same bits.
 fn in_both_orders(run: impl Fn(&mut Emulated) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
@@ -67,9 +72,8 @@ fn elementwise_operations() {
         assert_eq!(found[1], pairs().map(|(a, b)| if *a > 0.0 { *b } else { 0.0 }).collect::<Vec<_>>(), "{what}");
         assert_close(&found[2], &pairs().map(|(a, b)| a + b).collect::<Vec<_>>(), tolerance(dtype), &what);
         let x = Tensor::new(a.clone(), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-        let mask = crate::nn::Mask { drop_p: 0.3, seed: 77 };
-        let dropped = mask.of(&x).unwrap().to_dtype(DType::F64).unwrap();
-        assert_eq!(found[3], dropped.to_vec1::<f64>().unwrap(), "the mask of the CPU, bit for bit, {what}");
+        let dropped = on_cpu(&DropoutMask { drop_p: 0.3, seed: 77 }.apply(&x).unwrap());
+        assert_eq!(found[3], dropped, "the mask of the CPU, bitwise, {what}");
     }
     for mut machine in machines() {
         let (nan, relu) = (Buffer::new(DType::F32, &[f64::NAN]), Buffer::empty(DType::F32, 1));
@@ -118,8 +122,8 @@ fn dropout_of_images_that_are_channels_last() {
         return;
     };
     let x = Tensor::new(values, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
-    let expected = crate::nn::Mask { drop_p: 0.3, seed: 77 }.of(&x).unwrap().to_dtype(DType::F64).unwrap();
-    assert_eq!(in_planes(&found[0], sizes, ImageLayout::Nhwc), expected.to_vec1::<f64>().unwrap());
+    let expected = on_cpu(&DropoutMask { drop_p: 0.3, seed: 77 }.apply(&x).unwrap());
+    assert_eq!(in_planes(&found[0], sizes, ImageLayout::Nhwc), expected);
 }
 
 /// What [`normalise`] does.
@@ -283,6 +287,20 @@ fn biases() {
     }
 }
 
+/// The elements of a result on the CPU.
+fn on_cpu((storage, shape): &(CpuStorage, Shape)) -> Vec<f64> {
+    let values = storage.to_dtype(&Layout::contiguous(shape), DType::F64).unwrap();
+    values.as_slice::<f64>().unwrap().to_vec()
+}
+
+/// The cross entropy on the CPU in f64, and the gradient for `dy` = 0.5.
+fn entropy_on_cpu(logits: &Buffer, shape: &[usize], targets: &Targets) -> [Vec<f64>; 2] {
+    let logits = Tensor::from_vec(logits.values(), shape, &Device::Cpu).unwrap();
+    let (mean, rows) = targets.forward(&logits).unwrap();
+    let dx = targets.backward(&logits, &rows, &Tensor::new(0.5, &Device::Cpu).unwrap()).unwrap();
+    [on_cpu(&mean), dx.flatten_all().unwrap().to_vec1().unwrap()]
+}
+
 /// A function of one tensor in f64: its value, and the gradient for `dy`.
 fn reference(x: &Buffer, shape: &[usize], dy: &[f64], f: impl Fn(&Tensor) -> Result<Tensor>) -> [Vec<f64>; 2] {
     let x = Var::from_tensor(&Tensor::from_vec(x.values(), shape, &Device::Cpu).unwrap()).unwrap();
@@ -301,7 +319,7 @@ fn pooling() {
             let output = input.map(|side| (side + 2 * padding - kernel) / stride + 1);
             let (planes, type_code) = (6, code(dtype).unwrap());
             let step = if format == ImageLayout::Nchw { 1 } else { 3 };
-            let pool = Pool { max, kernel, stride, padding, input, output, planes, step };
+            let pool = PoolShape { max, kernel, stride, padding, input, output, planes, step };
             let [n, m] = [input, output].map(|[a, b]| planes * a * b);
             let [of_input, of_output] = [input, output].map(|[a, b]| [2, 3, a * b]);
             // Of few different values, so that windows have equals.
@@ -319,13 +337,11 @@ fn pooling() {
             };
             found = vec![in_planes(&found[0], of_output, format), in_planes(&found[1], of_input, format)];
             let shape = [2, 3, input[0], input[1]];
-            let expected = reference(&x, &shape, &dy.values(), |x| {
-                if max {
-                    crate::nn::max_pool2d(x, kernel, stride, padding)
-                } else {
-                    crate::nn::avg_pool2d(x, kernel, stride, padding)
-                }
-            });
+            let of =
+                |values: &Buffer, shape: [usize; 4]| Tensor::from_vec(values.values(), &shape, &Device::Cpu).unwrap();
+            let (x, dy) = (of(&x, shape), of(&dy, [2, 3, output[0], output[1]]));
+            let dx = cpu::pool::pool_back(&pool, &x, &dy).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let expected = [on_cpu(&cpu::pool::pool(&pool, &x).unwrap()), dx];
             for (found, expected) in found.iter().zip(&expected) {
                 assert_close(found, expected, 2.0 * tolerance(dtype), &format!("{dtype:?}, {pool:?}"));
             }
@@ -335,7 +351,7 @@ fn pooling() {
     for mut machine in machines() {
         let y = Buffer::empty(DType::F32, 1);
         let (input, output) = ([2, 2], [1, 1]);
-        let pool = Pool { max: true, kernel: 2, stride: 2, padding: 0, input, output, planes: 1, step: 1 };
+        let pool = PoolShape { max: true, kernel: 2, stride: 2, padding: 0, input, output, planes: 1, step: 1 };
         pool.forward(&mut machine, 0, [nan.address(), y.address()]).unwrap();
         assert!(y.values()[0].is_nan());
     }
@@ -459,23 +475,19 @@ fn cross_entropies() {
             let [label_buffer, share_buffer] =
                 [(DType::I64, &labels), (DType::F32, &shares)].map(|(dtype, values)| Buffer::new(dtype, values));
             let dy = Buffer::new(dtype, &[0.5]);
-            let whole = Tensor::new(labels.iter().map(|x| *x as i64).collect::<Vec<_>>(), &Device::Cpu).unwrap();
             let soft = Tensor::from_vec(share_buffer.values(), (rows, classes), &Device::Cpu).unwrap();
             let shape = [rows, classes];
             let address = share_buffer.address();
             let cases = [0.0, 0.1].map(|smoothing| {
-                let target = Target::Labels { address: label_buffer.address(), smoothing };
+                let labels = labels.iter().map(|label| Some(*label as usize)).collect();
+                let targets = Targets::Labels { labels, count: rows, smoothing };
                 (
-                    target,
-                    reference(&logits, &shape, &[0.5], |x| {
-                        crate::nn::cross_entropy_with_label_smoothing(x, &whole, smoothing)
-                    }),
+                    Target::Labels { address: label_buffer.address(), smoothing },
+                    entropy_on_cpu(&logits, &shape, &targets),
                 )
             });
-            let soft = (
-                Target::Probabilities { address, dtype: 0 },
-                reference(&logits, &shape, &[0.5], |x| crate::nn::cross_entropy_with_probs(x, &soft)),
-            );
+            let soft = entropy_on_cpu(&logits, &shape, &Targets::Soft(soft));
+            let soft = (Target::Probabilities { address, dtype: 0 }, soft);
             for (target, expected) in cases.into_iter().chain([soft]) {
                 let loss = CrossEntropy { rows, classes, dtype: type_code, target };
                 let Some(found) = in_both_orders(|machine| {

@@ -5,6 +5,7 @@ use candle_core::Result;
 
 use super::{Arg, Machine, Memory, bytes, word};
 use crate::core::image_layout::ImageLayout;
+use crate::kernels::shapes::PoolShape;
 
 /// Elements that one block takes where each is by itself.
 const STRETCH: usize = 1 << 12;
@@ -320,22 +321,7 @@ pub(crate) fn bias_back(
     machine.launch("nn_bias_back", sizes.totals(), &args)
 }
 
-/// Windows over planes of `height` by `width`, which give `rows` by `columns`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pool {
-    /// Or the mean.
-    pub(crate) max: bool,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
-    pub(crate) input: [usize; 2],
-    pub(crate) output: [usize; 2],
-    pub(crate) planes: usize,
-    /// From one pixel to the next: 1 in planes, else the number of channels.
-    pub(crate) step: usize,
-}
-
-impl Pool {
+impl PoolShape {
     fn arg(&self) -> Result<Arg<'static>> {
         let [height, width] = self.input;
         let [rows, columns] = self.output;
