@@ -8,8 +8,8 @@ use std::collections::HashSet;
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::autograd::gradient::is_given;
-use crate::autograd::tape::is_mark;
+use super::fixed_gradient::has_fixed_gradient;
+use super::slots::is_token;
 use crate::core::error::Error;
 use crate::core::identity::{number_of, storage_of};
 
@@ -31,9 +31,9 @@ pub(crate) fn check_made_since(moment: Moment, nodes: &[&Tensor]) -> Result<()> 
         return Ok(());
     }
     let variables: HashSet<_> = nodes.iter().filter(|node| node.is_variable()).map(|node| storage_of(node)).collect();
-    let mut stale = old.filter(|node| !is_given(node) && !variables.contains(&storage_of(node)));
+    let mut stale = old.filter(|node| !has_fixed_gradient(node) && !variables.contains(&storage_of(node)));
     let Some(first) = stale.next() else { return Ok(()) };
-    let shown = std::iter::once(first).chain(stale).find(|node| !is_mark(node));
+    let shown = std::iter::once(first).chain(stale).find(|node| !is_token(node));
     Err(Error::StaleGraph { shape: shown.map(|node| node.shape().clone()) }.into())
 }
 

@@ -1,12 +1,12 @@
 //! How layers pass gradients to each other.
 //!
 //! candle adds every gradient to zeros: for each edge of the graph, memory of the activation's size is cleared, read and
-//! written once more. Between two of our layers that is saved. The output of a layer has a node, and a mark: a small tensor
-//! that stands for the node in the graph that candle walks, where marks depend on marks and variables. A layer's backward
-//! pass leaves the gradient of an input with the input's node, and returns to candle, as the gradient of the mark, where it
-//! has left it. candle adds these up, so that a node finds in its mark's gradient which gradients are its own
+//! written once more. Between two of our layers that is saved. The output of a layer has a node, and a token: a small tensor
+//! that stands for the node in the graph that candle walks, where tokens depend on tokens and variables. A layer's backward
+//! pass leaves the gradient of an input with the input's node, and returns to candle, as the gradient of the token, where it
+//! has left it. candle adds these up, so that a node finds in its token's gradient which gradients are its own
 //! ([`Slots`]): several backward passes may go through one graph at a time, on several threads, or one inside another. An
-//! output that candle's own operations use is joined to its mark by an operation too, [`Reveal`]. Where there are none of
+//! output that candle's own operations use is joined to its token by an operation too, [`OutputOp`]. Where there are none of
 //! candle's at all, [`backward_through_layers`] goes from node to node without candle.
 //!
 //! Variables get their gradients from candle, or from `backward_through_layers`, and from nobody else.
@@ -15,68 +15,19 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, ThreadId};
 
 use candle_core::backprop::GradStore;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
-    TensorId,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, TensorId,
 };
 
+use super::fused_op::{FusedOp, Output, backward, forward};
+use super::slots::{Slots, TOKEN};
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::{cuda_mark, sum as add};
-
-/// One operation on contiguous tensors, with its own backward pass: on the CPU and, where there is one, on a CUDA device.
-/// There the first argument may be images that are channels last: then an output of four dimensions is too, and what is
-/// like it.
-pub(crate) trait Layer: Send + Sync + 'static {
-    fn name(&self) -> &'static str;
-
-    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)>;
-
-    /// The gradients of those arguments that are wanted; None stands for zeros.
-    fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
-
-    /// For those that are applied to tensors of a CUDA device.
-    #[cfg(feature = "cuda")]
-    fn cuda_forward(&self, _: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        candle_core::bail!("there is no {} on CUDA", self.name())
-    }
-
-    /// As [`backward`](Self::backward).
-    #[cfg(feature = "cuda")]
-    fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        candle_core::bail!("there is no {} on CUDA", self.name())
-    }
-}
-
-/// What a layer returns: the elements of a tensor of this shape.
-type Output = (Storage, Shape);
-
-fn forward(layer: &impl Layer, args: &[Tensor]) -> Result<Output> {
-    #[cfg(feature = "cuda")]
-    if args[0].device().is_cuda() {
-        return layer.cuda_forward(args).map(|(storage, shape)| (Storage::Cuda(storage), shape));
-    }
-    layer.forward(args).map(|(storage, shape)| (Storage::Cpu(storage), shape))
-}
-
-fn backward(
-    layer: &dyn Layer,
-    args: &[Tensor],
-    wanted: &[bool],
-    y: &Tensor,
-    dy: &Tensor,
-) -> Result<Vec<Option<Tensor>>> {
-    #[cfg(feature = "cuda")]
-    if y.device().is_cuda() {
-        return layer.cuda_backward(args, wanted, y, dy);
-    }
-    layer.backward(args, wanted, y, dy)
-}
+use crate::kernels::{cuda_token, sum as add};
 
 /// The output of a layer, as a part of the graph.
-pub(crate) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
+pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
     let values: Vec<Tensor> = args.iter().map(|arg| arg.detach()).collect();
     let (storage, shape) = forward(&layer, &values)?;
     let format = if shape.rank() == 4 { ImageLayout::of(&values[0]) } else { ImageLayout::Nchw };
@@ -84,19 +35,19 @@ pub(crate) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     let (mut edges, mut sources) = (Vec::new(), Vec::new());
     for arg in args {
         sources.push(match node_of(arg) {
-            _ if !arg.track_op() => Source::Constant,
+            _ if !arg.track_op() => GradTarget::Constant,
             Some((tensor, node)) => {
                 edges.push(tensor);
-                Source::Layer(node)
+                GradTarget::FusedOp(node)
             }
             None => {
                 edges.push((*arg).clone());
-                if arg.is_variable() { Source::Variable((*arg).clone()) } else { Source::Other }
+                if arg.is_variable() { GradTarget::Variable((*arg).clone()) } else { GradTarget::Other }
             }
         });
     }
     if edges.is_empty() {
-        return format.named(&values[0].apply_op1_no_bwd(&Reveal { output, joined: None })?);
+        return format.named(&values[0].apply_op1_no_bwd(&OutputOp { output, joined: None })?);
     }
     let node = Node {
         layer: Box::new(layer),
@@ -109,9 +60,9 @@ pub(crate) fn apply(layer: impl Layer, args: &[&Tensor]) -> Result<Tensor> {
     };
     let node = Arc::new(node);
     let tensor = join(&node, &edges)?;
-    let joined = Joined { id: Arc::default(), node: Arc::clone(&node), format };
+    let joined = OutputNode { id: Arc::default(), node: Arc::clone(&node), format };
     let id = Arc::clone(&joined.id);
-    let y = format.named(&tensor.apply_op1(Reveal { output, joined: Some(joined) })?)?;
+    let y = format.named(&tensor.apply_op1(OutputOp { output, joined: Some(joined) })?)?;
     node.output.get_or_init(|| y.detach());
     known().insert(*id.get_or_init(|| y.id()), (tensor, node));
     Ok(y)
@@ -142,10 +93,10 @@ fn groups(edges: usize) -> Vec<Range<usize>> {
 
 /// A layer's part in the graph.
 struct Node {
-    layer: Box<dyn Layer>,
+    layer: Box<dyn FusedOp>,
     values: Vec<Tensor>,
-    sources: Vec<Source>,
-    /// What candle's graph knows of the sources: their marks, variables, and outputs of candle's operations.
+    sources: Vec<GradTarget>,
+    /// What candle's graph knows of the sources: their tokens, variables, and outputs of candle's operations.
     edges: Vec<Tensor>,
     output: OnceLock<Tensor>,
     /// Gradients of the output that have come.
@@ -155,7 +106,7 @@ struct Node {
 }
 
 /// What a node holds of those before it.
-type Inputs = (Vec<Source>, Vec<Tensor>);
+type Inputs = (Vec<GradTarget>, Vec<Tensor>);
 
 thread_local! {
     /// What is left of nodes that go, while one is going.
@@ -185,100 +136,16 @@ impl Drop for Node {
     }
 }
 
-/// Gradients that have come to a node and are not taken yet. Each lies in a slot of its own; the gradient of the node's mark
-/// has a bit for each slot, so that candle, which adds gradients, hands on which ones belong to a backward pass.
-///
-/// On CUDA a mark is not read, which would synchronise with the device: there a backward pass has all that came from its
-/// thread.
-struct Slots<T>(Mutex<Vec<Option<Arrived<T>>>>);
-
-struct Arrived<T> {
-    /// Sums are taken in the order of arrival, whatever the slots.
-    turn: usize,
-    thread: ThreadId,
-    gradient: T,
-}
-
-impl<T> Default for Slots<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-/// Numbers in a mark, and bits in each: those of an f64, which stay exact when they are added.
-const MARK: usize = 32;
-const BITS: usize = 52;
-
-/// Whether a node of candle's graph is a mark.
-pub(crate) fn is_mark(node: &Tensor) -> bool {
-    node.dtype() == DType::F64 && node.dims() == [MARK] || node.device().is_cuda() && node.dims() == [1]
-}
-
-impl<T> Slots<T> {
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Arrived<T>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves a gradient here. Returns that of the mark.
-    fn put(&self, mark: &Tensor, gradient: T) -> Result<Tensor> {
-        let slot = {
-            let mut slots = self.lock();
-            let turn = slots.iter().flatten().map(|arrived| arrived.turn + 1).max().unwrap_or(0);
-            let free = slots.iter().position(Option::is_none).unwrap_or(slots.len());
-            if free >= MARK * BITS {
-                candle_core::bail!(
-                    "one output of a layer is used by more than {} layers: add some of their outputs up first",
-                    MARK * BITS
-                )
-            }
-            if free == slots.len() {
-                slots.push(None);
-            }
-            slots[free] = Some(Arrived { turn, thread: thread::current().id(), gradient });
-            free
-        };
-        if !mark.device().is_cpu() {
-            return Ok(mark.detach());
-        }
-        let mut bits = vec![0.0; MARK];
-        bits[slot / BITS] = (1u64 << (slot % BITS)) as f64;
-        Tensor::from_vec(bits, MARK, &Device::Cpu)
-    }
-
-    /// Takes what belongs to this gradient of the mark, in the order in which it came.
-    fn take(&self, mark: &Tensor) -> Result<Vec<T>> {
-        let bits = if mark.device().is_cpu() { Some(mark.to_vec1::<f64>()?) } else { None };
-        let here = thread::current().id();
-        #[expect(clippy::cast_sign_loss, reason = "sums of powers of two")]
-        let is_mine = |slot: usize, thread: ThreadId| match &bits {
-            Some(bits) => (bits[slot / BITS] as u64) >> (slot % BITS) & 1 == 1,
-            None => thread == here,
-        };
-        let mut slots = self.lock();
-        let mut taken = Vec::new();
-        for (slot, arrived) in slots.iter_mut().enumerate() {
-            if arrived.as_ref().is_some_and(|arrived| is_mine(slot, arrived.thread)) {
-                taken.extend(arrived.take());
-            }
-        }
-        while slots.last().is_some_and(Option::is_none) {
-            slots.pop();
-        }
-        taken.sort_by_key(|arrived| arrived.turn);
-        Ok(taken.into_iter().map(|arrived| arrived.gradient).collect())
-    }
-}
-
 /// Where an argument comes from, and its gradient goes.
-enum Source {
+enum GradTarget {
     Constant,
-    Layer(Arc<Node>),
+    FusedOp(Arc<Node>),
     Variable(Tensor),
     /// An operation of candle's.
     Other,
 }
 
-/// The outputs of layers, with their marks and nodes.
+/// The outputs of layers, with their tokens and nodes.
 type Known = HashMap<TensorId, (Tensor, Arc<Node>)>;
 
 fn known() -> MutexGuard<'static, Known> {
@@ -300,7 +167,7 @@ impl Node {
         for gradient in gradients {
             sum = Some(sum.map_or_else(|| Ok(gradient.clone()), |sum| add(&sum, &gradient))?);
         }
-        let wanted: Vec<bool> = self.sources.iter().map(Source::needs_gradient).collect();
+        let wanted: Vec<bool> = self.sources.iter().map(GradTarget::needs_gradient).collect();
         let gradients = match sum {
             Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &ImageLayout::of(y).arrange(&dy)?)?,
             None => vec![None; wanted.len()],
@@ -308,7 +175,7 @@ impl Node {
         Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())
     }
 
-    fn needing_sources(&self) -> impl Iterator<Item = &Source> {
+    fn needing_sources(&self) -> impl Iterator<Item = &GradTarget> {
         self.sources.iter().filter(|source| source.needs_gradient())
     }
 }
@@ -323,8 +190,8 @@ fn in_order(last: &Arc<Node>) -> Option<Vec<Arc<Node>>> {
         let next = node.sources.get(*looked_at);
         *looked_at += 1;
         match next {
-            Some(Source::Other) => return None,
-            Some(Source::Layer(source)) if seen.insert(Arc::as_ptr(source)) => {
+            Some(GradTarget::Other) => return None,
+            Some(GradTarget::FusedOp(source)) if seen.insert(Arc::as_ptr(source)) => {
                 let source = Arc::clone(source);
                 path.push((source, 0));
             }
@@ -348,10 +215,10 @@ pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<GradStore>
         let mut gradients = node.backward(of_nodes.remove(&Arc::as_ptr(node)).unwrap_or_default())?;
         for edge in groups(sources.len()).into_iter().rev().flatten() {
             match (sources[edge], gradients[edge].take()) {
-                (Source::Layer(node), Some(gradient)) => {
+                (GradTarget::FusedOp(node), Some(gradient)) => {
                     of_nodes.entry(Arc::as_ptr(node)).or_default().push(gradient);
                 }
-                (Source::Variable(var), gradient) => {
+                (GradTarget::Variable(var), gradient) => {
                     let gradient = gradient.map_or_else(|| var.zeros_like(), Ok)?;
                     let sum = match of_variables.remove(var) {
                         Some(sum) => (sum + gradient)?,
@@ -366,7 +233,7 @@ pub(crate) fn backward_through_layers(loss: &Tensor) -> Result<Option<GradStore>
     Ok(Some(of_variables))
 }
 
-impl Source {
+impl GradTarget {
     fn needs_gradient(&self) -> bool {
         !matches!(self, Self::Constant)
     }
@@ -384,23 +251,23 @@ struct Backward {
 }
 
 impl Backward {
-    /// The gradients of the inputs, given that of the node's mark: for marks, where the gradients of their nodes are.
-    fn hand_on(&self, inputs: &[&Tensor], mark: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    /// The gradients of the inputs, given that of the node's token: for tokens, where the gradients of their nodes are.
+    fn propagate(&self, inputs: &[&Tensor], token: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut gradients = if self.last {
-            self.node.backward(self.node.gradients.take(mark)?)?
+            self.node.backward(self.node.gradients.take(token)?)?
         } else {
-            self.node.waiting.take(mark)?.pop().unwrap_or_default()
+            self.node.waiting.take(token)?.pop().unwrap_or_default()
         };
         let mine = gradients.split_off(self.begin.min(gradients.len()));
         let (before, edges) = inputs.split_at(usize::from(self.chained));
         let mut returned = Vec::with_capacity(inputs.len());
-        for mark in before {
-            returned.push(Some(self.node.waiting.put(mark, std::mem::take(&mut gradients))?));
+        for token in before {
+            returned.push(Some(self.node.waiting.put(token, std::mem::take(&mut gradients))?));
         }
         for ((source, edge), gradient) in self.node.needing_sources().skip(self.begin).zip(edges).zip(mine) {
             returned.push(Some(match (source, gradient) {
-                (Source::Layer(node), Some(gradient)) => node.gradients.put(edge, gradient)?,
-                (Source::Layer(_), None) => edge.detach(),
+                (GradTarget::FusedOp(node), Some(gradient)) => node.gradients.put(edge, gradient)?,
+                (GradTarget::FusedOp(_), None) => edge.detach(),
                 (_, Some(gradient)) => gradient,
                 (_, None) => edge.zeros_like()?,
             }));
@@ -409,9 +276,9 @@ impl Backward {
     }
 }
 
-/// A node's mark. Its elements are 0: as a gradient it stands for none.
-fn mark() -> (CpuStorage, Shape) {
-    (CpuStorage::F64(vec![0.0; MARK]), Shape::from(MARK))
+/// A node's token. Its elements are 0: as a gradient it stands for none.
+fn token() -> (CpuStorage, Shape) {
+    (CpuStorage::F64(vec![0.0; TOKEN]), Shape::from(TOKEN))
 }
 
 impl CustomOp1 for Backward {
@@ -420,15 +287,15 @@ impl CustomOp1 for Backward {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(mark())
+        Ok(token())
     }
 
     fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a, &Shape::from(1), DType::F32)
+        cuda_token(a, &Shape::from(1), DType::F32)
     }
 
-    fn bwd(&self, a: &Tensor, _: &Tensor, mark: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.hand_on(&[a], mark)?.pop().flatten())
+    fn bwd(&self, a: &Tensor, _: &Tensor, token: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.propagate(&[a], token)?.pop().flatten())
     }
 }
 
@@ -438,15 +305,15 @@ impl CustomOp2 for Backward {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(mark())
+        Ok(token())
     }
 
     fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a, &Shape::from(1), DType::F32)
+        cuda_token(a, &Shape::from(1), DType::F32)
     }
 
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, mark: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.hand_on(&[a, b], mark)?.into_iter();
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, token: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.propagate(&[a, b], token)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten()))
     }
 }
@@ -465,7 +332,7 @@ impl CustomOp3 for Backward {
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok(mark())
+        Ok(token())
     }
 
     fn cuda_fwd(
@@ -477,7 +344,7 @@ impl CustomOp3 for Backward {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        cuda_mark(a, &Shape::from(1), DType::F32)
+        cuda_token(a, &Shape::from(1), DType::F32)
     }
 
     fn bwd(
@@ -486,27 +353,27 @@ impl CustomOp3 for Backward {
         b: &Tensor,
         c: &Tensor,
         _: &Tensor,
-        mark: &Tensor,
+        token: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.hand_on(&[a, b, c], mark)?.into_iter();
+        let mut gradients = self.propagate(&[a, b, c], token)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
     }
 }
 
 /// From a layer's node to its output, which has been computed already.
-struct Reveal {
+struct OutputOp {
     output: Mutex<Option<Output>>,
-    joined: Option<Joined>,
+    joined: Option<OutputNode>,
 }
 
 /// An output and its node.
-struct Joined {
+struct OutputNode {
     id: Arc<OnceLock<TensorId>>,
     node: Arc<Node>,
     format: ImageLayout,
 }
 
-impl Drop for Joined {
+impl Drop for OutputNode {
     /// Nobody has the output any more.
     fn drop(&mut self) {
         let forgotten = self.id.get().and_then(|id| known().remove(id));
@@ -515,13 +382,13 @@ impl Drop for Joined {
     }
 }
 
-impl Reveal {
+impl OutputOp {
     fn take(&self) -> Option<Output> {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl CustomOp1 for Reveal {
+impl CustomOp1 for OutputOp {
     fn name(&self) -> &'static str {
         "reveal"
     }
@@ -540,9 +407,9 @@ impl CustomOp1 for Reveal {
         }
     }
 
-    fn bwd(&self, mark: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let Some(Joined { node, format, .. }) = &self.joined else { return Ok(None) };
-        node.gradients.put(mark, format.named(dy)?).map(Some)
+    fn bwd(&self, token: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let Some(OutputNode { node, format, .. }) = &self.joined else { return Ok(None) };
+        node.gradients.put(token, format.named(dy)?).map(Some)
     }
 }
 

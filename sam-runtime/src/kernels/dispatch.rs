@@ -195,9 +195,9 @@ fn on_cpu(gradient: &Gradient) -> bool {
 
 /// A place in a graph on a CUDA device: memory that nothing is written to, which would be a word to the device for each.
 /// What candle adds up there is never looked at.
-pub(crate) fn cuda_mark(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+pub(crate) fn cuda_token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
     #[cfg(feature = "cuda")]
-    return cuda::mark(beside, shape, dtype);
+    return cuda::token(beside, shape, dtype);
     #[cfg(not(feature = "cuda"))]
     Ok((beside.device().zeros_impl(shape, dtype)?, shape.clone()))
 }

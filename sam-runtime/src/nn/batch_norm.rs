@@ -8,7 +8,8 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::core::pass::{Pass, Step, WeakStep};
 use crate::core::storage::SwapGuard;
 use crate::kernels::cpu::batch_norm::{self as norm, Norm, Statistics};
@@ -278,7 +279,7 @@ impl Normalise {
     }
 }
 
-impl Layer for Normalise {
+impl FusedOp for Normalise {
     fn name(&self) -> &'static str {
         "batch-norm"
     }

@@ -8,7 +8,8 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::kernels::cpu::conv::{self, Conv, Side};
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
@@ -183,7 +184,7 @@ impl Convolve {
     }
 }
 
-impl Layer for Convolve {
+impl FusedOp for Convolve {
     fn name(&self) -> &'static str {
         "conv2d"
     }

@@ -8,7 +8,8 @@ use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use candle_nn::ModuleT;
 
 use super::rng_stream::RngStream;
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::core::rng::hash;
 use crate::kernels::cpu::dropout::DropoutMask;
 #[cfg(feature = "cuda")]
@@ -117,7 +118,7 @@ impl ModuleT for Dropout {
     }
 }
 
-impl Layer for DropoutMask {
+impl FusedOp for DropoutMask {
     fn name(&self) -> &'static str {
         "dropout"
     }

@@ -6,7 +6,8 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, Storage};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::elementwise;
 #[cfg(feature = "cuda")]
@@ -37,7 +38,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 
 struct Relu;
 
-impl Layer for Relu {
+impl FusedOp for Relu {
     fn name(&self) -> &'static str {
         "relu"
     }
@@ -91,7 +92,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 struct Add;
 
-impl Layer for Add {
+impl FusedOp for Add {
     fn name(&self) -> &'static str {
         "add"
     }
@@ -145,7 +146,7 @@ pub fn to_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
 
 struct Cast(DType);
 
-impl Layer for Cast {
+impl FusedOp for Cast {
     fn name(&self) -> &'static str {
         "to-dtype"
     }

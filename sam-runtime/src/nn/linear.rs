@@ -5,7 +5,8 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::kernels::cpu::float::{for_float, like, output, view, zeros};
 use crate::kernels::cpu::matmul::{Matrix, add_product, column_sums};
 #[cfg(feature = "cuda")]
@@ -111,7 +112,7 @@ struct Product {
     out_dim: usize,
 }
 
-impl Layer for Product {
+impl FusedOp for Product {
     fn name(&self) -> &'static str {
         "linear"
     }

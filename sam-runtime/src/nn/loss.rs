@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::kernels::cpu::cross_entropy::Targets;
 use crate::kernels::cpu::softmax::Normaliser;
 #[cfg(feature = "cuda")]
@@ -250,7 +251,7 @@ impl CrossEntropy {
     }
 }
 
-impl Layer for CrossEntropy {
+impl FusedOp for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
     }

@@ -4,7 +4,8 @@
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::kernels::cpu::pool as cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
@@ -92,7 +93,7 @@ fn pool(x: &Tensor, max: bool, [kernel, stride, padding]: [usize; 3]) -> Result<
 
 struct Pool(PoolShape);
 
-impl Layer for Pool {
+impl FusedOp for Pool {
     fn name(&self) -> &'static str {
         "pool2d"
     }
@@ -120,7 +121,7 @@ struct GlobalMean {
     plane: usize,
 }
 
-impl Layer for GlobalMean {
+impl FusedOp for GlobalMean {
     fn name(&self) -> &'static str {
         "global-avg-pool2d"
     }

@@ -5,7 +5,8 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 
 use super::rng_stream::RngStream;
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 use crate::core::pass::Pass;
 use crate::core::rng::uniform_f32;
 use crate::kernels::cpu::branch_mix;
@@ -163,7 +164,7 @@ fn column(numbers: &[f32], beside: &Tensor) -> Result<Tensor> {
     Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(beside.dtype())?.to_device(beside.device())
 }
 
-impl Layer for Mixture {
+impl FusedOp for Mixture {
     fn name(&self) -> &'static str {
         "shake"
     }

@@ -4,7 +4,8 @@
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::tape::{Layer, apply};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
 #[cfg(feature = "cuda")]
 use crate::core::dtype::wide;
 use crate::kernels::cpu::weight_decay;
@@ -41,7 +42,7 @@ pub fn l2_penalty(w: &Tensor, lambda: f64) -> Result<Tensor> {
 
 struct Penalty(f64);
 
-impl Layer for Penalty {
+impl FusedOp for Penalty {
     fn name(&self) -> &'static str {
         "l2-penalty"
     }

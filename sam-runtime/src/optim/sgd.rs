@@ -9,7 +9,7 @@ use candle_nn::{Optimizer, VarMap};
 
 use super::momentum::MomentumBuffers;
 use super::state_file::{self, Contents, Kind, StateFile, checked};
-use crate::autograd::gradient::gradient_to_read;
+use crate::autograd::fixed_gradient::registered_gradient_or_backward;
 use crate::core::dtype::wide;
 use crate::core::identity::storage_of;
 use crate::core::names::{Names, describe};
@@ -106,7 +106,8 @@ impl Optimizer for Sgd {
 
     /// The backward pass and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, are not copied.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        let gradient: HashMap<_, _> = gradient_to_read(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        let gradient: HashMap<_, _> =
+            registered_gradient_or_backward(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
         self.advance(|var| gradient.get(&var.id()))
     }
 

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use candle_core::{DType, Tensor, Var};
 
-use crate::autograd::gradient::{check_loss, gradient_of, has_loss_of_call};
+use crate::autograd::fixed_gradient::has_loss_of_call;
+use crate::autograd::gradient::{check_loss, gradient_of};
 use crate::autograd::stale::{Moment, check_made_since};
 use crate::core::dtype::wide;
 use crate::core::error::Error;

@@ -5,7 +5,7 @@ use std::vec::IntoIter;
 
 use candle_core::Tensor;
 
-use crate::autograd::gradient::loss_with_gradient;
+use crate::autograd::fixed_gradient::loss_with_gradient;
 use crate::core::error::Error;
 use crate::core::pass::Before;
 use crate::core::var_list::Gradient;

@@ -1,7 +1,7 @@
 //! The algorithm, as types: ascend → perturb → descend → restore. Each stage is made by the one before and by nothing
 //! else, so the compiler refuses any other order.
 
-use crate::autograd::gradient::loss_with_gradient;
+use crate::autograd::fixed_gradient::loss_with_gradient;
 use crate::core::pass::{Before, Pass};
 use crate::core::storage::SwapGuard;
 use crate::core::var_list::Gradient;

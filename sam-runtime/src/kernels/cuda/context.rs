@@ -228,7 +228,7 @@ impl Fresh {
 }
 
 /// Memory beside this, that nobody writes.
-pub(crate) fn mark(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+pub(crate) fn token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
     // SAFETY: it is a place in a graph. Where candle adds such places up, as gradients of each other, any sum will do.
     let storage = unsafe { beside.device().alloc_uninit(shape, dtype)? };
     Ok((storage, shape.clone()))

@@ -18,7 +18,7 @@ mod layers;
 mod params;
 
 #[cfg(feature = "cuda")]
-pub(crate) use context::{is_home_of, mark};
+pub(crate) use context::{is_home_of, token};
 #[cfg(feature = "cuda")]
 pub(crate) use layers::{
     BatchNormed, Normalisation, add, batch_norm, batch_norm_back, conv, conv_back, cross_entropy, cross_entropy_back,
