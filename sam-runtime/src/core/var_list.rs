@@ -1,6 +1,6 @@
 //! Variables, each with a tensor: gradients, and what is remembered of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use candle_core::{Result, Tensor, TensorId, Var};
 
@@ -63,5 +63,34 @@ impl Kept {
 
     pub(crate) fn is_on_cpu(&self) -> bool {
         self.pairs.iter().all(|(_, value)| value.device().is_cpu())
+    }
+}
+
+/// Variables, each once, in the order in which they were listed first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct VarSet {
+    vars: Vec<Var>,
+    ids: HashSet<TensorId>,
+}
+
+impl VarSet {
+    pub(crate) fn contains(&self, var: &Var) -> bool {
+        self.ids.contains(&var.id())
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Var] {
+        &self.vars
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.vars.is_empty()
+    }
+}
+
+impl FromIterator<Var> for VarSet {
+    fn from_iter<I: IntoIterator<Item = Var>>(listed: I) -> Self {
+        let mut ids = HashSet::new();
+        let vars = listed.into_iter().filter(|var| ids.insert(var.id())).collect();
+        Self { vars, ids }
     }
 }

@@ -14,6 +14,7 @@ use candle_core::{Tensor, TensorId, Var};
 use crate::core::error::Error;
 use crate::core::norm_ball::Ball;
 use crate::core::pass::Step;
+use crate::core::var_list::VarSet;
 use crate::kernels;
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope, State};
 use stats::StepStats;
@@ -65,14 +66,14 @@ pub struct Sam {
     metric_for: Option<HashSet<TensorId>>,
     pub(crate) mask: Option<Mask>,
     pub(crate) direction: Direction,
-    pub(crate) ascents: Ascents,
+    pub(crate) ascents: AscentSteps,
     pub(crate) schedule: Schedule,
     pub(crate) combination: Combination,
-    pub(crate) vars: Option<Vec<Var>>,
-    pub(crate) buffers: Vec<Var>,
+    pub(crate) vars: Option<VarSet>,
+    pub(crate) buffers: VarSet,
     pub(crate) seed: u64,
     pub(crate) loss_scale: f64,
-    pub(crate) watched: bool,
+    pub(crate) has_diagnostics: bool,
     memory: Mutex<Memory>,
     /// Steps under way.
     running: AtomicUsize,
@@ -84,9 +85,9 @@ struct Memory {
     last: Option<StepStats>,
 }
 
-pub(crate) struct UnderWay<'a>(&'a Sam);
+pub(crate) struct InFlight<'a>(&'a Sam);
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
     }
@@ -94,7 +95,7 @@ impl Drop for UnderWay<'_> {
 
 /// How the perturbation is found: so many steps of this length, each back onto the ball where it has left it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Ascents {
+pub(crate) struct AscentSteps {
     pub(crate) count: usize,
     /// In units of ρ.
     pub(crate) length: f64,
@@ -141,14 +142,14 @@ impl Sam {
             metric_for: None,
             mask: None,
             direction: Direction::Gradient,
-            ascents: Ascents { count: 1, length: 1.0 },
+            ascents: AscentSteps { count: 1, length: 1.0 },
             schedule: Schedule::Always,
             combination: Combination::PerturbedGradient,
             vars: None,
-            buffers: Vec::new(),
+            buffers: VarSet::default(),
             seed: 0,
             loss_scale: 1.0,
-            watched: false,
+            has_diagnostics: false,
             memory: Mutex::default(),
             running: AtomicUsize::new(0),
         }
@@ -222,7 +223,7 @@ impl Sam {
     /// Finds the perturbation in `count` steps of length `length` · ρ, each from where the last one led and back onto the
     /// ball where it has left it (the paper's appendix C.6, with p = 2). A length of 1 makes one step SAM.
     pub fn ascent_steps(mut self, count: usize, length: f64) -> Self {
-        self.ascents = Ascents { count, length };
+        self.ascents = AscentSteps { count, length };
         self
     }
 
@@ -243,7 +244,7 @@ impl Sam {
     /// once. One that gets no gradient is an error ([`Error::NoGradient`]): list running statistics as
     /// [`buffers`](Self::buffers).
     pub fn vars(mut self, vars: impl IntoIterator<Item = Var>) -> Self {
-        self.vars = Some(each_once(vars));
+        self.vars = Some(vars.into_iter().collect());
         self
     }
 
@@ -269,7 +270,7 @@ impl Sam {
     /// # }
     /// ```
     pub fn buffers(mut self, buffers: impl IntoIterator<Item = Var>) -> Self {
-        self.buffers = each_once(buffers);
+        self.buffers = buffers.into_iter().collect();
         self
     }
 
@@ -300,7 +301,7 @@ impl Sam {
     /// Has [`last`](Self::last_stats) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few
     /// more readings of it.
     pub fn with_diagnostics(mut self) -> Self {
-        self.watched = true;
+        self.has_diagnostics = true;
         self
     }
 
@@ -370,8 +371,7 @@ impl Sam {
 
     /// Whether a variable is one of those that are perturbed, if it gets a gradient.
     pub(crate) fn may_move(&self, var: &Var) -> bool {
-        let is_in = |vars: &[Var]| vars.iter().any(|listed| listed.id() == var.id());
-        self.vars.as_deref().is_none_or(is_in) && !is_in(&self.buffers)
+        self.vars.as_ref().is_none_or(|vars| vars.contains(var)) && !self.buffers.contains(var)
     }
 
     /// Whether a step that begins now may have a perturbation.
@@ -404,9 +404,9 @@ impl Sam {
     ///
     /// # Errors
     /// If another one is, and steps depend on those before.
-    pub(crate) fn under_way(&self) -> Result<UnderWay<'_>, Error> {
+    pub(crate) fn under_way(&self) -> Result<InFlight<'_>, Error> {
         let others = self.running.fetch_add(1, Ordering::Relaxed);
-        let this = UnderWay(self);
+        let this = InFlight(self);
         if others > 0 && self.has_memory() { Err(Error::SharedMemory) } else { Ok(this) }
     }
 
@@ -430,9 +430,4 @@ impl Sam {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn each_once(vars: impl IntoIterator<Item = Var>) -> Vec<Var> {
-    let mut known = HashSet::new();
-    vars.into_iter().filter(|var| known.insert(var.id())).collect()
 }

@@ -32,13 +32,13 @@ pub struct StepStats {
     pub(crate) passes: f64,
     pub(crate) loss: Option<Tensor>,
     pub(crate) perturbed_loss: Option<Tensor>,
-    pub(crate) ascent: Option<AscentSeen>,
-    pub(crate) alignment: Option<Alignment>,
+    pub(crate) ascent: Option<AscentStats>,
+    pub(crate) alignment: Option<GradientAlignment>,
 }
 
 /// Of g and ε̂.
 #[derive(Clone, Debug)]
-pub(crate) struct AscentSeen {
+pub(crate) struct AscentStats {
     gradient_square: Option<Tensor>,
     step_square: Tensor,
     /// <g, ε̂>
@@ -47,13 +47,13 @@ pub(crate) struct AscentSeen {
 
 /// Of g and g₂.
 #[derive(Clone, Debug)]
-pub(crate) struct Alignment {
+pub(crate) struct GradientAlignment {
     product: Tensor,
     first_square: Tensor,
     second_square: Tensor,
 }
 
-impl AscentSeen {
+impl AscentStats {
     /// With the variables at w + ε̂.
     pub(crate) fn look(gradient: Option<&Gradient>, weights: &SwapGuard) -> Result<Self> {
         let step = weights
@@ -70,7 +70,7 @@ impl AscentSeen {
     }
 }
 
-impl Alignment {
+impl GradientAlignment {
     pub(crate) fn look(first: &Gradient, second: &Gradient) -> Result<Self> {
         let kept = Kept::new(first.clone());
         let pairs = paired(second, &kept);
@@ -111,7 +111,7 @@ impl StepStats {
         Ok(self.perturbed_loss()?.zip(self.loss()?).map(|(there, here)| there - here))
     }
 
-    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [watched](crate::Sam::with_diagnostics).
+    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [has_diagnostics](crate::Sam::with_diagnostics).
     ///
     /// # Errors
     /// If it cannot be read.
@@ -134,7 +134,7 @@ impl StepStats {
     /// # Errors
     /// If it cannot be read.
     pub fn cosine(&self) -> Result<Option<f64>> {
-        let Some(Alignment { product, first_square, second_square }) = &self.alignment else { return Ok(None) };
+        let Some(GradientAlignment { product, first_square, second_square }) = &self.alignment else { return Ok(None) };
         let norms = (read(first_square)? * read(second_square)?).sqrt();
         Ok(if norms > 0.0 { Some(read(product)? / norms) } else { None })
     }

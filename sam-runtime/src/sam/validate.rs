@@ -1,6 +1,6 @@
 //! Which settings go together. Each piece checks its own values.
 
-use super::{Ascents, Sam};
+use super::{AscentSteps, Sam};
 use crate::core::error::{Error, at_least};
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Schedule, Scope};
 
@@ -44,7 +44,7 @@ impl Sam {
         if !self.normalised && self.p != 2.0 {
             return refuse("unnormalized", "it is for p = 2");
         }
-        let one = self.ascents == Ascents { count: 1, length: 1.0 };
+        let one = self.ascents == AscentSteps { count: 1, length: 1.0 };
         if self.combination == Combination::SecondOrder {
             if !(simple && one) {
                 return refuse("second_order", "it is for one step along the gradient in the plain ball of p = 2");

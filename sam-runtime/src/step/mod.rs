@@ -3,6 +3,9 @@
 mod aux_values;
 pub(crate) mod batch_selection;
 pub(crate) mod output;
+mod passes;
+mod perturb;
+mod second_order;
 mod session;
 pub(crate) mod shards;
 pub(crate) mod shares;

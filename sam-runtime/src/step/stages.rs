@@ -9,21 +9,21 @@ use crate::kernels::check_finite;
 use crate::sam::Sam;
 use crate::step::batch_selection::BatchSelection;
 use crate::step::output::LossOutput;
-use crate::step::session::Course;
+use crate::step::session::StepContext;
 use crate::step::shards::Shards;
 
 /// After stage one: L(w) and ∇L(w) are known, the graph is gone.
 #[must_use = "the step goes on with `.perturb()`"]
 pub struct Ascent<'a, O> {
     found: Found<O>,
-    course: Course<'a>,
+    step: StepContext<'a>,
 }
 
 enum Found<O> {
     /// Nothing is perturbed: the step is as good as over.
     Done(Done<O>),
     /// The pass at w was run.
-    Slope(Slope<O>),
+    FirstPass(FirstPass<O>),
     /// The direction is known without a pass.
     Direction(Gradient),
 }
@@ -35,7 +35,7 @@ struct Done<O> {
     gradient: Option<Gradient>,
 }
 
-struct Slope<O> {
+struct FirstPass<O> {
     output: O,
     /// Of the variables that are perturbed.
     gradient: Gradient,
@@ -50,7 +50,7 @@ struct Slope<O> {
 pub struct Perturbed<'a, O> {
     // The weights go back first, then the state of layers, which may be among the variables that are kept with them.
     moved: Moved<O>,
-    course: Course<'a>,
+    step: StepContext<'a>,
 }
 
 enum Moved<O> {
@@ -72,7 +72,7 @@ enum Moved<O> {
 pub struct Descent<'a, O> {
     done: Done<O>,
     weights: Option<SwapGuard>,
-    course: Course<'a>,
+    step: StepContext<'a>,
 }
 
 impl<'a, O: LossOutput> Ascent<'a, O> {
@@ -84,45 +84,45 @@ impl<'a, O: LossOutput> Ascent<'a, O> {
     where
         E: From<candle_core::Error>,
     {
-        let mut course = Course::begin(sam, examples)?;
-        let found = Found::from(&mut course, loss)?;
-        Ok(Self { found, course })
+        let mut step = StepContext::begin(sam, examples)?;
+        let found = Found::from(&mut step, loss)?;
+        Ok(Self { found, step })
     }
 }
 
 impl<O: LossOutput> Found<O> {
-    fn from<E>(course: &mut Course<'_>, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Self, E>
+    fn from<E>(step: &mut StepContext<'_>, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Self, E>
     where
         E: From<candle_core::Error>,
     {
-        let along = course.direction_at_once()?;
-        course.keep_buffers()?;
-        if !course.may_perturb() || along.as_ref().is_some_and(Gradient::is_empty) {
-            let (output, gradient) = course.plain(loss)?;
+        let along = step.direction_at_once()?;
+        step.keep_buffers()?;
+        if !step.is_sam_step() || along.as_ref().is_some_and(Gradient::is_empty) {
+            let (output, gradient) = step.plain(loss)?;
             return Ok(Self::Done(Done { output, gradient }));
         }
         if let Some(direction) = along {
             return Ok(Self::Direction(direction));
         }
 
-        let (output, all) = course.first(loss)?;
+        let (output, all) = step.ascent_pass(loss)?;
         let output = output.into_detached()?;
         if all.is_empty() {
             return Ok(Self::Done(Done { output, gradient: None }));
         }
-        let gradient = course.perturbed_among(&all)?;
-        if course.needs_no_second(&gradient, &all)? {
+        let gradient = step.perturbed_among(&all)?;
+        if step.finishes_after_first_pass(&gradient, &all)? {
             return Ok(Self::Done(Done { output, gradient: Some(all) }));
         }
-        let first = course.put_aside(&all)?;
+        let first = step.snapshot_first_gradient(&all)?;
         drop(all);
-        let mut slope = Slope { output, gradient, first, weights: None };
-        for _ in 1..course.ascent_steps() {
-            let there = course.perturb(slope.weights, slope.gradient)?;
-            let (_, all) = course.pass(Pass::Descent, loss)?;
-            slope = Slope { gradient: course.perturbed_among(&all)?, weights: Some(there), ..slope };
+        let mut slope = FirstPass { output, gradient, first, weights: None };
+        for _ in 1..step.ascent_steps() {
+            let there = step.perturb(slope.weights, slope.gradient)?;
+            let (_, all) = step.pass(Pass::Descent, loss)?;
+            slope = FirstPass { gradient: step.perturbed_among(&all)?, weights: Some(there), ..slope };
         }
-        Ok(Self::Slope(slope))
+        Ok(Self::FirstPass(slope))
     }
 }
 
@@ -133,22 +133,22 @@ impl<'a, O> Ascent<'a, O> {
     /// # Errors
     /// If the gradient is not finite; no weight has been touched then.
     pub fn perturb(self) -> candle_core::Result<Perturbed<'a, O>> {
-        let Self { mut course, found } = self;
+        let Self { mut step, found } = self;
         let moved = match found {
             Found::Done(done) => Moved::Done(done),
-            Found::Slope(Slope { output, gradient, first, weights }) => {
-                let along = course.direction(gradient)?;
-                let weights = course.perturb(weights, along)?;
-                course.look_at_step(first.as_ref(), &weights)?;
+            Found::FirstPass(FirstPass { output, gradient, first, weights }) => {
+                let along = step.direction(gradient)?;
+                let weights = step.perturb(weights, along)?;
+                step.record_ascent(first.as_ref(), &weights)?;
                 Moved::Second { output, first, weights }
             }
             Found::Direction(along) => {
-                let weights = course.perturb(None, along)?;
-                course.look_at_step(None, &weights)?;
+                let weights = step.perturb(None, along)?;
+                step.record_ascent(None, &weights)?;
                 Moved::Only { weights }
             }
         };
-        Ok(Perturbed { moved, course })
+        Ok(Perturbed { moved, step })
     }
 }
 
@@ -162,26 +162,26 @@ impl<'a, O> Perturbed<'a, O> {
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        let Self { mut course, moved } = self;
+        let Self { mut step, moved } = self;
         let (output, gradient, weights) = match moved {
-            Moved::Done(done) => return Ok(Descent { course, done, weights: None }),
+            Moved::Done(done) => return Ok(Descent { step, done, weights: None }),
             Moved::Second { output, first, weights } => {
-                let gradient = course.second(loss)?;
+                let gradient = step.descent_pass(loss)?;
                 check_finite(&gradient, Pass::Descent)?;
                 if let Some(first) = first {
-                    course.look_at_both(&first, &gradient, &weights)?;
-                    course.second_order(&first, &gradient, &weights, loss)?;
-                    course.combine(&first, &gradient)?;
+                    step.record_alignment(&first, &gradient, &weights)?;
+                    step.second_order(&first, &gradient, &weights, loss)?;
+                    step.combine(&first, &gradient)?;
                 }
                 (output, gradient, weights)
             }
             Moved::Only { weights } => {
-                let (output, gradient) = course.only(loss)?;
+                let (output, gradient) = step.single_pass(loss)?;
                 check_finite(&gradient, Pass::Ascent)?;
                 (output.into_detached()?, gradient, weights)
             }
         };
-        Ok(Descent { course, done: Done { output, gradient: Some(gradient) }, weights: Some(weights) })
+        Ok(Descent { step, done: Done { output, gradient: Some(gradient) }, weights: Some(weights) })
     }
 }
 
@@ -195,7 +195,7 @@ impl<O> Descent<'_, O> {
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        let factor = self.course.loss_factor();
+        let factor = self.step.loss_factor();
         let (Done { output, gradient }, before) = self.end()?;
         let output = match gradient {
             Some(gradient) => {
@@ -222,11 +222,11 @@ impl<O> Descent<'_, O> {
     }
 
     fn end(self) -> candle_core::Result<(Done<O>, Before)> {
-        let Self { course, done, weights } = self;
+        let Self { step, done, weights } = self;
         if let Some(weights) = weights {
             weights.restore()?;
         }
-        let before = course.end(done.gradient.as_ref())?;
+        let before = step.end(done.gradient.as_ref())?;
         Ok((done, before))
     }
 }
