@@ -57,7 +57,7 @@ test_beside() { # folders, arguments of cargo's..
         --config profile.release.debug=false "$@"
 }
 
-# The CUDA side without a GPU: the tests on a driver that is none (driver/driver.cpp). Some minutes to build.
+# The CUDA side without a GPU: the tests on a driver that is none (gpu/driver.cpp). Some minutes to build.
 emulated() {
     local kernels=sam-runtime/src/kernels/device dir
     if ! command -v "${CXX:-c++}" >/dev/null || [ ! -e ../shared/tools/cuda-env.sh ]; then
@@ -69,7 +69,7 @@ emulated() {
     cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\([^)]*\) +)?[a-z_]+' |
         awk '{ printf "{\"%s\", Call<%s>::count, Call<%s>::with},\n", $NF, $NF, $NF }' >"$dir/entries.inc"
     "${CXX:-c++}" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$kernels/emulate.h" \
-        -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/driver/driver.cpp
+        -I "$kernels" -I "$dir" -o "$dir/libcuda.so.1" tests/gpu/driver.cpp
     for name in cublas.so.13 cublasLt.so.13 curand.so.10 cudnn.so.9; do ln -sf libcuda.so.1 "$dir/lib$name"; done
     export SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
     run() { test_beside "$dir" -p sam-tests --features sam-runtime/cudnn "$@" --test-threads 1; }
