@@ -2,7 +2,7 @@
 """The default run of `cargo run --release` in PyTorch: SGD and SAM on Fashion-MNIST with wrong labels.
 
 The same images, network, optimizer, schedule, share of wrong labels, number of seeds and defaults. PyTorch draws other
-random numbers from a seed, so single runs differ; the means over the seeds have to agree within their standard errors.
+random numbers from a seed, so single runs differ: compare the means over some seeds.
 """
 import argparse
 import gzip
