@@ -4,7 +4,7 @@
   bundle.py executables MESSAGES --tests T.. --programs P..   name and path of what cargo has built, one a line
   bundle.py pack FOLDER ARCHIVE                               all files together: alike, they shrink to a third
   bundle.py unpack ARCHIVE FOLDER
-  bundle.py libraries                                         folders of NVIDIA's libraries among Python's packages
+  bundle.py libraries                                         folders of NVIDIA's libraries, for LD_LIBRARY_PATH
   bundle.py missing FOLDER                                    deletes the stubs of libraries that this machine has
 """
 import argparse
@@ -33,8 +33,9 @@ def executables(messages, tests, programs):
 
 
 def libraries():
+    """Where pip puts them, the driver's in containers, and the toolkit's."""
     found = {os.path.dirname(file) for root in sys.path for file in glob.glob(f"{root}/nvidia/*/lib/lib*.so*")}
-    print(":".join(sorted(found)))
+    print(":".join([*sorted(found), "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64"]))
 
 
 def missing(folder):

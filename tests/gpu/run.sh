@@ -13,8 +13,7 @@ measure() {
     nvidia-smi || { echo "no GPU here"; return 1; }
     work=$(mktemp -d)
     python3 tests/gpu/bundle.py unpack "$bundle/binaries.tar.xz" "$work"
-    # Where pip, the driver and the toolkit put NVIDIA's libraries.
-    LD_LIBRARY_PATH="$(python3 tests/gpu/bundle.py libraries):/usr/local/nvidia/lib64:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    LD_LIBRARY_PATH="$(python3 tests/gpu/bundle.py libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     export LD_LIBRARY_PATH
     python3 tests/gpu/bundle.py missing "$work/stubs"
     LD_LIBRARY_PATH+=":$work/stubs"
