@@ -1,11 +1,11 @@
-// A CUDA driver that is none, for a machine without a GPU: memory is the host's, kernels of this project run as `emulate.h`
-// runs them, and those of candle, cuBLAS, cuDNN and cuRAND that the tests call are written out below, in a plain way. So a
-// binary that opens its libraries at run time does with this one what it does with NVIDIA's, up to the numbers' last bits:
-// which buffers it makes, hands over, exchanges and frees, and what it launches on them. `tests/gpu.sh emulated` builds it.
+// A stub CUDA driver, for a machine without a GPU: memory is the host's, kernels of this project run as `emulate.h` runs
+// them, and those of candle, cuBLAS, cuDNN and cuRAND that the tests call are written out below in a simple way. A program
+// that opens its libraries at run time does with this one what it does with NVIDIA's, up to rounding: which buffers it
+// allocates, passes, exchanges and frees, and what it launches on them. `tests/gpu.sh emulated` builds it.
 //
-// Fresh memory is full of NaN. What is written behind a buffer, freed twice, or launched and not known aborts. Blocks and
-// threads run in ascending and descending order by turns. With EMULATED_CUDNN set there are convolutions by cuDNN, without
-// every way is refused. EMULATED_TRACE names a file for a line of everything that a device would be asked for.
+// Fresh memory is full of NaN. A write behind a buffer, a double free and a launch of an unknown kernel abort. Blocks and
+// threads run in ascending and descending order alternately. EMULATED_CUDNN enables convolutions by cuDNN; without it cuDNN
+// has no plan for any. EMULATED_TRACE names a file that gets a line for each call that would reach the device.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -13,8 +13,7 @@
 #include <mutex>
 #include <string>
 
-#include "sam.cu"
-#include "nn.cu"
+#include "kernels.inc" // all .cu files
 
 typedef unsigned long long ull;
 
@@ -84,7 +83,7 @@ OK(cuFuncSetAttribute, void *, int, int)
 
 } // extern "C"
 
-// ---- kernels of candle's ----
+// ---- candle's kernels ----
 
 static size_t at(size_t i, size_t nd, const size_t *info) {
   if (!info) return i;
@@ -214,7 +213,7 @@ static int stock(const char *full, void **a) {
 static int reduce(const std::string &op, int t, unsigned blocks, void **a) {
   size_t n = P(size_t, 0), per = P(size_t, 1), nd = P(size_t, 2);
   size_t outs = op == "fast_sum_small" ? n : blocks;
-  bool place = op == "fast_argmax", largest = place || op == "fast_max";
+  bool is_index = op == "fast_argmax", largest = is_index || op == "fast_max";
   for (size_t o = 0; o < outs; o++) {
     double s = largest ? -INFINITY : 0;
     size_t where = 0;
@@ -225,7 +224,7 @@ static int reduce(const std::string &op, int t, unsigned blocks, void **a) {
       if (x > s) where = k;
       s = largest ? (x > s ? x : s) : s + x;
     }
-    if (place) put(P(void *, 5), 11, o, where);
+    if (is_index) put(P(void *, 5), 11, o, where);
     else put(P(void *, 5), t, o, s);
   }
   return 0;
@@ -287,7 +286,7 @@ int curandGenerateNormalDouble(void *, double *p, size_t n, double m, double d) 
 int curandGenerateUniform(void *, float *p, size_t n) { for (size_t i = 0; i < n; i++) p[i] = next(); return 0; }
 int curandGenerateUniformDouble(void *, double *p, size_t n) { for (size_t i = 0; i < n; i++) p[i] = next(); return 0; }
 // ---- cuDNN ----
-// Its graph interface for one convolution: objects that are told attributes by number, and know nothing else.
+// Its graph interface for one convolution: descriptors are objects with numbered attributes.
 
 struct Object {
   int kind, engine = 0;
@@ -328,7 +327,7 @@ int cudnnBackendGetAttribute(Held *d, int name, int type, long long most, long l
   Object &o = **d;
   if (!o.finished && o.kind != 2 && o.kind != 3) return 2004;
   *count = 1;
-  if (name == 202) { // what there is to try: by the better guess, and by the other
+  if (name == 202) { // the engines to try: by the better heuristic (mode 3), and by the other
     const int engines[] = {NONDETERMINISTIC, REFUSED, LARGE, GOOD}, mode = *(int *)o.values.at(200).data();
     *count = !dnn() ? 0 : mode == 3 ? 4 : 1;
     for (int i = 0; i < most && i < *count; i++) {
@@ -347,7 +346,7 @@ int cudnnBackendGetAttribute(Held *d, int name, int type, long long most, long l
   else return 2000;
   return 0;
 }
-// Where (n, c, h, w) of a tensor is.
+// A tensor of images, and the index of its element (n, c, h, w).
 struct Image {
   const Object &o;
   int type;
@@ -358,23 +357,23 @@ struct Image {
     if (type < 0 || (ull)at % o.integer(900)) { fprintf(stderr, "emulated driver: a tensor of type %d at %p\n", t, at); abort(); }
   }
   long long size(int axis) const { return o.integer(902, axis); }
-  size_t place(long long n, long long c, long long h, long long w) const {
+  size_t index(long long n, long long c, long long h, long long w) const {
     return n * o.integer(903, 0) + c * o.integer(903, 1) + h * o.integer(903, 2) + w * o.integer(903, 3);
   }
 };
 int cudnnBackendExecute(void *, Held *plan, Held *operands) {
   const Object &config = *(*plan)->objects.at(401), &node = *config.objects.at(-1), &pack = **operands;
-  if (config.engine != GOOD) { fprintf(stderr, "emulated driver: a plan that is not to be taken\n"); abort(); }
+  if (config.engine != GOOD) { fprintf(stderr, "emulated driver: a plan that must not be used\n"); abort(); }
   const int way = node.kind == 10 ? 0 : node.kind == 12 ? 1 : 2;
   const char *names[] = {"forward", "backward data", "backward filter"};
   TRACE("convolution %s\n", names[way]);
-  // The attributes of x, w, y, the convolution, the factors.
+  // The attributes for x, w, y, the convolution and the two factors.
   const int attributes[3][6] = {{704, 703, 705, 702, 700, 701}, {710, 709, 711, 708, 706, 707}, {716, 715, 717, 714, 712, 713}};
   const int *name = attributes[way];
   auto operand = [&](int i) {
     const Object &tensor = *node.objects.at(name[i]);
     for (size_t k = 0; k < 3; k++) if (pack.integer(1000, k) == tensor.integer(906)) return Image(tensor, (void *)pack.integer(1001, k));
-    fprintf(stderr, "emulated driver: an operand without a place\n");
+    fprintf(stderr, "emulated driver: an operand without an address\n");
     abort();
   };
   Image x = operand(0), w = operand(1), y = operand(2);
@@ -387,11 +386,11 @@ int cudnnBackendExecute(void *, Held *plan, Held *operands) {
   const Image &to = way == 0 ? y : way == 1 ? x : w;
   std::vector<double> out(to.size(0) * to.size(1) * to.size(2) * to.size(3));
   for (int n = 0; n < N; n++) for (int k = 0; k < K; k++) for (int i = 0; i < y.size(2); i++) for (int j = 0; j < y.size(3); j++) {
-    size_t yi = y.place(n, k, i, j);
+    size_t yi = y.index(n, k, i, j);
     for (int q = 0; q < CG; q++) for (int r = 0; r < R; r++) for (int s = 0; s < S; s++) {
       long long a = i * c.integer(103, 0) + r * c.integer(102, 0) - c.integer(105, 0), b = j * c.integer(103, 1) + s * c.integer(102, 1) - c.integer(105, 1);
       if (a < 0 || b < 0 || a >= H || b >= V) continue;
-      size_t xi = x.place(n, k / (K / G) * CG + q, a, b), wi = w.place(k, q, r, s);
+      size_t xi = x.index(n, k / (K / G) * CG + q, a, b), wi = w.index(k, q, r, s);
       if (way == 0) out[yi] += read(x.at, x.type, xi) * read(w.at, w.type, wi);
       else if (way == 1) out[xi] += read(y.at, x.type, yi) * read(w.at, w.type, wi);
       else out[wi] += read(y.at, x.type, yi) * read(x.at, x.type, xi);
