@@ -114,13 +114,13 @@ struct RegistryGuard(Arc<OnceLock<TensorId>>);
 
 impl Drop for RegistryGuard {
     fn drop(&mut self) {
-        // Without the lock: what goes here is memory.
+        // Dropped outside of the lock: freeing tensors may run other destructors that take it.
         let forgotten = self.0.get().and_then(|id| registry().remove(*id));
         drop(forgotten);
     }
 }
 
-/// The operations that a loss with a given gradient is made of. Each but the root is a scalar that nobody reads.
+/// The operations that a loss with a given gradient is made of. Each but the root is a scalar that is never read.
 enum FixedGradientOp {
     /// Of up to three variables, each with its gradient.
     Leaf { grads: Vec<Tensor>, dtype: DType },
@@ -150,23 +150,23 @@ impl FixedGradientOp {
         }
     }
 
-    fn on_cuda(&self, beside: &CudaStorage) -> Result<(CudaStorage, Shape)> {
+    fn on_cuda(&self, like: &CudaStorage) -> Result<(CudaStorage, Shape)> {
         match self {
             Self::Root { value, .. } => match &*value.storage_and_layout().0 {
                 Storage::Cuda(storage) => copied(storage, value.layout()),
                 _ => candle_core::bail!("expected the loss on the device of the variables"),
             },
-            _ => cuda_token(beside, &Shape::from(()), self.dtype()),
+            _ => cuda_token(like, &Shape::from(()), self.dtype()),
         }
     }
 
-    fn on_metal(&self, beside: &MetalStorage) -> Result<(MetalStorage, Shape)> {
+    fn on_metal(&self, like: &MetalStorage) -> Result<(MetalStorage, Shape)> {
         match self {
             Self::Root { value, .. } => match &*value.storage_and_layout().0 {
                 Storage::Metal(storage) => copied(storage, value.layout()),
                 _ => candle_core::bail!("expected the loss on the device of the variables"),
             },
-            _ => Ok((beside.device().zeros_impl(&Shape::from(()), self.dtype())?, Shape::from(()))),
+            _ => Ok((like.device().zeros_impl(&Shape::from(()), self.dtype())?, Shape::from(()))),
         }
     }
 
@@ -280,7 +280,7 @@ fn copied<S: BackendStorage>(storage: &S, layout: &Layout) -> Result<(S, Shape)>
     Ok((storage.try_clone(layout)?, layout.shape().clone()))
 }
 
-/// `grad` times the number `outer`. On the CPU the number can be looked at, and 1, the common one, costs nothing.
+/// `grad` times the number `outer`. On the CPU the number can be read, and 1, the usual one, costs nothing.
 fn scaled(grad: &Tensor, outer: &Tensor) -> Result<Tensor> {
     if outer.device().is_cpu() {
         let factor = outer.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0];

@@ -58,8 +58,8 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     Ok(store)
 }
 
-/// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not looked at,
-/// which would wait for the device.
+/// A loss that can be differentiated: one finite number. On other devices than the CPU its value is not checked,
+/// because that would synchronize with the device.
 pub(crate) fn check_loss(loss: &Tensor, pass: Pass) -> Result<()> {
     if loss.elem_count() != 1 {
         Err(Error::NotScalar(loss.shape().clone()))?;

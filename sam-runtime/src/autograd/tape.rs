@@ -9,7 +9,7 @@
 //! output that candle's own operations use is joined to its token by an operation too, [`OutputOp`]. Where there are none of
 //! candle's at all, [`backward_through_layers`] goes from node to node without candle.
 //!
-//! Variables get their gradients from candle, or from `backward_through_layers`, and from nobody else.
+//! Variables get their gradients from candle, or from `backward_through_layers`, and from nothing else.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -184,11 +184,11 @@ impl Node {
 /// is among what they depend on.
 fn in_order(last: &Arc<Node>) -> Option<Vec<Arc<Node>>> {
     let (mut order, mut seen) = (Vec::new(), HashSet::from([Arc::as_ptr(last)]));
-    // Each with the number of its sources that have been looked at.
+    // Each with the number of its sources that have been visited.
     let mut path = vec![(Arc::clone(last), 0)];
-    while let Some((node, looked_at)) = path.last_mut() {
-        let next = node.sources.get(*looked_at);
-        *looked_at += 1;
+    while let Some((node, visited)) = path.last_mut() {
+        let next = node.sources.get(*visited);
+        *visited += 1;
         match next {
             Some(GradTarget::Other) => return None,
             Some(GradTarget::FusedOp(source)) if seen.insert(Arc::as_ptr(source)) => {

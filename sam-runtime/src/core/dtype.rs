@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-/// The type that numbers of this one are added up in on any device: halves would lose them.
+/// The accumulation dtype of a dtype, on any device: f32 for half precision.
 pub(crate) fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }

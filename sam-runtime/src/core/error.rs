@@ -1,4 +1,4 @@
-//! Everything that can go wrong in a step, said in one place.
+//! The errors of a step.
 
 use candle_core::{DType, Shape};
 
@@ -231,7 +231,7 @@ impl Error {
 }
 
 impl From<Error> for candle_core::Error {
-    /// Inside an [`std::io::Error`], the only error that candle hands on as a type: see [`Error::of`].
+    /// Inside an [`std::io::Error`], the only error type that candle keeps: see [`Error::of`].
     fn from(error: Error) -> Self {
         Self::Io(std::io::Error::other(error)).bt()
     }

@@ -1,4 +1,4 @@
-//! How images lie in memory. Their shape is (images, channels, height, width) in any case, as in PyTorch.
+//! The memory layout of images, NCHW or NHWC. Their shape is (images, channels, height, width) in any case, as in PyTorch.
 
 use candle_core::{Layout, Result, Shape, Tensor};
 
@@ -45,7 +45,7 @@ impl ImageLayout {
         }
     }
 
-    /// The way back from [`in_memory`](Self::in_memory).
+    /// The inverse of [`in_memory`](Self::in_memory).
     pub(crate) fn named(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Nchw => Ok(x.clone()),

@@ -24,7 +24,7 @@ struct List {
     now: u64,
     /// Since when the passes that run have been running.
     watches: BTreeMap<u64, usize>,
-    /// The length of `changed` at which to look for entries that nobody needs.
+    /// The length of `changed` at which to look for entries that are not needed any more.
     limit: usize,
 }
 

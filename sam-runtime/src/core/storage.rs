@@ -1,7 +1,7 @@
-//! The variables, their buffers, and the way back.
+//! Exchanging the storages of variables, and putting them back.
 //!
-//! Weights are not copied: a variable's buffer is exchanged with the one that holds w + ε̂, and exchanged again on the
-//! way back. So w returns bit for bit, in no time, whatever happened in between.
+//! Weights are not copied: a variable's buffer is exchanged with the one that holds w + ε̂, and exchanged again
+//! afterwards. So w is restored bitwise, in no time, whatever happened in between.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ pub(crate) struct SwapGuard {
 }
 
 impl SwapGuard {
-    /// Gives each variable the value beside it, and keeps its own for the way back.
+    /// Gives each variable the value that comes with it, and keeps its own to be put back.
     ///
     /// # Errors
     /// If a variable is displaced already; none is then touched.
@@ -57,7 +57,7 @@ impl SwapGuard {
         gradient.iter().filter(|(var, _)| mine.contains(&var.id())).cloned().collect()
     }
 
-    /// w ← w.
+    /// Restores the variables.
     pub(crate) fn restore(mut self) -> Result<()> {
         self.put_back()
     }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use candle_core::{Result, Tensor, TensorId, Var};
 
 /// The variables that a loss depends on, each with its gradient: in the order of the graph, which is that of the
-/// loss's own operations and not that in which a map hands out its variables; tied ones once.
+/// loss's own operations and not that in which a map returns its variables; tied ones once.
 pub(crate) type Gradient = Vec<(Var, Tensor)>;
 
 /// A tensor for some variables, in an order.

@@ -1,4 +1,4 @@
-//! SAM's arithmetic over all variables at once: fused on the CPU and on CUDA, candle's own operations on other devices.
+//! Picks the backend of each operation: fused kernels on the CPU and on CUDA, candle's own operations on other devices.
 
 #[cfg(not(feature = "cuda"))]
 use candle_core::backend::{BackendDevice, BackendStorage};
@@ -20,8 +20,8 @@ use crate::core::var_list::Gradient;
 /// w + ε̂ for each variable. The gradient's buffers are written over.
 ///
 /// On the CPU a gradient that is not finite is an error, and so is a perturbation that the variables' dtype cannot hold.
-/// Elsewhere nobody looks at it, which would wait for the
-/// device: ε̂ is then 0, and the gradient that the caller gets is the plain one.
+/// On other devices values are not checked, because checking would synchronize with the device: ε̂ is then 0, and the
+/// gradient that the caller gets is the plain one.
 pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(slopes.iter().map(|slope| slope.var.as_tensor())) {
@@ -43,7 +43,7 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
     portable::perturbed(ball, slopes)
 }
 
-/// An error if the gradient is not finite. On other devices than the CPU it is not looked at.
+/// An error if the gradient is not finite. On other devices than the CPU it is not checked.
 pub(crate) fn check_finite(gradient: &Gradient, pass: Pass) -> Result<()> {
     if !on_cpu(gradient) || cpu::params::is_finite(gradient.iter().map(|(_, grad)| grad))? {
         Ok(())
@@ -57,14 +57,14 @@ pub(crate) fn read(number: &Tensor) -> Result<f64> {
     Ok(number.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?[0])
 }
 
-/// A number for [`mix`], beside this tensor.
-pub(crate) fn number(beside: &Tensor, value: f64) -> Result<Tensor> {
-    if beside.device().is_cpu() {
+/// A number for [`mix`], on the device of a tensor and in its accumulation dtype.
+pub(crate) fn number(like: &Tensor, value: f64) -> Result<Tensor> {
+    if like.device().is_cpu() {
         return Tensor::new(value, &Device::Cpu);
     }
-    match wide(beside.dtype()) {
-        DType::F64 => Tensor::new(value, beside.device()),
-        _ => Tensor::new(value as f32, beside.device()),
+    match wide(like.dtype()) {
+        DType::F64 => Tensor::new(value, like.device()),
+        _ => Tensor::new(value as f32, like.device()),
     }
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn square<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Resul
     dot(&tensors.into_iter().map(|tensor| (tensor, tensor)).collect::<Vec<_>>())
 }
 
-/// a ← α a + β b. The numbers are tensors, so that nobody waits for a device.
+/// a ← α a + β b. The numbers are tensors, so that nothing synchronizes with a device.
 pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
     mix_all(&[(a, b)], alpha, beta)
 }
@@ -143,8 +143,8 @@ pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     })
 }
 
-/// How many gradients on a CUDA device were not finite, in steps of this thread so far. Such a step goes on without a
-/// perturbation: stopping would have to wait for the device, and so does this. 0 for other devices.
+/// How many gradients on a CUDA device were not finite, in steps of this thread so far. Such a step continues without a
+/// perturbation, because stopping it would synchronize with the device. Reading the count does. 0 for other devices.
 ///
 /// # Errors
 /// If the device fails.
@@ -193,13 +193,13 @@ fn on_cpu(gradient: &Gradient) -> bool {
     gradient.iter().all(|(var, _)| var.device().is_cpu())
 }
 
-/// A place in a graph on a CUDA device: memory that nothing is written to, which would be a word to the device for each.
-/// What candle adds up there is never looked at.
-pub(crate) fn cuda_token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+/// An uninitialized graph token on a CUDA device. It is never read, so it is not zeroed, which would cost one launch for each
+/// node. candle may add such tokens up; the sums are garbage and unused.
+pub(crate) fn cuda_token(like: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
     #[cfg(feature = "cuda")]
-    return cuda::token(beside, shape, dtype);
+    return cuda::token(like, shape, dtype);
     #[cfg(not(feature = "cuda"))]
-    Ok((beside.device().zeros_impl(shape, dtype)?, shape.clone()))
+    Ok((like.device().zeros_impl(shape, dtype)?, shape.clone()))
 }
 
 /// The error that names the first variable whose gradient is not finite.

@@ -29,8 +29,8 @@ impl Mean {
             }
         }
         let pairs: Vec<_> = later.iter().map(|(place, grad)| (&self.sums[*place].1, grad)).collect();
-        let Some((beside, _)) = pairs.first() else { return Ok(()) };
-        mix_all(&pairs, &number(beside, 1.0)?, &number(beside, weight)?)
+        let Some((like, _)) = pairs.first() else { return Ok(()) };
+        mix_all(&pairs, &number(like, 1.0)?, &number(like, weight)?)
     }
 
     /// The sum, in the dtypes of the variables.
@@ -68,7 +68,7 @@ mod tests {
 
     /// 1024 parts: the eight bits of bf16 would stop early.
     #[test]
-    fn halves_are_added_up_in_f32() {
+    fn half_precision_is_added_up_in_f32() {
         let var = Var::zeros(1, DType::BF16, &Device::Cpu).unwrap();
         let one = Tensor::ones(1, DType::BF16, &Device::Cpu).unwrap();
         let mut mean = Mean::default();

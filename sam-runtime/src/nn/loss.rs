@@ -44,8 +44,8 @@ pub fn cross_entropy(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`cross_entropy`] without the labels that are `ignored`: they have no cost and no gradient, and the mean is over the
 /// others. For padded tokens, or pixels without a class.
 ///
-/// It is `ignore_index` in PyTorch, where it is -100 if nothing else is said. Labels of unsigned types are compared as `i64`: mark
-/// those in `u8` with 255, say.
+/// It is `ignore_index` in PyTorch, where the default is -100. Labels of unsigned types are compared as `i64`: for `u8`
+/// use 255, for example.
 ///
 /// # Errors
 /// As [`cross_entropy`], and if all labels are ignored. On other devices than the CPU the loss is then NaN.
@@ -179,7 +179,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 }
 
 /// The cross entropy of each row of `logits` (n, classes) with its label, as a tensor (n): for
-/// [`Sam::hardest`](crate::Sam::hardest) and [`Sam::sharpest`](crate::Sam::sharpest), and for weights of one's own. It is
+/// [`Sam::hardest`](crate::Sam::hardest) and [`Sam::sharpest`](crate::Sam::sharpest), and for custom weights. It is
 /// `reduction = "none"` in PyTorch.
 ///
 /// # Errors

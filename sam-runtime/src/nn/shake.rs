@@ -138,8 +138,8 @@ impl Mixture {
         }
         let first = to_compute_dtype(args[0])?;
         if has_fused_kernels(first.device()) {
-            let beside = args[1..].iter().map(|arg| to_layout_of(&first, arg)).collect::<Result<Vec<_>>>()?;
-            let wide: Vec<_> = std::iter::once(&first).chain(&beside).collect();
+            let others = args[1..].iter().map(|arg| to_layout_of(&first, arg)).collect::<Result<Vec<_>>>()?;
+            let wide: Vec<_> = std::iter::once(&first).chain(&others).collect();
             return apply(self, &wide)?.to_dtype(args[0].dtype());
         }
         // Σ b x has the gradient, and Σ (f - b) x, a constant, makes the value right.
@@ -157,11 +157,11 @@ impl Mixture {
     }
 }
 
-/// A number for each example, beside a tensor.
-fn column(numbers: &[f32], beside: &Tensor) -> Result<Tensor> {
-    let mut shape = vec![1; beside.rank()];
+/// A number for each example, of the rank, dtype and device of a tensor.
+fn column(numbers: &[f32], like: &Tensor) -> Result<Tensor> {
+    let mut shape = vec![1; like.rank()];
     shape[0] = numbers.len();
-    Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(beside.dtype())?.to_device(beside.device())
+    Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(like.dtype())?.to_device(like.device())
 }
 
 impl FusedOp for Mixture {

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use crate::core::var_list::Gradient;
 
-/// An optimizer's velocities, as they are when they are asked for. This crate's [`Sgd`](crate::optim::Sgd) hands out its
+/// An optimizer's momentum buffers, as they are when they are read. This crate's [`Sgd`](crate::optim::Sgd) returns its
 /// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
 #[derive(Clone, Debug, Default)]
 pub struct MomentumBuffers(Arc<Mutex<Gradient>>);
@@ -14,8 +14,8 @@ pub struct MomentumBuffers(Arc<Mutex<Gradient>>);
 impl MomentumBuffers {
     /// Sets what they are now. Until there is one a step along them is a plain step. Of a variable that is listed several
     /// times the first counts.
-    pub fn set(&self, velocities: impl IntoIterator<Item = (Var, Tensor)>) {
-        *self.lock() = velocities.into_iter().collect();
+    pub fn set(&self, buffers: impl IntoIterator<Item = (Var, Tensor)>) {
+        *self.lock() = buffers.into_iter().collect();
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {

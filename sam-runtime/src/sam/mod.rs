@@ -47,8 +47,8 @@ use stats::StepStats;
 /// ```
 ///
 /// Everything else that the literature has tried is a piece that is exchanged: which [direction](Direction) is climbed, in
-/// which [metric](Metric) and [scope](Scope), how [far](Radius), [when](When), and what the two gradients come to
-/// [together](Combination). The published methods are constructors: [`Sam::asam`], [`Sam::gsam`], [`Sam::look_sam`], ..;
+/// which [metric](Metric) and [scope](Scope), how [far](Radius), on which [steps](Schedule), and how the two gradients
+/// are [combined](Combination). The published methods are constructors: [`Sam::asam`], [`Sam::gsam`], [`Sam::look_sam`], ..;
 /// [`variants`](crate::variants) has a table of them.
 ///
 /// The values are checked when a step begins, so that a wrong ρ is an error of the step.
@@ -233,7 +233,7 @@ impl Sam {
         self
     }
 
-    /// What the gradients at w and at w + ε̂ come to together.
+    /// How the gradients at w and at w + ε̂ are combined.
     pub fn combination(mut self, combination: Combination) -> Self {
         self.combination = combination;
         self
@@ -283,8 +283,8 @@ impl Sam {
 
     /// Multiplies the loss by this number before each backward pass, and divides the gradients by it before anything is
     /// done with them, so that small gradients survive a network in f16. A gradient that overflows is, on the CPU, an
-    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and go on. Elsewhere
-    /// nobody looks: the gradient that is handed on is not finite then, and what is remembered stays as it was.
+    /// [`Error::NonFiniteGradient`]: halve the scale with [`set_loss_scale`](Self::set_loss_scale) and continue. On other
+    /// devices this is not checked: the returned gradient is not finite then, and what is remembered stays as it was.
     /// Variables should be f32 (master weights): gradients are returned in the dtype of their variable, and variables in f16
     /// or bf16 lose much of a small ε̂ to rounding. On the CPU that is an [`Error::LostToRounding`], where they would lose more
     /// than half of it.

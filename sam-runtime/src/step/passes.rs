@@ -56,7 +56,8 @@ impl StepContext<'_> {
         Ok((output.into_detached()?, gradient))
     }
 
-    /// The pass at w. Where it takes the hardest examples, after a look at all: that gives the value.
+    /// The ascent pass, at w. With `hardest`, a forward pass over the whole batch first selects the examples and gives the
+    /// returned value.
     pub(crate) fn ascent_pass<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
     where
         O: LossOutput,
@@ -93,7 +94,7 @@ impl StepContext<'_> {
         Ok(found)
     }
 
-    /// The pass at w + ε̂. Where it takes the sharpest examples, after a look at all.
+    /// The descent pass, at w + ε̂. With `sharpest`, a forward pass over the whole batch first selects the examples.
     pub(crate) fn descent_pass<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Gradient, E>
     where
         O: LossOutput,

@@ -11,7 +11,8 @@ use crate::step::session::StepContext;
 use crate::variants::{Radius, Schedule};
 
 impl StepContext<'_> {
-    /// Whether this gradient is what the step comes to; makes it so, where something is added to it.
+    /// Whether no second pass is needed: AE-SAM below its threshold, LookSAM between two SAM steps, whose stored component is
+    /// added in place.
     pub(crate) fn finishes_after_first_pass(
         &mut self,
         perturbed: &Gradient,
@@ -23,7 +24,7 @@ impl StepContext<'_> {
             check_finite(all, Pass::Ascent)?;
             let square = read(&square(perturbed.iter().map(|(_, grad)| grad))?)?;
             if !square.is_finite() {
-                // It overflowed, or the gradient did: on devices where nobody looks at it this is the first to know.
+                // It overflowed, or the gradient did: on devices where values are not checked it is found here first.
                 Err(Error::NonFiniteNorm(square))?;
             }
             if !self.sam.schedule.after(square, &mut self.state) {
@@ -120,10 +121,10 @@ impl StepContext<'_> {
 fn onto_the_ball(rho: f64, home: &Gradient, values: Gradient) -> candle_core::Result<Gradient> {
     let kept = Kept::new(home.clone());
     let pairs: Vec<_> = values.iter().filter_map(|(var, value)| Some((value, kept.get(var)?))).collect();
-    let Some((beside, _)) = pairs.first() else { return Ok(values) };
+    let Some((like, _)) = pairs.first() else { return Ok(values) };
     let steps = pairs.iter().map(|(value, home)| *value - *home).collect::<candle_core::Result<Vec<_>>>()?;
     let distance = square(&steps)?.sqrt()?;
-    let one = number(beside, 1.0)?.to_dtype(distance.dtype())?;
+    let one = number(like, 1.0)?.to_dtype(distance.dtype())?;
     let share = (distance.clamp(rho, f64::MAX)?.recip()? * rho)?;
     mix_all(&pairs, &share, &(&one - &share)?)?;
     Ok(values)

@@ -29,18 +29,18 @@ impl StepContext<'_> {
         }
         let first = weights.of(first);
         let u = second_order_direction(self.rho, &first, second)?;
-        let Some((_, beside)) = u.first() else { return Ok(()) };
+        let Some((_, like)) = u.first() else { return Ok(()) };
         // Small for the loss, and large for the rounding of its gradient.
         let r = self.rho
-            * match beside.dtype() {
+            * match like.dtype() {
                 DType::F64 => 1e-3,
                 DType::F32 => 1e-1,
                 // As far as ε̂, which the variables have been found to hold.
                 _ => 1.0,
             };
         let size = square(u.iter().map(|(_, u)| u))?.sqrt()?;
-        let one = number(beside, 1.0)?;
-        let unit = ratio(&number(beside, r)?.to_dtype(size.dtype())?, &size)?;
+        let one = number(like, 1.0)?;
+        let unit = ratio(&number(like, r)?.to_dtype(size.dtype())?, &size)?;
         let factor = (size / (2.0 * r))?;
         let kept = Kept::new(u);
         let home: Gradient = weights.iter().cloned().collect();

@@ -107,7 +107,7 @@ impl<'a> StepContext<'a> {
         buffers.iter().try_for_each(|var| self.step.keep(var))
     }
 
-    /// Writes what the two gradients come to over the second.
+    /// Writes the combination of the two gradients over the second.
     pub(crate) fn combine(&mut self, first: &Gradient, second: &Gradient) -> candle_core::Result<()> {
         self.sam.combination.combine(first, second, &mut self.state)
     }
@@ -131,7 +131,7 @@ impl<'a> StepContext<'a> {
         Ok(())
     }
 
-    /// What is told of the loss's backward pass, where more than the gradient depends on it.
+    /// What the backward pass of the loss is scaled by, where more than the gradient depends on it.
     pub(crate) fn loss_factor(&self) -> Option<LossFactor> {
         (!self.state.remainder.is_empty()).then(|| self.state.factor.clone())
     }

@@ -14,12 +14,12 @@ use crate::sam::Sam;
 use crate::step::output::LossOutput;
 use crate::step::shares::{Part, Shares, Weights, same_rows};
 
-/// The shards of one batch, and what they have come to so far. Made by [`Sam::shards`].
+/// The shards of one batch, and the results of those that are done. Made by [`Sam::shards`].
 ///
 /// The value is the mean over the examples of the shards' values at w, the gradient that of the shards' gradients at
 /// their own w + ε̂. For a loss that is a mean over examples both weigh each example alike, also where the last shard
 /// is smaller. For a loss that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as
-/// tokens, [`weights`](Self::weights). Layers that look at the whole batch, such as a batch normalisation, see one shard at
+/// tokens, [`weights`](Self::weights). Layers that see the whole batch, such as a batch normalisation, see one shard at
 /// a time.
 ///
 /// The last shard has what remains of the batch. If that is a single example, it joins the shard before it (unless m is 1),

@@ -13,7 +13,7 @@ use crate::step::session::StepContext;
 use crate::step::shards::Shards;
 
 /// After stage one: L(w) and ∇L(w) are known, the graph is gone.
-#[must_use = "the step goes on with `.perturb()`"]
+#[must_use = "the step continues with `.perturb()`"]
 pub struct Ascent<'a, O> {
     found: Found<O>,
     step: StepContext<'a>,
@@ -28,10 +28,10 @@ enum Found<O> {
     Direction(Gradient),
 }
 
-/// What a step comes to.
+/// The result of a step.
 struct Done<O> {
     output: O,
-    /// None where the output has its own graph.
+    /// `None`: no gradient was fixed, the output keeps candle's graph (plain step).
     gradient: Option<Gradient>,
 }
 
@@ -46,7 +46,7 @@ struct FirstPass<O> {
 }
 
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
-#[must_use = "the step goes on with `.descend(..)`"]
+#[must_use = "the step continues with `.descend(..)`"]
 pub struct Perturbed<'a, O> {
     // The weights go back first, then the state of layers, which may be among the variables that are kept with them.
     moved: Moved<O>,

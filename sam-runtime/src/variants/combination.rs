@@ -1,4 +1,4 @@
-//! What the gradients at w and at w + ε̂ come to together.
+//! How the gradients at w and at w + ε̂ are combined.
 
 use std::mem;
 
@@ -93,11 +93,11 @@ impl Combination {
     pub(crate) fn mix_in(self, first: &Gradient, state: &State) -> Result<()> {
         let Self::LookSam { alpha, .. } = self else { return Ok(()) };
         let pairs = paired(first, &state.kept);
-        let Some((beside, _)) = pairs.first() else { return Ok(()) };
+        let Some((like, _)) = pairs.first() else { return Ok(()) };
         let size = square(pairs.iter().map(|(g, _)| *g))?.sqrt()?;
         let kept = square(pairs.iter().map(|(_, v)| *v))?.sqrt()?;
         let factor = (ratio(&size, &kept)? * alpha)?;
-        mix_all(&pairs, &number(beside, 1.0)?, &factor)
+        mix_all(&pairs, &number(like, 1.0)?, &factor)
     }
 
     /// Writes the combination over `second`. A variable that has the second gradient only keeps that;
@@ -105,8 +105,8 @@ impl Combination {
     pub(crate) fn combine(self, first: &Gradient, second: &Gradient, state: &mut State) -> Result<()> {
         let kept = Kept::new(first.clone());
         let pairs = paired(second, &kept);
-        let Some((beside, _)) = pairs.first() else { return Ok(()) };
-        let one = number(beside, 1.0)?;
+        let Some((like, _)) = pairs.first() else { return Ok(()) };
+        let one = number(like, 1.0)?;
         let second_square = || square(pairs.iter().map(|(a, _)| *a));
         let first_square = || square(pairs.iter().map(|(_, b)| *b));
         match self {
@@ -114,17 +114,17 @@ impl Combination {
             Self::Gsam { alpha } => {
                 // g₂ - α (g - c g₂), with c = <g, g₂> / ‖g₂‖²
                 let along = ratio(&dot(&pairs)?, &second_square()?)?;
-                mix_all(&pairs, &(&one + (along * alpha)?)?, &number(beside, -alpha)?)
+                mix_all(&pairs, &(&one + (along * alpha)?)?, &number(like, -alpha)?)
             }
             Self::Wsam { gamma } => {
                 let a = gamma / (1.0 - gamma);
-                mix_all(&pairs, &number(beside, a)?, &number(beside, 1.0 - a)?)
+                mix_all(&pairs, &number(like, a)?, &number(like, 1.0 - a)?)
             }
             Self::WsamDecoupled { gamma } => {
-                let a = number(beside, gamma / (1.0 - gamma))?;
+                let a = number(like, gamma / (1.0 - gamma))?;
                 state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
                 state.factor = LossFactor::new();
-                mix_all(&pairs, &number(beside, 0.0)?, &one)
+                mix_all(&pairs, &number(like, 0.0)?, &one)
             }
             Self::LookSam { every, .. } => {
                 let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
@@ -140,7 +140,7 @@ impl Combination {
             }
             Self::Rescaled => {
                 let factor = ratio(&first_square()?, &second_square()?)?.sqrt()?;
-                mix_all(&pairs, &factor, &number(beside, 0.0)?)
+                mix_all(&pairs, &factor, &number(like, 0.0)?)
             }
         }
     }
@@ -154,18 +154,18 @@ fn without_rounding(across: &Gradient, second: &Gradient, second_square: &Tensor
     let is_more = size.gt(&(second_square.sqrt()? * (2.0 * epsilon))?)?.to_dtype(size.dtype())?;
     let second = Kept::new(second.clone());
     let pairs = paired(across, &second);
-    let Some((beside, _)) = pairs.first() else { return Ok(()) };
-    mix_all(&pairs, &is_more, &number(beside, 0.0)?)
+    let Some((like, _)) = pairs.first() else { return Ok(()) };
+    mix_all(&pairs, &is_more, &number(like, 0.0)?)
 }
 
 /// u of the second-order term, and what it leads to: the direction in which the gradient is differentiated.
 pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradient) -> Result<Gradient> {
     let kept = Kept::new(second.clone());
     let pairs = paired(first, &kept);
-    let Some((beside, _)) = pairs.first() else { return Ok(Gradient::new()) };
+    let Some((like, _)) = pairs.first() else { return Ok(Gradient::new()) };
     let square = square(pairs.iter().map(|(g, _)| *g))?;
     // u = (ρ / ‖g‖) g₂ - (ρ <g, g₂> / ‖g‖³) g
-    let scale = ratio(&number(beside, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
+    let scale = ratio(&number(like, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
     let along = (ratio(&dot(&pairs)?, &square)? * &scale)?.neg()?;
     mixed(first, &along, &kept, &scale)
 }

@@ -30,13 +30,13 @@ impl LossFactor {
         }
     }
 
-    /// `value` times the factor, as a number for tensors like `beside`.
-    pub(crate) fn times(&self, value: f64, beside: &Tensor) -> Result<Tensor> {
-        let Some(found) = &self.0 else { return number(beside, value) };
+    /// `value` times the factor, as a number for tensors like `like`.
+    pub(crate) fn times(&self, value: f64, like: &Tensor) -> Result<Tensor> {
+        let Some(found) = &self.0 else { return number(like, value) };
         let Some(factor) = found.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
-            return number(beside, 0.0);
+            return number(like, 0.0);
         };
-        let value = number(beside, value)?;
+        let value = number(like, value)?;
         let factor = factor.flatten_all()?.squeeze(0)?.to_dtype(value.dtype())?.to_device(value.device())?;
         value * factor
     }

@@ -64,7 +64,7 @@ impl Schedule {
     /// Whether this step is one, given ‖g‖² at w. Moves the mean and the variance.
     pub(crate) fn after(self, square: f64, state: &mut State) -> bool {
         let Self::GradNormAdaptive { steps, from, to, memory } = self else { return true };
-        // The first is its own mean, to the bit.
+        // The first is its own mean, exactly.
         let (mean, variance) = state.moments.map_or((square, 0.0), |(mean, variance)| {
             let mean = memory * mean + (1.0 - memory) * square;
             (mean, memory * variance + (1.0 - memory) * (square - mean) * (square - mean))

@@ -10,7 +10,7 @@ use crate::core::var_list::Kept;
 pub(crate) struct State {
     /// Steps so far.
     pub(crate) steps: u64,
-    /// The learning rate, where somebody has said it.
+    /// The learning rate, once it is set.
     pub(crate) rate: Option<f64>,
     /// The mean of gradients that a direction follows.
     pub(crate) average: Kept,
@@ -27,8 +27,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// This state, after a step from `before`. On the CPU a step with numbers that are not finite was an error; elsewhere
-    /// nobody looks, and such numbers would stay for good.
+    /// This state, after a step from `before`. On the CPU a step with numbers that are not finite was an error; on other
+    /// devices it is not checked, and such numbers would stay for good.
     pub(crate) fn after(self, before: &Self) -> Result<Self> {
         let gate = |new: Kept, old: &Kept| if new.is_on_cpu() { Ok(new) } else { new.finite_or(old) };
         Ok(Self {
