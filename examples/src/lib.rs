@@ -1,7 +1,7 @@
 //! The trainers and what they are made of.
 //!
-//! Start with [`tutorial`]: a training loop, and the one line that turns it into a SAM loop; [`run`] repeats it for every
-//! seed and method, [`report`] tells what came of it. That is the binary `cifar`.
+//! Start with [`tutorial`](experiments::compare::tutorial): a training loop, and the one line that turns it into a SAM loop; [`run`](experiments::compare::run) repeats it for every
+//! seed and method, [`report`](experiments::compare::report) tells what came of it. That is the binary `cifar`.
 //!
 //! The paper's experiments are the binaries `paper` and `train`; `spectrum` looks at what was trained:
 //!
@@ -15,21 +15,13 @@
 //! ```
 
 pub mod augment;
-pub mod batches;
-pub mod compute;
-pub mod console;
+pub mod cli;
 pub mod data;
-pub mod kit;
-pub mod loss;
-pub mod method;
+pub mod experiments;
+pub mod io;
+pub mod losses;
 pub mod models;
-mod numbers;
-pub mod options;
-pub mod paper;
+pub mod noisy_labels;
 pub mod recipe;
-pub mod report;
-pub mod run;
-pub mod spectrum;
-pub mod stop;
 pub mod trainer;
-pub mod tutorial;
+pub mod util;

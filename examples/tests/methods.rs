@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use sam_examples::compute::Place;
 use sam_examples::recipe::{Changes, Scale};
 use sam_examples::trainer::{Data, Job, Next, Outcome};
+use sam_examples::util::device::Place;
 
 const METHODS: [&str; 11] = [
     "plain",

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use image::{GrayImage, Luma};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use sam_examples::compute::Place;
+use sam_examples::util::device::Place;
 use sam_examples::recipe::{Changes, Recipe, Scale};
 use sam_examples::trainer::{Data, Job, Next};
 use sha2::{Digest as _, Sha256};

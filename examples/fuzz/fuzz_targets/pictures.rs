@@ -8,7 +8,7 @@ use std::fs;
 
 use image::{GrayImage, Luma};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use sam_examples::batches::Source;
+use sam_examples::data::loader::Source;
 use sam_examples::data::Pictures;
 
 const NAMES: [&str; 4] = ["0.png", "0.jpg", "0.webp", "0.bmp"];

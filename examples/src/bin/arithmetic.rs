@@ -7,9 +7,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Result as Candle, Tensor, Var};
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say};
-use sam_examples::options::{MOST, parse, within};
+use sam_examples::cli::console::{exit, say};
+use sam_examples::cli::options::{MOST, parse, within};
+use sam_examples::util::device::Compute;
 use sam_runtime::{Pass, Sam};
 use serde_json::{Value, json};
 

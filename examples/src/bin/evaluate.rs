@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say, warn};
-use sam_examples::options::parse;
+use sam_examples::cli::console::{exit, say, warn};
+use sam_examples::cli::options::parse;
+use sam_examples::experiments::compare::tutorial::error_rate;
 use sam_examples::recipe::{Changes, Scale};
 use sam_examples::trainer::{About, Data, top_5_error};
-use sam_examples::tutorial::error_rate;
+use sam_examples::util::device::Compute;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

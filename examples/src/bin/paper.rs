@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, exit, print, say, warn};
-use sam_examples::options::{parse, seeds, within};
-use sam_examples::paper::{Ended, Found, Holder, Settings, number, write};
+use sam_examples::cli::console::{Progress, exit, print, say, warn};
+use sam_examples::cli::options::{parse, seeds, within};
+use sam_examples::experiments::paper::{Ended, Found, Holder, Settings, number, write};
 use sam_examples::recipe::{self, Cell, Scale, Table, table, tables};
-use sam_examples::stop::{STOPPED, Stop};
 use sam_examples::trainer::Next;
+use sam_examples::util::device::Compute;
+use sam_examples::util::stop::{STOPPED, Stop};
 
 /// The system's allocator gives every large buffer back and takes it anew.
 #[global_allocator]

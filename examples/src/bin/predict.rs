@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use candle_nn::ops::softmax;
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say, warn};
+use sam_examples::cli::console::{exit, say, warn};
+use sam_examples::cli::options::{parse, within};
 use sam_examples::data::read_like;
-use sam_examples::options::{parse, within};
 use sam_examples::trainer::About;
+use sam_examples::util::device::Compute;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -7,15 +7,15 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Parser;
 use plotters::prelude::*;
-use sam_examples::compute::Compute;
-use sam_examples::console::{bar, exit, print};
-use sam_examples::kit::Stock;
+use sam_examples::cli::console::{bar, exit, print};
+use sam_examples::cli::options::{MOST, Out, parse, within};
+use sam_examples::cli::recipe_args::Told;
+use sam_examples::experiments::compare::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
+use sam_examples::experiments::hessian::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
 use sam_examples::models::Model;
-use sam_examples::options::{MOST, Out, parse, within};
-use sam_examples::recipe::Told;
-use sam_examples::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
-use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
+use sam_examples::models::layers::Stock;
 use sam_examples::trainer::{Data, load_weights};
+use sam_examples::util::device::Compute;
 use serde_json::json;
 
 #[global_allocator]

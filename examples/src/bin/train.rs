@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use sam_examples::compute::{Compute, Place};
-use sam_examples::console::{Progress, exit, print, say, warn};
+use sam_examples::cli::console::{Progress, exit, print, say, warn};
+use sam_examples::cli::options::{Out, numbered, parse, within};
+use sam_examples::cli::recipe_args::Told;
+use sam_examples::experiments::compare::report::write_whole;
 use sam_examples::models::Model;
-use sam_examples::options::{Out, numbered, parse, within};
-use sam_examples::recipe::{self, Recipe, Told};
-use sam_examples::report::write_whole;
-use sam_examples::stop::{STOPPED, Stop};
+use sam_examples::recipe::{self, Recipe};
 use sam_examples::trainer::{Begin, Data, Held, Job, Next, Session, has_results};
+use sam_examples::util::device::{Compute, Place};
+use sam_examples::util::stop::{STOPPED, Stop};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -19,6 +19,7 @@ mod error;
 mod folder;
 mod hints;
 mod idx;
+pub mod loader;
 mod noise;
 mod pictures;
 mod svhn;

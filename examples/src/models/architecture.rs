@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Error, bail};
 
-use crate::numbers::count;
+use crate::util::numbers::count;
 
 /// Which network. Read from a name, and written as one: `wrn-28-10`, `resnet20-w8`.
 ///

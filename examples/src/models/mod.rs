@@ -2,6 +2,7 @@
 
 mod architecture;
 mod init;
+pub mod layers;
 mod pyramid;
 mod resnet;
 mod shake_shake;
@@ -21,8 +22,8 @@ use self::resnet::{ImageNet, ResNet};
 use self::shake_shake::ShakeShake;
 use self::small::{Cnn, Mlp, MlpNorm};
 use self::wide::{MentorMix, WideResNet};
-use crate::compute::Place;
-use crate::kit::{Kit, Ours};
+use crate::models::layers::{Kit, Ours};
+use crate::util::device::Place;
 
 /// A network of one kit's layers, and its variables.
 pub struct Model<K: Kit = Ours> {
@@ -226,7 +227,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kit::Stock;
+    use crate::models::layers::Stock;
 
     fn named(name: &str) -> Architecture {
         name.parse().unwrap()

@@ -6,7 +6,7 @@ use sam_runtime::nn::{Draws, ShakeDrop};
 
 use super::resnet::ConvNorm;
 use super::{Net, pad_channels};
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 
 /// Channels before the first block.
 const STEM: usize = 16;

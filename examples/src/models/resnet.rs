@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
 
 use super::{Net, groups};
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 
 /// A convolution and its normalisation.
 pub(super) struct ConvNorm<K: Kit> {
@@ -153,7 +153,7 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::kit::{Ours, Stock};
+    use crate::models::layers::{Ours, Stock};
 
     /// What goes into the first block of a network whose other blocks do nothing.
     fn after_the_stem<K: Kit>() -> Vec<f32> {

@@ -6,7 +6,7 @@ use sam_runtime::nn::{Draws, Shake};
 
 use super::resnet::ConvNorm;
 use super::{Net, groups};
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 
 /// Three groups of four blocks of `width` to 4 `width` channels.
 pub(super) struct ShakeShake<K: Kit> {

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
 use super::Net;
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 
 /// Linear layers with a ReLU between; the last one is the model's head.
 pub(super) struct Mlp<K: Kit>(Vec<K::Linear>);

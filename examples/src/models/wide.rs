@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
 
 use super::{Net, Skip, groups, pad_channels};
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 
 /// Depth 6n + 4 and width 16k.
 pub(super) struct WideResNet<K: Kit> {
@@ -185,7 +185,7 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::kit::Stock;
+    use crate::models::layers::Stock;
 
     /// With a second convolution of zeros a block is what goes past it.
     #[test]

@@ -10,12 +10,12 @@ use sam_runtime::variants::{Combination, Direction};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Scale;
-use super::place::{Blame, File};
+use super::spans::{Blame, File};
 use crate::augment::{Augment, Policy};
+use crate::cli::options::MOST;
 use crate::data::{MAX_IMAGE_SIZE, Noise};
-use crate::method::Method;
 use crate::models::{Architecture, Init};
-use crate::options::MOST;
+use crate::noisy_labels::Method;
 use crate::trainer::Shape;
 
 /// Writes the two structures from one list of keys.

@@ -2,14 +2,12 @@
 
 mod deviations;
 mod fields;
-mod place;
 mod scale;
+mod spans;
 mod table;
-mod told;
 
 pub use deviations::{DEVIATIONS, Deviation, deviations};
 pub use fields::{Changes, Recipe, keys};
-pub use place::{Blame, line_of};
 pub use scale::Scale;
+pub use spans::{Blame, line_of};
 pub use table::{Cell, Measure, Published, Table, table, tables};
-pub use told::Told;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Error, bail};
 
 use super::Recipe;
-use crate::numbers::count;
+use crate::util::numbers::count;
 
 /// Shares of a run: of its epochs or steps, of its training images, of the network's width. Read from one number for all three,
 /// or `epochs=0.1,images=0.2,width=0.25`.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::fields::Changes;
-use super::place::{Blame, File};
+use super::spans::{Blame, File};
 use crate::trainer::Outcome;
 
 /// What numbers of a table are.

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::data::hex;
-use crate::method::Memory;
+use crate::experiments::compare::report::write_whole;
+use crate::noisy_labels::Memory;
 use crate::recipe::{Changes, Scale};
-use crate::report::write_whole;
 
 /// Tensors by name, and where the training is.
 #[derive(Clone, Debug)]

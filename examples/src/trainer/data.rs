@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
 
-use crate::batches::Source;
+use crate::data::loader::Source;
 use crate::data::{self, Dataset, Pictures, add_noise};
-use crate::numbers::count;
 use crate::recipe::Recipe;
+use crate::util::numbers::count;
 
 /// The images of a run.
 #[derive(Clone, Debug)]

@@ -4,15 +4,14 @@
 //! The step is the same for SGD and for SAM: the loop asks a method for a loss, and that has the attribute. Of SAM it only saves the
 //! state, and logs by how much the loss rises.
 
-mod average;
+mod bn_stats;
 mod checkpoint;
-mod csv;
 mod data;
-mod events;
-mod folder;
+mod ema;
+mod epochs_csv;
 mod orders;
+mod run_dir;
 mod schedule;
-mod statistics;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -29,29 +28,31 @@ use sam_runtime::{Last, Sam};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use self::average::Average;
+use self::bn_stats::Statistics;
 pub(crate) use self::checkpoint::difference;
 pub use self::checkpoint::{Checkpoint, Place};
 use self::checkpoint::{Plan, differences};
 pub use self::data::Data;
-pub use self::events::Events;
-pub use self::folder::{Begin, Held, has_results};
-pub(crate) use self::folder::{files, is_left_of, is_ours};
+use self::ema::Average;
 use self::orders::Orders;
+pub use self::run_dir::{Begin, Held, has_results};
+pub(crate) use self::run_dir::{files, is_left_of, is_ours};
 pub use self::schedule::{Shape, rate};
-use self::statistics::Statistics;
 use self::weights::put;
 pub use self::weights::{About, load_weights};
-use crate::batches::{Batch, Source};
-use crate::compute;
-use crate::loss::{Examples, Objective, trained, trained_vars};
-use crate::method::{Images, Memory, Stage, Start, Then, discriminate, losses, predictions, step_rng, without_worst};
+use crate::data::loader::{Batch, Source};
+use crate::experiments::compare::report::Log;
+use crate::experiments::compare::tutorial::error_rate;
+use crate::io::tensorboard::Events;
+use crate::losses::{Examples, Objective, trained, trained_vars};
 use crate::models::Model;
-use crate::numbers::count;
+use crate::noisy_labels::{
+    Images, Memory, Stage, Start, Then, discriminate, losses, predictions, step_rng, without_worst,
+};
 use crate::recipe::Recipe;
-use crate::report::Log;
-use crate::stop::Stop;
-use crate::tutorial::error_rate;
+use crate::util::device;
+use crate::util::numbers::count;
+use crate::util::stop::Stop;
 
 /// Images that are looked at together when a model is tested.
 const TEST_BATCH: usize = 500;
@@ -78,7 +79,7 @@ pub struct Job<'a> {
     /// What to train and test on, of this seed.
     pub data: &'a Data,
     /// Where to train; the data is there.
-    pub place: &'a compute::Place,
+    pub place: &'a device::Place,
     /// Where weights to begin with lie.
     pub weights: Option<&'a Path>,
     /// Where log, events and checkpoint go.
@@ -675,7 +676,7 @@ impl<'a> Training<'a> {
             self.place.stopped_early = patience > 0 && since >= patience;
         }
         if self.job.keep_weights {
-            csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;
+            epochs_csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;
         }
         Ok(())
     }
@@ -952,7 +953,7 @@ mod tests {
     use sam_runtime::{Error, Pass};
 
     use super::*;
-    use crate::method::Method;
+    use crate::noisy_labels::Method;
 
     #[test]
     fn what_is_not_finite_is_told_from_other_errors() {

@@ -5,9 +5,9 @@ use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 use sam_runtime::nn;
 
-use crate::loss::{Examples, Objective, trained_vars};
-use crate::method::Method;
+use crate::losses::{Examples, Objective, trained_vars};
 use crate::models::Model;
+use crate::noisy_labels::Method;
 use crate::recipe::Recipe;
 
 /// What the two gradients of a step have to do with each other.

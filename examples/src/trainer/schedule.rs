@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Stage, cosine};
+use crate::noisy_labels::{Stage, cosine};
 use crate::recipe::Recipe;
 
 /// How a learning rate changes.
@@ -37,7 +37,7 @@ pub fn rate(recipe: &Recipe, stage: &Stage, step: usize, steps: usize, per_epoch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::method::Method;
+    use crate::noisy_labels::Method;
     use crate::recipe::{Changes, Scale};
 
     fn rates(text: &str) -> Vec<f64> {

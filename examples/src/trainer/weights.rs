@@ -10,11 +10,11 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::Job;
-use crate::compute::Place;
 use crate::data::MeanStd;
-use crate::kit::Kit;
+use crate::experiments::compare::report::write_whole;
+use crate::models::layers::Kit;
 use crate::models::{Architecture, Model};
-use crate::report::write_whole;
+use crate::util::device::Place;
 
 /// What a file of weights says about them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use sam_examples::report::{Area, COLORS, Drawn, INK, Mean, SIZE, png};
+use sam_examples::experiments::compare::report::{Area, COLORS, Drawn, INK, Mean, SIZE, png};
 
 use crate::Run;
 use crate::list::Entry;

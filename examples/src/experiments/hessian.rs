@@ -11,10 +11,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::batches::Source;
-use crate::kit::{Kit as _, Stock};
-use crate::loss::trained_vars;
+use crate::data::loader::Source;
+use crate::losses::trained_vars;
 use crate::models::Model;
+use crate::models::layers::{Kit as _, Stock};
 
 /// candle's switch for gradients that can be differentiated, to be set to 1 before a process starts.
 pub const KEEP_GRAPH: &str = "CANDLE_GRAD_DO_NOT_DETACH";
@@ -65,7 +65,7 @@ impl Spectrum {
 /// Those of the product, or if it is not finite.
 ///
 /// ```
-/// use sam_examples::spectrum::lanczos;
+/// use sam_examples::experiments::hessian::lanczos;
 ///
 /// let diagonal = [5., 3., 2., -1.];
 /// let product = |v: &[f64]| Ok(v.iter().zip(diagonal).map(|(v, d)| v * d).collect());
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::data;
-    use crate::loss::trained;
+    use crate::losses::trained;
 
     #[test]
     fn a_spectrum_is_that_of_its_matrix() {

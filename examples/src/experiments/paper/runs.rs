@@ -5,15 +5,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::compute::Place;
+use crate::util::device::Place;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Holder, Lock, Take};
+use crate::experiments::compare::report::write_whole;
 use crate::recipe::{Cell, Changes, Recipe, Scale};
-use crate::report::write_whole;
-use crate::stop::Stop;
 use crate::trainer::{Data, Diverged, Job, Next, Outcome, Session, Status, difference, is_ours};
+use crate::util::stop::Stop;
 
 /// What all runs of a table have in common.
 #[derive(Clone, Debug)]

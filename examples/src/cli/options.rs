@@ -27,7 +27,7 @@ pub fn parse<T: Parser>() -> T {
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(*shell, &mut command, name, &mut script);
-        crate::console::print(&String::from_utf8_lossy(&script));
+        crate::cli::console::print(&String::from_utf8_lossy(&script));
         std::process::exit(0);
     }
     // Again without the argument, which may not be missed.
@@ -41,7 +41,7 @@ pub fn parse<T: Parser>() -> T {
 /// If it is not; NaN is in none.
 ///
 /// ```
-/// use sam_examples::options::within;
+/// use sam_examples::cli::options::within;
 ///
 /// within("epochs", 3, 1..=100)?;
 /// assert_eq!(within("epochs", 0, 1..=100).unwrap_err().to_string(), "--epochs is 0: expected 1 to 100");

@@ -10,12 +10,12 @@ use sam_runtime::optim::{ParamsSgd, Sgd};
 use serde::Serialize;
 
 use crate::augment::Augment;
-use crate::batches::Source;
-use crate::compute::Place;
+use crate::data::loader::Source;
 use crate::data::{Dataset, Noise, add_noise};
-use crate::method::cosine;
+use crate::experiments::compare::tutorial::{Ball, epoch, error_rate, sam_loss, sgd_loss};
 use crate::models::{Architecture, Model};
-use crate::tutorial::{Ball, epoch, error_rate, sam_loss, sgd_loss};
+use crate::noisy_labels::cosine;
+use crate::util::device::Place;
 
 /// Images that are looked at together when a model is tested.
 const TEST_BATCH: usize = 500;

@@ -7,9 +7,9 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use super::{Numbers, Row};
-use crate::numbers::count;
+use crate::experiments::compare::report::{Area, COLORS, Drawn, INK, legend, png};
 use crate::recipe::{Measure, Table};
-use crate::report::{Area, COLORS, Drawn, INK, legend, png};
+use crate::util::numbers::count;
 
 /// Draws the cells that have a number, the paper's or ours.
 pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], foot: &[String]) -> Result<()> {

@@ -9,9 +9,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Method;
-use crate::batches::Source;
+use crate::data::loader::Source;
 use crate::models::Model;
-use crate::numbers::share_of;
+use crate::util::numbers::share_of;
 
 /// One training.
 #[derive(Clone, Copy, Debug, PartialEq)]

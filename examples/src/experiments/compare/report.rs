@@ -12,7 +12,7 @@ use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-use crate::run::{Epoch, Method};
+use crate::experiments::compare::run::{Epoch, Method};
 
 /// A mean over seeds and its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]

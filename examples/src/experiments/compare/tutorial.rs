@@ -7,7 +7,7 @@
 use candle_core::{DType, Result, Tensor};
 use candle_nn::Optimizer;
 
-use crate::batches::Batches;
+use crate::data::loader::Batches;
 use crate::models::Model;
 
 /// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n).

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use super::{Changes, Recipe, Scale, table};
+use crate::recipe::{Changes, Recipe, Scale, table};
 
 /// A recipe, what is changed of it, its data and seed.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 use sam_runtime::{Sam, Split, nn, sam};
 
-use crate::kit::Kit;
+use crate::models::layers::Kit;
 use crate::models::{Model, is_statistic};
 
 /// Some images (n, channels, height, width) and what is wanted of them (n, classes): probabilities, times the weight of

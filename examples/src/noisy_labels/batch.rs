@@ -9,13 +9,13 @@ use rand_distr::{Beta, Distribution};
 use sam_runtime::Sam;
 
 use super::Method;
-use super::mixture::{self, Mixture};
-use super::stage::{each_loss, losses};
-use crate::batches::{Batch, Source};
-use crate::loss::{Examples, GCE_K, Objective};
+use super::beta_mixture::{self, Mixture};
+use super::phases::{each_loss, losses};
+use crate::data::loader::{Batch, Source};
+use crate::losses::{Examples, GCE_K, Objective};
 use crate::models::Model;
-use crate::numbers::count;
 use crate::recipe::Recipe;
+use crate::util::numbers::count;
 
 /// How much of a running percentile each batch leaves.
 const PERCENTILE_DECAY: f64 = 0.5;
@@ -147,7 +147,7 @@ impl Memory {
 
     fn mixture(&self) -> Option<Mixture> {
         let [a, b, c, d, e, f, low, high] = self.few[..] else { return None };
-        let beta = |a, b, weight| mixture::Beta { a, b, weight };
+        let beta = |a, b, weight| beta_mixture::Beta { a, b, weight };
         Some(Mixture { components: [beta(a, b, c), beta(d, e, f)], low, high })
     }
 

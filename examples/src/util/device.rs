@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 
-use crate::options::within;
+use crate::cli::options::within;
 
 /// What command lines say about a [`Place`].
 #[derive(Clone, Copy, Debug, Args)]

@@ -1,7 +1,7 @@
 //! A mixture of two beta distributions of losses: small ones of right labels, large ones of wrong labels (Arazo et al.
 //! 2019).
 
-use crate::numbers::count;
+use crate::util::numbers::count;
 
 /// Two components, the one of the larger losses second, and the range that losses are scaled by.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::report::write_whole;
+use crate::experiments::compare::report::write_whole;
 
 const HEAD: &str = "stage,epoch,step,loss,rate,sharpness,test_error\n";
 

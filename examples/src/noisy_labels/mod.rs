@@ -8,14 +8,14 @@
 //! ```
 
 mod batch;
-mod mixture;
-mod stage;
+mod beta_mixture;
+mod phases;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::batch::Memory;
 pub(crate) use self::batch::step_rng;
-pub use self::stage::{
+pub use self::phases::{
     Images, Rate, Split, Stage, Start, Then, cosine, discriminate, losses, predictions, without_worst,
 };
 

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::augment::{Augment, Picture, View, cut_out};
 use crate::data::{Crop, Dataset, MeanStd, Pictures, Split, read_picture};
-use crate::stop::{Interrupted, Stop};
+use crate::util::stop::{Interrupted, Stop};
 
 /// Batches that a thread in the background has ready.
 const AHEAD: usize = 2;

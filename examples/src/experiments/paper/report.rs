@@ -7,10 +7,10 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use super::picture::picture;
+use super::chart::picture;
 use super::{Ended, Settings, Unusable};
+use crate::experiments::compare::report::{Mean, align, write_whole};
 use crate::recipe::{Cell, Measure, Published, Table};
-use crate::report::{Mean, align, write_whole};
 use crate::trainer::Outcome;
 
 /// A cell with its numbers.

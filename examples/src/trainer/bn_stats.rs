@@ -51,7 +51,7 @@ mod tests {
     use sam_runtime::Sam;
 
     use super::*;
-    use crate::loss::{Examples, Objective};
+    use crate::losses::{Examples, Objective};
     use crate::models::Architecture;
 
     fn statistics(model: &Model) -> Vec<f64> {

@@ -6,11 +6,10 @@
 //! OUT/epochs=0.1,images=0.1/table1/..                      the same, scaled
 //! ```
 
-mod lock;
-mod picture;
+mod chart;
 mod report;
 mod runs;
 
-pub use lock::{Holder, Lock, Take};
+pub use crate::io::lease::{Holder, Lock, Take};
 pub use report::{Numbers, Row, Written, number, write};
 pub use runs::{Ended, Found, Run, Settings, Unusable};

@@ -1,0 +1,5 @@
+//! SGD and SAM compared: the binary `cifar`.
+
+pub mod report;
+pub mod run;
+pub mod tutorial;

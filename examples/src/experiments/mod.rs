@@ -1,0 +1,5 @@
+//! The experiments: SGD and SAM compared, the paper's tables, the Hessian.
+
+pub mod compare;
+pub mod hessian;
+pub mod paper;
