@@ -1,19 +1,19 @@
-//! The loss functions of all methods, each with the one line that makes it SAM.
+//! The loss functions of the trainer, each with the attribute that makes it SAM.
 
-use candle_core::{D, Result, Tensor, Var};
+use candle_core::{D, Result, Tensor};
 use candle_nn::ops::log_softmax;
 use sam_runtime::{Sam, Split, nn, sam};
 
-use crate::models::layers::Kit;
-use crate::models::{Model, is_statistic};
+use crate::models::Model;
+use crate::models::params::trained;
 
-/// Some images (n, channels, height, width) and what is wanted of them (n, classes): probabilities, times the weight of
-/// the example.
+/// Images (n, channels, height, width) and their targets (n, classes): probabilities, multiplied by the weight of the
+/// example.
 #[derive(Clone, Debug)]
 pub struct Examples {
     /// Images.
     pub x: Tensor,
-    /// Wanted probabilities.
+    /// Target probabilities.
     pub target: Tensor,
 }
 
@@ -31,23 +31,31 @@ impl Split for Examples {
     }
 }
 
-/// A model and how it is trained. Every loss is a mean over the examples, and comes with the weight decay, if that is a
-/// part of it, and beside it without.
+/// The cross-entropy of each row of logits with its label, (n).
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn cross_entropy_per_example(logits: &Tensor, y: &Tensor) -> Result<Tensor> {
+    log_softmax(logits, D::Minus1)?.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
+}
+
+/// A model and the settings of its loss. Every loss function returns two means over the examples: with the weight decay, if
+/// that is a part of the loss, and without.
 pub struct Objective<'a> {
     /// The network.
     pub model: &'a Model,
-    /// λ of ½λ‖w‖², if it is a part of the loss.
+    /// λ of ½λ‖w‖², if that is a part of the loss; else 0.
     pub decay: f64,
-    /// Whether batch normalisations go by their running statistics.
+    /// Whether batch normalizations use their running statistics.
     pub frozen: bool,
-    /// Examples of a shard.
+    /// Examples of a shard (m-sharpness).
     pub m: usize,
 }
 
 /// GCE's exponent (Zhang & Sabuncu 2018).
 pub const GCE_Q: f64 = 0.7;
 
-/// What is wanted of an example counts no more once the model gives it less than this probability (truncated GCE).
+/// Truncated GCE leaves out examples whose target the model gives less than this probability.
 pub const GCE_K: f64 = 0.5;
 
 impl Objective<'_> {
@@ -60,12 +68,12 @@ impl Objective<'_> {
         self.decayed(nn::cross_entropy_soft(&self.logits(examples)?, &examples.target)?)
     }
 
-    /// The generalised cross-entropy (1 - f^q) / q of the probability f of what is wanted.
+    /// The generalized cross-entropy (1 - f^q) / q of the probability f of the target.
     ///
     /// # Errors
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
-    pub fn generalised_cross_entropy(&self, examples: &Examples, sam: &Sam) -> Result<(Tensor, Tensor)> {
+    pub fn generalized_cross_entropy(&self, examples: &Examples, sam: &Sam) -> Result<(Tensor, Tensor)> {
         let powers = (log_softmax(&self.logits(examples)?, 1)? * GCE_Q)?.exp()?;
         let costs = (powers.affine(-1.0, 1.0)? / GCE_Q)?;
         self.decayed((costs * &examples.target)?.sum(D::Minus1)?.mean_all()?)
@@ -95,26 +103,11 @@ impl Objective<'_> {
             return Ok((loss.clone(), loss));
         }
         let mut decayed = loss.clone();
-        for (_, var) in trained(self.model) {
+        for (_, var) in trained(self.model.vars()) {
             decayed = nn::add(&decayed, &nn::l2_penalty(&var, self.decay)?)?;
         }
         Ok((decayed, loss))
     }
-}
-
-/// The variables that are trained, in the order of their names: that of the map changes from process to process.
-#[must_use]
-pub fn trained<K: Kit + 'static>(model: &Model<K>) -> Vec<(String, Var)> {
-    let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut trained: Vec<_> = vars.iter().filter(|(name, _)| !is_statistic(name)).collect();
-    trained.sort_by_key(|(name, _)| name.as_str());
-    trained.into_iter().map(|(name, var)| (name.clone(), var.clone())).collect()
-}
-
-/// The same without the names.
-#[must_use]
-pub fn trained_vars<K: Kit + 'static>(model: &Model<K>) -> Vec<Var> {
-    trained(model).into_iter().map(|(_, var)| var).collect()
 }
 
 #[cfg(test)]
@@ -147,10 +140,10 @@ mod tests {
         let log: Vec<Vec<f64>> = log.iter().map(|row| row.iter().map(|x| f64::from(*x)).collect()).collect();
         let wanted = |i: usize| log[i][i % 3];
         let entropy = -(0..6).map(wanted).sum::<f64>() / 6.0;
-        let generalised = (0..6).map(|i| (1.0 - (GCE_Q * wanted(i)).exp()) / GCE_Q).sum::<f64>() / 6.0;
+        let generalized = (0..6).map(|i| (1.0 - (GCE_Q * wanted(i)).exp()) / GCE_Q).sum::<f64>() / 6.0;
         let even = |class: usize| log.iter().map(|row| row[class].exp()).sum::<f64>() / 6.0;
         let divergence = (0..3).map(|class| ((1.0 / 3.0) / even(class)).ln() / 3.0).sum::<f64>();
-        let decay: f64 = trained(&model)
+        let decay: f64 = trained(model.vars())
             .iter()
             .flat_map(|(_, var)| var.flatten_all().unwrap().to_vec1::<f32>().unwrap())
             .map(|w| 0.005 * f64::from(w) * f64::from(w))
@@ -158,7 +151,7 @@ mod tests {
         plain(|| {
             for ((loss, alone), expected) in [
                 (objective.cross_entropy(&examples, &Sam::default()).unwrap(), entropy),
-                (objective.generalised_cross_entropy(&examples, &Sam::default()).unwrap(), generalised),
+                (objective.generalized_cross_entropy(&examples, &Sam::default()).unwrap(), generalized),
                 (objective.balanced_cross_entropy(&examples, &Sam::default()).unwrap(), entropy + divergence),
             ] {
                 assert!((value(&alone) - expected).abs() < 1e-5, "{alone} {expected}");
@@ -175,7 +168,7 @@ mod tests {
         let gradient = |m, examples: &Examples| {
             let objective = Objective { model: &model, decay: 0.0, frozen: false, m };
             let gradient = objective.cross_entropy(examples, &sam).unwrap().0.backward().unwrap();
-            let head = trained(&model).into_iter().find(|(name, _)| name == "head.weight").unwrap().1;
+            let head = trained(model.vars()).into_iter().find(|(name, _)| name == "head.weight").unwrap().1;
             gradient.get(&head).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         let halves = [0, 3].map(|start| gradient(usize::MAX, &all.narrow_rows(start, 3).unwrap()));

@@ -1,16 +1,14 @@
-//! What the command lines of all programs have in common: checks of numbers, folders of results, shell completions.
+//! Command lines: parsing, shell completions, checks of numbers.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::error::ErrorKind;
-use clap::{Arg, Args, Parser, value_parser};
+use clap::{Arg, Parser, value_parser};
 use clap_complete::Shell;
 
-/// The most epochs, seeds, steps and images of a batch that make sense; more are slips of the keyboard.
-pub const MOST: u64 = 1_000_000;
+use crate::util::numbers::MOST;
 
 /// Reads the command line; with `--completions SHELL` alone it prints a script for that shell and ends the program.
 #[must_use]
@@ -27,10 +25,10 @@ pub fn parse<T: Parser>() -> T {
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(*shell, &mut command, name, &mut script);
-        crate::cli::console::print(&String::from_utf8_lossy(&script));
+        super::console::print(&String::from_utf8_lossy(&script));
         std::process::exit(0);
     }
-    // Again without the argument, which may not be missed.
+    // The matches are those of the command with the additional argument.
     T::from_arg_matches(&matches)
         .unwrap_or_else(|error| T::command().error(ErrorKind::MissingRequiredArgument, error).exit())
 }
@@ -71,70 +69,15 @@ pub fn at_least_0(option: &str, value: f64) -> Result<()> {
     Ok(())
 }
 
-/// Checks that there are so many seeds from the first one on.
+/// Checks a number of seeds, and that the last one is a valid seed.
 ///
 /// # Errors
-/// If there is none, or the last is larger than a seed can be.
+/// If there is no seed, or the last one is too large.
 pub fn seeds(first: u64, count: u64) -> Result<()> {
     within("seeds", count, 1..=MOST)?;
     let most = u64::MAX - count;
     ensure!(first <= most, "--seed is {first}: expected at most {most}, so that {count} seeds follow");
     Ok(())
-}
-
-/// Where a program writes its results. Those of another run are never overwritten unless that is said.
-#[derive(Clone, Debug, Args)]
-pub struct Out {
-    /// Folder of what is written [default: a new one in runs/]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-
-    /// Replace the results that are in the folder
-    #[arg(long)]
-    overwrite: bool,
-}
-
-impl Out {
-    /// The folder that was named.
-    #[must_use]
-    pub fn named(&self) -> Option<&Path> {
-        self.out.as_deref()
-    }
-
-    /// Whether results are replaced.
-    #[must_use]
-    pub fn overwrites(&self) -> bool {
-        self.overwrite
-    }
-
-    /// The folder for results in these files: the one that was named, or one like the usual one that has none yet.
-    /// Nothing is made.
-    ///
-    /// # Errors
-    /// If the one that was named has one of the files.
-    pub fn folder(&self, usual: &str, files: &[&str]) -> Result<PathBuf> {
-        let first = |folder: &Path| files.iter().find(|file| folder.join(file).exists());
-        let Some(named) = &self.out else {
-            return Ok(if self.overwrite {
-                PathBuf::from(usual)
-            } else {
-                numbered(usual, |folder| first(folder).is_none())
-            });
-        };
-        match first(named).filter(|_| !self.overwrite) {
-            None => Ok(named.clone()),
-            Some(file) => {
-                bail!("{} holds {file} of another run: choose another --out, or say --overwrite", named.display())
-            }
-        }
-    }
-}
-
-/// The first of `usual`, `usual-2`, `usual-3`, .. that is wanted.
-pub fn numbered(usual: &str, is_wanted: impl Fn(&Path) -> bool) -> PathBuf {
-    let others = (2u64..).map(|i| PathBuf::from(format!("{usual}-{i}")));
-    let mut all = std::iter::once(PathBuf::from(usual)).chain(others);
-    all.find(|folder| is_wanted(folder)).unwrap_or_else(|| PathBuf::from(usual))
 }
 
 #[cfg(test)]
@@ -153,23 +96,5 @@ mod tests {
         seeds(u64::MAX - 3, 3).unwrap();
         assert!(seeds(u64::MAX, 1).unwrap_err().to_string().contains("--seed is"));
         assert!(seeds(0, 0).unwrap_err().to_string().contains("--seeds is 0"));
-    }
-
-    #[test]
-    fn results_are_not_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let usual = folder.path().join("usual");
-        let usual = usual.to_str().unwrap();
-        let out = |out: Option<&str>, overwrite| Out { out: out.map(PathBuf::from), overwrite };
-        let files = ["log.jsonl", "table.md"];
-        assert_eq!(out(None, false).folder(usual, &files).unwrap(), Path::new(usual));
-        std::fs::create_dir(usual).unwrap();
-        assert_eq!(out(None, false).folder(usual, &files).unwrap(), Path::new(usual));
-        std::fs::write(Path::new(usual).join("table.md"), "").unwrap();
-        assert_eq!(out(None, false).folder(usual, &files).unwrap(), Path::new(&format!("{usual}-2")));
-        assert_eq!(out(None, true).folder(usual, &files).unwrap(), Path::new(usual));
-        let error = out(Some(usual), false).folder("other", &files).unwrap_err().to_string();
-        assert!(error.contains("holds table.md") && error.contains("--overwrite"), "{error}");
-        assert_eq!(out(Some(usual), true).folder("other", &files).unwrap(), Path::new(usual));
     }
 }

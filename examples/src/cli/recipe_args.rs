@@ -1,15 +1,15 @@
-//! One recipe, as the command line says it.
+//! Options that choose a recipe.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::recipe::{Changes, Recipe, Scale, table};
+use crate::recipe::{Recipe, RecipePatch, Scale, table};
 
-/// A recipe, what is changed of it, its data and seed.
+/// The options for a recipe, changes of it, its data and seed.
 #[derive(Debug, Args)]
-pub struct Told {
+pub struct RecipeArgs {
     /// A cell, such as table1/wrn-28-10/basic/cifar10/sam, or a TOML file of recipe keys
     #[arg(value_name = "RECIPE")]
     pub name: String,
@@ -18,7 +18,7 @@ pub struct Told {
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 
-    /// Everything random comes from here
+    /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
@@ -31,26 +31,25 @@ pub struct Told {
     set: Vec<String>,
 }
 
-impl Told {
+impl RecipeArgs {
     /// The recipe.
     ///
     /// # Errors
-    /// If there is no such cell, or more than one, or the file or `--set` is not as it should be.
+    /// If there is no such cell, or more than one, or the file or `--set` is invalid.
     pub fn recipe(&self) -> Result<Recipe> {
-        let set = Changes::parse("--set", &self.set.join("\n"))?;
-        set.or(&self.named()?).recipe(&self.scale)
+        self.named()?.recipe_with(&self.set, &self.scale)
     }
 
-    /// How the recipe is changed, in words; empty if it is not.
+    /// A label for the changes of the recipe; empty if there are none.
     #[must_use]
     pub fn scaled(&self) -> String {
         self.scale.with(&self.set)
     }
 
-    fn named(&self) -> Result<Changes> {
+    fn named(&self) -> Result<RecipePatch> {
         let name = &self.name;
         if Path::new(name).extension().is_some_and(|extension| extension == "toml") {
-            return Changes::parse(
+            return RecipePatch::parse(
                 name,
                 &std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?,
             );

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use super::{DataError, Dataset, Split, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// How one of the two sets lies on disk.
+/// The files of one of the two sets.
 pub(super) struct Layout {
     pub(super) name: &'static str,
     /// The folder that the official archive unpacks to.

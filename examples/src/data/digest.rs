@@ -6,7 +6,10 @@ use std::path::Path;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::{DataError, Dataset, Pictures, Split, hex};
+use super::dataset::{Dataset, Split};
+use super::error::DataError;
+use super::pictures::Pictures;
+use crate::util::hex::hex;
 
 /// SHA-256 over fields of known length: no two sequences of fields give the same bytes.
 struct Fields(Sha256);

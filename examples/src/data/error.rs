@@ -37,18 +37,18 @@ pub enum DataError {
         source: io::Error,
     },
 
-    /// No format was recognised.
+    /// No format was recognized.
     #[error("found no data set in `{path}`: {hint}looked for {looked_for}")]
-    Unrecognised {
+    Unrecognized {
         /// The folder that was searched.
         path: PathBuf,
         /// What is probably wrong and what to do, and a semicolon; empty if nothing is known.
         hint: String,
-        /// The files and folders that would have told a format.
+        /// The files and folders of the known formats.
         looked_for: String,
     },
 
-    /// More than one data set was recognised.
+    /// More than one data set was recognized.
     #[error("`{path}` holds more than one data set ({found}): name the folder of one of them, or move the others away")]
     Ambiguous {
         /// The folder that was searched.
@@ -88,7 +88,7 @@ pub enum DataError {
         found: u64,
     },
 
-    /// A file goes on after the last record that its header announces.
+    /// A file continues after the last record that its header announces.
     #[error("`{path}` goes on after the {records} records that its header announces; download or copy it again")]
     Surplus {
         /// The file.

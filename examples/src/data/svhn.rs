@@ -15,7 +15,8 @@ use std::path::Path;
 
 use flate2::read::ZlibDecoder;
 
-use super::{DataError, Dataset, Split, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
 
 /// The file to train on and the file to test on.
 pub(super) const FILES: [&str; 2] = ["train_32x32.mat", "test_32x32.mat"];
@@ -346,7 +347,7 @@ pub(super) mod tests {
         fs::write(dir.join(FILES[1]), file(&[x(2), y(&[10, 4])])).unwrap();
     }
 
-    /// What is said of a test file with these bytes.
+    /// The error for a test file with these bytes.
     fn problem(bytes: &[u8]) -> String {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path());

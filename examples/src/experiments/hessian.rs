@@ -11,10 +11,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::data::loader::Source;
-use crate::losses::trained_vars;
+use crate::data::{ImageSet, TEST_BATCH};
 use crate::models::Model;
-use crate::models::layers::{Kit as _, Stock};
+use crate::models::layers::{CandleNn, LayerSet as _};
+use crate::models::params::trained_vars;
 
 /// candle's switch for gradients that can be differentiated, to be set to 1 before a process starts.
 pub const KEEP_GRAPH: &str = "CANDLE_GRAD_DO_NOT_DETACH";
@@ -24,9 +24,6 @@ pub const KEEP_GRAPH: &str = "CANDLE_GRAD_DO_NOT_DETACH";
 pub fn keeps_graph() -> bool {
     std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1")
 }
-
-/// Images whose gradient is taken at a time.
-const BATCH: usize = 500;
 
 /// What Lanczos' method sees of a symmetric matrix from one random direction.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,25 +116,25 @@ pub fn lanczos(
     Ok(Spectrum { values, weights })
 }
 
-/// The spectrum of the mean cross-entropy of a source's images, of the network as it is tested: batch normalisations go by
-/// their running statistics. `tell` is called after each of the products.
+/// The spectrum of the mean cross-entropy of a set of images, of the network as it is tested: batch normalizations use
+/// their running statistics. `tell` is called after each product.
 ///
 /// # Errors
 /// Those of the model, and without [`KEEP_GRAPH`].
 pub fn of_loss(
-    model: &Model<Stock>,
-    source: &Source,
+    model: &Model<CandleNn>,
+    images: &ImageSet,
     order: usize,
     seed: u64,
     mut tell: impl FnMut(),
 ) -> Result<Spectrum> {
     ensure!(keeps_graph(), "candle lets go of the graph of gradients: set {KEEP_GRAPH}=1 before the process starts");
-    let vars = trained_vars(model);
+    let vars = trained_vars(model.vars());
     lanczos(vars.iter().map(|var| var.elem_count()).sum(), order, seed, |v| {
         let mut sum = vec![0.0; v.len()];
-        for batch in source.in_order(BATCH) {
+        for batch in images.in_order(TEST_BATCH) {
             let (x, y) = batch?;
-            let share = y.elem_count() as f64 / source.len() as f64;
+            let share = y.elem_count() as f64 / images.len() as f64;
             let product = product(model, &vars, &x, &y, v)?;
             sum.iter_mut().zip(product).for_each(|(sum, h)| *sum += share * h);
         }
@@ -147,8 +144,8 @@ pub fn of_loss(
 }
 
 /// H v for the loss of some images.
-fn product(model: &Model<Stock>, vars: &[Var], x: &Tensor, y: &Tensor, v: &[f64]) -> Result<Vec<f64>> {
-    let loss = Stock::cross_entropy(&model.forward(x, false)?, y)?;
+fn product(model: &Model<CandleNn>, vars: &[Var], x: &Tensor, y: &Tensor, v: &[f64]) -> Result<Vec<f64>> {
+    let loss = CandleNn::cross_entropy(&model.forward(x, false)?, y)?;
     let gradient = loss.backward()?;
     let (mut along, mut at) = (loss.zeros_like()?, 0);
     for var in vars {
@@ -176,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::data;
-    use crate::losses::trained;
+    use crate::models::params::trained;
 
     #[test]
     fn a_spectrum_is_that_of_its_matrix() {
@@ -202,7 +199,7 @@ mod tests {
     fn products_are_those_of_the_losss_hessian() {
         if !keeps_graph() {
             let test = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "spectrum::tests::products_are_those_of_the_losss_hessian"])
+                .args(["--exact", "experiments::hessian::tests::products_are_those_of_the_losss_hessian"])
                 .env(KEEP_GRAPH, "1")
                 .output()
                 .unwrap();
@@ -210,27 +207,28 @@ mod tests {
             assert!(test.status.success() && said.contains("1 passed"), "{said}");
             return;
         }
-        let [source, _] = Source::both(&Arc::new(data::embedded().unwrap()));
-        let source = source.part((0..50).collect());
+        let [images, _] = ImageSet::both(&Arc::new(data::embedded().unwrap()));
+        let images = images.part((0..50).collect());
         for (architecture, step) in [("mlp-w4", 0.2), ("mlp-norm-w4", 0.2), ("cnn-w2", 0.02)] {
-            let model: Model<Stock> = Model::new(architecture.parse().unwrap(), source.shape(), 10, 1).unwrap();
-            for (_, var) in trained(&model).iter().filter(|(name, var)| var.rank() == 1 && name.ends_with("bias")) {
+            let model: Model<CandleNn> = Model::new(architecture.parse().unwrap(), images.shape(), 10, 1).unwrap();
+            for (_, var) in trained(model.vars()).iter().filter(|(name, var)| var.rank() == 1 && name.ends_with("bias"))
+            {
                 var.set(&var.affine(0.0, 3.0).unwrap()).unwrap(); // no ReLU has its bend near
             }
-            for (_, var) in trained(&model).iter().filter(|(_, var)| var.rank() == 4) {
+            for (_, var) in trained(model.vars()).iter().filter(|(_, var)| var.rank() == 4) {
                 var.set(&(var.abs().unwrap() * 0.3).unwrap()).unwrap(); // and none of those behind it
             }
             let mut products = 0;
-            let found = of_loss(&model, &source, 1, 5, || products += 1).unwrap();
+            let found = of_loss(&model, &images, 1, 5, || products += 1).unwrap();
             assert_eq!((products, found.values.len()), (1, 1));
 
-            let vars = trained_vars(&model);
+            let vars = trained_vars(model.vars());
             let n = vars.iter().map(|var| var.elem_count()).sum();
             let mut rng = ChaCha8Rng::seed_from_u64(5);
             let start: DVector<f64> = DVector::from_fn(n, |_, _| StandardNormal.sample(&mut rng));
             let start = start.normalize();
             let weights: Vec<_> = vars.iter().map(|var| var.as_detached_tensor().copy().unwrap()).collect();
-            let (x, y) = source.in_order(50).next().unwrap().unwrap();
+            let (x, y) = images.in_order(50).next().unwrap().unwrap();
             let loss = |by: f64| {
                 let mut at = 0;
                 for (var, weight) in vars.iter().zip(&weights) {

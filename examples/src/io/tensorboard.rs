@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use crate::experiments::compare::report::Log;
+use super::jsonl::Log;
 
 /// A file that scalars are added to.
 #[derive(Debug)]

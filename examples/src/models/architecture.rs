@@ -22,7 +22,7 @@ use crate::util::numbers::count;
 pub enum Architecture {
     /// A perceptron with one hidden layer of this width.
     Mlp(usize),
-    /// The same, with a batch normalisation before the ReLU.
+    /// The same, with a batch normalization before the ReLU.
     MlpNorm(usize),
     /// A perceptron with two hidden layers of this width.
     MlpWide(usize),
@@ -47,7 +47,7 @@ pub enum Architecture {
         /// What goes past a block that changes the shape.
         skip: Skip,
     },
-    /// WideResNet of the authors without batch normalisation, for the Hessian's spectrum.
+    /// WideResNet without batch normalization, as in Foret et al., for the spectrum of the Hessian.
     WidePlain {
         /// Layers.
         depth: usize,

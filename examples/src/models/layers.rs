@@ -1,14 +1,14 @@
-//! The layers that a model is built from: this project's, or those of `candle_nn` alone, for comparison.
+//! The layers that a model is built from: those of `sam_runtime::nn`, or those of `candle_nn` alone, for comparison.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder};
 use sam_runtime::nn;
 
 /// A set of layers. Both sets have the same variables under the same names.
-pub trait Kit {
+pub trait LayerSet {
     /// A convolution without bias.
     type Conv: Module;
-    /// A batch normalisation.
+    /// A batch normalization.
     type Norm: ModuleT;
     /// A linear layer.
     type Linear: Module;
@@ -19,7 +19,7 @@ pub trait Kit {
     /// If its variable cannot be made.
     fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv>;
 
-    /// A batch normalisation.
+    /// A batch normalization.
     ///
     /// # Errors
     /// If its variables cannot be made.
@@ -27,7 +27,7 @@ pub trait Kit {
         Self::norm_with(channels, 1e-5, vb)
     }
 
-    /// A batch normalisation with this ε.
+    /// A batch normalization with this ε.
     ///
     /// # Errors
     /// If its variables cannot be made.
@@ -45,13 +45,13 @@ pub trait Kit {
     /// Those of candle.
     fn relu(x: &Tensor) -> Result<Tensor>;
 
-    /// A batch normalisation, and the ReLU after it.
+    /// A batch normalization, and the ReLU after it.
     ///
     /// # Errors
     /// If x has other channels than the layer.
     fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor>;
 
-    /// A batch normalisation, the sum with `y`, and the ReLU after it.
+    /// A batch normalization, the sum with `y`, and the ReLU after it.
     ///
     /// # Errors
     /// If x has other channels than the layer, or another shape than y.
@@ -90,17 +90,17 @@ pub trait Kit {
 
 /// The layers of `sam_runtime::nn`.
 #[derive(Clone, Copy, Debug)]
-pub struct Ours;
+pub struct SamRuntime;
 
 /// The layers of `candle_nn`.
 #[derive(Clone, Copy, Debug)]
-pub struct Stock;
+pub struct CandleNn;
 
 fn config(size: usize, stride: usize) -> Conv2dConfig {
     Conv2dConfig { padding: size / 2, stride, ..Default::default() }
 }
 
-impl Kit for Stock {
+impl LayerSet for CandleNn {
     type Conv = candle_nn::Conv2d;
     type Norm = candle_nn::BatchNorm;
     type Linear = candle_nn::Linear;
@@ -154,7 +154,7 @@ impl Kit for Stock {
     }
 }
 
-impl Kit for Ours {
+impl LayerSet for SamRuntime {
     type Conv = nn::Conv2d;
     type Norm = nn::BatchNorm;
     type Linear = nn::Linear;
@@ -221,7 +221,7 @@ mod tests {
             window.map(|(y, x)| values[36 * channel + 6 * y + x]).fold(f32::NEG_INFINITY, f32::max)
         };
         let expected: Vec<f32> = (0..18).map(|i| largest(i / 9, i / 3 % 3, i % 3)).collect();
-        for found in [Ours::max_pool(&x).unwrap(), Stock::max_pool(&x).unwrap()] {
+        for found in [SamRuntime::max_pool(&x).unwrap(), CandleNn::max_pool(&x).unwrap()] {
             assert_eq!(found.dims(), [1, 2, 3, 3]);
             assert_eq!(found.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
         }

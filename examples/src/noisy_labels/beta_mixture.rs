@@ -165,7 +165,7 @@ mod tests {
         assert_eq!([mixture.scaled(-5.0), mixture.scaled(1.0), mixture.scaled(9.0)], [1e-3, 1e-3, 1.0 - 1e-3]);
         assert!((mixture.scaled(1.5) - 0.5).abs() < 1e-4);
         let wrong = mixture.wrong();
-        // Density 30 x² (1 - x)² beside 1, at 49 / 99 and at 10 / 99.
+        // The densities 30 x² (1 - x)² and 1, at 49 / 99 and at 10 / 99.
         let at = |x: f64| 30.0 * (x * (1.0 - x)).powi(2);
         let expected = |x: f64| at(x) / (1.0 + at(x));
         for (loss, x) in [(1.105, 10.0 / 99.0), (1.495, 49.0 / 99.0), (1.9, 49.0 / 99.0), (3.0, 49.0 / 99.0)] {

@@ -1,41 +1,38 @@
-//! The running statistics of batch normalisations where a batch is normalised in shards.
+//! Running statistics of batch normalizations where a batch is normalized in shards.
 //!
-//! Each of the authors' devices moves its own towards its shard, and their mean is what is tested: one move a step. In one
-//! process the shards follow each other, each moves them, and n moves by the rate r come to one by 1 - (1 - r)ⁿ. So
-//! after a step of shards they are put back along the way, as far as one move by r would have gone. What is left of the order: a
-//! shard counts 1 - r times as much as the one after it.
+//! Each device of Foret et al. updates its own statistics with its shard, and their mean is used for tests: one update with
+//! momentum r a step. In one process the shards are normalized one after another, and n updates with momentum r move the
+//! statistics by the factor 1 - (1 - r)ⁿ of the way. So after a step the statistics s are set to
+//! s₀ + (s - s₀) r / (1 - (1 - r)ⁿ), where s₀ are those before the step. This differs from the mean of the shards' updates in
+//! the weights: shard i of n counts (1 - r)ⁿ⁻ⁱ, up to a common factor, and not 1.
 
 use anyhow::Result;
 use candle_core::{Tensor, Var};
 
-use crate::models::{Model, is_statistic};
+use crate::models::Model;
+use crate::models::params::statistics;
 
-/// How far a batch normalisation moves its statistics: that of all networks here.
-const RATE: f64 = 0.1;
+/// The momentum of the running statistics, in all networks here.
+const MOMENTUM: f64 = 0.1;
 
-/// The statistics before a step, and how much of their way they keep.
-pub(super) struct Statistics {
+/// The statistics before a step, and the factor of their change.
+pub(super) struct ShardStatistics {
     before: Vec<(Var, Tensor)>,
     share: f64,
 }
 
-impl Statistics {
-    /// Those of a model before a step of so many shards; nothing to do for one.
+impl ShardStatistics {
+    /// The statistics of a model before a step of so many shards; `None` for one shard.
     pub(super) fn before(model: &Model, shards: usize) -> Result<Option<Self>> {
         if shards < 2 {
             return Ok(None);
         }
-        let vars = model.vars().data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = vars
-            .iter()
-            .filter(|(name, _)| is_statistic(name))
-            .map(|(_, var)| Ok((var.clone(), var.as_detached_tensor().copy()?)))
-            .collect::<Result<_>>()?;
-        let moved = 1.0 - (1.0 - RATE).powi(i32::try_from(shards)?);
-        Ok(Some(Self { before, share: RATE / moved }))
+        let before = statistics(model.vars())?;
+        let moved = 1.0 - (1.0 - MOMENTUM).powi(i32::try_from(shards)?);
+        Ok(Some(Self { before, share: MOMENTUM / moved }))
     }
 
-    /// After the step.
+    /// Corrects the statistics after the step.
     pub(super) fn settle(self) -> Result<()> {
         for (var, before) in self.before {
             let way = (var.as_detached_tensor() - &before)?;
@@ -54,12 +51,9 @@ mod tests {
     use crate::losses::{Examples, Objective};
     use crate::models::Architecture;
 
-    fn statistics(model: &Model) -> Vec<f64> {
-        let vars = model.vars().data().lock().unwrap();
-        let mut statistics: Vec<_> = vars.iter().filter(|(name, _)| is_statistic(name)).collect();
-        statistics.sort_by_key(|(name, _)| name.as_str());
-        let numbers = |var: &Var| var.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
-        statistics.into_iter().flat_map(|(_, var)| numbers(var)).collect()
+    fn values(model: &Model) -> Vec<f64> {
+        let values = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+        statistics(model.vars()).unwrap().into_iter().flat_map(|(_, tensor)| values(tensor)).collect()
     }
 
     /// Of shards that are all alike: what one of them, the whole batch for itself, would have left.
@@ -73,13 +67,13 @@ mod tests {
                 x: Tensor::cat(&vec![&shard; shards], 0).unwrap(),
                 target: Tensor::full(1f32 / 3.0, (4 * shards, 3), &Device::Cpu).unwrap(),
             };
-            let before = Statistics::before(&model, shards).unwrap();
+            let before = ShardStatistics::before(&model, shards).unwrap();
             let objective = Objective { model: &model, decay: 0.0, frozen: false, m: 4 };
             objective.cross_entropy(&examples, &Sam::new(0.05)).unwrap();
             if let Some(before) = before {
                 before.settle().unwrap();
             }
-            statistics(&model)
+            values(&model)
         };
         let (one, eight) = (after(1), after(8));
         assert_eq!(one.len(), 12);

@@ -1,17 +1,17 @@
 //! The exponential moving average of a model: its weights, and the running statistics that belong to them.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use anyhow::{Context as _, Result};
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
-use crate::models::{Model, is_statistic};
+use crate::models::Model;
+use crate::models::params::{is_statistic, named};
 
-/// a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) at step t, so that the beginning is soon forgotten.
+/// a ← d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) at step t: the initial weights decay fast.
 ///
-/// Running statistics of batch normalisations are averaged like weights, as in the authors' code: those of the last weights
-/// do not fit the averaged ones.
+/// Running statistics of batch normalizations are averaged like weights, as in the code of Foret et al.: those of the last
+/// weights do not fit the averaged ones.
 #[derive(Debug)]
 pub(super) struct Average {
     decay: f64,
@@ -22,19 +22,19 @@ pub(super) struct Average {
 const STEPS: &str = "steps";
 
 impl Average {
-    /// Of a model as it is now; none if the decay is 0.
+    /// The average of the current model; `None` if the decay is 0.
     pub(super) fn of(decay: f64, model: &Model) -> Result<Option<Self>> {
         if decay == 0.0 {
             return Ok(None);
         }
-        let copies = variables(model).into_iter().map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?)));
+        let copies = named(model.vars()).into_iter().map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?)));
         Ok(Some(Self { decay, steps: 0, values: copies.collect::<Result<_>>()? }))
     }
 
     pub(super) fn add(&mut self, model: &Model) -> Result<()> {
         let t = f64::from(self.steps);
         let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        for (name, var) in variables(model) {
+        for (name, var) in named(model.vars()) {
             let average = self.values.get_mut(&name).with_context(|| format!("no average of `{name}`"))?;
             *average = ((&*average * decay)? + (var.as_detached_tensor() * (1.0 - decay))?)?;
         }
@@ -42,10 +42,10 @@ impl Average {
         Ok(())
     }
 
-    /// Runs `f` while the model's variables are the averages.
+    /// Runs `f` with the averages as the model's variables.
     pub(super) fn during<R>(&self, model: &Model, f: impl FnOnce() -> Result<R>) -> Result<R> {
         let mut values = Vec::new();
-        for (_, var) in variables(model) {
+        for (_, var) in named(model.vars()) {
             values.push((var.as_detached_tensor().copy()?, var));
         }
         self.put_into(model)?;
@@ -57,7 +57,7 @@ impl Average {
     }
 
     pub(super) fn put_into(&self, model: &Model) -> Result<()> {
-        for (name, var) in variables(model) {
+        for (name, var) in named(model.vars()) {
             var.set(self.values.get(&name).with_context(|| format!("no average of `{name}`"))?)?;
         }
         Ok(())
@@ -68,7 +68,7 @@ impl Average {
         self.values.iter().map(|(name, value)| (name.clone(), value.clone())).chain(steps).collect()
     }
 
-    /// Takes what [`tensors`](Self::tensors) gave; nothing if a part of it is missing.
+    /// The inverse of [`tensors`](Self::tensors); nothing is changed if a tensor is missing.
     pub(super) fn restore(&mut self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
         let steps = tensors.remove(STEPS).context("it has no average of the weights")?.to_scalar()?;
         let mut values = BTreeMap::new();
@@ -89,14 +89,10 @@ impl Average {
     }
 }
 
-/// All variables of a model: weights and statistics.
-fn variables(model: &Model) -> Vec<(String, Var)> {
-    let vars = model.vars().data().lock().unwrap_or_else(PoisonError::into_inner);
-    vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::Var;
+
     use super::*;
     use crate::models::Architecture;
 
@@ -104,7 +100,7 @@ mod tests {
     fn averages_follow_the_weights_and_go_back() {
         let model = Model::new(Architecture::Mlp(2), [1, 2, 2], 2, 1).unwrap();
         let mut average = Average::of(0.9, &model).unwrap().unwrap();
-        let bias = variables(&model).into_iter().find(|(name, _)| name == "head.bias").unwrap().1;
+        let bias = named(model.vars()).into_iter().find(|(name, _)| name == "head.bias").unwrap().1;
         bias.set(&bias.ones_like().unwrap()).unwrap();
         average.add(&model).unwrap();
         average.add(&model).unwrap();
@@ -124,8 +120,9 @@ mod tests {
     #[test]
     fn statistics_are_averaged_like_weights() {
         let model = Model::new(Architecture::MlpNorm(2), [1, 2, 2], 2, 1).unwrap();
-        let statistics =
-            || -> Vec<(String, Var)> { variables(&model).into_iter().filter(|(name, _)| is_statistic(name)).collect() };
+        let statistics = || -> Vec<(String, Var)> {
+            named(model.vars()).into_iter().filter(|(name, _)| is_statistic(name)).collect()
+        };
         assert!(!statistics().is_empty());
         let set = |value: f64| {
             for (_, var) in statistics() {

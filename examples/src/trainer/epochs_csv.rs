@@ -1,4 +1,4 @@
-//! The epochs of a training as a table that spreadsheets read, made from its log.
+//! The epochs of a training as a CSV file, made from its log.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,17 +6,17 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::experiments::compare::report::write_whole;
+use crate::io::atomic::write_atomic;
 
 const HEAD: &str = "stage,epoch,step,loss,rate,sharpness,test_error\n";
 
-/// Replaces the table by one of what a log tells.
+/// Writes the table of a log.
 ///
 /// # Errors
-/// If one cannot be read, or the other be written.
+/// If the log cannot be read, or the table not be written.
 pub(super) fn write(log: &Path, table: &Path) -> Result<()> {
     let log = std::fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
-    write_whole(table, of(&log).as_bytes())
+    write_atomic(table, of(&log).as_bytes())
 }
 
 /// A line for each test: the epoch and the number of steps before it, the mean loss and sharpness of the steps that were

@@ -1,10 +1,12 @@
-//! What lies in the folder of a training, and who may write there.
+//! The folder of a training: its files, and the lock that keeps other processes out.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::io::files::{files, is_stale_temp_file};
 
 /// The file that keeps other processes out.
 const LOCK: &str = "train.lock";
@@ -36,40 +38,12 @@ pub(crate) fn is_ours(name: &str) -> bool {
     is_result(name) || LOGS.contains(&name)
 }
 
-/// Whether a file is what a process that was killed has left of one of these: [`sam_runtime::write_atomically`] says how
-/// it calls them.
-pub(crate) fn is_left_of(name: &str, is_ours: impl Fn(&str) -> bool) -> bool {
-    let of = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")).and_then(|name| name.rsplit_once('.'));
-    of.is_some_and(|(name, random)| {
-        random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_ours(name)
-    })
-}
-
-/// The plain files of a folder whose names are UTF-8, in order; none if there is no folder.
-pub(crate) fn files(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if let Ok(name) = entry.file_name().into_string()
-            && entry.file_type()?.is_file()
-        {
-            files.push((name, entry.path()));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// What a training does with what lies in its folder.
+/// How a training treats earlier results in its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
     /// There must be no results.
     New,
-    /// It goes on from the checkpoint, if there is one; there must be no results without.
+    /// It resumes from the checkpoint, if there is one; results without a checkpoint are an error.
     Resume,
     /// It removes the results of the training before.
     Overwrite,
@@ -79,19 +53,19 @@ impl Begin {
     /// Whether a training may begin so in a folder. Nothing is made or changed.
     ///
     /// # Errors
-    /// If there are files that may not be overwritten, or none to go on from.
+    /// If there are files that may not be overwritten, or none to resume from.
     pub fn check(self, folder: &Path) -> Result<()> {
         check(folder, self).map(|_| ())
     }
 }
 
-/// A folder that no other process of this machine trains in. The system gives it back when the process ends, however.
+/// The lock on a folder: no other process of this machine trains in it. The system releases it when the process ends.
 #[derive(Debug)]
-pub struct Held(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
+pub struct DirLock(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
-impl Held {
-    /// Takes a folder, which is made if need be. Of a training's folder, what writers that were killed have left of their
-    /// files is removed, and with [`Begin::Overwrite`] the files of the training; other files are never touched.
+impl DirLock {
+    /// Locks a folder, which is created if needed. In the folder of a training, temporary files of killed writers are removed,
+    /// and with [`Begin::Overwrite`] the files of the training; other files are never touched.
     ///
     /// # Errors
     /// If there are files of this training's names that may not be overwritten, if another process has the folder, or if
@@ -115,7 +89,7 @@ impl Held {
         let is_training = check(folder, begin)?;
         if is_training {
             for (name, path) in files(folder).with_context(cannot)? {
-                if is_left_of(&name, is_ours) || (begin == Begin::Overwrite && is_ours(&name)) {
+                if is_stale_temp_file(&name, is_ours) || (begin == Begin::Overwrite && is_ours(&name)) {
                     fs::remove_file(path).with_context(cannot)?;
                 }
             }
@@ -199,15 +173,15 @@ mod tests {
     fn a_folder_is_one_process_s() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("new");
-        let held = Held::take(&folder, Begin::New).unwrap();
-        let error = Held::take(&folder, Begin::Resume).unwrap_err().to_string();
+        let held = DirLock::take(&folder, Begin::New).unwrap();
+        let error = DirLock::take(&folder, Begin::Resume).unwrap_err().to_string();
         assert!(error.contains("another process trains in"), "{error}");
         drop(held);
-        let held = Held::take(&folder, Begin::Resume).unwrap();
+        let held = DirLock::take(&folder, Begin::Resume).unwrap();
         assert_eq!(names(&folder), [LOCK]);
         drop(held);
         fs::write(folder.join("lock"), "").unwrap();
-        assert!(Held::take(&folder, Begin::New).unwrap_err().to_string().contains("a run of `paper`"));
+        assert!(DirLock::take(&folder, Begin::New).unwrap_err().to_string().contains("a run of `paper`"));
     }
 
     /// What looks like a temporary file, and other people's files of our names.
@@ -232,10 +206,10 @@ mod tests {
         }
         fs::create_dir(folder.join(".log.jsonl.Ab12Cd.tmp")).unwrap();
         for begin in [Begin::New, Begin::Resume, Begin::Overwrite] {
-            drop(Held::take(folder, begin).unwrap());
+            drop(DirLock::take(folder, begin).unwrap());
         }
         fs::write(folder.join(".result.json.Ab12Cd.tmp"), "half").unwrap();
-        drop(Held::take(folder, Begin::New).unwrap());
+        drop(DirLock::take(folder, Begin::New).unwrap());
         let mut expected = [&USERS[..], &[LOCK, ".log.jsonl.Ab12Cd.tmp"]].concat();
         expected.sort_unstable();
         assert_eq!(names(folder), expected);
@@ -244,14 +218,14 @@ mod tests {
         }
     }
 
-    /// A file of one of our names in a folder where nothing was trained: refused, whatever is said, and nothing is made.
+    /// A file with one of our names in a folder where nothing was trained is refused with any option, and nothing is created.
     #[test]
     fn files_of_others_are_not_overwritten() {
         for (name, words) in [("log.jsonl", "has a file log.jsonl"), (LOCK, "is not of this program")] {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join(name), "mine").unwrap();
             for begin in [Begin::New, Begin::Resume, Begin::Overwrite] {
-                let error = format!("{:#}", Held::take(folder.path(), begin).unwrap_err());
+                let error = format!("{:#}", DirLock::take(folder.path(), begin).unwrap_err());
                 assert!(error.contains(words) && error.contains("another --out"), "{error}");
             }
             assert_eq!(names(folder.path()), [name]);
@@ -263,30 +237,30 @@ mod tests {
     fn results_are_kept_unless_it_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        drop(Held::take(folder, Begin::New).unwrap());
+        drop(DirLock::take(folder, Begin::New).unwrap());
         // A log alone is what a training leaves that was killed before its first checkpoint.
         fs::write(folder.join("log.jsonl"), "").unwrap();
-        drop(Held::take(folder, Begin::New).unwrap());
+        drop(DirLock::take(folder, Begin::New).unwrap());
         fs::write(folder.join("best.safetensors"), "").unwrap();
-        drop(Held::take(folder, Begin::Resume).unwrap());
-        assert!(Held::take(folder, Begin::New).is_err());
+        drop(DirLock::take(folder, Begin::Resume).unwrap());
+        assert!(DirLock::take(folder, Begin::New).is_err());
         fs::remove_file(folder.join("best.safetensors")).unwrap();
         for (name, begins) in
             [("result.json", &[Begin::New, Begin::Resume][..]), ("weights-epoch-50.safetensors", &[Begin::New])]
         {
             fs::write(folder.join(name), "").unwrap();
             for &begin in begins {
-                let error = Held::take(folder, begin).unwrap_err().to_string();
+                let error = DirLock::take(folder, begin).unwrap_err().to_string();
                 assert!(error.contains(name) && error.contains("--overwrite"), "{error}");
             }
             fs::remove_file(folder.join(name)).unwrap();
         }
         fs::write(folder.join("checkpoint.safetensors"), "").unwrap();
-        let error = Held::take(folder, Begin::New).unwrap_err().to_string();
+        let error = DirLock::take(folder, Begin::New).unwrap_err().to_string();
         assert!(error.contains("say --resume"), "{error}");
-        drop(Held::take(folder, Begin::Resume).unwrap());
+        drop(DirLock::take(folder, Begin::Resume).unwrap());
         assert_eq!(names(folder), ["checkpoint.safetensors", "log.jsonl", LOCK]);
-        drop(Held::take(folder, Begin::Overwrite).unwrap());
+        drop(DirLock::take(folder, Begin::Overwrite).unwrap());
         assert_eq!(names(folder), [LOCK]);
     }
 }

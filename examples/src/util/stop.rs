@@ -1,4 +1,4 @@
-//! How a process is told to stop: by signals, which set a flag that a training looks at.
+//! Stopping a process by signals: they set a flag, which trainings check.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-/// The exit code of a program that was told to stop and has saved everything.
+/// The exit code of a program that was stopped by a signal and has saved everything.
 pub const STOPPED: u8 = 130;
 
 /// Whether the process has been told to stop. Clones share the flag.
@@ -19,7 +19,7 @@ pub struct Stop {
     nothing_to_save: Arc<AtomicBool>,
 }
 
-/// What iterating over images ends with when the process is told to stop.
+/// The error that ends an iteration over images when the process is told to stop.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Interrupted;
 
@@ -37,7 +37,7 @@ const SIGNALS: [i32; 4] =
 const SIGNALS: [i32; 2] = [SIGINT, signal_hook::consts::SIGTERM];
 
 impl Stop {
-    /// Listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, unless whoever started the process has them ignored, as `nohup` does
+    /// Listens to SIGINT, SIGTERM, SIGHUP and SIGUSR1, unless the process was started with them ignored, as `nohup` does
     /// with SIGHUP. A second SIGINT ends the process at once.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Stop {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// Runs something that a signal may end at once, such as reading a data set.
+    /// Runs something that a signal may interrupt at once, such as reading a data set.
     pub fn while_nothing_is_to_save<R>(&self, f: impl FnOnce() -> R) -> R {
         self.nothing_to_save.store(true, Ordering::Relaxed);
         let result = f();
@@ -75,9 +75,9 @@ impl Stop {
         result
     }
 
-    /// Whether an error says no more than that the process was told to stop.
+    /// Whether an error means only that the process was told to stop.
     pub(crate) fn is_why(&self, error: &anyhow::Error) -> bool {
-        // candle hands errors of others on as their text.
+        // candle keeps the text of a wrapped error only.
         self.is_told() && format!("{error:#}").contains(&Interrupted.to_string())
     }
 }

@@ -1,4 +1,4 @@
-//! The picture of a table: curves over the radius, where its cells differ in that at last, otherwise a line for each cell.
+//! The chart of a table: curves over the radius, if its cells differ in that last, otherwise a line for each cell.
 
 use std::cmp::Ordering;
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{Numbers, Row};
-use crate::experiments::compare::report::{Area, COLORS, Drawn, INK, legend, png};
+use super::numbers::{Numbers, Row};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
 
 /// Draws the cells that have a number, the paper's or ours.
-pub(super) fn picture(path: &Path, table: &Table, rows: &[Row], foot: &[String]) -> Result<()> {
+pub(super) fn draw(path: &Path, table: &Table, rows: &[Row], foot: &[String]) -> Result<()> {
     let shown: Vec<&Row> =
         rows.iter().filter(|row| row.numbers.mean.is_some() || row.numbers.paper.is_some()).collect();
     if shown.is_empty() {
@@ -87,8 +87,8 @@ impl<'a> Curves<'a> {
         Some(Self { radii, curves })
     }
 
-    /// Ours with their intervals; the paper's dashed.
-    fn draw(&self, area: &Area<'_>, (low, high): (f64, f64), title: &str, measure: &str) -> Drawn {
+    /// Our numbers with their intervals; the paper's dashed.
+    fn draw(&self, area: &Area<'_>, (low, high): (f64, f64), title: &str, measure: &str) -> DrawResult {
         let last = self.radii.len() as f64 - 0.6;
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 44).into_font().color(&INK))
@@ -151,7 +151,7 @@ impl<'a> Curves<'a> {
 }
 
 /// A line for each cell: the paper's number as a ring, ours as a dot with its interval.
-fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, measure: &str) -> Drawn {
+fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, measure: &str) -> DrawResult {
     let [ours, theirs] = [COLORS[0], COLORS[1]];
     let last = rows.len() as f64 - 0.5;
     let longest = rows.iter().map(|row| row.cell.chars().count()).max().unwrap_or(0);

@@ -1,72 +1,72 @@
-//! Single runs: where they lie, whether they are done, and how one is done.
+//! Single runs of a table: their folders, their results, and how one is run.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::util::device::Place;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Holder, Lock, Take};
-use crate::experiments::compare::report::write_whole;
-use crate::recipe::{Cell, Changes, Recipe, Scale};
+use crate::io::atomic::write_atomic;
+use crate::io::lease::{Holder, Lease, Take};
+use crate::recipe::{Cell, Recipe, Scale};
 use crate::trainer::{Data, Diverged, Job, Next, Outcome, Session, Status, difference, is_ours};
+use crate::util::device::DeviceConfig;
 use crate::util::stop::Stop;
 
-/// What all runs of a table have in common.
+/// The settings of all runs of a table.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where data sets lie.
+    /// The folder of the data sets.
     pub data: Option<PathBuf>,
     /// Where to train.
-    pub place: Place,
-    /// Where everything goes.
+    pub device: DeviceConfig,
+    /// The folder of all results.
     pub out: PathBuf,
-    /// How much smaller runs are than the paper's.
+    /// How runs are scaled down.
     pub scale: Scale,
-    /// What recipes are told beyond that, `key = value` in TOML.
+    /// Further settings of all recipes, `key = value` in TOML.
     pub set: Vec<String>,
-    /// How many seeds there are, from 0.
+    /// The number of seeds, from 0.
     pub seeds: u64,
     /// Steps between checkpoints.
     pub every: usize,
-    /// After this time without a sign of life a run is another's no more.
+    /// The time without a heartbeat after which a lease expires.
     pub stale: Duration,
 }
 
 impl Settings {
-    /// How runs are smaller or other ones than the paper's; empty if they are not.
+    /// The label of scaled or changed runs; empty for others.
     #[must_use]
     pub fn scaled(&self) -> String {
         self.scale.with(&self.set)
     }
 
-    /// The folder of such runs: how they are scaled, or `full`, and the place, if it is not the CPU in f32.
+    /// The name of the folder of such runs: the label or `full`, and the device, if it is not the CPU in f32.
     #[must_use]
     pub fn tag(&self) -> String {
         let scaled = Some(self.scaled()).filter(|scaled| !scaled.is_empty()).unwrap_or_else(|| "full".to_owned());
-        let place = if self.place.is_default() { String::new() } else { format!(",{}", self.place) };
-        scaled + &place
+        let device = if self.device.is_default() { String::new() } else { format!(",{}", self.device) };
+        scaled + &device
     }
 
     fn folder(&self, cell: &Cell, seed: u64) -> PathBuf {
         self.out.join(self.tag()).join(&cell.name).join(format!("seed-{seed}"))
     }
 
-    /// The recipe of a cell, scaled and told the rest.
+    /// The recipe of a cell, scaled, with the further settings.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is invalid.
     pub fn recipe(&self, cell: &Cell) -> Result<Recipe> {
-        Changes::parse("--set", &self.set.join("\n"))?.or(&cell.changes).recipe(&self.scale)
+        cell.changes.recipe_with(&self.set, &self.scale)
     }
 
     /// A run of a cell.
     ///
     /// # Errors
-    /// If its recipe is none.
+    /// If its recipe is invalid.
     pub fn run(&self, cell: &Cell, seed: u64) -> Result<Run> {
         let recipe = self.recipe(cell).with_context(|| cell.name.clone())?;
         Ok(Run { cell: cell.name.clone(), recipe, seed, folder: self.folder(cell, seed) })
@@ -78,9 +78,9 @@ impl Settings {
 pub struct Run {
     /// The cell's name.
     pub cell: String,
-    /// What to do.
+    /// The recipe.
     pub recipe: Recipe,
-    /// Everything random comes from here.
+    /// The seed of everything random.
     pub seed: u64,
     /// Where its files are.
     pub folder: PathBuf,
@@ -99,23 +99,23 @@ pub enum Ended {
     },
 }
 
-/// What came of the wish to do a run.
+/// The outcome of attempting a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
-    /// It had been done before.
+    /// It had finished before.
     Done(Ended),
-    /// It was done now.
+    /// It has finished now.
     Finished(Ended),
-    /// Somebody else is doing it.
+    /// Another process runs it.
     Taken(Holder),
-    /// It was told to stop, and everything is saved.
+    /// It was stopped, and everything is saved.
     Stopped,
 }
 
-/// Why a file with a result is none of this run.
+/// Why a result file cannot be used for this run.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// It is of a run with the same name that was told something else.
+    /// It is of a run with the same name and another recipe.
     #[error("{} is of another recipe: remove it, or choose another folder; {difference}", path.display())]
     AnotherRecipe {
         /// The file.
@@ -133,7 +133,7 @@ pub enum Unusable {
         /// Those of the run.
         expected: String,
     },
-    /// It is no result.
+    /// It is not a valid result.
     #[error("{} is damaged: remove it; {error}", path.display())]
     Damaged {
         /// The file.
@@ -152,7 +152,7 @@ pub enum Unusable {
 }
 
 impl Unusable {
-    /// What a table says in the place of a number.
+    /// The mark in a table in place of a number.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -164,7 +164,7 @@ impl Unusable {
     }
 }
 
-/// The file that says that a run is done.
+/// The result file of a run.
 #[derive(Debug, Serialize, Deserialize)]
 struct Done<R> {
     cell: String,
@@ -201,10 +201,10 @@ impl Run {
         }
     }
 
-    /// Does it, unless it is done or somebody else's.
+    /// Runs it, unless it has finished or another process runs it.
     ///
     /// # Errors
-    /// If the data is not there, or the training fails otherwise than by diverging.
+    /// If the data is missing, or the training fails other than by diverging.
     pub fn do_it(
         &self,
         settings: &Settings,
@@ -214,23 +214,23 @@ impl Run {
         if let Some(ended) = self.ended()? {
             return Ok(Found::Done(ended));
         }
-        let lock = match Lock::take(&self.folder, settings.stale)? {
-            Take::Ours(lock) => lock,
+        let lease = match Lease::take(&self.folder, settings.stale)? {
+            Take::Ours(lease) => lease,
             Take::Others(holder) => return Ok(Found::Taken(holder)),
         };
-        // It may have been done while the lock was taken.
+        // It may have finished while the lease was taken.
         if let Some(ended) = self.ended()? {
             return Ok(Found::Done(ended));
         }
-        lock.sweep(is_ours)?;
+        lease.sweep(is_ours)?;
         let data = stop.while_nothing_is_to_save(|| {
-            Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.place.device)
+            Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.device.device)
         })?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
             data: &data,
-            place: &settings.place,
+            device: &settings.device,
             weights: settings.data.as_deref(),
             folder: &self.folder,
             every: settings.every,
@@ -239,7 +239,7 @@ impl Run {
         };
         let session = Session { stop: stop.clone(), ..Session::default() };
         let outcome = job.run_in(&session, |status| {
-            lock.check()?;
+            lease.check()?;
             tell(status)
         });
         let ended = match outcome {
@@ -247,7 +247,7 @@ impl Run {
             Ok(None) => return Ok(Found::Stopped),
             Err(error) => Ended::Diverged { diverged: error.downcast::<Diverged>()?.to_string() },
         };
-        lock.check_file()?;
+        lease.check_file()?;
         self.write(&ended)?;
         remove(&job.checkpoint())?;
         Ok(Found::Finished(ended))
@@ -256,7 +256,7 @@ impl Run {
     fn write(&self, ended: &Ended) -> Result<()> {
         let done = Done { cell: self.cell.clone(), seed: self.seed, recipe: &self.recipe, outcome: ended.clone() };
         let text = serde_json::to_string_pretty(&done)? + "\n";
-        write_whole(&self.folder.join("result.json"), text.as_bytes())
+        write_atomic(&self.folder.join("result.json"), text.as_bytes())
     }
 }
 

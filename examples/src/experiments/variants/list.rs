@@ -1,33 +1,42 @@
-//! The variants that are compared: each a line that says what it is, and the loss function that it needs.
+//! The variants that are compared: each with its `Sam`, and the loss function that it needs.
 //!
-//! The radii are the best of a grid of factors two, by the test error after 30 epochs with a seed that is none of the five:
-//! `--epochs 30 --seeds 1 --seed 100 --scale ..`.
+//! The radii are the best of a grid of factors two, by the test error after 30 epochs with another seed than the five:
+//! `--epochs 30 --seeds 1 --seed 100 --rho-factor ..`.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarMap;
-use sam_examples::models::Model;
 use sam_runtime::variants::{Combination, Radius, Scope, Velocities, When, named};
 use sam_runtime::{Functional, Sam, sam};
 
+use crate::losses::cross_entropy_per_example;
+use crate::models::Model;
+
 /// A variant.
-pub(crate) struct Entry {
-    pub(crate) name: &'static str,
-    /// None where the variant has no radius, or another constant in its place.
-    pub(crate) rho: Option<f64>,
-    pub(crate) make: fn(&Setting<'_>) -> Sam,
-    pub(crate) loss: fn(&Sam, &Model, &Tensor, &Tensor) -> Result<Tensor>,
+pub struct Variant {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// The radius; `None` for a variant without one, or with another constant in its place.
+    pub rho: Option<f64>,
+    /// Its configuration.
+    pub make: fn(&Setting<'_>) -> Sam,
+    /// Its loss function.
+    pub loss: fn(&Sam, &Model, &Tensor, &Tensor) -> Result<Tensor>,
 }
 
-/// What a variant may have to know of the run.
-pub(crate) struct Setting<'a> {
-    pub(crate) rho: f64,
-    pub(crate) vars: &'a VarMap,
-    pub(crate) velocities: Velocities,
+/// What a variant may need of the run.
+pub struct Setting<'a> {
+    /// The radius.
+    pub rho: f64,
+    /// The variables of the model.
+    pub vars: &'a VarMap,
+    /// The momentum buffers of the optimizer.
+    pub velocities: Velocities,
     /// The largest learning rate; the smallest is 0.
-    pub(crate) rate: f64,
-    /// Steps of the run, and of an epoch.
-    pub(crate) steps: u64,
-    pub(crate) epoch: u64,
+    pub rate: f64,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Steps of an epoch.
+    pub epoch: u64,
 }
 
 #[sam(with = sam)]
@@ -43,28 +52,24 @@ fn shards(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// A third of the batch.
 #[sam(with = sam, hardest(x, y; k = x.dim(0)? / 3))]
 fn hardest(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    cross_entropies(&model.forward(x, true)?, y)
+    cross_entropy_per_example(&model.forward(x, true)?, y)
 }
 
 /// Half of the batch.
 #[sam(with = sam, sharpest(x, y; k = x.dim(0)? / 2))]
 fn sharpest(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    cross_entropies(&model.forward(x, true)?, y)
+    cross_entropy_per_example(&model.forward(x, true)?, y)
 }
 
 fn functional(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let functional = Functional::default();
-    sam.loss(|| cross_entropies(&functional.of(&model.forward(x, true)?)?, y)?.mean_all())
+    sam.loss(|| cross_entropy_per_example(&functional.of(&model.forward(x, true)?)?, y)?.mean_all())
 }
 
-/// One for each image.
-fn cross_entropies(logits: &Tensor, y: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
-}
-
-/// All of them, each with the radius that it does best with here.
-pub(crate) fn entries() -> Vec<Entry> {
-    let with = |name, rho, make, loss| Entry { name, rho, make, loss };
+/// All variants, each with its best radius here.
+#[must_use]
+pub fn variants() -> Vec<Variant> {
+    let with = |name, rho, make, loss| Variant { name, rho, make, loss };
     let new = |name, rho, make| with(name, rho, make, whole);
     vec![
         new("SGD", None, |_| Sam::new(0.0)),

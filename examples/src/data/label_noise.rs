@@ -1,11 +1,11 @@
 //! Symmetric label noise, as in the paper's experiment on noisy labels (section 3.3).
 
 use clap::ValueEnum;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use super::DataError;
+use super::error::DataError;
+use crate::util::rng::Stream;
 
 /// Which class a noisy label gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub fn add_noise(labels: &mut [u32], classes: usize, rate: f64, noise: Noise, se
     let count = u32::try_from(classes).ok().filter(|&count| count >= 2);
     let count = count.ok_or(DataError::NoiseClasses { classes })?;
 
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = Stream::Default.rng(seed);
     let mut changed = 0;
     for label in labels {
         // Both are drawn whether needed or not: so the draws are the same for every rate.

@@ -5,25 +5,30 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use sam_examples::experiments::compare::report::{Area, COLORS, Drawn, INK, Mean, SIZE, png};
 
-use crate::Run;
-use crate::list::Entry;
+use super::list::Variant;
+use super::run::Run;
+use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, png};
+use crate::metrics::Mean;
 
-pub(crate) fn draw(entries: &[Entry], runs: &[Run], title: &str, path: &Path) -> Result<()> {
-    let mut lines: Vec<(&str, Mean, f64)> = entries
+/// Draws the chart as a PNG.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn draw(variants: &[Variant], runs: &[Run], title: &str, path: &Path) -> Result<()> {
+    let mut lines: Vec<(&str, Mean, f64)> = variants
         .iter()
-        .map(|entry| {
-            let runs: Vec<_> = runs.iter().filter(|run| run.variant == entry.name).collect();
+        .map(|variant| {
+            let runs: Vec<_> = runs.iter().filter(|run| run.variant == variant.name).collect();
             let last: Vec<_> = runs.iter().map(|run| 100.0 * run.last()).collect();
-            (entry.name, Mean::of(&last), runs.iter().map(|run| run.passes).sum::<f64>() / runs.len() as f64)
+            (variant.name, Mean::of(&last), runs.iter().map(|run| run.passes).sum::<f64>() / runs.len() as f64)
         })
         .collect();
     lines.sort_by(|a, b| b.1.mean.total_cmp(&a.1.mean));
     png(path, SIZE, |area| chart(area, &lines, title))
 }
 
-fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {
+fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> DrawResult {
     const SAM: RGBColor = COLORS[0];
     const OTHER: RGBColor = RGBColor(90, 90, 90);
     let ends = |sign: f64| lines.iter().map(move |(_, mean, _)| mean.mean + sign * mean.error.unwrap_or(0.0));
@@ -49,8 +54,8 @@ fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> Drawn {
     let sam = lines.iter().find(|(name, ..)| *name == "SAM").map_or(low, |(_, mean, _)| mean.mean);
     chart.draw_series([PathElement::new([(sam, 0.0), (sam, step)], SAM.mix(0.4).stroke_width(3))])?;
     let text = ("sans-serif", size).into_font().color(&INK).pos(Pos::new(HPos::Right, VPos::Center));
-    for (place, (name, mean, passes)) in lines.iter().enumerate() {
-        let y = place as f64 + 0.5;
+    for (row, (name, mean, passes)) in lines.iter().enumerate() {
+        let y = row as f64 + 0.5;
         let color = if *name == "SAM" { SAM } else { OTHER };
         let error = mean.error.unwrap_or(0.0);
         chart

@@ -1,32 +1,19 @@
-//! The learning rate, step by step.
+//! The learning rate of a step.
 
-use serde::{Deserialize, Serialize};
-
-use crate::noisy_labels::{Stage, cosine};
+use crate::noisy_labels::Phase;
 use crate::recipe::Recipe;
+use crate::util::schedule::{LrSchedule, cosine};
 
-/// How a learning rate changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Shape {
-    /// From its highest to 0 along a cosine.
-    Cosine,
-    /// Not at all.
-    Constant,
-    /// It drops at some times.
-    Steps,
-}
-
-/// The learning rate of a step of a stage that has `steps`, of which `per_epoch` are one epoch.
+/// The learning rate of a step of a phase that has `steps`, of which `per_epoch` are one epoch.
 #[must_use]
-pub fn rate(recipe: &Recipe, stage: &Stage, step: usize, steps: usize, per_epoch: usize) -> f64 {
+pub fn rate(recipe: &Recipe, phase: &Phase, step: usize, steps: usize, per_epoch: usize) -> f64 {
     let progress = step as f64 / steps as f64;
     let warm_up = recipe.warm_up * per_epoch as f64;
     let warmth = if (step as f64) < warm_up { (step + 1) as f64 / (warm_up + 1.0) } else { 1.0 };
-    let factor = stage.rate.factor(progress).unwrap_or_else(|| match recipe.schedule {
-        Shape::Cosine => cosine(progress),
-        Shape::Constant => 1.0,
-        Shape::Steps => {
+    let factor = phase.rate.factor(progress).unwrap_or_else(|| match recipe.schedule {
+        LrSchedule::Cosine => cosine(progress),
+        LrSchedule::Constant => 1.0,
+        LrSchedule::Steps => {
             let drops = recipe.drops.iter().filter(|at| progress >= **at).count();
             recipe.drop_factor.powi(i32::try_from(drops).unwrap_or(i32::MAX))
         }
@@ -37,13 +24,13 @@ pub fn rate(recipe: &Recipe, stage: &Stage, step: usize, steps: usize, per_epoch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noisy_labels::Method;
-    use crate::recipe::{Changes, Scale};
+    use crate::noisy_labels::NoisyLabelMethod;
+    use crate::recipe::{RecipePatch, Scale};
 
     fn rates(text: &str) -> Vec<f64> {
-        let recipe = Changes::parse("test", text).unwrap().recipe(&Scale::default()).unwrap();
-        let stage = Method::Plain.stages()[0];
-        (0..10).map(|step| rate(&recipe, &stage, step, 10, 2)).collect()
+        let recipe = RecipePatch::parse("test", text).unwrap().recipe(&Scale::default()).unwrap();
+        let phase = NoisyLabelMethod::Plain.phases()[0];
+        (0..10).map(|step| rate(&recipe, &phase, step, 10, 2)).collect()
     }
 
     #[test]
