@@ -18,6 +18,9 @@
 //! io            atomic files, logs, TensorBoard events, leases, tables, charts
 //! util          devices, random number streams, schedules, signals
 //! ```
+//!
+//! Where to start: [`losses`] for the attribute, [`trainer::fit`] for the training loop,
+//! [`experiments::compare::run`] for the shortest training that uses both.
 
 pub mod augment;
 pub mod cli;

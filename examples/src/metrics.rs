@@ -50,6 +50,38 @@ fn not_in_top_5(logits: &Tensor, y: &Tensor) -> Result<u32> {
     Ok(lower.lt(most)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?)
 }
 
+/// The mean of the losses of steps. They are summed on the device: reading each would synchronize with a GPU.
+#[derive(Debug, Default)]
+pub struct MeanLoss {
+    sum: Option<Tensor>,
+    count: u32,
+}
+
+impl MeanLoss {
+    /// Adds the loss of a step.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn add(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        let loss = loss.detach().to_dtype(DType::F64)?;
+        self.sum = Some(match &self.sum {
+            Some(sum) => (sum + loss)?,
+            None => loss,
+        });
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The mean, 0 without losses; starts anew.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn take(&mut self) -> candle_core::Result<f64> {
+        let Self { sum, count } = std::mem::take(self);
+        Ok(sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())? / f64::from(count.max(1)))
+    }
+}
+
 /// The labels that a model predicts for the images of a set.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The trainer: logs, checkpoints every so often and on signals, and deterministic resumption.
 //!
-//! The step is the same for SGD and for SAM, which is the attribute on the loss functions; of SAM the trainer only saves the state,
+//! [`fit`] is the training loop. [`Job::run`] runs it for each phase of a recipe's method, with everything around it. The
+//! step is the same for SGD and for SAM, which is the attribute on the loss functions; of SAM the trainer only saves the state,
 //! and logs by how much the loss rises.
 
 mod bn_stats;
@@ -9,6 +10,7 @@ mod data;
 mod ema;
 mod epochs_csv;
 mod evaluation;
+mod fit;
 mod job;
 mod label_state;
 mod lr;
@@ -25,6 +27,7 @@ mod weights;
 
 pub use self::checkpoint::{Checkpoint, Progress};
 pub use self::data::Data;
+pub use self::fit::{Fit, Position, fit};
 pub use self::job::{Job, Next, Session, Status};
 pub use self::lr::rate;
 pub use self::outcome::{Diverged, Outcome};

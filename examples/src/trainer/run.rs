@@ -1,16 +1,19 @@
 //! A training from its start or checkpoint to its end: all phases, with saving and stopping.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
 use super::ema::Average;
+use super::fit::{Fit, Position, fit};
 use super::job::{Job, Next, Session, Status};
 use super::outcome::Outcome;
 use super::setup::{build_sam, fresh_model, optimizer};
 use super::training::Training;
 use super::weights::put;
-use crate::noisy_labels::Start;
+use crate::data::{Background, Batch, ImageSet};
+use crate::noisy_labels::{Phase, Start};
 use crate::util::numbers::count;
 use crate::util::rng::phase_seed;
 
@@ -32,7 +35,7 @@ impl Job<'_> {
     pub fn run_in(&self, session: &Session, mut tell: impl FnMut(&Status) -> Result<Next>) -> Result<Option<Outcome>> {
         let mut training = Training::begin(self, session)?;
         loop {
-            if !training.train(&mut tell)? {
+            if train_phase(&mut training, &mut tell)?.is_break() {
                 return Ok(None);
             }
             if training.is_last_phase() {
@@ -45,98 +48,141 @@ impl Job<'_> {
     }
 }
 
-impl Training<'_> {
-    /// Runs the current phase to its end; false if it is stopped before.
-    fn train(&mut self, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<bool> {
-        let (recipe, phase) = (self.job.recipe, self.phase());
-        let images = self.images(phase.images)?;
-        let batch = recipe.batch.min(images.len());
-        let per_epoch = images.steps(batch);
-        let whole = if recipe.steps > 0 { recipe.steps as f64 } else { recipe.epochs * per_epoch as f64 };
-        let steps = count(whole * recipe.stretch * phase.epochs).max(1);
-        let epochs = steps.div_ceil(per_epoch);
-        ensure!(
-            self.progress.step <= steps,
-            "the checkpoint has done {} steps: expected at most the {steps} of the training",
-            self.progress.step
-        );
-        if let Some(at) =
-            recipe.keep_epochs.iter().find(|at| self.is_last_phase() && **at * per_epoch as f64 > 0.5 + steps as f64)
-        {
-            bail!("`keep-epochs` names epoch {at}: expected at most {epochs}, since the training ends then")
+/// Runs the current phase to its end, or stops before.
+fn train_phase(training: &mut Training<'_>, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<ControlFlow<()>> {
+    let (recipe, phase) = (training.job.recipe, training.phase());
+    let images = training.images(phase.images)?;
+    let batch = recipe.batch.min(images.len());
+    let per_epoch = images.steps(batch);
+    let whole = if recipe.steps > 0 { recipe.steps as f64 } else { recipe.epochs * per_epoch as f64 };
+    let steps = count(whole * recipe.stretch * phase.epochs).max(1);
+    let epochs = steps.div_ceil(per_epoch);
+    ensure!(
+        training.progress.step <= steps,
+        "the checkpoint has done {} steps: expected at most the {steps} of the training",
+        training.progress.step
+    );
+    if let Some(at) =
+        recipe.keep_epochs.iter().find(|at| training.is_last_phase() && **at * per_epoch as f64 > 0.5 + steps as f64)
+    {
+        bail!("`keep-epochs` names epoch {at}: expected at most {epochs}, since the training ends then")
+    }
+    if training.progress.step == 0 {
+        start_phase(training, &phase)?;
+    }
+    let (resumed_at, since) = (training.progress.step, Instant::now());
+    let mut run = PhaseRun { training, tell, phase, images, batch, per_epoch, steps, epochs, resumed_at, since };
+    // What the session before has not written or tested.
+    if run.keep_epoch()?.is_break() || (run.training.progress.untested && run.test()?.is_break()) {
+        return Ok(ControlFlow::Break(()));
+    }
+    fit(&mut run)
+}
+
+/// Model, optimizer and averages before the first step of a phase.
+fn start_phase(training: &mut Training<'_>, phase: &Phase) -> Result<()> {
+    let (job, index) = (training.job, training.progress.phase);
+    if phase.start == Start::New && index > 0 {
+        training.model = fresh_model(job, index)?;
+        training.sam = build_sam(job, &training.model, index)?;
+    }
+    training.sgd = optimizer(job.recipe, &training.model)?;
+    training.average = Average::of(job.recipe.ema, &training.model)?;
+    if phase.start == Start::Kept {
+        put(&training.kept, training.model.vars(), |_| true)?;
+    }
+    training.labels.state.begin(job.recipe.method);
+    Ok(())
+}
+
+/// A phase in the training loop.
+struct PhaseRun<'r, 'a, F> {
+    training: &'r mut Training<'a>,
+    tell: &'r mut F,
+    phase: Phase,
+    images: ImageSet,
+    /// Images of a step.
+    batch: usize,
+    /// Steps of an epoch.
+    per_epoch: usize,
+    /// Steps of the phase.
+    steps: usize,
+    /// Epochs of the phase; the last one may be incomplete.
+    epochs: usize,
+    /// The first step of this session, and when it started.
+    resumed_at: usize,
+    since: Instant,
+}
+
+impl<F> PhaseRun<'_, '_, F> {
+    fn test(&mut self) -> Result<ControlFlow<()>> {
+        let (per_epoch, epochs, steps) = (self.per_epoch, self.epochs, self.steps);
+        self.unless_stopped(|training| training.end_epoch(per_epoch, epochs, steps))
+    }
+
+    fn keep_epoch(&mut self) -> Result<ControlFlow<()>> {
+        let per_epoch = self.per_epoch;
+        self.unless_stopped(|training| training.keep_epoch(per_epoch))
+    }
+
+    fn unless_stopped(&mut self, f: impl FnOnce(&mut Training<'_>) -> Result<()>) -> Result<ControlFlow<()>> {
+        let done = self.training.interruptible(|training| f(training))?;
+        Ok(if done.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    }
+}
+
+impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
+    type Batch = Batch;
+    type Batches = Background;
+
+    fn position(&self) -> Option<Position> {
+        let step = self.training.progress.step;
+        let ends = step >= self.steps || self.training.progress.stopped_early;
+        (!ends).then(|| Position { epoch: step / self.per_epoch, done: step % self.per_epoch })
+    }
+
+    fn begin_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {
+        (self.training.progress.loss, self.training.progress.sharpness) = Default::default();
+        let (method, record, epochs) = (self.training.job.recipe.method, self.phase.record, self.epochs);
+        let images = self.images.clone();
+        self.unless_stopped(|Training { labels, model, .. }| {
+            labels.state.look(method, model, &images, record, epoch, epochs)
+        })
+    }
+
+    fn batches(&self, at: Position) -> Background {
+        let Training { job, progress, .. } = &*self.training;
+        let seed = phase_seed(job.seed, progress.phase);
+        self.images.shuffled(self.batch, job.recipe.augment(), seed, at.epoch).after(at.done).in_background()
+    }
+
+    fn step(&mut self, _: Position, batch: Batch) -> Result<ControlFlow<()>> {
+        self.training.step(&self.phase, &batch, self.steps, self.per_epoch)?;
+        let step = self.training.progress.step;
+        self.training.progress.untested = step == self.steps || step.is_multiple_of(self.per_epoch);
+        self.keep_epoch()
+    }
+
+    fn end_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {
+        self.training.read()?;
+        self.test()
+    }
+
+    fn after_step(&mut self) -> Result<ControlFlow<()>> {
+        let training = &mut *self.training;
+        let trained = (training.progress.step - self.resumed_at) * self.batch;
+        let next = (self.tell)(&Status {
+            phase: (training.progress.phase, training.phases.len()),
+            step: (training.progress.step, self.steps),
+            loss: training.loss,
+            throughput: trained as f64 / self.since.elapsed().as_secs_f64(),
+            test_error: training.progress.test_error.map(f64::from),
+        })?;
+        let due = training.job.every > 0 && training.progress.steps.is_multiple_of(training.job.every);
+        let is_told = next == Next::Stop || training.stop.is_told();
+        if due || is_told {
+            training.save()?;
         }
-        let seed = phase_seed(self.job.seed, self.progress.phase);
-        if self.progress.step == 0 {
-            if phase.start == Start::New && self.progress.phase > 0 {
-                self.model = fresh_model(self.job, self.progress.phase)?;
-                self.sam = build_sam(self.job, &self.model, self.progress.phase)?;
-            }
-            self.sgd = optimizer(recipe, &self.model)?;
-            self.average = Average::of(recipe.ema, &self.model)?;
-            if phase.start == Start::Kept {
-                put(&self.kept, self.model.vars(), |_| true)?;
-            }
-            self.labels.state.begin(recipe.method);
-        }
-        // What the session before has not written.
-        if self.interruptible(|training| training.keep_epoch(per_epoch))?.is_none() {
-            return Ok(false);
-        }
-        let (taken_up, since) = (self.progress.step, Instant::now());
-        while self.progress.untested || (self.progress.step < steps && !self.progress.stopped_early) {
-            // An epoch whose test was interrupted.
-            if self.progress.untested {
-                if self.interruptible(|training| training.end_epoch(per_epoch, epochs, steps))?.is_none() {
-                    return Ok(false);
-                }
-                continue;
-            }
-            let (epoch, done) = (self.progress.step / per_epoch, self.progress.step % per_epoch);
-            if done == 0 {
-                (self.progress.loss, self.progress.sharpness) = Default::default();
-                let look = |training: &mut Self| {
-                    let Self { labels, model, .. } = training;
-                    labels.state.look(recipe.method, model, &images, phase.record, epoch, epochs)
-                };
-                if self.interruptible(look)?.is_none() {
-                    return Ok(false);
-                }
-            }
-            let batches = images.shuffled(batch, recipe.augment(), seed, epoch).after(done).in_background();
-            for batch in batches {
-                let batch = batch?;
-                self.step(&phase, &batch, steps, per_epoch)?;
-                self.progress.untested = self.progress.step == steps || self.progress.step.is_multiple_of(per_epoch);
-                if self.interruptible(|training| training.keep_epoch(per_epoch))?.is_none() {
-                    return Ok(false);
-                }
-                if self.progress.untested {
-                    self.read()?;
-                    if self.interruptible(|training| training.end_epoch(per_epoch, epochs, steps))?.is_none() {
-                        return Ok(false);
-                    }
-                }
-                let trained = (self.progress.step - taken_up) * batch.indices.len();
-                let next = tell(&Status {
-                    phase: (self.progress.phase, self.phases.len()),
-                    step: (self.progress.step, steps),
-                    loss: self.loss,
-                    throughput: trained as f64 / since.elapsed().as_secs_f64(),
-                    test_error: self.progress.test_error.map(f64::from),
-                })?;
-                let due = self.job.every > 0 && self.progress.steps.is_multiple_of(self.job.every);
-                let is_told = next == Next::Stop || self.stop.is_told();
-                if due || is_told {
-                    self.save()?;
-                }
-                if is_told {
-                    return Ok(false);
-                }
-                if self.progress.step == steps || self.progress.stopped_early {
-                    break;
-                }
-            }
-        }
-        Ok(true)
+        Ok(if is_told { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 }

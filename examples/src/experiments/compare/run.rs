@@ -1,19 +1,21 @@
 //! One training run of the comparison.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::{DType, Tensor};
-use candle_nn::Optimizer;
+use candle_core::Tensor;
+use candle_nn::Optimizer as _;
 use clap::ValueEnum;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use serde::Serialize;
 
 use crate::augment::Augment;
 use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
-use crate::metrics::error_rate;
+use crate::metrics::{MeanLoss, error_rate};
 use crate::models::{Architecture, Model};
+use crate::trainer::{Fit, Position, fit};
 use crate::util::device::DeviceConfig;
 use crate::util::schedule::cosine;
 
@@ -47,12 +49,10 @@ pub struct Ball {
     pub p: f64,
 }
 
-/// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n).
-///
-/// # Errors
-/// Those of the model, and of an invalid ball.
-#[sam_runtime::sam(rho = ball.rho, p = ball.p, plain = sgd_loss)]
-fn sam_loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> candle_core::Result<Tensor> {
+/// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n). With ρ = 0
+/// the gradient is the plain one.
+#[sam_runtime::sam(rho = ball.rho, p = ball.p)]
+fn loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> candle_core::Result<Tensor> {
     model.cross_entropy(x, y)
 }
 
@@ -106,53 +106,87 @@ pub fn run(
     set: &Arc<Dataset>,
     mode: TrainMode,
     seed: u64,
-    mut tell: impl FnMut(Epoch) -> Result<()>,
+    tell: impl FnMut(Epoch) -> Result<()>,
 ) -> Result<()> {
     let shape = [set.channels, set.height, set.width];
     let model: Model = Model::at(&config.device, config.architecture, shape, set.classes.len(), seed)?;
-    let mut sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
+    let sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
     let [mut train, test] = ImageSet::both(set).map(|images| images.on(&config.device.device));
     add_noise(train.labels_mut(), set.classes.len(), config.noise.0, config.noise.1, seed)?;
-
-    let steps = train.steps(config.batch);
-    for done in 0..config.epochs {
-        let start = Instant::now();
-        let progress = |step| (done * steps + step) as f64 / (config.epochs * steps) as f64;
-        let rate = |step| config.sgd.lr * cosine(progress(step));
-        let batches = train.shuffled(config.batch, config.augment, seed, done);
-        let loss = match mode {
-            TrainMode::Sgd => epoch(&model, &mut sgd, batches, rate, |model, x, y| sgd_loss(model, x, y, config.ball))?,
-            TrainMode::Sam => epoch(&model, &mut sgd, batches, rate, |model, x, y| sam_loss(model, x, y, config.ball))?,
-        };
-        let seconds = start.elapsed().as_secs_f64();
-        let train_error = error_rate(&model, train.in_order(TEST_BATCH))?;
-        let test_error = error_rate(&model, test.in_order(TEST_BATCH))?;
-        tell(Epoch { mode, seed, epoch: done + 1, loss, train_error, test_error, seconds })?;
-    }
-    Ok(())
+    let rho = if mode == TrainMode::Sgd { 0.0 } else { config.ball.rho };
+    let per_epoch = train.steps(config.batch);
+    let mut run = Run {
+        config,
+        ball: Ball { rho, ..config.ball },
+        mode,
+        seed,
+        model,
+        sgd,
+        train,
+        test,
+        per_epoch,
+        step: 0,
+        loss: MeanLoss::default(),
+        started: Instant::now(),
+        tell,
+    };
+    fit(&mut run).map(|_| ())
 }
 
-/// One epoch: the same loop for both losses. Returns the mean loss.
-///
-/// # Errors
-/// Those of the loss and the optimizer.
-fn epoch<O: Optimizer>(
-    model: &Model,
-    optimizer: &mut O,
-    batches: Batches,
-    schedule: impl Fn(usize) -> f64,
-    loss: impl Fn(&Model, &Tensor, &Tensor) -> candle_core::Result<Tensor>,
-) -> candle_core::Result<f64> {
-    // Summed on the device: reading each would synchronize with a GPU.
-    let (mut sum, mut count) = (None::<Tensor>, 0);
-    for (step, batch) in batches.enumerate() {
-        let (x, y) = batch?;
-        optimizer.set_learning_rate(schedule(step));
-        let loss = loss(model, &x, &y)?;
-        optimizer.backward_step(&loss)?;
-        let loss = loss.detach().to_dtype(DType::F64)?;
-        sum = Some(sum.map_or(Ok(loss.clone()), |sum| sum + loss)?);
-        count += 1;
+struct Run<'a, F> {
+    config: &'a CompareConfig,
+    ball: Ball,
+    mode: TrainMode,
+    seed: u64,
+    model: Model,
+    sgd: Sgd,
+    train: ImageSet,
+    test: ImageSet,
+    /// Steps of an epoch.
+    per_epoch: usize,
+    /// Completed steps.
+    step: usize,
+    loss: MeanLoss,
+    /// The start of the epoch.
+    started: Instant,
+    tell: F,
+}
+
+impl<F: FnMut(Epoch) -> Result<()>> Fit for Run<'_, F> {
+    type Batch = (Tensor, Tensor);
+    type Batches = Batches;
+
+    fn position(&self) -> Option<Position> {
+        let (epoch, done) = (self.step / self.per_epoch, self.step % self.per_epoch);
+        (epoch < self.config.epochs).then_some(Position { epoch, done })
     }
-    Ok(sum.map_or(Ok(0.0), |sum| sum.to_scalar::<f64>())? / f64::from(count.max(1)))
+
+    fn begin_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {
+        self.started = Instant::now();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn batches(&self, at: Position) -> Batches {
+        self.train.shuffled(self.config.batch, self.config.augment, self.seed, at.epoch).after(at.done)
+    }
+
+    fn step(&mut self, _: Position, (x, y): Self::Batch) -> Result<ControlFlow<()>> {
+        let progress = self.step as f64 / (self.config.epochs * self.per_epoch) as f64;
+        self.sgd.set_learning_rate(self.config.sgd.lr * cosine(progress));
+        let loss = loss(&self.model, &x, &y, self.ball)?;
+        self.sgd.backward_step(&loss)?;
+        self.loss.add(&loss)?;
+        self.step += 1;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn end_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {
+        let loss = self.loss.take()?;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let train_error = error_rate(&self.model, self.train.in_order(TEST_BATCH))?;
+        let test_error = error_rate(&self.model, self.test.in_order(TEST_BATCH))?;
+        let (mode, seed) = (self.mode, self.seed);
+        (self.tell)(Epoch { mode, seed, epoch: epoch + 1, loss, train_error, test_error, seconds })?;
+        Ok(ControlFlow::Continue(()))
+    }
 }
