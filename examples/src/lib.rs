@@ -19,7 +19,7 @@
 //! util          devices, random number streams, schedules, signals
 //! ```
 //!
-//! Where to start: [`losses`] for the attribute, [`trainer::fit`] for the training loop,
+//! Where to start: [`losses`] for the attribute, [`trainer::fit()`] for the training loop,
 //! [`experiments::compare::run`] for the shortest training that uses both.
 
 pub mod augment;

@@ -10,14 +10,14 @@ use crate::models::params::trained;
 /// Images (n, channels, height, width) and their targets (n, classes): probabilities, multiplied by the weight of the
 /// example.
 #[derive(Clone, Debug)]
-pub struct Examples {
+pub struct TargetBatch {
     /// Images.
     pub x: Tensor,
     /// Target probabilities.
     pub target: Tensor,
 }
 
-impl Split for Examples {
+impl Split for TargetBatch {
     fn rows(&self) -> Result<usize> {
         self.x.rows()
     }
@@ -64,7 +64,7 @@ impl Objective<'_> {
     /// # Errors
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
-    pub fn cross_entropy(&self, examples: &Examples, sam: &Sam) -> Result<(Tensor, Tensor)> {
+    pub fn cross_entropy(&self, examples: &TargetBatch, sam: &Sam) -> Result<(Tensor, Tensor)> {
         self.decayed(nn::cross_entropy_soft(&self.logits(examples)?, &examples.target)?)
     }
 
@@ -73,7 +73,7 @@ impl Objective<'_> {
     /// # Errors
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
-    pub fn generalized_cross_entropy(&self, examples: &Examples, sam: &Sam) -> Result<(Tensor, Tensor)> {
+    pub fn generalized_cross_entropy(&self, examples: &TargetBatch, sam: &Sam) -> Result<(Tensor, Tensor)> {
         let powers = (log_softmax(&self.logits(examples)?, 1)? * GCE_Q)?.exp()?;
         let costs = (powers.affine(-1.0, 1.0)? / GCE_Q)?;
         self.decayed((costs * &examples.target)?.sum(D::Minus1)?.mean_all()?)
@@ -85,7 +85,7 @@ impl Objective<'_> {
     /// # Errors
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
-    pub fn balanced_cross_entropy(&self, examples: &Examples, sam: &Sam) -> Result<(Tensor, Tensor)> {
+    pub fn balanced_cross_entropy(&self, examples: &TargetBatch, sam: &Sam) -> Result<(Tensor, Tensor)> {
         let logits = self.logits(examples)?;
         let mean = log_softmax(&logits, 1)?.exp()?.mean(0)?;
         let even = (mean.elem_count() as f64).recip();
@@ -93,7 +93,7 @@ impl Objective<'_> {
         self.decayed((nn::cross_entropy_soft(&logits, &examples.target)? + divergence)?)
     }
 
-    fn logits(&self, examples: &Examples) -> Result<Tensor> {
+    fn logits(&self, examples: &TargetBatch) -> Result<Tensor> {
         self.model.forward(&examples.x, !self.frozen)
     }
 
@@ -118,10 +118,10 @@ mod tests {
     use super::*;
     use crate::models::Architecture;
 
-    fn examples() -> Examples {
+    fn examples() -> TargetBatch {
         let pixels: Vec<f32> = (0..6 * 16).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
         let target: Vec<f32> = (0..6 * 3).map(|i| if i % 3 == i / 3 % 3 { 1.0 } else { 0.0 }).collect();
-        Examples {
+        TargetBatch {
             x: Tensor::from_vec(pixels, (6, 1, 4, 4), &Device::Cpu).unwrap(),
             target: Tensor::from_vec(target, (6, 3), &Device::Cpu).unwrap(),
         }
@@ -165,7 +165,7 @@ mod tests {
     fn shards_have_perturbations_of_their_own() {
         let model = Model::new(Architecture::Mlp(8), [1, 4, 4], 3, 1).unwrap();
         let (sam, all) = (Sam::new(0.5), examples());
-        let gradient = |m, examples: &Examples| {
+        let gradient = |m, examples: &TargetBatch| {
             let objective = Objective { model: &model, decay: 0.0, frozen: false, m };
             let gradient = objective.cross_entropy(examples, &sam).unwrap().0.backward().unwrap();
             let head = trained(model.vars()).into_iter().find(|(name, _)| name == "head.weight").unwrap().1;

@@ -102,5 +102,10 @@ fn no_files_use_each_other_in_a_circle() {
         let done = done.0.clone();
         open.remove(&done);
     }
-    assert!(open.is_empty(), "among these files there is a circle: {open:#?}");
+    let uses = |(file, uses): (&Module, &BTreeSet<Module>)| {
+        let used: Vec<_> = uses.iter().filter(|used| open.contains_key(*used)).map(|used| used.join("/")).collect();
+        format!("{} uses {}", file.join("/"), used.join(", "))
+    };
+    let circle: Vec<_> = open.iter().map(uses).collect();
+    assert!(circle.is_empty(), "a circle, and what uses its files:\n{}", circle.join("\n"));
 }

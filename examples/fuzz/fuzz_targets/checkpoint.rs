@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 
 use image::{GrayImage, Luma};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use sam_examples::util::device::DeviceConfig;
-use sam_examples::recipe::{RecipePatch, Recipe, Scale};
+use sam_examples::recipe::{Recipe, RecipePatch, Scale};
 use sam_examples::trainer::{Data, Job, Next};
+use sam_examples::util::device::DeviceConfig;
 use sha2::{Digest as _, Sha256};
 
 /// Stands in the place of the digest.

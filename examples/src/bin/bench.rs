@@ -1,4 +1,4 @@
-//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the fewest milliseconds of each part.
+//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the minimum milliseconds of each part.
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! The Hessian's largest eigenvalues of trained networks, and a picture of the whole spectrum (section 4.2, Figure 3).
+//! The largest eigenvalues of the Hessian of trained networks, and a chart of the whole spectrum (section 4.2, Figure 3).
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -29,8 +29,8 @@ const FILES: [&str; 3] = ["spectrum.md", "spectrum.json", "spectrum.png"];
 
 /// Show the sharpness of the minima that `train` has found.
 ///
-/// Recipe, scale, settings and seed are those that the networks were trained with: they say which network it is and what
-/// the training images and their labels are.
+/// Recipe, scale, settings and seed are those that the networks were trained with: they determine the network, the
+/// training images and their labels.
 #[derive(Debug, Parser)]
 #[command(
     name = "spectrum",
@@ -41,14 +41,14 @@ struct Options {
     #[command(flatten)]
     recipe: RecipeArgs,
 
-    /// Weights to look at, each with a name: sgd=runs/sgd/weights.safetensors
+    /// Weights, each with a name: sgd=runs/sgd/weights.safetensors
     #[arg(required = true, value_name = "NAME=FILE")]
     weights: Vec<String>,
 
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Training images that the loss is taken of, the first ones; 0 for all
+    /// Number of training images of the loss, from the first one on; 0 for all
     #[arg(long, default_value_t = 0)]
     images: usize,
 

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-/// A data set that [`download`](super::download()) knows where to find.
+/// A data set that [`download`](super::download()) can fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Archive {
     /// CIFAR-10, 170 MB.

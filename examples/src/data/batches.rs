@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::augment::Policy;
 
-    /// By the values at which the pixels' centers are.
+    /// Interpolated at the centers of the pixels.
     #[test]
     fn images_are_brought_to_another_size() {
         let set = Arc::new(super::super::embedded::embedded().unwrap());

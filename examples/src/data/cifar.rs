@@ -140,7 +140,7 @@ pub(super) mod tests {
     use super::super::load;
     use super::*;
 
-    /// Records whose pixels tell which channel and record they are of.
+    /// Records whose pixels identify channel and record.
     fn records(layout: &Layout, labels: &[u8]) -> Vec<u8> {
         let record = |(number, &label): (usize, &u8)| {
             let mut bytes = vec![7; layout.label_bytes - 1];

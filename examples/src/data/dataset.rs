@@ -12,13 +12,13 @@ pub struct Split {
 }
 
 impl Split {
-    /// How many images there are.
+    /// The number of images.
     #[must_use]
     pub fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// Whether there is no image; never so after [`load`](super::load) or [`embedded`](super::embedded()).
+    /// Whether there is no image; never so after [`load`](super::load()) or [`embedded`](super::embedded()).
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
@@ -28,7 +28,7 @@ impl Split {
 /// Labelled images of one size, for training and for testing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// What it is called in reports: "CIFAR-10", or the name of its folder.
+    /// The name in reports: "CIFAR-10", or that of its folder.
     pub name: String,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
@@ -38,9 +38,9 @@ pub struct Dataset {
     pub height: usize,
     /// Pixels of a row.
     pub width: usize,
-    /// What to train on.
+    /// The training images.
     pub train: Split,
-    /// What to test on.
+    /// The test images.
     pub test: Split,
     /// What was left out of the set, for the user.
     pub notes: Vec<String>,
@@ -62,8 +62,8 @@ impl Dataset {
         self.channels * self.height * self.width
     }
 
-    /// Keeps the first `n` training images; all, if there are not so many. In sets of pictures they are of all classes, for
-    /// [`load`](super::load) mixes them; the other sets are stored in a mixed order.
+    /// Keeps the first `n` training images. In sets of pictures they are of all classes, for
+    /// [`load`](super::load()) mixes them; the other sets are stored in a mixed order.
     pub fn limit(&mut self, n: usize) {
         self.train.images.truncate(n.saturating_mul(self.image_len()));
         self.train.labels.truncate(n);
@@ -76,7 +76,7 @@ impl Dataset {
     #[must_use]
     pub fn mean_std(&self) -> MeanStd {
         let plane = (self.height * self.width).max(1);
-        // Whole numbers: exact, whatever the order.
+        // Integers: exact in any order.
         let mut sums = vec![(0u64, 0u64); self.channels];
         let images = self.train.images.chunks_exact(self.image_len().max(1));
         let count = (images.len() * plane).max(1) as u64;

@@ -1,4 +1,4 @@
-//! Digests of data sets, by which a program notices that it resumes with other data.
+//! Digests of data sets, which tell a resumed training that its data has changed.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::util::hex::hex;
 struct Fields(Sha256);
 
 impl Fields {
-    /// `kind` tells the digests of this module apart.
+    /// `kind` separates the digests of different types.
     fn new(kind: &str) -> Self {
         let mut fields = Self(Sha256::new());
         fields.bytes(kind.as_bytes());

@@ -24,14 +24,14 @@ pub fn download(archive: Archive, into: &Path, progress: &ProgressBar) -> Result
     fetch(&archive.spec(), into, progress)
 }
 
-/// Downloads files, checks the length and the hash of each, puts them, or what they unpack to, in a folder of the
-/// data set's own in `into` (made if need be), and returns that folder, for [`load`](super::load). If it is there
+/// Downloads files, checks the length and the hash of each, puts them, or what they unpack to, in the folder
+/// of the data set in `into` (created if needed), and returns that folder, for [`load`](super::load()). If it is there
 /// already and complete, nothing is done.
 ///
-/// Servers are trusted by the certificates of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR` where these are set;
-/// by those that are compiled in where a system has none.
+/// Servers are verified with the root certificates of the system, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR` if these are
+/// set, or the compiled-in ones if the system has none.
 ///
-/// `progress` is made to count bytes; [`ProgressBar::hidden`] for silence.
+/// `progress` counts bytes; [`ProgressBar::hidden`] shows nothing.
 ///
 /// # Errors
 ///
@@ -59,7 +59,7 @@ pub fn fetch(spec: &ArchiveSpec<'_>, into: &Path, progress: &ProgressBar) -> Res
     Ok(target)
 }
 
-/// Copies a file into a folder, which is made if need be.
+/// Copies a file into a folder, which is created if needed.
 fn copy(mut from: File, folder: &Path, name: &str) -> Result<(), DataError> {
     let path = folder.join(name);
     let copied = fs::create_dir_all(folder)

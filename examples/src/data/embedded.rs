@@ -1,4 +1,4 @@
-//! The data set that is always there: a part of Fashion-MNIST, compiled into the program.
+//! The data set that is compiled in: a part of Fashion-MNIST.
 
 use super::dataset::Dataset;
 use super::error::DataError;

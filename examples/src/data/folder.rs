@@ -11,7 +11,7 @@ use super::error::DataError;
 use super::listing::{Listed, Picture, list_halves};
 use super::paths::folder_name;
 
-/// The largest `image_size` that [`load`](super::load) takes, in pixels.
+/// The largest `image_size` that [`load`](super::load()) takes, in pixels.
 pub const MAX_IMAGE_SIZE: u32 = 1024;
 
 /// The number of pictures that are decoded at a time, which bounds the additional memory.

@@ -79,7 +79,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// The names that [`load`](super::load) looks for, for its error message.
+/// The names that [`load`](super::load()) looks for, for its error message.
 pub(super) fn looked_for() -> String {
     let cifar = cifar::LAYOUTS.map(|layout| {
         let files = layout.files().collect::<Vec<_>>().join(", ");

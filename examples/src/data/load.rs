@@ -26,7 +26,7 @@ use super::paths::expect_folder;
 ///
 /// # Errors
 ///
-/// If nothing, or more than one data set, is recognized, and if anything in the files is not as it should be.
+/// If no data set, or more than one, is recognized, and if a file is invalid.
 pub fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataError> {
     expect_folder(dir)?;
     let found = Found::all(dir);

@@ -1,4 +1,4 @@
-//! Pictures of a folder that are decoded when they are needed: for sets that do not fit into memory, such as ImageNet.
+//! Folders of pictures that are decoded when they are needed, for sets that do not fit into memory, such as ImageNet.
 
 use std::path::{Path, PathBuf};
 
@@ -18,11 +18,11 @@ pub struct Pictures {
     pub folder: PathBuf,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// What to train on, in a random order that is always the same: the first of them are of all classes.
+    /// The training pictures, in a fixed random order, so that the first of them are of all classes.
     pub train: Vec<(PathBuf, u32)>,
-    /// What to test on, class by class.
+    /// The test pictures, class by class.
     pub test: Vec<(PathBuf, u32)>,
-    /// Pixels of a side that each is brought to.
+    /// The size in pixels that each is scaled to.
     pub side: u32,
     /// What was left out of the set, for the user.
     pub notes: Vec<String>,
@@ -67,11 +67,11 @@ pub(crate) fn read<R: Rng>(path: &Path, side: u32, crop: Crop<'_, R>) -> Result<
     Ok((0..3).flat_map(|channel| part.iter().skip(channel).step_by(3).copied()).collect())
 }
 
-/// The planes of a picture of any size, as those that a network was trained on: `shape` are channels, height and width; as
-/// [`read`] crops the center where pictures were decoded one by one (`lazy`), otherwise the central square, scaled.
+/// The planes of a picture of any size, processed like the training images of a network: `shape` is channels, height and width;
+/// the center is cropped as for pictures that are decoded one by one (`lazy`), otherwise the central square is scaled.
 ///
 /// # Errors
-/// If it is no sound picture.
+/// If it is not a valid picture.
 pub fn read_like(path: &Path, shape: [usize; 3], lazy: bool) -> Result<Vec<u8>, DataError> {
     let [channels, height, width] = shape;
     if lazy {

@@ -18,7 +18,7 @@ use flate2::read::ZlibDecoder;
 use super::dataset::{Dataset, Split, numbered};
 use super::error::DataError;
 
-/// The file to train on and the file to test on.
+/// The training file and the test file.
 pub(super) const FILES: [&str; 2] = ["train_32x32.mat", "test_32x32.mat"];
 
 /// Further training images, which are not read.
@@ -27,7 +27,7 @@ const EXTRA: &str = "extra_32x32.mat";
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// More than the largest file has (531,131): bounds what a damaged one can ask for.
+/// More than the largest file has (531,131): a bound for damaged files.
 const MOST: u32 = 1 << 20;
 
 pub(super) fn is_in(dir: &Path) -> bool {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::params::named;
 use crate::util::rng::Stream;
 
-/// How weights are drawn. Biases begin at 0, normalizations as the identity.
+/// The initialization of weights. Biases start at 0, normalizations as the identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
@@ -68,7 +68,7 @@ fn weights(name: &str, var: &Var, init: Init, plain_blocks: Option<usize>, rng: 
                 _ => normal(deviation, f64::INFINITY, rng),
             }
         }
-        // The variance of a normal distribution that is cut off at two standard deviations is that much smaller.
+        // The variance of a normal distribution that is truncated at two standard deviations is smaller by the square of this factor.
         Init::ImageNet => normal((1.0 / inputs as f64).sqrt() / 0.879_625_661_034_239_8, 2.0, rng),
     })
 }

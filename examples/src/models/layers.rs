@@ -16,13 +16,13 @@ pub trait LayerSet {
     /// A convolution with square kernels of `size`, padded so that stride 1 keeps the image's size.
     ///
     /// # Errors
-    /// If its variable cannot be made.
+    /// If its variable cannot be created.
     fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv>;
 
     /// A batch normalization.
     ///
     /// # Errors
-    /// If its variables cannot be made.
+    /// If its variables cannot be created.
     fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
         Self::norm_with(channels, 1e-5, vb)
     }
@@ -30,13 +30,13 @@ pub trait LayerSet {
     /// A batch normalization with this ε.
     ///
     /// # Errors
-    /// If its variables cannot be made.
+    /// If its variables cannot be created.
     fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm>;
 
     /// A linear layer.
     ///
     /// # Errors
-    /// If its variables cannot be made.
+    /// If its variables cannot be created.
     fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear>;
 
     /// max(x, 0).

@@ -31,7 +31,7 @@ impl<K: LayerSet + 'static> Model<K> {
     /// A network for images of `shape` (channels, height, width), with weights from a seed, drawn as PyTorch does.
     ///
     /// # Errors
-    /// If candle cannot make a variable.
+    /// If candle cannot create a variable.
     pub fn new(architecture: Architecture, shape: [usize; 3], classes: usize, seed: u64) -> Result<Self> {
         Self::at(&DeviceConfig::CPU, architecture, shape, classes, seed)
     }
@@ -39,7 +39,7 @@ impl<K: LayerSet + 'static> Model<K> {
     /// As [`new`](Self::new), on any device. The weights are f32, whatever the dtype of activations.
     ///
     /// # Errors
-    /// If candle cannot make a variable.
+    /// If candle cannot create a variable.
     pub fn at(
         device: &DeviceConfig,
         architecture: Architecture,
@@ -53,7 +53,7 @@ impl<K: LayerSet + 'static> Model<K> {
     /// As [`at`](Self::at), with another initialization. The same seed gives the same weights on every device.
     ///
     /// # Errors
-    /// If candle cannot make a variable.
+    /// If candle cannot create a variable.
     pub fn with_init(
         device: &DeviceConfig,
         architecture: Architecture,
@@ -288,7 +288,7 @@ mod tests {
         assert_ne!(logits(3), logits(4));
     }
 
-    /// Both kits compute the same function of the same weights, and have the same gradients.
+    /// Both layer sets compute the same function of the same weights, and have the same gradients.
     #[test]
     fn the_kits_agree() {
         for architecture in [named("cnn"), named("resnet20")] {

@@ -14,7 +14,7 @@ const STEM: usize = 16;
 /// Of the output to the inner channels.
 const EXPANSION: usize = 4;
 
-/// The last block's branch is kept with one half, the others with more, along a line.
+/// The survival probability of the last block; it grows linearly towards the first.
 const LAST_SURVIVAL: f64 = 0.5;
 
 /// 9n + 2 layers, whose channels grow from block to block.

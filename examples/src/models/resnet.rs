@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::models::layers::{CandleNn, SamRuntime};
 
-    /// What goes into the first block of a network whose other blocks do nothing.
+    /// The input of the first block of a network whose other blocks do nothing.
     fn after_the_stem<K: LayerSet>() -> Vec<f32> {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
@@ -163,7 +163,7 @@ mod tests {
         for (name, var) in vars.data().lock().unwrap().iter() {
             let value = match name.as_str() {
                 "stem.conv.weight" => 1.0,
-                // A normalization that takes 100 off.
+                // A normalization that subtracts 100.
                 "stem.norm.bias" => -100.0,
                 _ => continue,
             };

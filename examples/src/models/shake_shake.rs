@@ -26,7 +26,7 @@ struct Branch<K: LayerSet> {
     second: ConvNorm<K>,
 }
 
-/// Past a block that changes the shape: half of the channels from the pixels that the stride meets, half from those one
+/// The skip connection of a block that changes the shape: half of the channels from the pixels that the stride meets, half from those one
 /// down and to the right.
 struct Halves<K: LayerSet> {
     stride: usize,

@@ -27,7 +27,7 @@ struct Half<K: LayerSet> {
     conv: K::Conv,
 }
 
-/// What goes past the block.
+/// The skip connection.
 enum Past<K: LayerSet> {
     Same,
     Conv(K::Conv),
@@ -86,7 +86,8 @@ impl<K: LayerSet> PreActivation<K> {
         Ok(Self { first: half(from, stride, "first")?, second: half(to, 1, "second")?, skip })
     }
 
-    /// With zeros for channels, the very first block has its activated input go past; the others their input as it is.
+    /// With channels of zeros, the skip connection of the very first block starts at its activated input, that of others at their
+    /// input.
     fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
         let before = activated::<K>(self.first.norm.as_ref(), x, train)?;
         let y = activated::<K>(self.second.norm.as_ref(), &self.first.conv.forward(&before)?, train)?;
@@ -165,7 +166,7 @@ impl<K: LayerSet> Net for MentorMix<K> {
 }
 
 impl<K: LayerSet> LeakyBlock<K> {
-    /// The very first block activates its input before it normalizes it, and has the result go past.
+    /// The very first block activates its input before it normalizes it, and its skip connection starts there.
     fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
         let [(first_norm, first), (second_norm, second)] = [&self.first, &self.second];
         let before = if is_first {
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
     use crate::models::layers::CandleNn;
 
-    /// With a second convolution of zeros a block is what goes past it.
+    /// With a second convolution of zeros a block is its skip connection.
     #[test]
     fn mentormix_activates_before_it_normalises_in_its_first_block() {
         let vars = VarMap::new();
@@ -213,7 +214,7 @@ mod tests {
             let expected = (active - mean) / (variance + 1e-3).sqrt();
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
-        // The other blocks have their input go past as it is.
+        // The skip connection of the other blocks starts at their input.
         assert_eq!(channel(&past(false)), channel(&pad_channels(&x, 1, 1).unwrap()));
     }
 }

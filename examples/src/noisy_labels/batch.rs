@@ -9,7 +9,7 @@ use super::kind::NoisyLabelMethod;
 use super::state::{CORRECTION_START, MethodState};
 use super::targets::{beta, by_softmax, mixed, one_hot, shuffled, weighted};
 use crate::data::Batch;
-use crate::losses::{Examples, Objective};
+use crate::losses::{Objective, TargetBatch};
 use crate::metrics::losses_of;
 use crate::models::Model;
 use crate::models::params::keeping_statistics;
@@ -51,12 +51,12 @@ impl MethodState {
         batch: &Batch,
         progress: f64,
         rng: &mut ChaCha8Rng,
-    ) -> Result<Examples> {
+    ) -> Result<TargetBatch> {
         let classes = model.classes();
         let labels = one_hot(&batch.labels, classes, settings.smoothing, batch.x.device())?;
         match settings.method {
             NoisyLabelMethod::Plain | NoisyLabelMethod::Bootstrap | NoisyLabelMethod::Incv | NoisyLabelMethod::Rog => {
-                Ok(Examples { x: batch.x.clone(), target: labels })
+                Ok(TargetBatch { x: batch.x.clone(), target: labels })
             }
             NoisyLabelMethod::O2u => {
                 // Only in the phase that records losses.
@@ -66,7 +66,7 @@ impl MethodState {
                         self.few[*index as usize] = loss.into();
                     }
                 }
-                Ok(Examples { x: batch.x.clone(), target: labels })
+                Ok(TargetBatch { x: batch.x.clone(), target: labels })
             }
             NoisyLabelMethod::Mixup | NoisyLabelMethod::BootstrapMixup => {
                 let share = beta(settings.alpha, rng)?;
@@ -74,7 +74,7 @@ impl MethodState {
             }
             NoisyLabelMethod::Gce => {
                 let counts = |index: &u32| self.each.get(*index as usize).copied().unwrap_or(1.0);
-                Ok(Examples {
+                Ok(TargetBatch {
                     x: batch.x.clone(),
                     target: weighted(&labels, batch.indices.iter().map(counts).collect())?,
                 })
@@ -82,7 +82,7 @@ impl MethodState {
             NoisyLabelMethod::MentorNet => {
                 let found = losses_of(&in_training(settings, model, &batch.x)?, &batch.y)?;
                 let trusted = self.trusted(0, &found, MENTOR_NET_SHARE, false);
-                Ok(Examples { x: batch.x.clone(), target: weighted(&labels, trusted)? })
+                Ok(TargetBatch { x: batch.x.clone(), target: weighted(&labels, trusted)? })
             }
             NoisyLabelMethod::MentorMix => self.mentor_mix(settings, model, batch, &labels, progress, rng),
             NoisyLabelMethod::MDyrH => {
@@ -113,7 +113,7 @@ impl MethodState {
         labels: &Tensor,
         progress: f64,
         rng: &mut ChaCha8Rng,
-    ) -> Result<Examples> {
+    ) -> Result<TargetBatch> {
         // The published settings, by noise.
         let share = match settings.noise {
             noise if noise <= 0.2 => 0.8,
@@ -135,7 +135,7 @@ impl MethodState {
         let log = candle_nn::ops::log_softmax(&in_training(settings, model, &mixture.x)?, 1)?;
         let found = (log * &mixture.target)?.sum(1)?.neg()?.to_vec1::<f32>()?;
         let target = weighted(&mixture.target, self.trusted(1, &found, share, progress < BURN_IN))?;
-        Ok(Examples { target, ..mixture })
+        Ok(TargetBatch { target, ..mixture })
     }
 }
 
@@ -147,7 +147,7 @@ impl NoisyLabelMethod {
     pub fn loss(
         self,
         objective: &Objective<'_>,
-        examples: &Examples,
+        examples: &TargetBatch,
         corrects: bool,
         sam: &Sam,
     ) -> candle_core::Result<(Tensor, Tensor)> {
@@ -270,7 +270,8 @@ mod tests {
         assert!(target.iter().all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-5), "{target:?}");
     }
 
-    /// Losses are those of the step, in which a batch normalization goes by the batch; it has not moved its statistics.
+    /// Losses are those in training mode, in which a batch normalization uses the statistics of the batch; its running statistics
+    /// do not change.
     #[test]
     fn losses_are_those_of_training() {
         let model: Model = Model::new(Architecture::MlpNorm(8), [1, 4, 4], 3, 1).unwrap();
@@ -330,7 +331,7 @@ mod tests {
         let objective = Objective { model: &model, decay: 0.0, frozen: false, m: usize::MAX };
         let (batch, sam) = (batch(), Sam::default());
         let target = one_hot(&batch.labels, 3, 0.0, &Device::Cpu).unwrap();
-        let examples = Examples { x: batch.x, target };
+        let examples = TargetBatch { x: batch.x, target };
         let value = |loss: (Tensor, Tensor)| loss.0.to_scalar::<f32>().unwrap();
         let loss = |corrects| value(NoisyLabelMethod::MDyrH.loss(&objective, &examples, corrects, &sam).unwrap());
         assert_eq!(loss(false), value(objective.cross_entropy(&examples, &sam).unwrap()));

@@ -142,7 +142,7 @@ impl MethodState {
     pub(super) fn trusted(&mut self, which: usize, losses: &[f32], share: f64, all: bool) -> Vec<f32> {
         let mut sorted = losses.to_vec();
         sorted.sort_by(f32::total_cmp);
-        // The nearest of them, counted from the largest.
+        // The nearest rank, counted from the largest.
         let most = sorted.len().saturating_sub(1);
         let rank = most - count(most as f64 * (1.0 - share)).min(most);
         let percentile = f64::from(sorted.get(rank).copied().unwrap_or(0.0));

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Beta, Distribution};
 
-use crate::losses::Examples;
+use crate::losses::TargetBatch;
 
 /// A sample of Beta(α, α).
 pub(super) fn beta(alpha: f64, rng: &mut ChaCha8Rng) -> Result<f64> {
@@ -39,7 +39,7 @@ pub(super) fn by_softmax(weights: &[f32], rng: &mut ChaCha8Rng) -> Vec<usize> {
 }
 
 /// A convex combination of each example with its partner: its share of the example, the rest of the partner.
-pub(super) fn mixed(x: &Tensor, target: &Tensor, partners: &[usize], shares: &[f64]) -> Result<Examples> {
+pub(super) fn mixed(x: &Tensor, target: &Tensor, partners: &[usize], shares: &[f64]) -> Result<TargetBatch> {
     let partners = partners.iter().map(|i| *i as u32).collect::<Vec<_>>();
     let partners = Tensor::from_vec(partners, shares.len(), &Device::Cpu)?.to_device(x.device())?;
     let shares: Vec<f32> = shares.iter().map(|share| *share as f32).collect();
@@ -51,7 +51,7 @@ pub(super) fn mixed(x: &Tensor, target: &Tensor, partners: &[usize], shares: &[f
         let rest = of.index_select(&partners, 0)?.broadcast_mul(&shares.affine(-1.0, 1.0)?)?;
         Ok((of.broadcast_mul(&shares)? + rest)?)
     };
-    Ok(Examples { x: mix(x)?, target: mix(target)? })
+    Ok(TargetBatch { x: mix(x)?, target: mix(target)? })
 }
 
 /// Targets (n, classes) multiplied by the weights of the examples (n).

@@ -48,7 +48,7 @@ mod tests {
     use sam_runtime::Sam;
 
     use super::*;
-    use crate::losses::{Examples, Objective};
+    use crate::losses::{Objective, TargetBatch};
     use crate::models::Architecture;
 
     fn values(model: &Model) -> Vec<f64> {
@@ -56,14 +56,14 @@ mod tests {
         statistics(model.vars()).unwrap().into_iter().flat_map(|(_, tensor)| values(tensor)).collect()
     }
 
-    /// Of shards that are all alike: what one of them, the whole batch for itself, would have left.
+    /// Equal shards leave the statistics that one of them as the whole batch leaves.
     #[test]
     fn equal_shards_move_as_one() {
         let pixels: Vec<f32> = (0..4 * 16).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
         let shard = Tensor::from_vec(pixels, (4, 1, 4, 4), &Device::Cpu).unwrap();
         let after = |shards: usize| {
             let model = Model::new(Architecture::MlpNorm(6), [1, 4, 4], 3, 1).unwrap();
-            let examples = Examples {
+            let examples = TargetBatch {
                 x: Tensor::cat(&vec![&shard; shards], 0).unwrap(),
                 target: Tensor::full(1f32 / 3.0, (4 * shards, 3), &Device::Cpu).unwrap(),
             };

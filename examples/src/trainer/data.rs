@@ -29,7 +29,7 @@ pub struct Data {
     pub test: ImageSet,
 }
 
-/// Folders of a recipe's name, and what a set in it must be called.
+/// Names of data sets in recipes, and the names of the sets.
 const NAMES: [(&str, &str); 5] = [
     ("cifar10", "CIFAR-10"),
     ("cifar100", "CIFAR-100"),
@@ -38,7 +38,7 @@ const NAMES: [(&str, &str); 5] = [
     ("svhn", "SVHN"),
 ];
 
-/// Mean and standard deviation of the training images, as published by everybody: another copy has others.
+/// The published means of the training images; those of other copies differ.
 const ORIGINALS: [(&str, [f64; 3]); 2] = [
     ("CIFAR-10", [0.491_399_68, 0.482_158_41, 0.446_530_91]),
     ("CIFAR-100", [0.507_075_16, 0.486_548_87, 0.440_917_84]),
@@ -59,7 +59,7 @@ impl Data {
     /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device.
     ///
     /// # Errors
-    /// If it is not there, or damaged, or too small.
+    /// If it is missing, damaged, or too small.
     pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
         let Stored { name, class_names, digest, notes, halves: [train, test] } = Stored::read(recipe, folder)?;
         let classes = class_names.len();
@@ -114,7 +114,7 @@ impl Stored {
             });
         }
         let size = (recipe.image_size > 0).then_some(recipe.image_size);
-        // Sets of one size are kept as they are, and augmented so.
+        // Sets of a fixed size are augmented at that size.
         let known = NAMES.iter().find(|(name, _)| *name == recipe.data);
         let set = data::load(&folder, size.filter(|_| known.is_none()))?;
         let Some((_, expected)) = known else {
@@ -159,7 +159,7 @@ fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// Whether a set that has the name of a well-known one has other images.
+/// Whether a set with a well-known name has other images.
 fn is_a_copy(set: &Dataset) -> bool {
     let known = ORIGINALS.iter().find(|(name, _)| set.name == *name);
     known.is_some_and(|(_, mean)| {

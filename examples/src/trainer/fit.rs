@@ -13,7 +13,7 @@ pub struct Position {
     pub done: usize,
 }
 
-/// A training that [`fit`] runs. A method that returns [`ControlFlow::Break`] stops it.
+/// A training that [`fit()`] runs. A method that returns [`ControlFlow::Break`] stops it.
 pub trait Fit {
     /// A batch.
     type Batch;

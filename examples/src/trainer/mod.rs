@@ -1,6 +1,6 @@
 //! The trainer: logs, checkpoints every so often and on signals, and deterministic resumption.
 //!
-//! [`fit`] is the training loop. [`Job::run`] runs it for each phase of a recipe's method, with everything around it. The
+//! [`fit()`] is the training loop. [`Job::run`] runs it for each phase of a recipe's method, with everything around it. The
 //! step is the same for SGD and for SAM, which is the attribute on the loss functions; of SAM the trainer only saves the state,
 //! and logs by how much the loss rises.
 

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 use sam_runtime::nn;
 
-use crate::losses::{Examples, Objective};
+use crate::losses::{Objective, TargetBatch};
 use crate::models::Model;
 use crate::models::params::{keeping_statistics, trained_vars};
 use crate::noisy_labels::NoisyLabelMethod;
@@ -25,7 +25,7 @@ impl Orders {
     pub(super) fn of(
         recipe: &Recipe,
         objective: &Objective<'_>,
-        examples: &Examples,
+        examples: &TargetBatch,
         labels: &Tensor,
         corrects: bool,
     ) -> Result<Self> {
@@ -47,7 +47,7 @@ fn gradient(
     method: NoisyLabelMethod,
     recipe: &Recipe,
     objective: &Objective<'_>,
-    examples: &Examples,
+    examples: &TargetBatch,
     corrects: bool,
     vars: &[Var],
 ) -> Result<Vec<Option<Tensor>>> {
@@ -73,7 +73,7 @@ fn cosine(a: &[Option<Tensor>], b: &[Option<Tensor>]) -> Result<f64> {
 }
 
 /// The error of a batch at w + ε̂, from the logits of the descent pass.
-fn error_at(model: &Model, examples: &Examples, labels: &Tensor, recipe: &Recipe, vars: &[Var]) -> Result<f64> {
+fn error_at(model: &Model, examples: &TargetBatch, labels: &Tensor, recipe: &Recipe, vars: &[Var]) -> Result<f64> {
     let sam = Recipe { second_order: false, ..recipe.clone() }.sam(vars)?;
     let mut guesses = None;
     sam.loss(|| {
@@ -102,7 +102,7 @@ mod tests {
         let pixels: Vec<f32> = (0..8 * 16).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
         let labels = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1], &Device::Cpu).unwrap();
         let target: Vec<f32> = (0..24).map(|i| if i % 3 == (i / 3) % 3 { 1.0 } else { 0.0 }).collect();
-        let examples = Examples {
+        let examples = TargetBatch {
             x: Tensor::from_vec(pixels, (8, 1, 4, 4), &Device::Cpu).unwrap(),
             target: Tensor::from_vec(target, (8, 3), &Device::Cpu).unwrap(),
         };

@@ -13,7 +13,7 @@ use super::orders::Orders;
 use super::outcome::{Diverged, is_not_finite};
 use super::training::{Training, Unread};
 use crate::data::Batch;
-use crate::losses::{Examples, Objective};
+use crate::losses::{Objective, TargetBatch};
 use crate::models::params::trained;
 use crate::noisy_labels::Phase;
 use crate::util::rng::Stream;
@@ -89,7 +89,7 @@ impl Training<'_> {
     }
 
     /// The gradient and the update; returns the loss without the weight decay.
-    fn descend(&mut self, examples: &Examples, corrects: bool) -> Result<Tensor> {
+    fn descend(&mut self, examples: &TargetBatch, corrects: bool) -> Result<Tensor> {
         let recipe = self.job.recipe;
         let objective = self.objective();
         let rows = examples.x.dim(0)?;
