@@ -24,7 +24,7 @@ const BURN_IN: f64 = 0.09;
 
 /// What the methods need of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
+pub struct MethodSettings {
     /// The method.
     pub method: NoisyLabelMethod,
     /// The share of each label that is spread over all classes.
@@ -46,7 +46,7 @@ impl MethodState {
     /// Those of the model.
     pub fn examples(
         &mut self,
-        settings: &Settings,
+        settings: &MethodSettings,
         model: &Model,
         batch: &Batch,
         progress: f64,
@@ -107,7 +107,7 @@ impl MethodState {
     /// Partners are drawn by trust, and an example that is not trusted has the smaller share of its combination.
     fn mentor_mix(
         &mut self,
-        settings: &Settings,
+        settings: &MethodSettings,
         model: &Model,
         batch: &Batch,
         labels: &Tensor,
@@ -160,7 +160,7 @@ impl NoisyLabelMethod {
 }
 
 /// The logits of images in training mode, shard by shard; running statistics are restored.
-fn in_training(settings: &Settings, model: &Model, x: &Tensor) -> Result<Tensor> {
+fn in_training(settings: &MethodSettings, model: &Model, x: &Tensor) -> Result<Tensor> {
     keeping_statistics(model.vars(), || {
         let shards = settings.partition.shards(x.dim(0)?)?;
         let logits = shards
@@ -183,9 +183,9 @@ mod tests {
         Stream::Step { phase: 0, step: 3 }.rng(0)
     }
 
-    fn settings(method: NoisyLabelMethod) -> Settings {
+    fn settings(method: NoisyLabelMethod) -> MethodSettings {
         let partition = Partition { micro_batches: 1, m: 0, is_sam: false };
-        Settings { method, smoothing: 0.0, alpha: 1.0, noise: 0.0, frozen_norm: false, partition }
+        MethodSettings { method, smoothing: 0.0, alpha: 1.0, noise: 0.0, frozen_norm: false, partition }
     }
 
     fn batch() -> Batch {
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    fn examples(settings: &Settings, state: &mut MethodState, progress: f64) -> Vec<Vec<f32>> {
+    fn examples(settings: &MethodSettings, state: &mut MethodState, progress: f64) -> Vec<Vec<f32>> {
         let model = Model::new(Architecture::Mlp(8), [1, 4, 4], 3, 1).unwrap();
         let examples = state.examples(settings, &model, &batch(), progress, &mut step_rng()).unwrap();
         assert_eq!(examples.x.dims(), [8, 1, 4, 4]);
@@ -220,15 +220,18 @@ mod tests {
                 assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{method:?}: {row:?}");
             }
         }
-        let smoothing = Settings { smoothing: 0.3, ..settings(NoisyLabelMethod::Plain) };
+        let smoothing = MethodSettings { smoothing: 0.3, ..settings(NoisyLabelMethod::Plain) };
         let smooth = examples(&smoothing, &mut MethodState::default(), 0.0);
         assert!((smooth[1][1] - 0.8).abs() < 1e-6 && (smooth[1][0] - 0.1).abs() < 1e-6);
     }
 
     #[test]
     fn mixup_mixes_images_as_labels() {
-        let target =
-            examples(&Settings { alpha: 8.0, ..settings(NoisyLabelMethod::Mixup) }, &mut MethodState::default(), 0.0);
+        let target = examples(
+            &MethodSettings { alpha: 8.0, ..settings(NoisyLabelMethod::Mixup) },
+            &mut MethodState::default(),
+            0.0,
+        );
         // One share for the batch: of a row's own label, the rest of its partner's.
         let own: Vec<f32> =
             target.iter().zip([0, 1, 2, 0, 1, 2, 0, 1]).map(|(row, label): (_, usize)| row[label]).collect();
@@ -263,7 +266,7 @@ mod tests {
         assert_eq!(state.few[0], 3.75);
         assert_eq!(state.trusted(1, &losses, 0.75, true), [1.0; 8]);
         let mut state = MethodState { few: vec![-100.0, -100.0], ..MethodState::default() };
-        let noisy = |noise| Settings { noise, ..settings(NoisyLabelMethod::MentorMix) };
+        let noisy = |noise| MethodSettings { noise, ..settings(NoisyLabelMethod::MentorMix) };
         let target = examples(&noisy(0.8), &mut state, 0.5);
         assert!(target.iter().any(|row| row.iter().sum::<f32>() == 0.0), "{target:?}");
         let target = examples(&noisy(0.2), &mut MethodState::default(), 0.5);
@@ -281,7 +284,7 @@ mod tests {
             var.to_vec1::<f32>().unwrap()
         };
         let partition = Partition { micro_batches: 1, m: 4, is_sam: false };
-        let settings = Settings { partition, ..settings(NoisyLabelMethod::Plain) };
+        let settings = MethodSettings { partition, ..settings(NoisyLabelMethod::Plain) };
         let (before, batch) = (statistics(), batch());
         let found = in_training(&settings, &model, &batch.x).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(statistics(), before);
@@ -294,7 +297,7 @@ mod tests {
     #[test]
     fn losses_are_recorded_step_by_step() {
         let model: Model = Model::new(Architecture::Mlp(8), [1, 4, 4], 3, 1).unwrap();
-        let settings = Settings { noise: 0.4, ..settings(NoisyLabelMethod::O2u) };
+        let settings = MethodSettings { noise: 0.4, ..settings(NoisyLabelMethod::O2u) };
         let batch = batch();
         let mut state = MethodState::default();
         let step = |state: &mut MethodState| {
@@ -350,7 +353,7 @@ mod tests {
     #[test]
     fn wrong_labels_are_corrected_as_far_as_they_are_held_for_wrong() {
         let certain = |weight: f64| vec![1.0, 1.0, 1.0 - weight, 1.0, 1.0, weight, 0.0, 5.0];
-        let settings = Settings { alpha: 0.01, ..settings(NoisyLabelMethod::MDyrH) };
+        let settings = MethodSettings { alpha: 0.01, ..settings(NoisyLabelMethod::MDyrH) };
         let kept = examples(&settings, &mut MethodState { few: certain(1e-9), each: Vec::new() }, 0.5);
         let corrected = examples(&settings, &mut MethodState { few: certain(1.0 - 1e-9), each: Vec::new() }, 0.5);
         assert_ne!(kept, corrected);

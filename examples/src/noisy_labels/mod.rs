@@ -15,7 +15,7 @@ mod phases;
 mod state;
 mod targets;
 
-pub use self::batch::Settings;
+pub use self::batch::MethodSettings;
 pub use self::discriminant::discriminate;
 pub use self::kind::NoisyLabelMethod;
 pub use self::phases::{AfterPhase, Fold, Phase, PhaseLr, Start, TrainSubset};

@@ -8,7 +8,7 @@ use sam_runtime::variants::{Combination, Direction};
 use super::keys::{AscentDirection, Recipe};
 use super::scale::Scale;
 use crate::augment::Augment;
-use crate::noisy_labels::Settings;
+use crate::noisy_labels::MethodSettings;
 use crate::util::numbers::count;
 use crate::util::partition::Partition;
 
@@ -56,8 +56,8 @@ impl Recipe {
 
     /// What the noisy-label methods need.
     #[must_use]
-    pub fn noisy_label_settings(&self) -> Settings {
-        Settings {
+    pub fn noisy_label_settings(&self) -> MethodSettings {
+        MethodSettings {
             method: self.method,
             smoothing: self.smoothing,
             alpha: self.alpha,
