@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::log_softmax;
-use sam_runtime::{Sam, Split, nn, sam};
+use sam_runtime::{Sam, SplitBatch, nn, sam};
 
 use crate::models::Model;
 use crate::models::params::trained;
@@ -17,7 +17,7 @@ pub struct TargetBatch {
     pub target: Tensor,
 }
 
-impl Split for TargetBatch {
+impl SplitBatch for TargetBatch {
     fn rows(&self) -> Result<usize> {
         self.x.rows()
     }
@@ -65,7 +65,7 @@ impl Objective<'_> {
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
     pub fn cross_entropy(&self, examples: &TargetBatch, sam: &Sam) -> Result<(Tensor, Tensor)> {
-        self.decayed(nn::cross_entropy_soft(&self.logits(examples)?, &examples.target)?)
+        self.decayed(nn::cross_entropy_with_probs(&self.logits(examples)?, &examples.target)?)
     }
 
     /// The generalized cross-entropy (1 - f^q) / q of the probability f of the target.
@@ -90,7 +90,7 @@ impl Objective<'_> {
         let mean = log_softmax(&logits, 1)?.exp()?.mean(0)?;
         let even = (mean.elem_count() as f64).recip();
         let divergence = (mean.log()?.mean_all()?.neg()? + even.ln())?;
-        self.decayed((nn::cross_entropy_soft(&logits, &examples.target)? + divergence)?)
+        self.decayed((nn::cross_entropy_with_probs(&logits, &examples.target)? + divergence)?)
     }
 
     fn logits(&self, examples: &TargetBatch) -> Result<Tensor> {

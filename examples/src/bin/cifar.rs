@@ -179,7 +179,7 @@ fn noise(options: &Options) -> (f64, Noise) {
 }
 
 fn ball(options: &Options) -> Ball {
-    let usual = if is_embedded(options) { 0.2 } else { Sam::RHO };
+    let usual = if is_embedded(options) { 0.2 } else { Sam::DEFAULT_RHO };
     Ball { rho: options.rho.unwrap_or(usual), p: options.p.unwrap_or(2.0) }
 }
 

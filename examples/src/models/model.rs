@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Module, VarBuilder, VarMap};
-use sam_runtime::nn::{self, Draws};
+use sam_runtime::nn::{self, RngStream};
 
 use super::architecture::{Architecture, Skip};
 use super::init::{self, Init};
@@ -21,7 +21,7 @@ pub struct Model<K: LayerSet = SamRuntime> {
     net: Box<dyn Net>,
     head: K::Linear,
     vars: VarMap,
-    draws: Draws,
+    draws: RngStream,
     classes: usize,
     dtype: DType,
     channels_last: bool,
@@ -80,7 +80,7 @@ impl<K: LayerSet + 'static> Model<K> {
     ) -> Result<Self> {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &device.device);
-        let draws = Draws::seeded(seed);
+        let draws = RngStream::new(seed);
         let (pixels, channels) = (shape.iter().product(), shape[0]);
         let (net, width): (Box<dyn Net>, usize) = match architecture {
             Architecture::Mlp(width) => (Box::new(Mlp::<K>::new(&[pixels, width], &vb)?), width),
@@ -133,7 +133,7 @@ impl<K: LayerSet + 'static> Model<K> {
 
     /// The random number stream of its random layers.
     #[must_use]
-    pub fn draws(&self) -> &Draws {
+    pub fn draws(&self) -> &RngStream {
         &self.draws
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
-use sam_runtime::nn::{Draws, ShakeDrop};
+use sam_runtime::nn::{RngStream, ShakeDrop};
 
 use super::layers::LayerSet;
 use super::net::{Net, pad_channels};
@@ -50,7 +50,7 @@ impl<K: LayerSet> Pyramid<K> {
         channels: usize,
         depth: usize,
         alpha: usize,
-        draws: Option<&Draws>,
+        draws: Option<&RngStream>,
         vb: &VarBuilder<'_>,
     ) -> Result<Self> {
         let stem = ConvNorm::new(channels, STEM, 3, 1, &vb.pp("stem"))?;

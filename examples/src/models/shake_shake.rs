@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
-use sam_runtime::nn::{Draws, Shake};
+use sam_runtime::nn::{self, RngStream};
 
 use super::layers::LayerSet;
 use super::net::{Net, groups};
@@ -16,7 +16,7 @@ pub(super) struct ShakeShake<K: LayerSet> {
 
 struct Block<K: LayerSet> {
     branches: [Branch<K>; 2],
-    shake: Shake,
+    shake: nn::ShakeShake,
     skip: Option<Halves<K>>,
 }
 
@@ -35,7 +35,7 @@ struct Halves<K: LayerSet> {
 }
 
 impl<K: LayerSet> ShakeShake<K> {
-    pub(super) fn new(channels: usize, width: usize, draws: &Draws, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub(super) fn new(channels: usize, width: usize, draws: &RngStream, vb: &VarBuilder<'_>) -> Result<Self> {
         let widths = [width, 2 * width, 4 * width];
         let block = |from, to, stride, vb: &VarBuilder<'_>| Block::new(from, to, stride, draws, vb);
         Ok(Self {
@@ -56,7 +56,7 @@ impl<K: LayerSet> Net for ShakeShake<K> {
 }
 
 impl<K: LayerSet> Block<K> {
-    fn new(from: usize, to: usize, stride: usize, draws: &Draws, vb: &VarBuilder<'_>) -> Result<Self> {
+    fn new(from: usize, to: usize, stride: usize, draws: &RngStream, vb: &VarBuilder<'_>) -> Result<Self> {
         let branch = |name: &str| -> Result<_> {
             let vb = vb.pp(name);
             Ok(Branch {
@@ -65,7 +65,7 @@ impl<K: LayerSet> Block<K> {
             })
         };
         let skip = (from != to).then(|| Halves::new(from, to, stride, &vb.pp("skip"))).transpose()?;
-        Ok(Self { branches: [branch("left")?, branch("right")?], shake: Shake::new(draws.clone()), skip })
+        Ok(Self { branches: [branch("left")?, branch("right")?], shake: nn::ShakeShake::new(draws.clone()), skip })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {

@@ -26,12 +26,12 @@ impl Recipe {
             sam = sam.direction(Direction::Random).vars(trained.iter().cloned());
         }
         if self.inner_steps != 1 {
-            sam = sam.ascents(self.inner_steps, 1.0);
+            sam = sam.ascent_steps(self.inner_steps, 1.0);
         }
         if self.second_order {
             sam = sam.combination(Combination::SecondOrder);
         }
-        sam.check()?;
+        sam.validate()?;
         Ok(sam)
     }
 

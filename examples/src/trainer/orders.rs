@@ -80,7 +80,7 @@ fn error_at(model: &Model, examples: &TargetBatch, labels: &Tensor, recipe: &Rec
         let logits = model.forward(&examples.x, !recipe.frozen_norm)?;
         // The last pass is the descent pass.
         guesses = Some(logits.detach().argmax(1)?);
-        nn::cross_entropy_soft(&logits, &examples.target)
+        nn::cross_entropy_with_probs(&logits, &examples.target)
     })?;
     let guesses: Vec<u32> = guesses.map_or_else(|| Ok(Vec::new()), |guesses| guesses.to_vec1())?;
     let labels: Vec<u32> = labels.to_vec1()?;

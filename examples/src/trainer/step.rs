@@ -32,7 +32,7 @@ impl Training<'_> {
         let progress = step as f64 / steps as f64;
         let rate = rate(recipe, phase, step, steps, per_epoch);
         self.sgd.set_learning_rate(rate);
-        self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+        self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
         let mut rng = Stream::Step { phase: self.progress.phase, step }.rng(self.job.seed);
         let examples =
             self.labels.state.examples(&recipe.noisy_label_settings(), &self.model, batch, progress, &mut rng)?;
@@ -40,7 +40,7 @@ impl Training<'_> {
         let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
         let orders = if recipe.compare_orders && writes_line {
             let orders = Orders::of(recipe, &self.objective(), &examples, &batch.y, corrects)?;
-            self.model.draws().seek(step as u64 * DRAWS_PER_STEP);
+            self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
             Some(orders)
         } else {
             None
@@ -51,7 +51,7 @@ impl Training<'_> {
             Err(error) => return Err(error),
         };
         self.read()?;
-        self.unread = Some(Unread { step, loss, last: self.sam.last() });
+        self.unread = Some(Unread { step, loss, last: self.sam.last_stats() });
         if self.job.device.device.is_cpu() || writes_line || self.loss.is_nan() {
             self.read()?;
         }
@@ -106,7 +106,7 @@ impl Training<'_> {
         let (mut sum, mut total): (Option<Tensor>, Option<GradStore>) = (None, None);
         for part in parts {
             let share = part.len() as f64 / rows as f64;
-            let part = sam_runtime::Split::narrow_rows(examples, part.start, part.len())?;
+            let part = sam_runtime::SplitBatch::narrow_rows(examples, part.start, part.len())?;
             let (loss, alone) = recipe.method.loss(&objective, &part, corrects, &self.sam)?;
             let alone = if share == 1.0 { alone.detach() } else { (alone.detach() * share)? };
             sum = Some(sum.map_or(Ok(alone.clone()), |sum| sum + alone)?);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use sam_runtime::optim::Sgd;
-use sam_runtime::{Last, Sam};
+use sam_runtime::{StepStats, Sam};
 use serde_json::json;
 
 use super::checkpoint::{Checkpoint, Progress};
@@ -51,11 +51,11 @@ pub(super) struct Training<'a> {
 pub(super) struct Unread {
     pub(super) step: usize,
     pub(super) loss: Tensor,
-    pub(super) last: Option<Last>,
+    pub(super) last: Option<StepStats>,
 }
 
 /// L(w + ε̂) - L(w) of a step, if it has evaluated both.
-fn rise(last: &Last) -> Result<Option<f64>> {
+fn rise(last: &StepStats) -> Result<Option<f64>> {
     Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
 }
 

@@ -15,7 +15,7 @@ pub fn table(variants: &[Variant], runs: &[Run]) -> String {
     for variant in variants {
         let runs = of(variant.name);
         let mean = |value: &dyn Fn(&Run) -> f64| Mean::of(&runs.iter().map(|run| value(run)).collect::<Vec<_>>());
-        let gain = Mean::of(&runs.iter().zip(&sam).map(|(run, sam)| sam.last() - run.last()).collect::<Vec<_>>());
+        let gain = Mean::of(&runs.iter().zip(&sam).map(|(run, sam)| sam.last_stats() - run.last()).collect::<Vec<_>>());
         rows.push(vec![
             variant.name.to_owned(),
             runs[0].rho.map_or(String::new(), |rho| format!("{rho}")),

@@ -74,7 +74,7 @@ pub fn train(variant: &Variant, set: &Arc<Dataset>, seed: u64, epochs: usize, rh
     let setting = Setting {
         rho: variant.rho.unwrap_or(0.0) * rho_factor,
         vars: model.vars(),
-        velocities: sgd.velocities(),
+        velocities: sgd.momentum_buffers(),
         rate: params.lr,
         steps: steps as u64,
         epoch: per_epoch as u64,
@@ -147,8 +147,8 @@ impl Fit for Training {
         self.sgd.set_learning_rate(rate);
         self.sam.set_learning_rate(rate);
         self.sgd.backward_step(&(self.loss)(&self.sam, &self.model, &x, &y)?)?;
-        self.sam.finish(rate)?;
-        self.passes += self.sam.last().map_or(1.0, |last| last.passes());
+        self.sam.apply_decoupled(rate)?;
+        self.passes += self.sam.last_stats().map_or(1.0, |last| last.passes());
         self.step += 1;
         Ok(ControlFlow::Continue(()))
     }
