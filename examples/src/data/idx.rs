@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use super::{DataError, Dataset, Split, folder_name, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
+use super::paths::folder_name;
 
 /// The four files; each may end in `.gz`.
 pub(super) const NAMES: [&str; 4] =
