@@ -165,7 +165,7 @@ fn check(options: &Options) -> Result<()> {
         within("image-size", size, 1..=data::MAX_IMAGE_SIZE)?;
     }
     let ball = ball(options);
-    Sam::new(ball.rho).p(ball.p).check()?;
+    Sam::new(ball.rho).p(ball.p).validate()?;
     Ok(())
 }
 
