@@ -415,7 +415,7 @@ fn workers_know_the_pass() {
     }
 }
 
-/// The gradient of FunctionalSam-SAM for z = w², L = Σ z²: J(w + ε̂)ᵀ 2 z(w).
+/// The gradient of Functional-SAM for z = w², L = Σ z²: J(w + ε̂)ᵀ 2 z(w).
 fn functional_gradient(w: &[f64], rho: f64) -> Vec<f64> {
     let g: Vec<f64> = w.iter().map(|w| 4. * w.powi(3)).collect();
     let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();

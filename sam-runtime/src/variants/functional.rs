@@ -1,4 +1,4 @@
-//! FunctionalSam-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
+//! Functional-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::core::pass::{Pass, Run, Step, WeakStep};
 
 /// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
 /// first, so that the result of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
-/// of the loss on top (FunctionalSam-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
+/// of the loss on top (Functional-SAM, Singh et al. 2025, <https://arxiv.org/abs/2502.02407>).
 ///
 /// Call it between the network and the loss, once in a pass; a network with several outputs has one of these for each. In
 /// further passes, which some variants have, the slope is that of the first one too. Slopes are remembered for each step, so
@@ -111,7 +111,7 @@ impl CustomOp1 for Slope {
                 candle_core::bail!("expected outputs of {:?} as in the first pass, found {:?}", slope.dims(), z.dims())
             }
             None => candle_core::bail!(
-                "the first pass of this step took no gradient of the outputs: FunctionalSam-SAM works on whole batches and \
+                "the first pass of this step took no gradient of the outputs: Functional-SAM works on whole batches and \
                  on `parts`, not on `hardest` examples"
             ),
         }

@@ -97,7 +97,7 @@ pub fn variants() -> Vec<Variant> {
         new("WSAM", Some(0.4), |s| Sam::wsam().radius(Radius::Constant(s.rho))),
         new("WSAM, coupled", Some(0.025), |s| Sam::new(s.rho).combination(Combination::Wsam { gamma: 0.9 })),
         new("Stable SAM", Some(0.4), |s| Sam::stable().radius(Radius::Constant(s.rho))),
-        with("FunctionalSam-SAM", Some(0.4), |s| Sam::new(s.rho), functional),
+        with("Functional-SAM", Some(0.4), |s| Sam::new(s.rho), functional),
         new("F-SAM", Some(0.4), |s| Sam::f_sam().radius(Radius::Constant(s.rho))),
         new("VaSSO", Some(0.4), |s| Sam::vasso().radius(Radius::Constant(s.rho))),
         new("MSAM", Some(2.0), |s| Sam::momentum_sam(s.velocities.clone()).radius(Radius::Constant(s.rho))),
