@@ -4,8 +4,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
 
-use super::context::{Fresh, device, place, with};
-use super::launch::nn::Patches;
+use super::buffers::{Fresh, device, place};
+use super::context::with;
+use super::launch::im2col::Patches;
 use crate::kernels::cpu::conv::Conv;
 
 /// The most elements of patches that there are at a time.

@@ -1,10 +1,11 @@
 //! SAM's arithmetic and the optimizer's, over all variables at once.
 
 use candle_core::cuda::WrapErr;
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::context::{Fresh, Place, device, place, with};
-use super::launch::sam::{self, Entry, Metric};
+use super::buffers::{Fresh, Place, device, place};
+use super::context::with;
+use super::launch::params::{self, Entry, Metric};
 use super::launch::{Machine, Memory, code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
@@ -36,13 +37,13 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
         entries.push(Entry { dtype: w.dtype, size: w.elements, metric, pointers: vec![w.address, g.address, mask] });
     }
     entries.retain(|entry| entry.size > 0);
-    with(&device, |engine| sam::perturb(engine, ball, entries))?;
+    with(&device, |engine| params::perturb(engine, ball, entries))?;
     drop(converted);
     Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect())
 }
 
 /// One step of stochastic gradient descent, of all variables.
-pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
+pub(crate) fn sgd(step: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     let Some(first) = moves.first() else { return Ok(()) };
     let mut entries = Vec::with_capacity(moves.len());
     for Move { var, grad, velocity } in moves {
@@ -51,7 +52,7 @@ pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
         let pointers = vec![w.address, g.address, velocity];
         entries.push(Entry { dtype: w.dtype, size: w.elements, metric: Metric::One, pointers });
     }
-    with(device(first.var)?, |engine| sam::sgd(engine, params, &entries))
+    with(device(first.var)?, |engine| params::sgd(engine, step, &entries))
 }
 
 /// Σ a b, on the device.
@@ -60,16 +61,11 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     total(pairs, 1.0, wide(first.dtype()))?.tensor()
 }
 
-/// f Σ w², of the type of w.
-pub(crate) fn penalty(w: &Tensor, factor: f64) -> Result<(CudaStorage, Shape)> {
-    Ok(total(&[(w, w)], factor, w.dtype())?.output())
-}
-
-fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<Fresh> {
+pub(super) fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<Fresh> {
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
     let home = device(pairs[0].0)?;
     let total = Fresh::new(home, dtype, ())?;
-    with(home, |engine| sam::dot(engine, &entries, factor, code(dtype)?, total.address()?))?;
+    with(home, |engine| params::dot(engine, &entries, factor, code(dtype)?, total.address()?))?;
     Ok(total)
 }
 
@@ -81,7 +77,7 @@ pub(crate) fn mix(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -
     let (alpha, beta) = (alpha?, beta?);
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
     let numbers = [place(&alpha)?.address, place(&beta)?.address];
-    with(device(first)?, |engine| sam::mix(engine, &entries, code(dtype)?, numbers))
+    with(device(first)?, |engine| params::mix(engine, &entries, code(dtype)?, numbers))
 }
 
 fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {

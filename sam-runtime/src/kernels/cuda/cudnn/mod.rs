@@ -11,7 +11,8 @@ use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::{Result, Tensor};
 
 use self::graph::{ALIGNMENT, Addresses, Operation, Way};
-use super::context::{Engine, Fresh, address_of, device, with};
+use super::buffers::{Fresh, address_of, device};
+use super::context::{Engine, with};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
 

@@ -1,23 +1,30 @@
 //! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
 //! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
 
-mod nn;
-mod sam;
+mod batch_norm;
+mod branch_mix;
+mod channels;
+mod cross_entropy;
+mod dropout;
+mod elementwise;
+mod im2col;
+mod params;
+mod pool;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use candle_core::{DType, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Layout, Result, Shape};
 use half::{bf16, f16};
 use libloading::{Library, Symbol};
 
 use super::launch::{Arg, Machine, Memory, word};
-
-const SOURCES: [(&str, &str); 2] = [("sam.cu", include_str!("../src/sam.cu")), ("nn.cu", include_str!("../src/nn.cu"))];
+use crate::core::image_layout::ImageLayout;
 
 type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
 
@@ -29,9 +36,9 @@ fn compile() -> Option<Library> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/src");
     let mut program = String::new();
     let mut entries = String::new();
-    for (file, source) in SOURCES {
-        writeln!(program, "#include \"{file}\"").expect("a string can be written to");
-        for name in kernels(source) {
+    for file in kernel_files(&sources) {
+        writeln!(program, "#include \"{}\"", file.display()).expect("a string can be written to");
+        for name in kernels(&std::fs::read_to_string(file).expect("a source can be read")) {
             write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with}},").expect("likewise");
         }
     }
@@ -60,6 +67,15 @@ fn compile() -> Option<Library> {
     assert!(output.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&output.stderr));
     // SAFETY: the library has no initialisers beyond those of its static data.
     Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
+}
+
+/// Every `.cu` file of the folder, in order.
+fn kernel_files(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).expect("the sources are there");
+    let mut files: Vec<_> = files.map(|file| file.expect("the sources are there").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
+    files.sort();
+    files
 }
 
 /// The names of the kernels of a source.
@@ -230,3 +246,38 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
 }
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
+
+const FORMATS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
+
+/// (images, channels, plane) as it lies in memory in this format.
+fn laid(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    match format {
+        ImageLayout::Nchw => values.to_vec(),
+        ImageLayout::Nhwc => values.chunks(channels * plane).flat_map(|x| transposed(x, plane)).collect(),
+    }
+}
+
+/// The way back.
+fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    laid(values, [images, plane, channels], format)
+}
+
+/// Rows of so many columns, column by column.
+fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
+}
+
+/// Runs this in both orders of threads and checks that what it returns has the same bits.
+fn in_both_orders(run: impl Fn(&mut Emulated) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
+    let results = machines().into_iter().map(|mut machine| run(&mut machine).unwrap());
+    let mut results = results.map(|buffers| buffers.iter().map(Buffer::values).collect::<Vec<_>>());
+    let (first, second) = (results.next()?, results.next()?);
+    let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&first), bits(&second), "the order of threads shows: a barrier is missing");
+    Some(first)
+}
+/// The elements of a result on the CPU.
+fn on_cpu((storage, shape): &(CpuStorage, Shape)) -> Vec<f64> {
+    let values = storage.to_dtype(&Layout::contiguous(shape), DType::F64).unwrap();
+    values.as_slice::<f64>().unwrap().to_vec()
+}

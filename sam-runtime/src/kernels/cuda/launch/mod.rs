@@ -3,8 +3,15 @@
 //! A [`Machine`] runs them: a CUDA device, or in the tests the machine's own processor, which a C++ compiler has compiled
 //! the same sources for. Memory is named by addresses here, and everything in this folder is plain arithmetic.
 
-pub(crate) mod nn;
-pub(crate) mod sam;
+pub(crate) mod batch_norm;
+pub(crate) mod branch_mix;
+pub(crate) mod channels;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod elementwise;
+pub(crate) mod im2col;
+pub(crate) mod params;
+pub(crate) mod pool;
 
 use candle_core::{DType, Result};
 
@@ -29,6 +36,12 @@ pub(crate) enum Arg<'a> {
 const PIECE: usize = 480;
 
 pub(crate) type Piece = [u64; PIECE];
+
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// Bytes that are read as one.
+const VECTOR: usize = 16;
 
 /// Memory of a machine that stays, for a purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::super::launch::sam::{Entry, Metric, dot, mix, perturb, sgd};
+use super::super::launch::params::{Entry, Metric, dot, mix, perturb, sgd};
 use super::super::launch::{Memory, code};
 use super::{Buffer, FLOATS, assert_close, machines, numbers, tolerance};
 use crate::core::dtype::wide;
