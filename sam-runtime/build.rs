@@ -36,7 +36,7 @@ fn compile(out: &Path) -> Result<(), Box<dyn Error>> {
         if !status.success() {
             return Err(format!("`{nvcc}` cannot compile {}: {status}", file.display()).into());
         }
-        writeln!(modules, "    (\"{name}\", include_str!({ptx:?})),")?;
+        writeln!(modules, r#"    ("{name}", include_str!(concat!(env!("OUT_DIR"), "/{name}.ptx"))),"#)?;
     }
     std::fs::write(out.join("modules.rs"), format!("const MODULES: &[(&str, &str)] = &[\n{modules}];\n"))?;
     Ok(())

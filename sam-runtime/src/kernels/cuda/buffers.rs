@@ -1,13 +1,13 @@
 //! Tensors of a CUDA device as addresses, and memory that becomes a tensor.
 
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::cuda::cudarc::driver::DevicePtr;
+use candle_core::cuda::cudarc::driver::DevicePtr as _;
 use candle_core::cuda::{CudaDType, CudaDevice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
-use super::launch::code;
+use super::launch::dtype_code;
 use crate::core::image_layout::ImageLayout;
 
 /// What a layer returns: the elements of a tensor of this shape.
@@ -15,15 +15,15 @@ pub(super) type Output = (CudaStorage, Shape);
 
 /// A tensor on a device, without gaps.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct DevicePtr {
     pub(super) address: u64,
     /// Its type's code.
     pub(super) dtype: u32,
     pub(super) elements: usize,
 }
 
-pub(super) fn place(tensor: &Tensor) -> Result<Place> {
-    Ok(Place { address: address_of(tensor)?, dtype: code(tensor.dtype())?, elements: tensor.elem_count() })
+pub(super) fn device_ptr(tensor: &Tensor) -> Result<DevicePtr> {
+    Ok(DevicePtr { address: address_of(tensor)?, dtype: dtype_code(tensor.dtype())?, elements: tensor.elem_count() })
 }
 
 /// Where a tensor's elements begin, floats or i64.
@@ -60,13 +60,13 @@ pub(super) fn device(tensor: &Tensor) -> Result<&CudaDevice> {
 }
 
 /// Memory that is about to be written: a tensor to be.
-pub(super) struct Fresh {
+pub(super) struct UninitTensor {
     pub(super) storage: CudaStorage,
     pub(super) shape: Shape,
     pub(super) format: ImageLayout,
 }
 
-impl Fresh {
+impl UninitTensor {
     pub(super) fn new(device: &CudaDevice, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
         // SAFETY: whoever makes one has a kernel write all of it before it becomes a tensor.

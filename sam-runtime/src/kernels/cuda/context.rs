@@ -18,7 +18,7 @@ use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
 use super::cudnn::plans::Convolutions;
-use super::launch::{Arg, Machine, Memory, word};
+use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
 // `MODULES: &[(&str, &str)]`: the name and the PTX of every source in `src`.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
@@ -27,36 +27,36 @@ include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 const THREADS: u32 = 256;
 
 /// What there is on a device, for one thread: a thread has a stream of its own, and cuDNN's handle is for one thread.
-pub(super) struct Engine {
+pub(super) struct CudaContext {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
-    pub(super) memory: HashMap<Memory, CudaSlice<u64>>,
+    pub(super) scratch: HashMap<Scratch, CudaSlice<u64>>,
     #[cfg(feature = "cudnn")]
     pub(super) convolutions: Convolutions,
 }
 
 thread_local! {
-    static ENGINES: RefCell<HashMap<DeviceId, Engine>> = RefCell::default();
+    static CONTEXTS: RefCell<HashMap<DeviceId, CudaContext>> = RefCell::default();
 }
 
 /// Runs `f` with what there is on a device.
-pub(super) fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Engine) -> Result<R>) -> Result<R> {
-    ENGINES.with_borrow_mut(|engines| {
-        let engine = match engines.entry(device.id()) {
-            Entry::Occupied(engine) => engine.into_mut(),
-            Entry::Vacant(place) => place.insert(Engine::new(device)?),
+pub(super) fn with_context<R>(device: &CudaDevice, f: impl FnOnce(&mut CudaContext) -> Result<R>) -> Result<R> {
+    CONTEXTS.with_borrow_mut(|contexts| {
+        let context = match contexts.entry(device.id()) {
+            Entry::Occupied(context) => context.into_mut(),
+            Entry::Vacant(place) => place.insert(CudaContext::new(device)?),
         };
-        let result = f(engine)?;
+        let result = f(context)?;
         // The launches here tell cudarc nothing. On one stream they need not; with several it would have to know.
-        if engine.stream.context().is_managing_stream_synchronization() {
-            engine.stream.synchronize().w()?;
+        if context.stream.context().is_managing_stream_synchronization() {
+            context.stream.synchronize().w()?;
         }
         Ok(result)
     })
 }
 
-impl Engine {
+impl CudaContext {
     fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         keep_memory(&stream)?;
@@ -66,7 +66,7 @@ impl Engine {
             convolutions: Convolutions::default(),
             stream,
             functions: HashMap::new(),
-            memory: HashMap::new(),
+            scratch: HashMap::new(),
         })
     }
 }
@@ -83,8 +83,8 @@ pub(super) fn keep_memory(stream: &CudaStream) -> Result<()> {
     }
 }
 
-impl Machine for Engine {
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
+impl Launcher for CudaContext {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
         if blocks == 0 {
             return Ok(());
         }
@@ -102,17 +102,17 @@ impl Machine for Engine {
         let mut launch = self.stream.launch_builder(function);
         for arg in args {
             match arg {
-                Arg::U32(x) => launch.arg(x),
-                Arg::U64(x) => launch.arg(x),
-                Arg::F64(x) => launch.arg(x),
-                Arg::Piece(x) => launch.arg(*x),
-                Arg::Channels(x) => launch.arg(x),
-                Arg::Affine(x) => launch.arg(x),
-                Arg::Pool(x) => launch.arg(x),
-                Arg::Convolution(x) => launch.arg(x),
+                KernelArg::U32(x) => launch.arg(x),
+                KernelArg::U64(x) => launch.arg(x),
+                KernelArg::F64(x) => launch.arg(x),
+                KernelArg::TableChunk(x) => launch.arg(*x),
+                KernelArg::Channels(x) => launch.arg(x),
+                KernelArg::Affine(x) => launch.arg(x),
+                KernelArg::Pool(x) => launch.arg(x),
+                KernelArg::Convolution(x) => launch.arg(x),
             };
         }
-        let (grid_dim, block_dim) = ((word(blocks)?, 1, 1), (THREADS, 1, 1));
+        let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (THREADS, 1, 1));
         // SAFETY: `device` gives each kernel the arguments that it has, which the tests run on the processor. Addresses are
         // those of tensors that the caller holds, or of this engine's memory; what is freed later is freed in the order of
         // the same stream.
@@ -120,10 +120,10 @@ impl Machine for Engine {
         Ok(())
     }
 
-    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
-        if self.memory.get(&purpose).is_none_or(|memory| memory.len() < words) {
-            self.memory.insert(purpose, self.device.alloc_zeros::<u64>(words.next_power_of_two())?);
+    fn scratch(&mut self, purpose: Scratch, words: usize) -> Result<u64> {
+        if self.scratch.get(&purpose).is_none_or(|scratch| scratch.len() < words) {
+            self.scratch.insert(purpose, self.device.alloc_zeros::<u64>(words.next_power_of_two())?);
         }
-        Ok(self.memory.get(&purpose).map_or(0, |memory| memory.device_ptr(&self.stream).0))
+        Ok(self.scratch.get(&purpose).map_or(0, |scratch| scratch.device_ptr(&self.stream).0))
     }
 }

@@ -4,14 +4,14 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::buffers::{Fresh, Output, device, place};
-use super::context::with;
+use super::buffers::{Output, UninitTensor, device, device_ptr};
+use super::context::with_context;
 #[cfg(feature = "cudnn")]
 use super::cudnn;
 use super::im2col;
 use super::launch::channels::{self, Channels};
-use super::launch::code;
-use super::launch::im2col::Weight;
+use super::launch::dtype_code;
+use super::launch::im2col::Filters;
 use super::linear::bias_back;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
@@ -21,8 +21,9 @@ pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Res
     let (x, w) = (&args[0], filters(&args[1], &args[0])?);
     let y = convolved(conv, x, &w)?;
     if let Some(bias) = args.get(2) {
-        let (dtypes, addresses) = ([code(x.dtype())?, place(bias)?.dtype], [y.address()?, place(bias)?.address]);
-        with(device(x)?, |engine| channels::bias(engine, outputs(conv, x), dtypes, addresses))?;
+        let (dtypes, addresses) =
+            ([dtype_code(x.dtype())?, device_ptr(bias)?.dtype], [y.address()?, device_ptr(bias)?.address]);
+        with_context(device(x)?, |context| channels::bias(context, outputs(conv, x), dtypes, addresses))?;
     }
     kept.get_or_init(|| w);
     Ok(y.output())
@@ -48,7 +49,7 @@ pub(crate) fn conv_back(
     args.iter().enumerate().map(gradient).collect()
 }
 
-fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     #[cfg(feature = "cudnn")]
     if let Some(y) = cudchannels::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
@@ -76,7 +77,7 @@ fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> 
 fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dw) = cudchannels::backward_filter(conv, x, dy, ImageLayout::of(x))? {
-        return exchanged(&dw, weight.dtype(), ImageLayout::Nchw);
+        return permuted(&dw, weight.dtype(), ImageLayout::Nchw);
     }
     if ImageLayout::of(x) == ImageLayout::Nhwc {
         return back_to_weight(conv, &x.contiguous()?, weight, &dy.contiguous()?);
@@ -86,19 +87,19 @@ fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Resu
 
 /// The weight, in the type and format of what it is multiplied with.
 fn filters(w: &Tensor, images: &Tensor) -> Result<Tensor> {
-    exchanged(w, images.dtype(), ImageLayout::of(images))
+    permuted(w, images.dtype(), ImageLayout::of(images))
 }
 
 /// A weight in this type and format.
-fn exchanged(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
+fn permuted(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
     let (filters, channels, height, width) = w.dims4()?;
     if ImageLayout::of(w) == format || height * width == 1 {
         return w.to_dtype(dtype);
     }
-    let sizes = Weight { filters, channels, places: height * width };
-    let (from, to) = (place(w)?, Fresh { format, ..Fresh::new(device(w)?, dtype, w.shape())? });
-    let (types, addresses) = ([from.dtype, code(dtype)?], [from.address, to.address()?]);
-    with(device(w)?, |engine| sizes.swap_storage(engine, types, addresses, format))?;
+    let sizes = Filters { filters, channels, places: height * width };
+    let (from, to) = (device_ptr(w)?, UninitTensor { format, ..UninitTensor::new(device(w)?, dtype, w.shape())? });
+    let (types, addresses) = ([from.dtype, dtype_code(dtype)?], [from.address, to.address()?]);
+    with_context(device(w)?, |context| sizes.permute(context, types, addresses, format))?;
     to.tensor()
 }
 

@@ -3,10 +3,10 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
 
-use super::buffers::{Fresh, Output, device, place};
-use super::context::with;
+use super::buffers::{Output, UninitTensor, device, device_ptr};
+use super::context::with_context;
 use super::launch::channels::{self, Channels};
-use super::launch::code;
+use super::launch::dtype_code;
 use crate::core::image_layout::ImageLayout;
 
 /// x wᵀ + b, of (rows, in), (out, in) and (out).
@@ -20,11 +20,11 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Ou
         };
         x.matmul(w, (1, rows, outer, inner), x_layout, w_layout)?
     };
-    let y = Fresh { storage: product, shape: (rows, outer).into(), format: ImageLayout::Nchw };
+    let y = UninitTensor { storage: product, shape: (rows, outer).into(), format: ImageLayout::Nchw };
     if let Some(bias) = bias {
-        let (dtypes, sizes) = ([code(x.dtype())?, place(bias)?.dtype], columns(rows, outer));
-        let addresses = [y.address()?, place(bias)?.address];
-        with(device(x)?, |engine| channels::bias(engine, sizes, dtypes, addresses))?;
+        let (dtypes, sizes) = ([dtype_code(x.dtype())?, device_ptr(bias)?.dtype], columns(rows, outer));
+        let addresses = [y.address()?, device_ptr(bias)?.address];
+        with_context(device(x)?, |context| channels::bias(context, sizes, dtypes, addresses))?;
     }
     Ok(y.output())
 }
@@ -46,8 +46,8 @@ fn columns(rows: usize, columns: usize) -> Channels {
 }
 
 pub(super) fn bias_back(bias: &Tensor, dy: &Tensor, sizes: Channels) -> Result<Tensor> {
-    let (d_bias, dy_place) = (Fresh::like(bias)?, place(dy)?);
-    let (dtypes, addresses) = ([dy_place.dtype, code(bias.dtype())?], [dy_place.address, d_bias.address()?]);
-    with(device(dy)?, |engine| channels::bias_back(engine, sizes, dtypes, addresses))?;
+    let (d_bias, dy_place) = (UninitTensor::like(bias)?, device_ptr(dy)?);
+    let (dtypes, addresses) = ([dy_place.dtype, dtype_code(bias.dtype())?], [dy_place.address, d_bias.address()?]);
+    with_context(device(dy)?, |context| channels::bias_back(context, sizes, dtypes, addresses))?;
     d_bias.tensor()
 }

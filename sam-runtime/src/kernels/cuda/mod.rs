@@ -37,8 +37,8 @@ mod weight_decay;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
-    batch_norm::{BatchNormed, Normalisation, batch_norm, batch_norm_back},
-    branch_mix::{mixture, mixture_back},
+    batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
+    branch_mix::{branch_mix, branch_mix_back},
     buffers::{is_home_of, token},
     conv::{conv, conv_back},
     cross_entropy::{cross_entropy, cross_entropy_back},

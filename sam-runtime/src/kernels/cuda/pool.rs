@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::buffers::{Fresh, Output, device, place};
-use super::context::with;
+use super::buffers::{Output, UninitTensor, device, device_ptr};
+use super::context::with_context;
 use super::launch::pool::Mean;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::shapes::PoolShape;
@@ -12,36 +12,36 @@ use crate::kernels::shapes::PoolShape;
 pub(crate) fn pool(sizes: &PoolShape, x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
     let [rows, columns] = sizes.output;
-    let (from, y) = (place(x)?, Fresh::beside(x, (n, channels, rows, columns))?);
+    let (from, y) = (device_ptr(x)?, UninitTensor::beside(x, (n, channels, rows, columns))?);
     let addresses = [from.address, y.address()?];
-    with(device(x)?, |engine| sizes.forward(engine, from.dtype, addresses))?;
+    with_context(device(x)?, |context| sizes.forward(context, from.dtype, addresses))?;
     Ok(y.output())
 }
 
 /// The gradient of x.
 pub(crate) fn pool_back(sizes: &PoolShape, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let (from, gradient, dx) = (place(x)?, place(dy)?, Fresh::like(x)?);
+    let (from, gradient, dx) = (device_ptr(x)?, device_ptr(dy)?, UninitTensor::like(x)?);
     let addresses = [from.address, gradient.address, dx.address()?];
-    with(device(x)?, |engine| sizes.backward(engine, from.dtype, addresses))?;
+    with_context(device(x)?, |context| sizes.backward(context, from.dtype, addresses))?;
     dx.tensor()
 }
 
 /// The mean of each plane of (n, channels, height, width).
 pub(crate) fn mean(x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
-    let (from, y) = (place(x)?, Fresh::new(device(x)?, x.dtype(), (n, channels))?);
+    let (from, y) = (device_ptr(x)?, UninitTensor::new(device(x)?, x.dtype(), (n, channels))?);
     let addresses = [from.address, y.address()?];
     let means = means(x)?;
-    with(device(x)?, |engine| means.forward(engine, from.dtype, addresses))?;
+    with_context(device(x)?, |context| means.forward(context, from.dtype, addresses))?;
     Ok(y.output())
 }
 
 /// The gradient of x.
 pub(crate) fn mean_back(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let (gradient, dx) = (place(dy)?, Fresh::like(x)?);
+    let (gradient, dx) = (device_ptr(dy)?, UninitTensor::like(x)?);
     let addresses = [gradient.address, dx.address()?];
     let means = means(x)?;
-    with(device(x)?, |engine| means.backward(engine, gradient.dtype, addresses))?;
+    with_context(device(x)?, |context| means.backward(context, gradient.dtype, addresses))?;
     dx.tensor()
 }
 

@@ -4,8 +4,8 @@ use candle_core::DType;
 
 use super::super::launch::batch_norm::{Norm, Running, STATISTICS};
 use super::super::launch::channels::Channels;
-use super::super::launch::code;
-use super::{Buffer, FLOATS, FORMATS, assert_close, in_both_orders, in_planes, laid, machines, numbers, tolerance};
+use super::super::launch::dtype_code;
+use super::{Buffer, FLOATS, FORMATS, assert_close, emulators, in_both_orders, in_planes, laid, numbers, tolerance};
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
@@ -55,9 +55,9 @@ fn normalise(case: Case) {
     let before = before.map(|values| Buffer::new(DType::F32, &values));
     let momentum = 0.1;
 
-    let Some(mut found) = in_both_orders(|machine| {
+    let Some(mut found) = in_both_orders(|launcher| {
         let running = [&before[0], &before[1]].map(|buffer| Buffer::new(DType::F32, &buffer.values()));
-        let [statistics, lines] = [STATISTICS, 2].map(|each| Buffer::empty(DType::F64, each * channels));
+        let [statistics, coefficients] = [STATISTICS, 2].map(|each| Buffer::empty(DType::F64, each * channels));
         let [y, dx, dr] = [(); 3].map(|()| Buffer::empty(dtype, n));
         let [d_weight, d_bias] = [(); 2].map(|()| Buffer::empty(wide(dtype), channels));
         let on = |flag: bool, buffer: &Buffer| if flag { buffer.address() } else { 0 };
@@ -66,22 +66,22 @@ fn normalise(case: Case) {
             eps: 1e-5,
             centred,
             relu,
-            dtype: code(dtype)?,
-            affine_dtype: code(wide(dtype))?,
+            dtype: dtype_code(dtype)?,
+            affine_dtype: dtype_code(wide(dtype))?,
             weight: on(affine, &weight),
             bias: on(affine, &bias),
             statistics: statistics.address(),
         };
         let state = Running { dtype: 0, mean: running[0].address(), var: running[1].address() };
         if fixed {
-            norm.take(machine, state)?;
+            norm.take(launcher, state)?;
         } else {
-            norm.measure(machine, x.address(), Some((state, momentum)))?;
+            norm.measure(launcher, x.address(), Some((state, momentum)))?;
         }
-        norm.forward(machine, [x.address(), on(residual, &r), y.address()])?;
+        norm.forward(launcher, [x.address(), on(residual, &r), y.address()])?;
         let values = [x.address(), on(residual, &y), dy.address()];
         let gradients = [dx.address(), on(residual && relu, &dr), d_weight.address(), d_bias.address()];
-        norm.backward(machine, values, fixed, lines.address(), gradients)?;
+        norm.backward(launcher, values, fixed, coefficients.address(), gradients)?;
         let [mean, var] = running;
         Ok(vec![y, dx, dr, d_weight, d_bias, mean, var])
     }) else {
@@ -131,15 +131,15 @@ fn normalise(case: Case) {
 /// Like a convolution without padding that meets a NaN: nothing of it may be hidden.
 #[test]
 fn normalisation_hands_on_what_is_not_a_number() {
-    for mut machine in machines() {
+    for mut launcher in emulators() {
         let x = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
         let (statistics, y) = (Buffer::empty(DType::F64, STATISTICS), Buffer::empty(DType::F32, 4));
         let sizes = Channels { images: 1, channels: 1, plane: 4, format: ImageLayout::Nchw };
         let statistics = statistics.address();
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
         let norm = Norm { sizes, eps: 1e-5, centred: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
-        norm.measure(&mut machine, x.address(), None).unwrap();
-        norm.forward(&mut machine, [x.address(), 0, y.address()]).unwrap();
+        norm.measure(&mut launcher, x.address(), None).unwrap();
+        norm.forward(&mut launcher, [x.address(), 0, y.address()]).unwrap();
         assert!(y.values().iter().all(|y| y.is_nan()));
     }
 }

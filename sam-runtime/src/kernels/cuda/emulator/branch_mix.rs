@@ -1,7 +1,7 @@
 //! Sums of branches with a weight for each example.
 
 use super::super::launch::branch_mix;
-use super::super::launch::code;
+use super::super::launch::dtype_code;
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, tolerance};
 use crate::core::dtype::wide;
 
@@ -11,12 +11,12 @@ fn mixtures_of_examples() {
         let n = examples * example;
         let [a, b] = [1, 2].map(|seed| Buffer::new(dtype, &numbers(n, seed)));
         let [f, g] = [3, 4].map(|seed| Buffer::new(wide(dtype), &numbers(examples, seed)));
-        let Some(found) = in_both_orders(|machine| {
+        let Some(found) = in_both_orders(|launcher| {
             let (both, one) = (Buffer::empty(dtype, n), Buffer::empty(dtype, n));
-            let (type_code, factors) = (code(dtype)?, [f.address(), g.address()]);
+            let (type_code, factors) = (dtype_code(dtype)?, [f.address(), g.address()]);
             let [two, single] = [[a.address(), b.address(), both.address()], [a.address(), 0, one.address()]];
-            branch_mix::mixture(machine, type_code, two, [n, example], factors)?;
-            branch_mix::mixture(machine, type_code, single, [n, example], [factors[0], 0])?;
+            branch_mix::branch_mix(launcher, type_code, two, [n, example], factors)?;
+            branch_mix::branch_mix(launcher, type_code, single, [n, example], [factors[0], 0])?;
             Ok(vec![both, one])
         }) else {
             return;

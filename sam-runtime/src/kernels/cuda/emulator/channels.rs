@@ -3,7 +3,7 @@
 use candle_core::DType;
 
 use super::super::launch::channels::{self, Channels};
-use super::super::launch::code;
+use super::super::launch::dtype_code;
 use super::{Buffer, FLOATS, FORMATS, assert_close, in_both_orders, in_planes, numbers, tolerance};
 
 #[test]
@@ -11,12 +11,12 @@ fn biases() {
     for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
         for sizes @ [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7], [40, 72, 4], [2, 3, 4096]] {
             let n = images * channels * plane;
-            let (dtypes, bias) = ([code(dtype).unwrap(), 0], Buffer::new(DType::F32, &numbers(channels, 2)));
-            let Some(mut found) = in_both_orders(|machine| {
+            let (dtypes, bias) = ([dtype_code(dtype).unwrap(), 0], Buffer::new(DType::F32, &numbers(channels, 2)));
+            let Some(mut found) = in_both_orders(|launcher| {
                 let sizes = Channels { images, channels, plane, format };
                 let (y, d_bias) = (Buffer::new(dtype, &numbers(n, 1)), Buffer::empty(DType::F32, channels));
-                channels::bias_back(machine, sizes, dtypes, [y.address(), d_bias.address()])?;
-                channels::bias(machine, sizes, dtypes, [y.address(), bias.address()])?;
+                channels::bias_back(launcher, sizes, dtypes, [y.address(), d_bias.address()])?;
+                channels::bias(launcher, sizes, dtypes, [y.address(), bias.address()])?;
                 Ok(vec![y, d_bias])
             }) else {
                 return;

@@ -13,10 +13,10 @@ fn dropout_of_images_that_are_channels_last() {
     let [n, step] = [images * channels * plane, channels];
     let values = numbers(n, 1);
     let x = Buffer::new(DType::F32, &laid(&values, sizes, ImageLayout::Nhwc));
-    let Some(found) = in_both_orders(|machine| {
+    let Some(found) = in_both_orders(|launcher| {
         let y = Buffer::empty(DType::F32, n);
         let mask = Dropout { seed: 77, drop: 0.3, scale: 1.0 / (1.0 - 0.3), plane, step };
-        mask.of(machine, 0, [x.address(), y.address()], n)?;
+        mask.of(launcher, 0, [x.address(), y.address()], n)?;
         Ok(vec![y])
     }) else {
         return;

@@ -2,26 +2,26 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::super::launch::code;
 use super::super::launch::dropout::Dropout;
+use super::super::launch::dtype_code;
 use super::super::launch::elementwise;
-use super::{Buffer, FLOATS, assert_close, in_both_orders, machines, numbers, on_cpu, tolerance};
+use super::{Buffer, FLOATS, assert_close, emulators, in_both_orders, numbers, on_cpu, tolerance};
 use crate::kernels::cpu::dropout::DropoutMask;
 
 #[test]
 fn elementwise_operations() {
     for (dtype, before) in FLOATS.into_iter().flat_map(|dtype| [(dtype, 0), (dtype, 1)]) {
-        let (n, type_code) = (4096 + 37, code(dtype).unwrap());
+        let (n, type_code) = (4096 + 37, dtype_code(dtype).unwrap());
         let [mut a, mut b] = [1, 2].map(|seed| numbers(n, seed));
         (a[5], b[5]) = (0.0, 1.0);
         let [a, b] = [a, b].map(|values| Buffer::shifted(dtype, &values, before));
-        let Some(found) = in_both_orders(|machine| {
+        let Some(found) = in_both_orders(|launcher| {
             let [relu, back, sum, dropped] = [(); 4].map(|()| Buffer::empty(dtype, n));
-            elementwise::relu(machine, type_code, [a.address(), relu.address()], n)?;
-            elementwise::relu_back(machine, type_code, [relu.address(), b.address(), back.address()], n)?;
-            elementwise::add(machine, type_code, [a.address(), b.address(), sum.address()], n)?;
+            elementwise::relu(launcher, type_code, [a.address(), relu.address()], n)?;
+            elementwise::relu_back(launcher, type_code, [relu.address(), b.address(), back.address()], n)?;
+            elementwise::add(launcher, type_code, [a.address(), b.address(), sum.address()], n)?;
             let mask = Dropout { seed: 77, drop: 0.3, scale: 1.0 / (1.0 - 0.3), plane: 1, step: 1 };
-            mask.of(machine, type_code, [a.address(), dropped.address()], n)?;
+            mask.of(launcher, type_code, [a.address(), dropped.address()], n)?;
             Ok(vec![relu, back, sum, dropped])
         }) else {
             return;
@@ -36,9 +36,9 @@ fn elementwise_operations() {
         let dropped = on_cpu(&DropoutMask { drop_p: 0.3, seed: 77 }.apply(&x).unwrap());
         assert_eq!(found[3], dropped, "the mask of the CPU, bitwise, {what}");
     }
-    for mut machine in machines() {
+    for mut launcher in emulators() {
         let (nan, relu) = (Buffer::new(DType::F32, &[f64::NAN]), Buffer::empty(DType::F32, 1));
-        elementwise::relu(&mut machine, 0, [nan.address(), relu.address()], 1).unwrap();
+        elementwise::relu(&mut launcher, 0, [nan.address(), relu.address()], 1).unwrap();
         assert!(relu.values()[0].is_nan());
     }
 }

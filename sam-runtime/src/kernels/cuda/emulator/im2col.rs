@@ -1,7 +1,7 @@
 //! Patches of convolutions, against the convolution of the CPU in f64, and weights between formats.
 
-use super::super::launch::code;
-use super::super::launch::im2col::{Patches, Weight};
+use super::super::launch::dtype_code;
+use super::super::launch::im2col::{Filters, Patches};
 use super::{Buffer, FLOATS, assert_close, in_both_orders, in_planes, numbers, tolerance};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::{self, Conv, Side};
@@ -13,12 +13,12 @@ fn weights_between_formats_and_types() {
         let [filters, channels, places] = sizes;
         let values = numbers(filters * channels * places, 1);
         let x = Buffer::new(from, &values);
-        let Some(found) = in_both_orders(|machine| {
-            let weight = Weight { filters, channels, places };
+        let Some(found) = in_both_orders(|launcher| {
+            let weight = Filters { filters, channels, places };
             let [y, back] = [to, from].map(|dtype| Buffer::empty(dtype, values.len()));
             let (there, home) = ([x.address(), y.address()], [y.address(), back.address()]);
-            weight.swap_storage(machine, [code(from)?, code(to)?], there, ImageLayout::Nhwc)?;
-            weight.swap_storage(machine, [code(to)?, code(from)?], home, ImageLayout::Nchw)?;
+            weight.permute(launcher, [dtype_code(from)?, dtype_code(to)?], there, ImageLayout::Nhwc)?;
+            weight.permute(launcher, [dtype_code(to)?, dtype_code(from)?], home, ImageLayout::Nchw)?;
             Ok(vec![y, back])
         }) else {
             return;
@@ -41,7 +41,7 @@ fn product(a: &[f64], b: &[f64], inner: usize, columns: usize) -> Vec<f64> {
 }
 
 /// From (a, b, plane) to (b, a, plane).
-fn exchanged(x: &[f64], a: usize, b: usize, plane: usize) -> Vec<f64> {
+fn permuted(x: &[f64], a: usize, b: usize, plane: usize) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len());
     for (j, i) in (0..b).flat_map(|j| (0..a).map(move |i| (j, i))) {
         y.extend(&x[(i * b + j) * plane..][..plane]);
@@ -68,19 +68,19 @@ fn patches_of_convolutions() {
         for dtype in FLOATS {
             let x = Buffer::new(dtype, &numbers(n, 1));
             let transposed = {
-                let dy = exchanged(&dy, images, filters, pixels);
+                let dy = permuted(&dy, images, filters, pixels);
                 let w: Vec<f64> = (0..rows).flat_map(|r| w.iter().skip(r).step_by(rows).copied()).collect();
                 Buffer::new(dtype, &product(&w, &dy, filters, columns))
             };
-            let Some(found) = in_both_orders(|machine| {
+            let Some(found) = in_both_orders(|launcher| {
                 let (matrix, dx) = (Buffer::empty(dtype, rows * columns), Buffer::empty(dtype, n));
-                patches.take(machine, code(dtype)?, [x.address(), matrix.address()])?;
-                patches.put_back(machine, code(dtype)?, [transposed.address(), dx.address()])?;
+                patches.take(launcher, dtype_code(dtype)?, [x.address(), matrix.address()])?;
+                patches.col2im(launcher, dtype_code(dtype)?, [transposed.address(), dx.address()])?;
                 Ok(vec![matrix, dx])
             }) else {
                 return;
             };
-            let y = exchanged(&product(&w, &found[0], rows, columns), filters, images, pixels);
+            let y = permuted(&product(&w, &found[0], rows, columns), filters, images, pixels);
             assert_close(&y, &conv::forward(&conv, &x.values(), &w, None), 1e-12, &format!("{dtype:?}, {conv:?}"));
             let dx = conv::input_gradient(&conv, &dy, &w);
             assert_close(&found[1], &dx, 8.0 * tolerance(dtype), &format!("{dtype:?}, {conv:?}"));

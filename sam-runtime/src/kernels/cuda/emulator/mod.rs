@@ -23,7 +23,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Shape};
 use half::{bf16, f16};
 use libloading::{Library, Symbol};
 
-use super::launch::{Arg, Machine, Memory, word};
+use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 use crate::core::image_layout::ImageLayout;
 
 type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
@@ -89,26 +89,26 @@ fn kernels(source: &str) -> Vec<&str> {
 }
 
 /// A machine that runs the threads of a block, and the blocks, in one order or the other.
-struct Emulated {
+struct Emulator {
     run: Symbol<'static, Run>,
-    memory: HashMap<Memory, Vec<u64>>,
+    scratch: HashMap<Scratch, Vec<u64>>,
     descending: bool,
 }
 
 /// Both orders, or nothing where there is no compiler.
-fn machines() -> Vec<Emulated> {
+fn emulators() -> Vec<Emulator> {
     let Some(library) = &*LIBRARY else { return Vec::new() };
-    let machine = |descending| Emulated {
+    let launcher = |descending| Emulator {
         // SAFETY: this is the function's type, see `compile`.
         run: unsafe { library.get(b"run") }.expect("the library has the function that was written for it"),
-        memory: HashMap::new(),
+        scratch: HashMap::new(),
         descending,
     };
-    vec![machine(false), machine(true)]
+    vec![launcher(false), launcher(true)]
 }
 
-impl Machine for Emulated {
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
+impl Launcher for Emulator {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
         // Shared memory is the library's static data: one launch at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -116,18 +116,18 @@ impl Machine for Emulated {
         let mut pointers: Vec<*mut c_void> = args
             .iter_mut()
             .map(|arg| match arg {
-                Arg::U32(x) => std::ptr::from_mut(x).cast(),
-                Arg::U64(x) => std::ptr::from_mut(x).cast(),
-                Arg::F64(x) => std::ptr::from_mut(x).cast(),
-                Arg::Piece(x) => std::ptr::from_ref(*x).cast_mut().cast(),
-                Arg::Channels(x) => std::ptr::from_mut(x).cast(),
-                Arg::Affine(x) => std::ptr::from_mut(x).cast(),
-                Arg::Pool(x) => std::ptr::from_mut(x).cast(),
-                Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::U32(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::U64(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::F64(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::TableChunk(x) => std::ptr::from_ref(*x).cast_mut().cast(),
+                KernelArg::Channels(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Affine(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Pool(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Convolution(x) => std::ptr::from_mut(x).cast(),
             })
             .collect();
-        let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), word(blocks)?);
-        let (pointers, count) = (pointers.as_mut_ptr(), word(args.len())?);
+        let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);
+        let (pointers, count) = (pointers.as_mut_ptr(), to_u32(args.len())?);
         // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
         // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
         match unsafe { (self.run)(name.as_ptr(), blocks, pointers, count, self.descending.into()) } {
@@ -138,22 +138,22 @@ impl Machine for Emulated {
         }
     }
 
-    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
-        let memory = self.memory.entry(purpose).or_default();
-        if memory.len() < words + GUARD.len() {
-            *memory = [&vec![0; words][..], &GUARD].concat();
+    fn scratch(&mut self, purpose: Scratch, words: usize) -> Result<u64> {
+        let scratch = self.scratch.entry(purpose).or_default();
+        if scratch.len() < words + GUARD.len() {
+            *scratch = [&vec![0; words][..], &GUARD].concat();
         }
-        Ok(memory.as_ptr() as u64)
+        Ok(scratch.as_ptr() as u64)
     }
 }
 
 /// Behind the memory that stays: no kernel may write to it.
 const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
 
-impl Drop for Emulated {
+impl Drop for Emulator {
     fn drop(&mut self) {
-        let whole = self.memory.values().all(|memory| memory.ends_with(&GUARD));
-        assert!(whole || std::thread::panicking(), "a kernel has written behind the memory that stays");
+        let whole = self.scratch.values().all(|scratch| scratch.ends_with(&GUARD));
+        assert!(whole || std::thread::panicking(), "a kernel has written past the end of its scratch memory");
     }
 }
 
@@ -208,7 +208,7 @@ impl Buffer {
         let size = self.dtype.size_in_bytes();
         let bytes = &Self::raw(&mut bytes)[self.before * size..];
         let (data, behind) = bytes.split_at(self.len * size);
-        assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "a kernel has written behind its memory");
+        assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "a kernel has written past the end of its buffer");
         let decode = |x: &[u8]| match self.dtype {
             DType::F32 => f32::from_le_bytes(x.try_into().unwrap()).into(),
             DType::F64 => f64::from_le_bytes(x.try_into().unwrap()),
@@ -268,8 +268,8 @@ fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
 }
 
 /// Runs this in both orders of threads and checks that what it returns has the same bits.
-fn in_both_orders(run: impl Fn(&mut Emulated) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
-    let results = machines().into_iter().map(|mut machine| run(&mut machine).unwrap());
+fn in_both_orders(run: impl Fn(&mut Emulator) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
+    let results = emulators().into_iter().map(|mut launcher| run(&mut launcher).unwrap());
     let mut results = results.map(|buffers| buffers.iter().map(Buffer::values).collect::<Vec<_>>());
     let (first, second) = (results.next()?, results.next()?);
     let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();

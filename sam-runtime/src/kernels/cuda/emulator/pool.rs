@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::super::launch::code;
+use super::super::launch::dtype_code;
 use super::super::launch::pool::Mean;
 use super::{
-    Buffer, FLOATS, FORMATS, assert_close, in_both_orders, in_planes, laid, machines, numbers, on_cpu, tolerance,
+    Buffer, FLOATS, FORMATS, assert_close, emulators, in_both_orders, in_planes, laid, numbers, on_cpu, tolerance,
 };
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu;
@@ -27,7 +27,7 @@ fn pooling() {
     for (dtype, (kernel, stride, padding, input)) in FLOATS.into_iter().flat_map(|d| sizes.map(|s| (d, s))) {
         for (max, format) in [false, true].into_iter().flat_map(|max| FORMATS.map(|format| (max, format))) {
             let output = input.map(|side| (side + 2 * padding - kernel) / stride + 1);
-            let (planes, type_code) = (6, code(dtype).unwrap());
+            let (planes, type_code) = (6, dtype_code(dtype).unwrap());
             let step = if format == ImageLayout::Nchw { 1 } else { 3 };
             let pool = PoolShape { max, kernel, stride, padding, input, output, planes, step };
             let [n, m] = [input, output].map(|[a, b]| planes * a * b);
@@ -35,12 +35,12 @@ fn pooling() {
             // Of few different values, so that windows have equals.
             let x: Vec<f64> = numbers(n, 1).into_iter().map(|x| (x * 4.0).round() / 4.0).collect();
             let [x, dy] = [x, numbers(m, 2)].map(|values| Buffer::new(dtype, &values));
-            let Some(mut found) = in_both_orders(|machine| {
+            let Some(mut found) = in_both_orders(|launcher| {
                 let laid = |x: &Buffer, sizes| Buffer::new(dtype, &laid(&x.values(), sizes, format));
                 let (x, dy) = (laid(&x, of_input), laid(&dy, of_output));
                 let (y, dx) = (Buffer::empty(dtype, m), Buffer::empty(dtype, n));
-                pool.forward(machine, type_code, [x.address(), y.address()])?;
-                pool.backward(machine, type_code, [x.address(), dy.address(), dx.address()])?;
+                pool.forward(launcher, type_code, [x.address(), y.address()])?;
+                pool.backward(launcher, type_code, [x.address(), dy.address(), dx.address()])?;
                 Ok(vec![y, dx])
             }) else {
                 return;
@@ -58,11 +58,11 @@ fn pooling() {
         }
     }
     let nan = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
-    for mut machine in machines() {
+    for mut launcher in emulators() {
         let y = Buffer::empty(DType::F32, 1);
         let (input, output) = ([2, 2], [1, 1]);
         let pool = PoolShape { max: true, kernel: 2, stride: 2, padding: 0, input, output, planes: 1, step: 1 };
-        pool.forward(&mut machine, 0, [nan.address(), y.address()]).unwrap();
+        pool.forward(&mut launcher, 0, [nan.address(), y.address()]).unwrap();
         assert!(y.values()[0].is_nan());
     }
 }
@@ -72,13 +72,13 @@ fn means_of_planes() {
     for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
         for sizes @ [images, channels, plane] in [[4, 3, 64], [3, 3, 7], [1, 1, 1], [2, 300, 5]] {
             let (planes, step) = (images * channels, if format == ImageLayout::Nchw { 1 } else { channels });
-            let (means, type_code, n) = (Mean { planes, plane, step }, code(dtype).unwrap(), planes * plane);
+            let (means, type_code, n) = (Mean { planes, plane, step }, dtype_code(dtype).unwrap(), planes * plane);
             let [x, dy] = [(1, n), (2, planes)].map(|(seed, n)| Buffer::new(dtype, &numbers(n, seed)));
-            let Some(mut found) = in_both_orders(|machine| {
+            let Some(mut found) = in_both_orders(|launcher| {
                 let (y, dx) = (Buffer::empty(dtype, planes), Buffer::empty(dtype, n));
                 let x = Buffer::new(dtype, &laid(&x.values(), sizes, format));
-                means.forward(machine, type_code, [x.address(), y.address()])?;
-                means.backward(machine, type_code, [dy.address(), dx.address()])?;
+                means.forward(launcher, type_code, [x.address(), y.address()])?;
+                means.backward(launcher, type_code, [dy.address(), dx.address()])?;
                 Ok(vec![y, dx])
             }) else {
                 return;

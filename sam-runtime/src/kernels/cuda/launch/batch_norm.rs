@@ -2,8 +2,8 @@
 
 use candle_core::Result;
 
-use super::channels::{Channels, Share};
-use super::{Arg, Machine, THREADS, word};
+use super::channels::{Channels, Grid};
+use super::{KernelArg, Launcher, THREADS, to_u32};
 
 /// What a normalisation knows of a channel: mean, 1/σ, γ/σ and β.
 pub(crate) const STATISTICS: usize = 4;
@@ -36,93 +36,99 @@ pub(crate) struct Running {
 
 impl Norm {
     /// Its type is the low half of the first word.
-    fn affine(&self) -> Arg<'static> {
-        Arg::Affine([self.affine_dtype.into(), self.weight, self.bias])
+    fn affine(&self) -> KernelArg<'static> {
+        KernelArg::Affine([self.affine_dtype.into(), self.weight, self.bias])
     }
 
     /// The statistics of the batch; running ones move by `momentum` towards them.
-    pub(crate) fn measure(&self, machine: &mut impl Machine, x: u64, running: Option<(Running, f64)>) -> Result<()> {
-        let parts = self.sizes.moments(machine, self.dtype, x, self.centred)?;
+    pub(crate) fn measure(&self, launcher: &mut impl Launcher, x: u64, running: Option<(Running, f64)>) -> Result<()> {
+        let parts = self.sizes.moments(launcher, self.dtype, x, self.centred)?;
         let (running, momentum) = running.unwrap_or((Running { dtype: 0, mean: 0, var: 0 }, 0.0));
         let args = [
-            Arg::U32(self.dtype),
-            self.sizes.share(self.dtype, &[x])?.arg,
-            Arg::U64(x),
+            KernelArg::U32(self.dtype),
+            self.sizes.grid(self.dtype, &[x])?.arg,
+            KernelArg::U64(x),
             self.affine(),
-            Arg::U32(self.centred.into()),
-            Arg::F64(self.sizes.count()),
-            Arg::F64(self.eps),
+            KernelArg::U32(self.centred.into()),
+            KernelArg::F64(self.sizes.count()),
+            KernelArg::F64(self.eps),
             parts,
-            Arg::U64(self.statistics),
-            Arg::F64(momentum),
-            Arg::U32(running.dtype),
-            Arg::U64(running.mean),
-            Arg::U64(running.var),
+            KernelArg::U64(self.statistics),
+            KernelArg::F64(momentum),
+            KernelArg::U32(running.dtype),
+            KernelArg::U64(running.mean),
+            KernelArg::U64(running.var),
         ];
-        machine.launch("nn_statistics", self.sizes.totals(), &args)
+        launcher.launch("bn_batch_statistics", self.sizes.sum_blocks(), &args)
     }
 
     /// The running statistics, in place of those of the batch.
-    pub(crate) fn take(&self, machine: &mut impl Machine, running: Running) -> Result<()> {
+    pub(crate) fn take(&self, launcher: &mut impl Launcher, running: Running) -> Result<()> {
         let args = [
-            Arg::U32(running.dtype),
-            Arg::U64(running.mean),
-            Arg::U64(running.var),
-            Arg::U32(word(self.sizes.channels)?),
+            KernelArg::U32(running.dtype),
+            KernelArg::U64(running.mean),
+            KernelArg::U64(running.var),
+            KernelArg::U32(to_u32(self.sizes.channels)?),
             self.affine(),
-            Arg::F64(self.eps),
-            Arg::U64(self.statistics),
+            KernelArg::F64(self.eps),
+            KernelArg::U64(self.statistics),
         ];
-        machine.launch("nn_running", self.sizes.channels.div_ceil(THREADS), &args)
+        launcher.launch("bn_running_statistics", self.sizes.channels.div_ceil(THREADS), &args)
     }
 
     /// y = relu(γ (x - mean) / σ + β + residual)
-    pub(crate) fn forward(&self, machine: &mut impl Machine, [x, residual, y]: [u64; 3]) -> Result<()> {
-        let share = self.sizes.share(self.dtype, &[x, residual, y])?;
+    pub(crate) fn forward(&self, launcher: &mut impl Launcher, [x, residual, y]: [u64; 3]) -> Result<()> {
+        let grid = self.sizes.grid(self.dtype, &[x, residual, y])?;
         let args = [
-            Arg::U32(self.dtype),
-            share.arg,
-            Arg::U64(x),
-            Arg::U64(residual),
-            Arg::U64(self.statistics),
-            Arg::U32(self.relu.into()),
-            Arg::U64(y),
+            KernelArg::U32(self.dtype),
+            grid.arg,
+            KernelArg::U64(x),
+            KernelArg::U64(residual),
+            KernelArg::U64(self.statistics),
+            KernelArg::U32(self.relu.into()),
+            KernelArg::U64(y),
         ];
-        machine.launch("nn_normalise", share.blocks, &args)
+        launcher.launch("bn_forward", grid.blocks, &args)
     }
 
     /// The gradients of x, the residual, γ and β from that of y. y is needed where there was a residual, `lines` is memory
     /// for two f64 for each channel, and `fixed` says that the statistics were not those of the batch.
     pub(crate) fn backward(
         &self,
-        machine: &mut impl Machine,
+        launcher: &mut impl Launcher,
         [x, y, dy]: [u64; 3],
         fixed: bool,
-        lines: u64,
+        coefficients: u64,
         [dx, d_residual, d_weight, d_bias]: [u64; 4],
     ) -> Result<()> {
-        let images = [Arg::U64(x), Arg::U64(y), Arg::U64(dy), Arg::U64(self.statistics), Arg::U32(self.relu.into())];
-        let of = |share: &Share| [&[Arg::U32(self.dtype), share.arg], &images[..]].concat();
+        let images = [
+            KernelArg::U64(x),
+            KernelArg::U64(y),
+            KernelArg::U64(dy),
+            KernelArg::U64(self.statistics),
+            KernelArg::U32(self.relu.into()),
+        ];
+        let of = |grid: &Grid| [&[KernelArg::U32(self.dtype), grid.arg], &images[..]].concat();
 
-        let (share, parts) = (self.sizes.share(self.dtype, &[x, y, dy])?, self.sizes.parts(machine)?);
-        machine.launch("nn_slopes", share.blocks, &[&of(&share)[..], &[parts]].concat())?;
+        let (grid, parts) = (self.sizes.grid(self.dtype, &[x, y, dy])?, self.sizes.parts(launcher)?);
+        launcher.launch("bn_backward_reduce", grid.blocks, &[&of(&grid)[..], &[parts]].concat())?;
 
         let args = [
-            share.arg,
-            Arg::U64(self.statistics),
-            Arg::U32(self.centred.into()),
-            Arg::U32(fixed.into()),
-            Arg::F64(self.sizes.count()),
+            grid.arg,
+            KernelArg::U64(self.statistics),
+            KernelArg::U32(self.centred.into()),
+            KernelArg::U32(fixed.into()),
+            KernelArg::F64(self.sizes.count()),
             parts,
-            Arg::U64(lines),
-            Arg::U32(self.affine_dtype),
-            Arg::U64(d_weight),
-            Arg::U64(d_bias),
+            KernelArg::U64(coefficients),
+            KernelArg::U32(self.affine_dtype),
+            KernelArg::U64(d_weight),
+            KernelArg::U64(d_bias),
         ];
-        machine.launch("nn_lines", self.sizes.totals(), &args)?;
+        launcher.launch("bn_backward_coefficients", self.sizes.sum_blocks(), &args)?;
 
-        let share = self.sizes.share(self.dtype, &[x, y, dy, dx, d_residual])?;
-        let outputs = [Arg::U64(lines), Arg::U64(dx), Arg::U64(d_residual)];
-        machine.launch("nn_normalise_back", share.blocks, &[&of(&share)[..], &outputs].concat())
+        let grid = self.sizes.grid(self.dtype, &[x, y, dy, dx, d_residual])?;
+        let outputs = [KernelArg::U64(coefficients), KernelArg::U64(dx), KernelArg::U64(d_residual)];
+        launcher.launch("bn_backward", grid.blocks, &[&of(&grid)[..], &outputs].concat())
     }
 }

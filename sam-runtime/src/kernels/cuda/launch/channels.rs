@@ -2,20 +2,20 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine, Memory, THREADS, VECTOR, bytes, word};
+use super::{KernelArg, Launcher, Scratch, THREADS, VECTOR, bytes, to_u32};
 use crate::core::image_layout::ImageLayout;
 
 /// Elements that are read as one where each is of another channel.
 const ROW_LANES: usize = 4;
 
 /// The most threads side by side in a row of channels.
-const ACROSS: usize = 16;
+const MAX_THREADS_PER_ROW: usize = 16;
 
 /// Channels that a block takes where their parts are added up.
-const TOTALS: usize = 8;
+const CHANNELS_PER_BLOCK: usize = 8;
 
 /// Blocks that a reduction should have: what a large GPU can have at a time.
-const ENOUGH: usize = 512;
+const TARGET_BLOCKS: usize = 512;
 
 /// Images of `plane` pixels in channels.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,8 @@ pub(crate) struct Channels {
 }
 
 /// How the blocks of a kernel share images out.
-pub(super) struct Share {
-    pub(super) arg: Arg<'static>,
+pub(super) struct Grid {
+    pub(super) arg: KernelArg<'static>,
     pub(super) blocks: usize,
 }
 
@@ -41,7 +41,7 @@ impl Channels {
 
     /// Threads side by side in a row, with so many channels each.
     fn across(self, lanes: usize) -> usize {
-        self.channels.div_ceil(lanes).next_power_of_two().min(ACROSS)
+        self.channels.div_ceil(lanes).next_power_of_two().min(MAX_THREADS_PER_ROW)
     }
 
     /// Parts that each channel is taken in.
@@ -50,14 +50,14 @@ impl Channels {
             // Some rows for each thread: it asks for several at a time.
             let across = self.across(ROW_LANES);
             let (strips, some) = (self.channels.div_ceil(ROW_LANES * across), 8 * THREADS / across);
-            ENOUGH.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
+            TARGET_BLOCKS.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
         } else {
-            ENOUGH.div_ceil(self.channels.max(1)).min(self.images).max(1)
+            TARGET_BLOCKS.div_ceil(self.channels.max(1)).min(self.images).max(1)
         }
     }
 
     /// For tensors of this type at these addresses, which are taken in vectors where they can be.
-    pub(super) fn share(self, dtype: u32, addresses: &[u64]) -> Result<Share> {
+    pub(super) fn grid(self, dtype: u32, addresses: &[u64]) -> Result<Grid> {
         let Self { images, channels, plane, .. } = self;
         if images * plane > 1 << 31 {
             candle_core::bail!("expected at most 2^31 pixels, found {images} images of {plane}")
@@ -71,52 +71,62 @@ impl Channels {
         let strips = if rows { channels.div_ceil(lanes * across) } else { channels };
         let mut sizes = [0; 6];
         for (size, value) in sizes.iter_mut().zip([images, channels, plane, splits, across, lanes]) {
-            *size = word(value)?;
+            *size = to_u32(value)?;
         }
-        Ok(Share { arg: Arg::Channels(sizes), blocks: strips * splits })
+        Ok(Grid { arg: KernelArg::Channels(sizes), blocks: strips * splits })
     }
 
     pub(super) fn count(self) -> f64 {
         (self.images * self.plane) as f64
     }
 
-    pub(super) fn parts(self, machine: &mut impl Machine) -> Result<Arg<'static>> {
-        machine.memory(Memory::Parts, 2 * self.channels * self.splits()).map(Arg::U64)
+    pub(super) fn parts(self, launcher: &mut impl Launcher) -> Result<KernelArg<'static>> {
+        launcher.scratch(Scratch::Partials, 2 * self.channels * self.splits()).map(KernelArg::U64)
     }
 
     /// Σ(x - origin) and Σ(x - origin)² of each part.
-    pub(super) fn moments(self, machine: &mut impl Machine, dtype: u32, x: u64, centred: bool) -> Result<Arg<'static>> {
-        let (share, parts, centred) = (self.share(dtype, &[x])?, self.parts(machine)?, Arg::U32(centred.into()));
-        machine.launch("nn_moments", share.blocks, &[Arg::U32(dtype), share.arg, Arg::U64(x), centred, parts])?;
+    pub(super) fn moments(
+        self,
+        launcher: &mut impl Launcher,
+        dtype: u32,
+        x: u64,
+        centred: bool,
+    ) -> Result<KernelArg<'static>> {
+        let (grid, parts, centred) = (self.grid(dtype, &[x])?, self.parts(launcher)?, KernelArg::U32(centred.into()));
+        launcher.launch(
+            "channel_moments",
+            grid.blocks,
+            &[KernelArg::U32(dtype), grid.arg, KernelArg::U64(x), centred, parts],
+        )?;
         Ok(parts)
     }
 
     /// Blocks that add up parts.
-    pub(super) fn totals(self) -> usize {
-        self.channels.div_ceil(TOTALS)
+    pub(super) fn sum_blocks(self) -> usize {
+        self.channels.div_ceil(CHANNELS_PER_BLOCK)
     }
 }
 
 /// y ← y + bias, a number for each channel.
 pub(crate) fn bias(
-    machine: &mut impl Machine,
+    launcher: &mut impl Launcher,
     sizes: Channels,
     [dtype, bias_dtype]: [u32; 2],
     [y, bias]: [u64; 2],
 ) -> Result<()> {
-    let share = sizes.share(dtype, &[y])?;
-    let args = [Arg::U32(dtype), share.arg, Arg::U64(y), Arg::U32(bias_dtype), Arg::U64(bias)];
-    machine.launch("nn_bias", share.blocks, &args)
+    let grid = sizes.grid(dtype, &[y])?;
+    let args = [KernelArg::U32(dtype), grid.arg, KernelArg::U64(y), KernelArg::U32(bias_dtype), KernelArg::U64(bias)];
+    launcher.launch("channel_bias", grid.blocks, &args)
 }
 
 /// The gradient of such a bias: Σ dy over each channel.
 pub(crate) fn bias_back(
-    machine: &mut impl Machine,
+    launcher: &mut impl Launcher,
     sizes: Channels,
     [dtype, bias_dtype]: [u32; 2],
     [dy, d_bias]: [u64; 2],
 ) -> Result<()> {
-    let parts = sizes.moments(machine, dtype, dy, false)?;
-    let args = [sizes.share(dtype, &[dy])?.arg, parts, Arg::U32(bias_dtype), Arg::U64(d_bias)];
-    machine.launch("nn_bias_back", sizes.totals(), &args)
+    let parts = sizes.moments(launcher, dtype, dy, false)?;
+    let args = [sizes.grid(dtype, &[dy])?.arg, parts, KernelArg::U32(bias_dtype), KernelArg::U64(d_bias)];
+    launcher.launch("channel_bias_backward", sizes.sum_blocks(), &args)
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine, Memory, word};
+use super::{KernelArg, Launcher, Scratch, to_u32};
 
 /// What the rows of logits should be: labels in i64, of which a share is spread evenly, or probabilities.
 #[derive(Clone, Copy, Debug)]
@@ -21,32 +21,32 @@ pub(crate) struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    fn args(&self, logits: u64) -> Result<[Arg<'static>; 7]> {
+    fn args(&self, logits: u64) -> Result<[KernelArg<'static>; 7]> {
         let (labels, dtype, probabilities, smoothing) = match self.target {
             Target::Labels { address, smoothing } => (address, 0, 0, smoothing),
             Target::Probabilities { address, dtype } => (0, dtype, address, 0.0),
         };
         Ok([
-            Arg::U32(self.dtype),
-            Arg::U64(logits),
-            Arg::U64(labels),
-            Arg::U32(dtype),
-            Arg::U64(probabilities),
-            Arg::F64(smoothing),
-            Arg::U32(word(self.classes)?),
+            KernelArg::U32(self.dtype),
+            KernelArg::U64(logits),
+            KernelArg::U64(labels),
+            KernelArg::U32(dtype),
+            KernelArg::U64(probabilities),
+            KernelArg::F64(smoothing),
+            KernelArg::U32(to_u32(self.classes)?),
         ])
     }
 
     /// A label that is no class makes the loss NaN: looking would wait for the device.
-    pub(crate) fn forward(&self, machine: &mut impl Machine, [logits, loss]: [u64; 2]) -> Result<()> {
-        let costs = Arg::U64(machine.memory(Memory::Parts, self.rows)?);
-        machine.launch("nn_costs", self.rows, &[&self.args(logits)?[..], &[costs]].concat())?;
-        let args = [costs, Arg::U32(word(self.rows)?), Arg::U32(self.dtype), Arg::U64(loss)];
-        machine.launch("nn_mean_cost", 1, &args)
+    pub(crate) fn forward(&self, launcher: &mut impl Launcher, [logits, loss]: [u64; 2]) -> Result<()> {
+        let costs = KernelArg::U64(launcher.scratch(Scratch::Partials, self.rows)?);
+        launcher.launch("cross_entropy_rows", self.rows, &[&self.args(logits)?[..], &[costs]].concat())?;
+        let args = [costs, KernelArg::U32(to_u32(self.rows)?), KernelArg::U32(self.dtype), KernelArg::U64(loss)];
+        launcher.launch("cross_entropy_mean", 1, &args)
     }
 
-    pub(crate) fn backward(&self, machine: &mut impl Machine, [logits, dy, dx]: [u64; 3]) -> Result<()> {
-        let more = [Arg::U32(word(self.rows)?), Arg::U64(dy), Arg::U64(dx)];
-        machine.launch("nn_costs_back", self.rows, &[&self.args(logits)?[..], &more].concat())
+    pub(crate) fn backward(&self, launcher: &mut impl Launcher, [logits, dy, dx]: [u64; 3]) -> Result<()> {
+        let more = [KernelArg::U32(to_u32(self.rows)?), KernelArg::U64(dy), KernelArg::U64(dx)];
+        launcher.launch("cross_entropy_backward", self.rows, &[&self.args(logits)?[..], &more].concat())
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::elementwise::elementwise;
-use super::{Arg, Machine};
+use super::{KernelArg, Launcher};
 
 /// Sets elements to 0 with a probability, and scales the others.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +19,10 @@ pub(crate) struct Dropout {
 
 impl Dropout {
     /// Of n elements.
-    pub(crate) fn of(self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
+    pub(crate) fn of(self, launcher: &mut impl Launcher, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
         let Self { seed, drop, scale, plane, step } = self;
-        let place = [Arg::U64(plane as u64), Arg::U64(step as u64)];
-        let mask = [Arg::U64(seed), Arg::F64(drop.into()), Arg::F64(scale.into())];
-        elementwise(machine, "nn_dropout", dtype, &[x, y], n, &[&place[..], &mask].concat())
+        let place = [KernelArg::U64(plane as u64), KernelArg::U64(step as u64)];
+        let mask = [KernelArg::U64(seed), KernelArg::F64(drop.into()), KernelArg::F64(scale.into())];
+        elementwise(launcher, "dropout", dtype, &[x, y], n, &[&place[..], &mask].concat())
     }
 }

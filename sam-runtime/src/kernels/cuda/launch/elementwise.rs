@@ -2,37 +2,37 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine};
+use super::{KernelArg, Launcher};
 
 /// Elements that one block takes where each is by itself.
-const STRETCH: usize = 1 << 12;
+const ELEMENTS_PER_BLOCK: usize = 1 << 12;
 
 pub(super) fn elementwise(
-    machine: &mut impl Machine,
+    launcher: &mut impl Launcher,
     kernel: &'static str,
     dtype: u32,
     addresses: &[u64],
     n: usize,
-    more: &[Arg<'_>],
+    more: &[KernelArg<'_>],
 ) -> Result<()> {
-    let mut args = vec![Arg::U32(dtype)];
-    args.extend(addresses.iter().map(|address| Arg::U64(*address)));
-    args.push(Arg::U64(n as u64));
+    let mut args = vec![KernelArg::U32(dtype)];
+    args.extend(addresses.iter().map(|address| KernelArg::U64(*address)));
+    args.push(KernelArg::U64(n as u64));
     args.extend(more);
-    machine.launch(kernel, n.div_ceil(STRETCH), &args)
+    launcher.launch(kernel, n.div_ceil(ELEMENTS_PER_BLOCK), &args)
 }
 
 /// y = max(x, 0), of n elements.
-pub(crate) fn relu(machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
-    elementwise(machine, "nn_relu", dtype, &[x, y], n, &[])
+pub(crate) fn relu(launcher: &mut impl Launcher, dtype: u32, [x, y]: [u64; 2], n: usize) -> Result<()> {
+    elementwise(launcher, "relu", dtype, &[x, y], n, &[])
 }
 
 /// dx = dy where y > 0, else 0.
-pub(crate) fn relu_back(machine: &mut impl Machine, dtype: u32, [y, dy, dx]: [u64; 3], n: usize) -> Result<()> {
-    elementwise(machine, "nn_relu_back", dtype, &[y, dy, dx], n, &[])
+pub(crate) fn relu_back(launcher: &mut impl Launcher, dtype: u32, [y, dy, dx]: [u64; 3], n: usize) -> Result<()> {
+    elementwise(launcher, "relu_backward", dtype, &[y, dy, dx], n, &[])
 }
 
 /// y = a + b
-pub(crate) fn add(machine: &mut impl Machine, dtype: u32, [a, b, y]: [u64; 3], n: usize) -> Result<()> {
-    elementwise(machine, "nn_add", dtype, &[a, b, y], n, &[])
+pub(crate) fn add(launcher: &mut impl Launcher, dtype: u32, [a, b, y]: [u64; 3], n: usize) -> Result<()> {
+    elementwise(launcher, "add", dtype, &[a, b, y], n, &[])
 }

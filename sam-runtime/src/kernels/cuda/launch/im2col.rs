@@ -2,31 +2,31 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine, THREADS, word};
+use super::{KernelArg, Launcher, THREADS, to_u32};
 use crate::core::image_layout::ImageLayout;
 
 /// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
 /// to another.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weight {
+pub(crate) struct Filters {
     pub(crate) filters: usize,
     pub(crate) channels: usize,
     pub(crate) places: usize,
 }
 
-impl Weight {
-    pub(crate) fn swap_storage(
+impl Filters {
+    pub(crate) fn permute(
         self,
-        machine: &mut impl Machine,
+        launcher: &mut impl Launcher,
         [from, to]: [u32; 2],
         [x, y]: [u64; 2],
         format: ImageLayout,
     ) -> Result<()> {
-        let sizes = [word(self.channels)?, word(self.places)?].map(Arg::U32);
-        let to_rows = Arg::U32((format == ImageLayout::Nhwc).into());
-        let tensors = [Arg::U32(from), Arg::U64(x), Arg::U32(to), Arg::U64(y)];
+        let sizes = [to_u32(self.channels)?, to_u32(self.places)?].map(KernelArg::U32);
+        let to_rows = KernelArg::U32((format == ImageLayout::Nhwc).into());
+        let tensors = [KernelArg::U32(from), KernelArg::U64(x), KernelArg::U32(to), KernelArg::U64(y)];
         let args = [&tensors[..], &sizes, &[to_rows]].concat();
-        machine.launch("nn_exchange", self.filters * self.channels.div_ceil(THREADS), &args)
+        launcher.launch("permute_filters", self.filters * self.channels.div_ceil(THREADS), &args)
     }
 }
 
@@ -51,7 +51,7 @@ impl Patches {
         [self.channels * product, self.images * pixels]
     }
 
-    fn arg(&self) -> Result<Arg<'static>> {
+    fn arg(&self) -> Result<KernelArg<'static>> {
         let mut sizes = [0; 11];
         let [height, width] = self.input;
         let [kernel_height, kernel_width] = self.kernel;
@@ -70,22 +70,24 @@ impl Patches {
             self.dilation,
         ];
         for (size, value) in sizes.iter_mut().zip(values) {
-            *size = word(value)?;
+            *size = to_u32(value)?;
         }
-        Ok(Arg::Convolution(sizes))
+        Ok(KernelArg::Convolution(sizes))
     }
 
-    pub(crate) fn take(&self, machine: &mut impl Machine, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
+    pub(crate) fn take(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
         let [rows, columns] = self.matrix();
         let n = rows * columns;
-        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(n as u64), Arg::U64(patches)];
-        machine.launch("nn_patches", n.div_ceil(THREADS), &args)
+        let args =
+            [KernelArg::U32(dtype), self.arg()?, KernelArg::U64(x), KernelArg::U64(n as u64), KernelArg::U64(patches)];
+        launcher.launch("im2col", n.div_ceil(THREADS), &args)
     }
 
     /// The gradient of the images from that of the patches.
-    pub(crate) fn put_back(&self, machine: &mut impl Machine, dtype: u32, [patches, dx]: [u64; 2]) -> Result<()> {
+    pub(crate) fn col2im(&self, launcher: &mut impl Launcher, dtype: u32, [patches, dx]: [u64; 2]) -> Result<()> {
         let n = self.images * self.channels * self.input[0] * self.input[1];
-        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(patches), Arg::U64(n as u64), Arg::U64(dx)];
-        machine.launch("nn_patches_back", n.div_ceil(THREADS), &args)
+        let args =
+            [KernelArg::U32(dtype), self.arg()?, KernelArg::U64(patches), KernelArg::U64(n as u64), KernelArg::U64(dx)];
+        launcher.launch("col2im", n.div_ceil(THREADS), &args)
     }
 }

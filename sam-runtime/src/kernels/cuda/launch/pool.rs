@@ -2,36 +2,43 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine, THREADS, word};
+use super::{KernelArg, Launcher, THREADS, to_u32};
 use crate::kernels::shapes::PoolShape;
 
 /// Threads that take the mean of a plane together.
-const TEAM: usize = 32;
+const THREADS_PER_PLANE: usize = 32;
 
 impl PoolShape {
-    fn arg(&self) -> Result<Arg<'static>> {
+    fn arg(&self) -> Result<KernelArg<'static>> {
         let [height, width] = self.input;
         let [rows, columns] = self.output;
-        word(height * width * self.step)?;
+        to_u32(height * width * self.step)?;
         let mut sizes = [0; 9];
         let values =
             [usize::from(!self.max), self.kernel, self.stride, self.padding, height, width, rows, columns, self.step];
         for (size, value) in sizes.iter_mut().zip(values) {
-            *size = word(value)?;
+            *size = to_u32(value)?;
         }
-        Ok(Arg::Pool(sizes))
+        Ok(KernelArg::Pool(sizes))
     }
 
-    pub(crate) fn forward(&self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
+    pub(crate) fn forward(&self, launcher: &mut impl Launcher, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
         let n = self.planes * self.output[0] * self.output[1];
-        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(n as u64), Arg::U64(y)];
-        machine.launch("nn_pool", n.div_ceil(THREADS), &args)
+        let args = [KernelArg::U32(dtype), self.arg()?, KernelArg::U64(x), KernelArg::U64(n as u64), KernelArg::U64(y)];
+        launcher.launch("pool2d", n.div_ceil(THREADS), &args)
     }
 
-    pub(crate) fn backward(&self, machine: &mut impl Machine, dtype: u32, [x, dy, dx]: [u64; 3]) -> Result<()> {
+    pub(crate) fn backward(&self, launcher: &mut impl Launcher, dtype: u32, [x, dy, dx]: [u64; 3]) -> Result<()> {
         let n = self.planes * self.input[0] * self.input[1];
-        let args = [Arg::U32(dtype), self.arg()?, Arg::U64(x), Arg::U64(dy), Arg::U64(n as u64), Arg::U64(dx)];
-        machine.launch("nn_pool_back", n.div_ceil(THREADS), &args)
+        let args = [
+            KernelArg::U32(dtype),
+            self.arg()?,
+            KernelArg::U64(x),
+            KernelArg::U64(dy),
+            KernelArg::U64(n as u64),
+            KernelArg::U64(dx),
+        ];
+        launcher.launch("pool2d_backward", n.div_ceil(THREADS), &args)
     }
 }
 
@@ -45,17 +52,22 @@ pub(crate) struct Mean {
 }
 
 impl Mean {
-    pub(crate) fn forward(self, machine: &mut impl Machine, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
+    pub(crate) fn forward(self, launcher: &mut impl Launcher, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
         let Self { planes, plane, step } = self;
-        let sizes = [Arg::U32(word(planes)?), Arg::U32(word(plane)?), Arg::U32(word(step)?)];
-        let args = [&[Arg::U32(dtype), Arg::U64(x)], &sizes[..], &[Arg::U64(y)]].concat();
-        machine.launch("nn_mean", planes.div_ceil(if step == 1 { THREADS / TEAM } else { THREADS }), &args)
+        let sizes = [KernelArg::U32(to_u32(planes)?), KernelArg::U32(to_u32(plane)?), KernelArg::U32(to_u32(step)?)];
+        let args = [&[KernelArg::U32(dtype), KernelArg::U64(x)], &sizes[..], &[KernelArg::U64(y)]].concat();
+        launcher.launch(
+            "global_avg_pool2d",
+            planes.div_ceil(if step == 1 { THREADS / THREADS_PER_PLANE } else { THREADS }),
+            &args,
+        )
     }
 
-    pub(crate) fn backward(self, machine: &mut impl Machine, dtype: u32, [dy, dx]: [u64; 2]) -> Result<()> {
+    pub(crate) fn backward(self, launcher: &mut impl Launcher, dtype: u32, [dy, dx]: [u64; 2]) -> Result<()> {
         let n = self.planes * self.plane;
-        let (plane, step) = (Arg::U32(word(self.plane)?), Arg::U32(word(self.step)?));
-        let args = [Arg::U32(dtype), Arg::U64(dy), plane, step, Arg::U64(n as u64), Arg::U64(dx)];
-        machine.launch("nn_mean_back", n.div_ceil(THREADS), &args)
+        let (plane, step) = (KernelArg::U32(to_u32(self.plane)?), KernelArg::U32(to_u32(self.step)?));
+        let args =
+            [KernelArg::U32(dtype), KernelArg::U64(dy), plane, step, KernelArg::U64(n as u64), KernelArg::U64(dx)];
+        launcher.launch("global_avg_pool2d_backward", n.div_ceil(THREADS), &args)
     }
 }

@@ -1,7 +1,7 @@
 // Sums of branches with a weight for each example.
 #include "elementwise.cuh"
 
-template <typename T> struct Mixture {
+template <typename T> struct BranchMix {
   const T *a, *b;
   const Wide<T> *of_a, *of_b;
   T *y;
@@ -22,13 +22,13 @@ template <typename T> struct Mixture {
 };
 
 // y = f a + g b, f and g a number for each example of so many elements; without b, f a.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mixture(u32 type, const void *a, const void *b, void *y, u64 n,
+extern "C" __global__ void __launch_bounds__(THREADS) branch_mix(u32 type, const void *a, const void *b, void *y, u64 n,
                                                                  u64 example, const void *of_a, const void *of_b) {
   WITH_TYPE(type, {
     typedef Wide<T> W;
-    const Mixture<T> mixture = {static_cast<const T *>(a),    static_cast<const T *>(b), static_cast<const W *>(of_a),
-                                static_cast<const W *>(of_b), static_cast<T *>(y),       example};
-    if (aligned(a) && aligned(b) && aligned(y) && example % LANES<T> == 0) stretch<LANES<T>>(n, mixture);
-    else stretch<1>(n, mixture);
+    const BranchMix<T> mix = {static_cast<const T *>(a),    static_cast<const T *>(b), static_cast<const W *>(of_a),
+                              static_cast<const W *>(of_b), static_cast<T *>(y),       example};
+    if (aligned(a) && aligned(b) && aligned(y) && example % LANES<T> == 0) for_each_element<LANES<T>>(n, mix);
+    else for_each_element<1>(n, mix);
   });
 }

@@ -1,7 +1,7 @@
 // Sums over channels, and a bias for each.
 #include "channels.cuh"
 
-template <typename T, u32 N, u32 C> struct Moments : Sums<T, C> {
+template <typename T, u32 N, u32 C> struct Moments : PartialSums<T, C> {
   typedef Pack<T, N> In;
   const T *x;
   Wide<T> origin[C] = {};
@@ -19,20 +19,20 @@ template <typename T, u32 N, u32 C> struct Moments : Sums<T, C> {
 
 // Σ(x - origin) and Σ(x - origin)² of each part. The origin is the channel's first element: a large mean would swallow
 // the rest.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_moments(u32 type, Channels of, const void *x, u32 centred,
-                                                                 double *parts) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    channel_moments(u32 type, Channels of, const void *x, u32 centered, double *parts) {
   WITH_PART(type, of, {
     Moments<T, N, C> moments(x);
     if (part.active()) {
       const u64 first = u64(part.channel) * (of.across ? 1 : of.plane);
-      for (u32 c = 0; centred && c < C; c++) moments.origin[c] = Number<T>::widen(moments.x[first + c]);
+      for (u32 c = 0; centered && c < C; c++) moments.origin[c] = Number<T>::widen(moments.x[first + c]);
       sweep(part, moments);
     }
-    moments.leave(part, parts);
+    moments.store_partials(part, parts);
   });
 }
 
-template <typename T, u32 N, u32 C> struct Shift {
+template <typename T, u32 N, u32 C> struct AddBias {
   typedef Pack<T, N> In;
   T *y;
   Wide<T> by[C];
@@ -44,15 +44,15 @@ template <typename T, u32 N, u32 C> struct Shift {
     for (u32 k = 0; k < N; k++) out.at[k] = Number<T>::narrow(Number<T>::widen(in.at[k]) + by[k % C]);
     store<N>(y + i, out);
   }
-  __device__ __forceinline__ void rest() const {}
+  __device__ __forceinline__ void flush() const {}
 };
 
 // y ← y + bias
-extern "C" __global__ void __launch_bounds__(THREADS) nn_bias(u32 type, Channels of, void *y, u32 bias_type,
-                                                              const void *bias) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    channel_bias(u32 type, Channels of, void *y, u32 bias_type, const void *bias) {
   WITH_PART(type, of, {
     if (!part.active()) return;
-    Shift<T, N, C> shift;
+    AddBias<T, N, C> shift;
     shift.y = static_cast<T *>(y);
     for (u32 c = 0; c < C; c++) shift.by[c] = Wide<T>(read(bias, bias_type, part.channel + c));
     sweep(part, shift);
@@ -60,8 +60,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_bias(u32 type, Channels
 }
 
 // Its gradient, from the first of the moments.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_bias_back(Channels of, const double *parts, u32 bias_type,
-                                                                   void *d_bias) {
-  const Totals totals(parts, of.channels, of.splits);
+extern "C" __global__ void __launch_bounds__(THREADS)
+    channel_bias_backward(Channels of, const double *parts, u32 bias_type, void *d_bias) {
+  const ChannelSums totals(parts, of.channels, of.splits);
   if (totals.mine) write(d_bias, bias_type, totals.channel, totals.sum);
 }

@@ -1,7 +1,7 @@
 // Cross entropy.
 #include "device.cuh"
 
-struct Largest {
+struct Max {
   static __device__ __forceinline__ double of(double a, double b) { return fmax(a, b); }
 };
 
@@ -25,7 +25,7 @@ struct Target {
 template <typename T> __device__ double log_sum_exp(const T *row, u32 classes) {
   double most = -1.7976931348623157e308;
   for (u32 c = threadIdx.x; c < classes; c += THREADS) most = fmax(most, double(Number<T>::widen(row[c])));
-  most = over_block<Largest>(most);
+  most = over_block<Max>(most);
   // With no finite maximum the sum says what there is: infinity or NaN.
   if (!(fabs(most) < 1.7976931348623157e308)) most = 0;
   double sum = 0;
@@ -34,36 +34,35 @@ template <typename T> __device__ double log_sum_exp(const T *row, u32 classes) {
 }
 
 // The cost of each row, which is not a number where the label is none.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_costs(u32 type, const void *logits,
-                                                               const long long *labels, u32 target_type,
-                                                               const void *probabilities, double smoothing, u32 classes,
-                                                               double *costs) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_rows(u32 type, const void *logits, const long long *labels, u32 target_type,
+                       const void *probabilities, double smoothing, u32 classes, double *row_losses) {
   const Target target = {labels, target_type, probabilities, smoothing, classes};
   const u32 row = blockIdx.x;
-  double cost = 0;
+  double loss = 0;
   WITH_TYPE(type, {
     const T *x = static_cast<const T *>(logits) + u64(row) * target.classes;
     const double log = log_sum_exp(x, target.classes);
     for (u32 c = threadIdx.x; c < target.classes; c += THREADS) {
       // A class of probability 0 costs nothing, also where its logit is -∞.
       const double share = target.of(row, c);
-      if (share != 0) cost += share * (log - Number<T>::widen(x[c]));
+      if (share != 0) loss += share * (log - Number<T>::widen(x[c]));
     }
   });
-  cost = over_block<Add>(cost);
-  if (threadIdx.x == 0) costs[row] = target.known(row) ? cost : __longlong_as_double(0x7ff8000000000000ull);
+  loss = over_block<Add>(loss);
+  if (threadIdx.x == 0) row_losses[row] = target.known(row) ? loss : __longlong_as_double(0x7ff8000000000000ull);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mean_cost(const double *costs, u32 rows, u32 type,
-                                                                   void *loss) {
-  const double sum = over_memory<Add>(costs, rows);
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_mean(const double *row_losses, u32 rows, u32 type, void *loss) {
+  const double sum = over_memory<Add>(row_losses, rows);
   if (threadIdx.x == 0) write(loss, type, 0, sum / rows);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_costs_back(u32 type, const void *logits,
-                                                                    const long long *labels, u32 target_type,
-                                                                    const void *probabilities, double smoothing,
-                                                                    u32 classes, u32 rows, const void *dy, void *dx) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_backward(u32 type, const void *logits, const long long *labels, u32 target_type,
+                           const void *probabilities, double smoothing, u32 classes, u32 rows, const void *dy,
+                           void *dx) {
   const Target target = {labels, target_type, probabilities, smoothing, classes};
   const u32 row = blockIdx.x;
   double all = 0;

@@ -15,15 +15,15 @@ template <typename T> struct Relu {
 };
 
 // y = max(x, 0); NaN stays NaN.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_relu(u32 type, const void *x, void *y, u64 n) {
+extern "C" __global__ void __launch_bounds__(THREADS) relu(u32 type, const void *x, void *y, u64 n) {
   WITH_TYPE(type, {
     const Relu<T> relu = {static_cast<const T *>(x), static_cast<T *>(y)};
-    if (aligned(x) && aligned(y)) stretch<LANES<T>>(n, relu);
-    else stretch<1>(n, relu);
+    if (aligned(x) && aligned(y)) for_each_element<LANES<T>>(n, relu);
+    else for_each_element<1>(n, relu);
   });
 }
 
-template <typename T> struct ReluBack {
+template <typename T> struct ReluBackward {
   const T *y, *dy;
   T *dx;
 
@@ -37,12 +37,12 @@ template <typename T> struct ReluBack {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_relu_back(u32 type, const void *y, const void *dy, void *dx,
-                                                                   u64 n) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    relu_backward(u32 type, const void *y, const void *dy, void *dx, u64 n) {
   WITH_TYPE(type, {
-    const ReluBack<T> back = {static_cast<const T *>(y), static_cast<const T *>(dy), static_cast<T *>(dx)};
-    if (aligned(y) && aligned(dy) && aligned(dx)) stretch<LANES<T>>(n, back);
-    else stretch<1>(n, back);
+    const ReluBackward<T> back = {static_cast<const T *>(y), static_cast<const T *>(dy), static_cast<T *>(dx)};
+    if (aligned(y) && aligned(dy) && aligned(dx)) for_each_element<LANES<T>>(n, back);
+    else for_each_element<1>(n, back);
   });
 }
 
@@ -61,10 +61,10 @@ template <typename T> struct Sum {
 };
 
 // y = a + b
-extern "C" __global__ void __launch_bounds__(THREADS) nn_add(u32 type, const void *a, const void *b, void *y, u64 n) {
+extern "C" __global__ void __launch_bounds__(THREADS) add(u32 type, const void *a, const void *b, void *y, u64 n) {
   WITH_TYPE(type, {
     const Sum<T> sum = {static_cast<const T *>(a), static_cast<const T *>(b), static_cast<T *>(y)};
-    if (aligned(a) && aligned(b) && aligned(y)) stretch<LANES<T>>(n, sum);
-    else stretch<1>(n, sum);
+    if (aligned(a) && aligned(b) && aligned(y)) for_each_element<LANES<T>>(n, sum);
+    else for_each_element<1>(n, sum);
   });
 }

@@ -4,10 +4,10 @@
 // Channels of a filter, and places of its kernel, that a block takes at a time.
 constexpr u32 TILE = THREADS, PLACES = 16;
 
-// (filters, channels, places) to (filters, places, channels), or back, and to another type perhaps: through memory of the
-// block, so that threads side by side read and write what lies side by side.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_exchange(u32 from_type, const void *x, u32 to_type, void *y,
-                                                                  u32 channels, u32 places, u32 to_rows) {
+// (filters, channels, places) to (filters, places, channels), or back, and to another type perhaps: through memory of
+// the block, so that threads side by side read and write what lies side by side.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    permute_filters(u32 from_type, const void *x, u32 to_type, void *y, u32 channels, u32 places, u32 to_rows) {
   __shared__ double tile[TILE * PLACES];
   const u32 tiles = (channels + TILE - 1) / TILE, begin = blockIdx.x % tiles * TILE;
   const u32 width = min(TILE, channels - begin);
@@ -35,8 +35,8 @@ struct Convolution {
 };
 
 // The patches of images: row (channel, kernel row, kernel column), column (image, row, column).
-extern "C" __global__ void __launch_bounds__(THREADS) nn_patches(u32 type, Convolution conv, const void *x, u64 n,
-                                                                 void *patches) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    im2col(u32 type, Convolution conv, const void *x, u64 n, void *patches) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 column = i % conv.columns, row = i / conv.columns % conv.rows;
@@ -53,8 +53,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_patches(u32 type, Convo
 }
 
 // The way back: for each pixel the sum over the patches that it is in.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_patches_back(u32 type, Convolution conv, const void *patches,
-                                                                      u64 n, void *dx) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    col2im(u32 type, Convolution conv, const void *patches, u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 z = i % conv.width, y = i / conv.width % conv.height;

@@ -35,7 +35,7 @@ struct Pool {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_pool(u32 type, Pool pool, const void *x, u64 n, void *y) {
+extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool, const void *x, u64 n, void *y) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 channel = i % pool.step, column = i / pool.step % pool.columns;
@@ -84,8 +84,8 @@ __device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, 
   return Number<T>::narrow(sum);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Pool pool, const void *x, const void *dy,
-                                                                   u64 n, void *dx) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    pool2d_backward(u32 type, Pool pool, const void *x, const void *dy, u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 plane = pool.height * pool.width, channel = i % pool.step, place = i / pool.step % plane;
@@ -99,14 +99,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_pool_back(u32 type, Poo
 }
 
 // Threads that take a plane together.
-constexpr u32 TEAM = 32;
+constexpr u32 THREADS_PER_PLANE = 32;
 
-// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a pixel
-// of the same channel far from the one before.
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mean(u32 type, const void *x, u32 planes, u32 plane, u32 step,
-                                                              void *y) {
+// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a
+// pixel of the same channel far from the one before.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    global_avg_pool2d(u32 type, const void *x, u32 planes, u32 plane, u32 step, void *y) {
   __shared__ double sums[THREADS];
-  const u32 team = step == 1 ? TEAM : 1, member = threadIdx.x % team;
+  const u32 team = step == 1 ? THREADS_PER_PLANE : 1, member = threadIdx.x % team;
   const u32 mine = blockIdx.x * (THREADS / team) + threadIdx.x / team;
   double sum = 0;
   if (mine < planes) {
@@ -123,8 +123,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) nn_mean(u32 type, const vo
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) nn_mean_back(u32 type, const void *dy, u32 plane, u32 step, u64 n,
-                                                                   void *dx) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    global_avg_pool2d_backward(u32 type, const void *dy, u32 plane, u32 step, u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   WITH_TYPE(type, {
