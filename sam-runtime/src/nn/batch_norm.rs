@@ -15,7 +15,7 @@ use crate::core::storage::SwapGuard;
 use crate::kernels::cpu::batch_norm::{self as norm, Norm, Statistics};
 use crate::kernels::cpu::float::{Float, View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
-use crate::kernels::cuda::{self, BatchNormed, Normalisation};
+use crate::kernels::cuda::{self, BatchNormInput, StatisticsSource};
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, to_layout_of, weight_for};
 
@@ -323,8 +323,8 @@ impl FusedOp for Normalise {
         let OnDevice { running: [mean, var], momentum, train, statistics } = &self.on_device;
         let running = [mean, var];
         let from = match train {
-            true => BatchNormed::Batch(momentum.map(|momentum| (running, momentum))),
-            false => BatchNormed::Fixed(running),
+            true => StatisticsSource::Batch(momentum.map(|momentum| (running, momentum))),
+            false => StatisticsSource::Fixed(running),
         };
         let (y, found) = cuda::batch_norm(self.on(args), from)?;
         statistics.get_or_init(|| found);
@@ -346,8 +346,8 @@ impl FusedOp for Normalise {
 
 #[cfg(feature = "cuda")]
 impl Normalise {
-    fn on<'a>(&'a self, args: &'a [Tensor]) -> Normalisation<'a> {
+    fn on<'a>(&'a self, args: &'a [Tensor]) -> BatchNormInput<'a> {
         let [weight, bias] = self.weight_and_bias(args).map_or([None; 2], |affine| affine.map(Some));
-        Normalisation { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }
+        BatchNormInput { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }
     }
 }

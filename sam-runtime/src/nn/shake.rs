@@ -179,12 +179,12 @@ impl FusedOp for Mixture {
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        cuda::mixture(args, &self.forward)
+        cuda::branch_mix(args, &self.forward)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        cuda::mixture_back(dy, &self.backward)
+        cuda::branch_mix_back(dy, &self.backward)
     }
 }
 

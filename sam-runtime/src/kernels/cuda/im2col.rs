@@ -4,18 +4,19 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
 
-use super::context::{Fresh, device, place, with};
-use super::launch::nn::Patches;
+use super::buffers::{UninitTensor, device, device_ptr};
+use super::context::with_context;
+use super::launch::im2col::Patches;
 use crate::kernels::cpu::conv::Conv;
 
 /// The most elements of patches that there are at a time.
 const AT_A_TIME: usize = 1 << 27;
 
 /// The convolution of x with w, both of one type.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     let Conv { images, filters, height, width, .. } = *conv;
     let pixels = height.output * width.output;
-    let mut y = Fresh::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
+    let mut y = UninitTensor::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
     for (first, count) in stretches(conv) {
         let some = conv.some(count);
         let products = some.weight(w)?.matmul(&some.patches(&x.narrow(0, first, count)?)?)?;
@@ -32,15 +33,15 @@ pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<Fresh> {
 pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let Conv { images, channels, height, width, .. } = *conv;
     let size = channels * height.input * width.input;
-    let dx = Fresh::new(device(w)?, w.dtype(), (images, channels, height.input, width.input))?;
+    let dx = UninitTensor::new(device(w)?, w.dtype(), (images, channels, height.input, width.input))?;
     let address = dx.address()?;
     for (first, count) in stretches(conv) {
         let some = conv.some(count);
         let dy = some.products(&dy.narrow(0, first, count)?)?;
         let patches = some.weight(w)?.transpose(1, 2)?.matmul(&dy)?.contiguous()?;
-        let patches = place(&patches)?;
+        let patches = device_ptr(&patches)?;
         let target = address + (first * size * w.dtype().size_in_bytes()) as u64;
-        with(device(w)?, |engine| some.sizes().put_back(engine, patches.dtype, [patches.address, target]))?;
+        with_context(device(w)?, |context| some.sizes().col2im(context, patches.dtype, [patches.address, target]))?;
     }
     dx.tensor()
 }
@@ -98,9 +99,9 @@ impl Conv {
     fn patches(&self, x: &Tensor) -> Result<Tensor> {
         let sizes = self.sizes();
         let [rows, columns] = sizes.matrix();
-        let patches = Fresh::new(device(x)?, x.dtype(), (self.groups, rows / self.groups, columns))?;
-        let (x_place, address) = (place(x)?, patches.address()?);
-        with(device(x)?, |engine| sizes.take(engine, x_place.dtype, [x_place.address, address]))?;
+        let patches = UninitTensor::new(device(x)?, x.dtype(), (self.groups, rows / self.groups, columns))?;
+        let (x_place, address) = (device_ptr(x)?, patches.address()?);
+        with_context(device(x)?, |context| sizes.take(context, x_place.dtype, [x_place.address, address]))?;
         patches.tensor()
     }
 

@@ -1,11 +1,12 @@
 //! SAM's arithmetic and the optimizer's, over all variables at once.
 
 use candle_core::cuda::WrapErr;
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::context::{Fresh, Place, device, place, with};
-use super::launch::sam::{self, Entry, Metric};
-use super::launch::{Machine, Memory, code};
+use super::buffers::{DevicePtr, UninitTensor, device, device_ptr};
+use super::context::with_context;
+use super::launch::params::{self, Entry, Metric};
+use super::launch::{Launcher, Scratch, dtype_code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::core::var_list::Gradient;
@@ -22,7 +23,7 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
         let [w, g] = pair(&slope.var, &slope.grad)?;
         let mut of = |tensor: &Tensor, dtype: DType| -> Result<u64> {
             let tensor = tensor.detach().to_dtype(dtype)?.contiguous()?;
-            let address = place(&tensor)?.address;
+            let address = device_ptr(&tensor)?.address;
             converted.push(tensor);
             Ok(address)
         };
@@ -36,22 +37,22 @@ pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
         entries.push(Entry { dtype: w.dtype, size: w.elements, metric, pointers: vec![w.address, g.address, mask] });
     }
     entries.retain(|entry| entry.size > 0);
-    with(&device, |engine| sam::perturb(engine, ball, entries))?;
+    with_context(&device, |context| params::perturb(context, ball, entries))?;
     drop(converted);
     Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect())
 }
 
 /// One step of stochastic gradient descent, of all variables.
-pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
+pub(crate) fn sgd(step: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     let Some(first) = moves.first() else { return Ok(()) };
     let mut entries = Vec::with_capacity(moves.len());
     for Move { var, grad, velocity } in moves {
         let [w, g] = pair(var, grad)?;
-        let velocity = velocity.map_or(Ok(0), |velocity| place(velocity).map(|place| place.address))?;
+        let velocity = velocity.map_or(Ok(0), |velocity| device_ptr(velocity).map(|place| place.address))?;
         let pointers = vec![w.address, g.address, velocity];
         entries.push(Entry { dtype: w.dtype, size: w.elements, metric: Metric::One, pointers });
     }
-    with(device(first.var)?, |engine| sam::sgd(engine, params, &entries))
+    with_context(device(first.var)?, |context| params::sgd(context, step, &entries))
 }
 
 /// Σ a b, on the device.
@@ -60,16 +61,11 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     total(pairs, 1.0, wide(first.dtype()))?.tensor()
 }
 
-/// f Σ w², of the type of w.
-pub(crate) fn penalty(w: &Tensor, factor: f64) -> Result<(CudaStorage, Shape)> {
-    Ok(total(&[(w, w)], factor, w.dtype())?.output())
-}
-
-fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<Fresh> {
+pub(super) fn total(pairs: &[(&Tensor, &Tensor)], factor: f64, dtype: DType) -> Result<UninitTensor> {
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
     let home = device(pairs[0].0)?;
-    let total = Fresh::new(home, dtype, ())?;
-    with(home, |engine| sam::dot(engine, &entries, factor, code(dtype)?, total.address()?))?;
+    let total = UninitTensor::new(home, dtype, ())?;
+    with_context(home, |context| params::dot(context, &entries, factor, dtype_code(dtype)?, total.address()?))?;
     Ok(total)
 }
 
@@ -80,8 +76,8 @@ pub(crate) fn mix(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -
     let [alpha, beta] = [alpha, beta].map(|x| x.detach().to_dtype(dtype)?.to_device(first.device()));
     let (alpha, beta) = (alpha?, beta?);
     let entries = pairs.iter().map(|(a, b)| entry(a, b)).collect::<Result<Vec<_>>>()?;
-    let numbers = [place(&alpha)?.address, place(&beta)?.address];
-    with(device(first)?, |engine| sam::mix(engine, &entries, code(dtype)?, numbers))
+    let numbers = [device_ptr(&alpha)?.address, device_ptr(&beta)?.address];
+    with_context(device(first)?, |context| params::mix(context, &entries, dtype_code(dtype)?, numbers))
 }
 
 fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {
@@ -90,20 +86,20 @@ fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {
 }
 
 /// Two tensors of one type and size.
-fn pair(a: &Tensor, b: &Tensor) -> Result<[Place; 2]> {
+fn pair(a: &Tensor, b: &Tensor) -> Result<[DevicePtr; 2]> {
     if a.dtype() != b.dtype() || a.elem_count() != b.elem_count() {
         let [a, b] = [a, b].map(|tensor| (tensor.dtype(), tensor.dims()));
         candle_core::bail!("expected two tensors of one type and size, found {a:?} and {b:?}")
     }
-    Ok([place(a)?, place(b)?])
+    Ok([device_ptr(a)?, device_ptr(b)?])
 }
 
 /// How many gradients of this thread's steps were not finite so far. This waits for the device.
 pub(crate) fn skipped_step_count(device: &Device) -> Result<u64> {
-    with(device.as_cuda_device()?, |engine| {
-        engine.memory(Memory::Outcome, 4)?;
-        let outcome: Vec<u64> = match engine.memory.get(&Memory::Outcome) {
-            Some(outcome) => engine.stream.clone_dtoh(outcome).w()?,
+    with_context(device.as_cuda_device()?, |context| {
+        context.scratch(Scratch::Outcome, 4)?;
+        let outcome: Vec<u64> = match context.scratch.get(&Scratch::Outcome) {
+            Some(outcome) => context.stream.clone_dtoh(outcome).w()?,
             None => Vec::new(),
         };
         Ok(outcome.get(3).copied().unwrap_or_default())

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::cudnn::result;
 use candle_core::cuda::cudarc::cudnn::sys::{
-    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendBehaviorNote_t as Behaviour,
-    cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind,
-    cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize, cudnnBackendGetAttribute,
-    cudnnBackendHeurMode_t as Guess, cudnnBackendNumericalNote_t as Numerical, cudnnBackendSetAttribute,
-    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
+    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type,
+    cudnnBackendBehaviorNote_t as BehaviorNote, cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t,
+    cudnnBackendDescriptorType_t as Kind, cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize,
+    cudnnBackendGetAttribute, cudnnBackendHeurMode_t as Heuristic, cudnnBackendNumericalNote_t as Numerical,
+    cudnnBackendSetAttribute, cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
 };
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{DType, Error, Result};
@@ -25,7 +25,7 @@ use crate::kernels::cpu::conv::{Conv, Side};
 
 /// What a convolution is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Way {
+pub(super) enum ConvOp {
     Forward,
     BackwardData,
     BackwardFilter,
@@ -34,7 +34,7 @@ pub(super) enum Way {
 /// All that cuDNN's plans depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Operation {
-    pub(super) way: Way,
+    pub(super) op: ConvOp,
     pub(super) conv: Conv,
     pub(super) format: ImageLayout,
     pub(super) dtype: DType,
@@ -115,7 +115,7 @@ impl Plan {
     pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
         let operands = at.operands(workspace)?;
         // SAFETY: all are alive and finished, and the caller answers for the addresses.
-        done(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
+        check(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
     }
 }
 
@@ -140,7 +140,7 @@ impl Operation {
     /// other bits every time, adds up in less than f32, multiplies f32 as less where it may not, or has first to be compiled.
     pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Result<Plan>>> {
         let graph = self.graph(target)?;
-        let guessed = move |guess| match guesses(&graph, guess, target) {
+        let guessed = move |mode| match heuristic_configs(&graph, mode, target) {
             Ok(configs) => configs.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         };
@@ -148,8 +148,8 @@ impl Operation {
             let config = config?;
             if self.admits(&config)? { Plan::new(config, target).map(Some) } else { Ok(None) }
         };
-        let guesses = [Guess::CUDNN_HEUR_MODE_A, Guess::CUDNN_HEUR_MODE_FALLBACK].into_iter();
-        Ok(guesses.flat_map(guessed).map(plan).filter_map(Result::transpose))
+        let modes = [Heuristic::CUDNN_HEUR_MODE_A, Heuristic::CUDNN_HEUR_MODE_FALLBACK].into_iter();
+        Ok(modes.flat_map(guessed).map(plan).filter_map(Result::transpose))
     }
 
     /// A graph of one node.
@@ -160,8 +160,8 @@ impl Operation {
         let y = self.tensor(Y, [images, filters, height.output, width.output])?;
         let convolution = self.convolution()?;
 
-        let (kind, [x_name, w_name, y_name, convolution_name, alpha_name, beta_name]) = match self.way {
-            Way::Forward => (
+        let (kind, [x_name, w_name, y_name, convolution_name, alpha_name, beta_name]) = match self.op {
+            ConvOp::Forward => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
@@ -172,7 +172,7 @@ impl Operation {
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
                 ],
             ),
-            Way::BackwardData => (
+            ConvOp::BackwardData => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
@@ -183,7 +183,7 @@ impl Operation {
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
                 ],
             ),
-            Way::BackwardFilter => (
+            ConvOp::BackwardFilter => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
@@ -254,21 +254,21 @@ impl Operation {
         let engine = config.descriptors(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
         let Some(engine) = engine.first() else { return Ok(false) };
         let notes = engine.notes(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
-        let behaviour = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
+        let behavior = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
         let not = |note: Numerical| !notes.contains(&(note as u32));
         Ok(not(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
             && not(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
             && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
             && (not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || self.dtype != DType::F32 || self.tf32)
-            && !behaviour.contains(&(Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
+            && !behavior.contains(&(BehaviorNote::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
     }
 }
 
 /// What cuDNN would try, the best first.
-fn guesses(graph: &Descriptor, guess: Guess, target: Target<'_>) -> Result<Vec<Descriptor>> {
+fn heuristic_configs(graph: &Descriptor, mode: Heuristic, target: Target<'_>) -> Result<Vec<Descriptor>> {
     let mut attributes = vec![
         (Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, Value::Descriptor(graph)),
-        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Guess(guess)),
+        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Heuristic(mode)),
     ];
     if let Target::Described(device) = target {
         attributes.push((Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, Value::Descriptor(device)));
@@ -300,7 +300,7 @@ fn integer(size: usize) -> Result<i64> {
     i64::try_from(size).map_err(Error::wrap)
 }
 
-fn done(status: cudnnStatus_t) -> Result<()> {
+fn check(status: cudnnStatus_t) -> Result<()> {
     Ok(status.result()?)
 }
 
@@ -316,7 +316,7 @@ enum Value<'a> {
     F64(f64),
     Type(cudnnDataType_t),
     Mode(cudnnConvolutionMode_t),
-    Guess(Guess),
+    Heuristic(Heuristic),
     Addresses(&'a [u64]),
     Descriptor(&'a Descriptor),
     Handle(&'a Handle),
@@ -332,14 +332,14 @@ impl Descriptor {
             descriptor.set(*name, value)?;
         }
         // SAFETY: it is alive.
-        done(unsafe { cudnnBackendFinalize(descriptor.0) })?;
+        check(unsafe { cudnnBackendFinalize(descriptor.0) })?;
         Ok(descriptor)
     }
 
     fn empty(kind: Kind) -> Result<Self> {
         let mut descriptor = Self(null_mut());
         // SAFETY: this is where it goes.
-        done(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
+        check(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
         Ok(descriptor)
     }
 
@@ -353,7 +353,7 @@ impl Descriptor {
             Value::F64(x) => (Type::CUDNN_TYPE_DOUBLE, one(x)),
             Value::Type(x) => (Type::CUDNN_TYPE_DATA_TYPE, one(x)),
             Value::Mode(x) => (Type::CUDNN_TYPE_CONVOLUTION_MODE, one(x)),
-            Value::Guess(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
+            Value::Heuristic(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
             Value::Addresses(x) => (Type::CUDNN_TYPE_VOID_PTR, (x.len(), x.as_ptr().cast())),
             Value::Descriptor(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, one(&x.0)),
             Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.handle)),
@@ -361,7 +361,7 @@ impl Descriptor {
             Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
         };
         // SAFETY: at `at` are so many values of that type, an address being as large as a pointer; cuDNN copies them.
-        done(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
+        check(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
     }
 
     fn integer(&self, name: Name) -> Result<i64> {
@@ -399,7 +399,7 @@ impl Descriptor {
     unsafe fn get(&self, name: Name, kind: Type, most: usize, at: *mut c_void) -> Result<usize> {
         let mut count = 0;
         // SAFETY: it is alive, and the caller answers for the room.
-        done(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
+        check(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 }
@@ -457,8 +457,8 @@ mod tests {
             let conv = Conv { images: 256, channels, filters, groups, height: side, width: side };
             for (dtype, tf32) in types {
                 for format in [ImageLayout::Nchw, ImageLayout::Nhwc] {
-                    for way in [Way::Forward, Way::BackwardData, Way::BackwardFilter] {
-                        let operation = Operation { way, conv, format, dtype, tf32 };
+                    for op in [ConvOp::Forward, ConvOp::BackwardData, ConvOp::BackwardFilter] {
+                        let operation = Operation { op, conv, format, dtype, tf32 };
                         let plans = operation.plans(Target::Described(&device)).unwrap().flatten().count();
                         println!("{operation:?}: {plans} plans");
                         assert!(plans > 0, "{operation:?}");

@@ -10,52 +10,53 @@ pub(super) mod plans;
 use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::{Result, Tensor};
 
-use self::graph::{ALIGNMENT, Addresses, Operation, Way};
-use super::context::{Engine, Fresh, address_of, device, with};
+use self::graph::{ALIGNMENT, Addresses, ConvOp, Operation};
+use super::buffers::{UninitTensor, address_of, device};
+use super::context::{CudaContext, with_context};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
 
 /// The convolution of x with w, of one type and in this format, as y will be.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<Fresh>> {
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<UninitTensor>> {
     let Conv { images, filters, height, width, .. } = *conv;
     let shape = (images, filters, height.output, width.output);
-    run(Way::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
+    run(ConvOp::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
 }
 
 /// The gradient of x.
 pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { images, channels, height, width, .. } = *conv;
     let shape = (images, channels, height.input, width.input);
-    let dx = run(Way::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
-    dx.map(Fresh::tensor).transpose()
+    let dx = run(ConvOp::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
+    dx.map(UninitTensor::tensor).transpose()
 }
 
 /// The gradient of w.
 pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { channels, filters, groups, height, width, .. } = *conv;
     let shape = (filters, channels / groups, height.kernel, width.kernel);
-    let dw = run(Way::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
-    dw.map(Fresh::tensor).transpose()
+    let dw = run(ConvOp::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
+    dw.map(UninitTensor::tensor).transpose()
 }
 
 /// One of the three, from two of the operands to the third.
 fn run(
-    way: Way,
+    op: ConvOp,
     conv: &Conv,
     format: ImageLayout,
     from: [&Tensor; 2],
     to: (usize, usize, usize, usize),
     operands: impl Fn([u64; 2], u64) -> Addresses,
-) -> Result<Option<Fresh>> {
+) -> Result<Option<UninitTensor>> {
     let [a, b] = from;
     let (dtype, tf32) = (a.dtype(), gemm_reduced_precision_f32());
-    let operation = Operation { way, conv: *conv, format, dtype, tf32 };
+    let operation = Operation { op, conv: *conv, format, dtype, tf32 };
     let [a, b] = [aligned(a)?, aligned(b)?];
     let addresses = [address_of(&a)?, address_of(&b)?];
-    with(device(&a)?, |engine| {
-        let fresh = Fresh { format, ..Fresh::new(&engine.device, dtype, to)? };
+    with_context(device(&a)?, |context| {
+        let fresh = UninitTensor { format, ..UninitTensor::new(&context.device, dtype, to)? };
         let at = operands(addresses, fresh.address()?);
-        let Engine { device, stream, convolutions, .. } = engine;
+        let CudaContext { device, stream, convolutions, .. } = context;
         Ok(convolutions.run(device, stream, operation, at)?.then_some(fresh))
     })
 }

@@ -1,23 +1,30 @@
 //! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
 //! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
 
-mod nn;
-mod sam;
+mod batch_norm;
+mod branch_mix;
+mod channels;
+mod cross_entropy;
+mod dropout;
+mod elementwise;
+mod im2col;
+mod params;
+mod pool;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use candle_core::{DType, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Layout, Result, Shape};
 use half::{bf16, f16};
 use libloading::{Library, Symbol};
 
-use super::launch::{Arg, Machine, Memory, word};
-
-const SOURCES: [(&str, &str); 2] = [("sam.cu", include_str!("../src/sam.cu")), ("nn.cu", include_str!("../src/nn.cu"))];
+use super::launch::{KernelArg, Launcher, Scratch, to_u32};
+use crate::core::image_layout::ImageLayout;
 
 type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
 
@@ -29,9 +36,9 @@ fn compile() -> Option<Library> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/src");
     let mut program = String::new();
     let mut entries = String::new();
-    for (file, source) in SOURCES {
-        writeln!(program, "#include \"{file}\"").expect("a string can be written to");
-        for name in kernels(source) {
+    for file in kernel_files(&sources) {
+        writeln!(program, "#include \"{}\"", file.display()).expect("a string can be written to");
+        for name in kernels(&std::fs::read_to_string(file).expect("a source can be read")) {
             write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with}},").expect("likewise");
         }
     }
@@ -62,6 +69,15 @@ fn compile() -> Option<Library> {
     Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
 }
 
+/// Every `.cu` file of the folder, in order.
+fn kernel_files(folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).expect("the sources are there");
+    let mut files: Vec<_> = files.map(|file| file.expect("the sources are there").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
+    files.sort();
+    files
+}
+
 /// The names of the kernels of a source.
 fn kernels(source: &str) -> Vec<&str> {
     let names = source.split("__global__ void ").skip(1).map(|rest| {
@@ -73,26 +89,26 @@ fn kernels(source: &str) -> Vec<&str> {
 }
 
 /// A machine that runs the threads of a block, and the blocks, in one order or the other.
-struct Emulated {
+struct Emulator {
     run: Symbol<'static, Run>,
-    memory: HashMap<Memory, Vec<u64>>,
+    scratch: HashMap<Scratch, Vec<u64>>,
     descending: bool,
 }
 
 /// Both orders, or nothing where there is no compiler.
-fn machines() -> Vec<Emulated> {
+fn emulators() -> Vec<Emulator> {
     let Some(library) = &*LIBRARY else { return Vec::new() };
-    let machine = |descending| Emulated {
+    let launcher = |descending| Emulator {
         // SAFETY: this is the function's type, see `compile`.
         run: unsafe { library.get(b"run") }.expect("the library has the function that was written for it"),
-        memory: HashMap::new(),
+        scratch: HashMap::new(),
         descending,
     };
-    vec![machine(false), machine(true)]
+    vec![launcher(false), launcher(true)]
 }
 
-impl Machine for Emulated {
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
+impl Launcher for Emulator {
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
         // Shared memory is the library's static data: one launch at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -100,18 +116,18 @@ impl Machine for Emulated {
         let mut pointers: Vec<*mut c_void> = args
             .iter_mut()
             .map(|arg| match arg {
-                Arg::U32(x) => std::ptr::from_mut(x).cast(),
-                Arg::U64(x) => std::ptr::from_mut(x).cast(),
-                Arg::F64(x) => std::ptr::from_mut(x).cast(),
-                Arg::Piece(x) => std::ptr::from_ref(*x).cast_mut().cast(),
-                Arg::Channels(x) => std::ptr::from_mut(x).cast(),
-                Arg::Affine(x) => std::ptr::from_mut(x).cast(),
-                Arg::Pool(x) => std::ptr::from_mut(x).cast(),
-                Arg::Convolution(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::U32(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::U64(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::F64(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::TableChunk(x) => std::ptr::from_ref(*x).cast_mut().cast(),
+                KernelArg::Channels(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Affine(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Pool(x) => std::ptr::from_mut(x).cast(),
+                KernelArg::Convolution(x) => std::ptr::from_mut(x).cast(),
             })
             .collect();
-        let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), word(blocks)?);
-        let (pointers, count) = (pointers.as_mut_ptr(), word(args.len())?);
+        let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);
+        let (pointers, count) = (pointers.as_mut_ptr(), to_u32(args.len())?);
         // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
         // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
         match unsafe { (self.run)(name.as_ptr(), blocks, pointers, count, self.descending.into()) } {
@@ -122,22 +138,22 @@ impl Machine for Emulated {
         }
     }
 
-    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64> {
-        let memory = self.memory.entry(purpose).or_default();
-        if memory.len() < words + GUARD.len() {
-            *memory = [&vec![0; words][..], &GUARD].concat();
+    fn scratch(&mut self, purpose: Scratch, words: usize) -> Result<u64> {
+        let scratch = self.scratch.entry(purpose).or_default();
+        if scratch.len() < words + GUARD.len() {
+            *scratch = [&vec![0; words][..], &GUARD].concat();
         }
-        Ok(memory.as_ptr() as u64)
+        Ok(scratch.as_ptr() as u64)
     }
 }
 
 /// Behind the memory that stays: no kernel may write to it.
 const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
 
-impl Drop for Emulated {
+impl Drop for Emulator {
     fn drop(&mut self) {
-        let whole = self.memory.values().all(|memory| memory.ends_with(&GUARD));
-        assert!(whole || std::thread::panicking(), "a kernel has written behind the memory that stays");
+        let whole = self.scratch.values().all(|scratch| scratch.ends_with(&GUARD));
+        assert!(whole || std::thread::panicking(), "a kernel has written past the end of its scratch memory");
     }
 }
 
@@ -192,7 +208,7 @@ impl Buffer {
         let size = self.dtype.size_in_bytes();
         let bytes = &Self::raw(&mut bytes)[self.before * size..];
         let (data, behind) = bytes.split_at(self.len * size);
-        assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "a kernel has written behind its memory");
+        assert!(behind.iter().all(|byte| *byte == UNTOUCHED), "a kernel has written past the end of its buffer");
         let decode = |x: &[u8]| match self.dtype {
             DType::F32 => f32::from_le_bytes(x.try_into().unwrap()).into(),
             DType::F64 => f64::from_le_bytes(x.try_into().unwrap()),
@@ -230,3 +246,38 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
 }
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
+
+const FORMATS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
+
+/// (images, channels, plane) as it lies in memory in this format.
+fn laid(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    match format {
+        ImageLayout::Nchw => values.to_vec(),
+        ImageLayout::Nhwc => values.chunks(channels * plane).flat_map(|x| transposed(x, plane)).collect(),
+    }
+}
+
+/// The way back.
+fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    laid(values, [images, plane, channels], format)
+}
+
+/// Rows of so many columns, column by column.
+fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
+}
+
+/// Runs this in both orders of threads and checks that what it returns has the same bits.
+fn in_both_orders(run: impl Fn(&mut Emulator) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
+    let results = emulators().into_iter().map(|mut launcher| run(&mut launcher).unwrap());
+    let mut results = results.map(|buffers| buffers.iter().map(Buffer::values).collect::<Vec<_>>());
+    let (first, second) = (results.next()?, results.next()?);
+    let bits = |x: &[Vec<f64>]| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&first), bits(&second), "the order of threads shows: a barrier is missing");
+    Some(first)
+}
+/// The elements of a result on the CPU.
+fn on_cpu((storage, shape): &(CpuStorage, Shape)) -> Vec<f64> {
+    let values = storage.to_dtype(&Layout::contiguous(shape), DType::F64).unwrap();
+    values.as_slice::<f64>().unwrap().to_vec()
+}

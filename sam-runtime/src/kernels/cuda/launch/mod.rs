@@ -3,18 +3,25 @@
 //! A [`Machine`] runs them: a CUDA device, or in the tests the machine's own processor, which a C++ compiler has compiled
 //! the same sources for. Memory is named by addresses here, and everything in this folder is plain arithmetic.
 
-pub(crate) mod nn;
-pub(crate) mod sam;
+pub(crate) mod batch_norm;
+pub(crate) mod branch_mix;
+pub(crate) mod channels;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod elementwise;
+pub(crate) mod im2col;
+pub(crate) mod params;
+pub(crate) mod pool;
 
 use candle_core::{DType, Result};
 
 /// An argument of a kernel. Addresses are `U64`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg<'a> {
+pub(crate) enum KernelArg<'a> {
     U32(u32),
     U64(u64),
     F64(f64),
-    Piece(&'a Piece),
+    TableChunk(&'a TableChunk),
     /// Sizes of images, and how they are shared out.
     Channels([u32; 6]),
     /// What a normalisation multiplies by and adds: a type, and two addresses.
@@ -26,32 +33,38 @@ pub(crate) enum Arg<'a> {
 }
 
 /// Words that the argument of one launch can carry.
-const PIECE: usize = 480;
+const TABLE_CHUNK: usize = 480;
 
-pub(crate) type Piece = [u64; PIECE];
+pub(crate) type TableChunk = [u64; TABLE_CHUNK];
+
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// Bytes that are read as one.
+const VECTOR: usize = 16;
 
 /// Memory of a machine that stays, for a purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Memory {
+pub(crate) enum Scratch {
     /// Where variables are.
     Table,
     /// What blocks have come to, each by itself.
-    Parts,
+    Partials,
     /// What has come of a gradient: max, scale, whether there is more to do, and how many were not finite so far.
     Outcome,
 }
 
 /// Something that runs kernels one after the other, in blocks of 256 threads.
-pub(crate) trait Machine {
+pub(crate) trait Launcher {
     /// With no blocks nothing is done.
-    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()>;
+    fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()>;
 
     /// The address of at least so many words, which are 0 at first. It is another one where more are asked for than before.
-    fn memory(&mut self, purpose: Memory, words: usize) -> Result<u64>;
+    fn scratch(&mut self, purpose: Scratch, words: usize) -> Result<u64>;
 }
 
 /// A type by the code that the kernels know.
-pub(crate) fn code(dtype: DType) -> Result<u32> {
+pub(crate) fn dtype_code(dtype: DType) -> Result<u32> {
     match dtype {
         DType::F32 => Ok(0),
         DType::F64 => Ok(1),
@@ -67,6 +80,6 @@ fn bytes(code: u32) -> usize {
 }
 
 /// A number as the kernels take it.
-pub(crate) fn word(n: usize) -> Result<u32> {
+pub(crate) fn to_u32(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| candle_core::Error::msg(format!("expected at most 2^32 elements, found {n}")))
 }

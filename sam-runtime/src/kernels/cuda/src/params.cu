@@ -1,25 +1,25 @@
 // SAM's arithmetic over all variables at once.
 //
-// A table tells where they are. It holds `count` entries as columns of 64 bit words, one for each field; block b takes the
-// CHUNK elements of the entry e with first[e] <= b < first[e + 1]. So one launch does all variables, of whatever types,
-// and which block adds up what is a matter of their sizes alone: sums have the same bits every time.
+// A table tells where they are. It holds `count` entries as columns of 64 bit words, one for each field; block b takes
+// the CHUNK elements of the entry e with first[e] <= b < first[e + 1]. So one launch does all variables, of whatever
+// types, and which block adds up what is a matter of their sizes alone: sums have the same bits every time.
 //
-// Nothing comes back to the host: the norm, the scale that follows from it and the verdict on numbers that are not finite
-// stay in an Outcome, where the next kernel finds them.
+// Nothing comes back to the host: the norm, the scale that follows from it and the verdict on numbers that are not
+// finite stay in an Outcome, where the next kernel finds them.
 #include "device.cuh"
 
 // Elements that one block takes.
 constexpr u64 CHUNK = 1 << 14;
 
 // Words that one launch carries as its argument, which may have 4096 bytes.
-constexpr u32 PIECE = 480;
+constexpr u32 TABLE_CHUNK = 480;
 
-struct Piece {
-  u64 words[PIECE];
+struct TableChunk {
+  u64 words[TABLE_CHUNK];
 };
 
 // Writes a piece of the table: in the order of the stream, without memory of the host that would have to stay.
-extern "C" __global__ void sam_table(u64 *table, u32 begin, u32 count, Piece piece) {
+extern "C" __global__ void write_table(u64 *table, u32 begin, u32 count, TableChunk piece) {
   for (u32 i = threadIdx.x; i < count; i += THREADS) table[begin + i] = piece.words[i];
 }
 
@@ -50,8 +50,8 @@ __device__ Task task(const u64 *table, u32 count) {
   return task;
 }
 
-// Hands all elements of a task to `each`: N at a time, and the second N are asked for before the first are used; what is
-// left one by one.
+// Hands all elements of a task to `each`: N at a time, and the second N are asked for before the first are used; what
+// is left one by one.
 template <u32 N, typename Each> __device__ __forceinline__ void sweep(const Task &task, Each &each) {
   const u64 whole = task.begin + (task.end - task.begin) / N * N, step = THREADS * N;
   u64 i = task.begin + threadIdx.x * N;
@@ -93,11 +93,11 @@ template <typename T> struct Scaling {
 };
 
 // T g, which the measure and its terms are taken of.
-template <typename T> struct Along {
+template <typename T> struct ScaledGrad {
   const T *g, *w;
   Scaling<T> scaling;
 
-  __device__ Along(const Task &task, u32 pointers)
+  __device__ ScaledGrad(const Task &task, u32 pointers)
       : g(task.pointer<const T>(1)), w(task.pointer<const T>(0)), scaling(task, pointers) {}
 
   __device__ bool vectors() const { return aligned(g) && aligned(w) && scaling.vectors(); }
@@ -146,10 +146,10 @@ template <typename W> struct Ratio {
   __device__ __forceinline__ W of(W size) const { return size >= max ? W(1) : small ? size / max : size * over; }
 };
 
-template <typename T> struct Measure : Along<T> {
+template <typename T> struct Measure : ScaledGrad<T> {
   double max = 0, squares = 0;
 
-  __device__ Measure(const Task &task, u32 pointers) : Along<T>(task, pointers) {}
+  __device__ Measure(const Task &task, u32 pointers) : ScaledGrad<T>(task, pointers) {}
 
   template <u32 N> __device__ __forceinline__ void use(u64 i, const Pair<T, N> &in) {
     for (u32 k = 0; k < N; k++) {
@@ -161,8 +161,8 @@ template <typename T> struct Measure : Along<T> {
 };
 
 // max|T g| and Σ(T g)² of each chunk. The squares of f32 neither overflow nor vanish in f64.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_measure(const u64 *table, u32 count, u32 pointers,
-                                                                  double *parts) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    measure_gradient(const u64 *table, u32 count, u32 pointers, double *parts) {
   const Task mine = task(table, count);
   double max = 0, squares = 0;
   WITH_TYPE(mine.type(), {
@@ -183,8 +183,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_measure(const u64 *tab
 enum Norm : u32 { RAW, EUCLIDEAN, INFINITE, OTHER };
 
 // Equation 2's scale, from all chunks, by one block: or that Σ r^q is still needed for it.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_scale(const double *parts, u32 chunks, u32 norm, double rho,
-                                                                Outcome *outcome) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    perturbation_scale(const double *parts, u32 chunks, u32 norm, double rho, Outcome *outcome) {
   double max = 0, squares = 0;
 #pragma unroll 8
   for (u32 i = threadIdx.x; i < chunks; i += THREADS) {
@@ -211,14 +211,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_scale(const double *pa
   }
 }
 
-template <typename T> struct Terms : Along<T> {
+template <typename T> struct LpTerms : ScaledGrad<T> {
   u32 kind;
   Wide<T> exponent;
   Ratio<Wide<T>> ratio;
   double sum = 0;
 
-  __device__ Terms(const Task &task, u32 pointers, u32 kind, double exponent, double max)
-      : Along<T>(task, pointers), kind(kind), exponent(Wide<T>(exponent)), ratio(max) {}
+  __device__ LpTerms(const Task &task, u32 pointers, u32 kind, double exponent, double max)
+      : ScaledGrad<T>(task, pointers), kind(kind), exponent(Wide<T>(exponent)), ratio(max) {}
 
   template <u32 N> __device__ __forceinline__ void use(u64 i, const Pair<T, N> &in) {
     for (u32 k = 0; k < N; k++) sum += power(kind, exponent, ratio.of(size_of(this->of(i, k, in))));
@@ -226,14 +226,13 @@ template <typename T> struct Terms : Along<T> {
 };
 
 // Σ r^q of each chunk, where the measure has not settled it.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_terms(const u64 *table, u32 count, u32 pointers, u32 kind,
-                                                                double exponent, const Outcome *outcome,
-                                                                double *parts) {
+extern "C" __global__ void __launch_bounds__(THREADS) lp_terms(const u64 *table, u32 count, u32 pointers, u32 kind,
+                                                               double exponent, const Outcome *outcome, double *parts) {
   if (!outcome->more) return;
   const Task mine = task(table, count);
   double sum = 0;
   WITH_TYPE(mine.type(), {
-    Terms<T> terms(mine, pointers, kind, exponent, outcome->max);
+    LpTerms<T> terms(mine, pointers, kind, exponent, outcome->max);
     sweep<1>(mine, terms);
     sum = terms.sum;
   });
@@ -242,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_terms(const u64 *table
 }
 
 // ρ / (Σ r^q)^(1/p)
-extern "C" __global__ void __launch_bounds__(THREADS) sam_scale_of_terms(const double *parts, u32 chunks, double root,
-                                                                         double rho, Outcome *outcome) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lp_scale(const double *parts, u32 chunks, double root, double rho, Outcome *outcome) {
   if (!outcome->more) return;
   const double sum = over_memory<Add>(parts, chunks);
   if (threadIdx.x == 0) outcome->scale = rho / pow(sum, root);
@@ -279,23 +278,23 @@ template <typename T, typename Step> struct Perturb {
 };
 
 // p = 2, and a ball without a norm: one multiplication, by ρ / ‖g‖, unless that leaves the type's range.
-template <typename W> struct Straight {
+template <typename W> struct LinearStep {
   W factor, scale, max;
   bool whole;
 
-  __device__ explicit Straight(const Outcome &outcome)
+  __device__ explicit LinearStep(const Outcome &outcome)
       : factor(W(outcome.scale / outcome.max)), scale(W(outcome.scale)), max(W(outcome.max)),
         whole(factor > W(1e-37) && factor < W(1e37)) {}
   __device__ __forceinline__ W of(W slope) const { return whole ? factor * slope : scale * (slope / max); }
 };
 
 // Any p.
-template <typename W> struct Bent {
+template <typename W> struct LpStep {
   u32 kind;
   W exponent, scale;
   Ratio<W> ratio;
 
-  __device__ Bent(u32 kind, double exponent, const Outcome &outcome)
+  __device__ LpStep(u32 kind, double exponent, const Outcome &outcome)
       : kind(kind), exponent(W(exponent)), scale(W(outcome.scale)), ratio(outcome.max) {}
   __device__ __forceinline__ W of(W slope) const {
     if (slope == 0) return W(0);
@@ -305,28 +304,27 @@ template <typename W> struct Bent {
 };
 
 // Three blocks at a time: what they have asked for together is what the memory needs to be busy.
-extern "C" __global__ void __launch_bounds__(THREADS, 3) sam_climb(const u64 *table, u32 count, u32 pointers,
-                                                                   const Outcome *outcome) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    perturb_linear(const u64 *table, u32 count, u32 pointers, const Outcome *outcome) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
-    Perturb<T, Straight<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, Straight<Wide<T>>(*outcome));
+    Perturb<T, LinearStep<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, LinearStep<Wide<T>>(*outcome));
     if (aligned(perturb.g) && aligned(perturb.w) && perturb.scaling.vectors()) sweep<LANES<T>>(mine, perturb);
     else sweep<1>(mine, perturb);
   });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sam_climb_bent(const u64 *table, u32 count, u32 pointers,
-                                                                     u32 kind, double exponent,
-                                                                     const Outcome *outcome) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    perturb_lp(const u64 *table, u32 count, u32 pointers, u32 kind, double exponent, const Outcome *outcome) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
-    const Bent<Wide<T>> bent(kind, exponent, *outcome);
-    Perturb<T, Bent<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, bent);
+    const LpStep<Wide<T>> step(kind, exponent, *outcome);
+    Perturb<T, LpStep<Wide<T>>> perturb(mine, pointers, outcome->scale != 0, step);
     sweep<1>(mine, perturb);
   });
 }
 
-template <typename T> struct Descend {
+template <typename T> struct SgdStep {
   typedef Wide<T> W;
 
   T *w;
@@ -365,13 +363,14 @@ template <typename T> struct Descend {
 };
 
 // A step of stochastic gradient descent: pointers to w, g and, if there is one, the velocity.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_sgd(const u64 *table, u32 count, double rate, double momentum,
-                                                              double decay, u32 nesterov) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sgd_step(const u64 *table, u32 count, double rate, double momentum, double decay, u32 nesterov) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
     typedef Wide<T> W;
-    Descend<T> descend = {mine.pointer<T>(0), mine.pointer<const T>(1), mine.pointer<W>(2), W(rate),
-                          W(momentum),        W(decay),                 nesterov != 0};
+    SgdStep<T> descend = {
+        mine.pointer<T>(0), mine.pointer<const T>(1), mine.pointer<W>(2), W(rate), W(momentum), W(decay),
+        nesterov != 0};
     if (aligned(descend.w) && aligned(descend.g) && aligned(descend.v)) sweep<LANES<T>>(mine, descend);
     else sweep<1>(mine, descend);
   });
@@ -385,12 +384,13 @@ template <typename T> struct Dot {
 
   template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const { return {load<N>(a + i), load<N>(b + i)}; }
   template <u32 N> __device__ __forceinline__ void use(u64, const Pair<T, N> &in) {
-    for (u32 k = 0; k < N; k++) sum = fma(double(Number<T>::widen(in.a.at[k])), double(Number<T>::widen(in.b.at[k])), sum);
+    for (u32 k = 0; k < N; k++)
+      sum = fma(double(Number<T>::widen(in.a.at[k])), double(Number<T>::widen(in.b.at[k])), sum);
   }
 };
 
 // Σ a b of each chunk.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_dot(const u64 *table, u32 count, double *parts) {
+extern "C" __global__ void __launch_bounds__(THREADS) dot_chunks(const u64 *table, u32 count, double *parts) {
   const Task mine = task(table, count);
   double sum = 0;
   WITH_TYPE(mine.type(), {
@@ -404,13 +404,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) sam_dot(const u64 *table, 
 }
 
 // The sum over all chunks, times a factor, by one block.
-extern "C" __global__ void __launch_bounds__(THREADS) sam_total(const double *parts, u32 chunks, double factor, u32 type,
-                                                                void *total) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sum_chunks(const double *parts, u32 chunks, double factor, u32 type, void *total) {
   const double sum = over_memory<Add>(parts, chunks);
   if (threadIdx.x == 0) write(total, type, 0, factor * sum);
 }
 
-template <typename T> struct Mix {
+template <typename T> struct Axpby {
   typedef Wide<T> W;
 
   T *a;
@@ -428,12 +428,12 @@ template <typename T> struct Mix {
 };
 
 // a ← α a + β b
-extern "C" __global__ void __launch_bounds__(THREADS) sam_mix(const u64 *table, u32 count, u32 type, const void *alpha,
-                                                              const void *beta) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    axpby(const u64 *table, u32 count, u32 type, const void *alpha, const void *beta) {
   const Task mine = task(table, count);
   WITH_TYPE(mine.type(), {
     typedef Wide<T> W;
-    Mix<T> mix = {mine.pointer<T>(0), mine.pointer<const T>(1), W(read(alpha, type, 0)), W(read(beta, type, 0))};
+    Axpby<T> mix = {mine.pointer<T>(0), mine.pointer<const T>(1), W(read(alpha, type, 0)), W(read(beta, type, 0))};
     if (aligned(mix.a) && aligned(mix.b)) sweep<LANES<T>>(mine, mix);
     else sweep<1>(mine, mix);
   });

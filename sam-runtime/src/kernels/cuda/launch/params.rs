@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::{Arg, Machine, Memory, PIECE, word};
+use super::{KernelArg, Launcher, Scratch, TABLE_CHUNK, to_u32};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
 use crate::kernels::operands::SgdStep;
@@ -64,7 +64,7 @@ struct Table {
 }
 
 impl Table {
-    fn write(machine: &mut impl Machine, entries: &[Entry]) -> Result<Self> {
+    fn write(launcher: &mut impl Launcher, entries: &[Entry]) -> Result<Self> {
         let (count, pointers) = (entries.len(), entries.first().map_or(0, |entry| entry.pointers.len()));
         let words = count * (COLUMNS + pointers);
         let mut columns = vec![0; words];
@@ -78,27 +78,27 @@ impl Table {
             }
             chunks += entry.size.div_ceil(CHUNK);
         }
-        let address = machine.memory(Memory::Table, words)?;
-        for (i, words) in columns.chunks(PIECE).enumerate() {
-            let mut piece = [0; PIECE];
+        let address = launcher.scratch(Scratch::Table, words)?;
+        for (i, words) in columns.chunks(TABLE_CHUNK).enumerate() {
+            let mut piece = [0; TABLE_CHUNK];
             piece[..words.len()].copy_from_slice(words);
-            let (begin, count) = (word(i * PIECE)?, word(words.len())?);
-            machine.launch(
-                "sam_table",
+            let (begin, count) = (to_u32(i * TABLE_CHUNK)?, to_u32(words.len())?);
+            launcher.launch(
+                "write_table",
                 1,
-                &[Arg::U64(address), Arg::U32(begin), Arg::U32(count), Arg::Piece(&piece)],
+                &[KernelArg::U64(address), KernelArg::U32(begin), KernelArg::U32(count), KernelArg::TableChunk(&piece)],
             )?;
         }
-        Ok(Self { address, count: word(count)?, chunks })
+        Ok(Self { address, count: to_u32(count)?, chunks })
     }
 
-    fn args<const N: usize>(&self, more: [Arg<'static>; N]) -> Vec<Arg<'static>> {
-        [Arg::U64(self.address), Arg::U32(self.count)].into_iter().chain(more).collect()
+    fn args<const N: usize>(&self, more: [KernelArg<'static>; N]) -> Vec<KernelArg<'static>> {
+        [KernelArg::U64(self.address), KernelArg::U32(self.count)].into_iter().chain(more).collect()
     }
 }
 
 /// A power by the code that the kernels know, and its exponent.
-fn power(power: Power) -> [Arg<'static>; 2] {
+fn power(power: Power) -> [KernelArg<'static>; 2] {
     let (kind, exponent) = match power {
         Power::One => (0, 0.0),
         Power::Same => (1, 1.0),
@@ -108,11 +108,11 @@ fn power(power: Power) -> [Arg<'static>; 2] {
         Power::Whole(e) => (5, f64::from(e)),
         Power::Real(e) => (5, e),
     };
-    [Arg::U32(kind), Arg::F64(exponent)]
+    [KernelArg::U32(kind), KernelArg::F64(exponent)]
 }
 
 /// g ← w + ε̂. Pointers of an entry: w, g, and, where any entry has them, the place of the metric, and a mask or 0.
-pub(crate) fn perturb(machine: &mut impl Machine, ball: Ball, mut entries: Vec<Entry>) -> Result<()> {
+pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec<Entry>) -> Result<()> {
     let masked = entries.iter().any(|entry| entry.pointers.get(2).is_some_and(|mask| *mask != 0));
     let scaled = masked || entries.iter().any(|entry| !matches!(entry.metric, Metric::One));
     for entry in &mut entries {
@@ -125,11 +125,13 @@ pub(crate) fn perturb(machine: &mut impl Machine, ball: Ball, mut entries: Vec<E
             entry.pointers.push(mask);
         }
     }
-    let table = Table::write(machine, &entries)?;
-    let (parts, outcome) = (machine.memory(Memory::Parts, 2 * table.chunks)?, machine.memory(Memory::Outcome, 4)?);
-    let (parts, outcome) = (Arg::U64(parts), Arg::U64(outcome));
-    let (pointers, chunks) = (Arg::U32(2 + u32::from(scaled) + u32::from(masked)), Arg::U32(word(table.chunks)?));
-    let (norm, rho) = (ball.norm(), Arg::F64(ball.rho));
+    let table = Table::write(launcher, &entries)?;
+    let (parts, outcome) =
+        (launcher.scratch(Scratch::Partials, 2 * table.chunks)?, launcher.scratch(Scratch::Outcome, 4)?);
+    let (parts, outcome) = (KernelArg::U64(parts), KernelArg::U64(outcome));
+    let (pointers, chunks) =
+        (KernelArg::U32(2 + u32::from(scaled) + u32::from(masked)), KernelArg::U32(to_u32(table.chunks)?));
+    let (norm, rho) = (ball.norm(), KernelArg::F64(ball.rho));
     let straight = !ball.normalised || norm.size() == Power::Same;
     let kind = match norm.size() {
         _ if !ball.normalised => 0,
@@ -138,43 +140,48 @@ pub(crate) fn perturb(machine: &mut impl Machine, ball: Ball, mut entries: Vec<E
         _ => 3,
     };
 
-    machine.launch("sam_measure", table.chunks, &table.args([pointers, parts]))?;
-    machine.launch("sam_scale", 1, &[parts, chunks, Arg::U32(kind), rho, outcome])?;
+    launcher.launch("measure_gradient", table.chunks, &table.args([pointers, parts]))?;
+    launcher.launch("perturbation_scale", 1, &[parts, chunks, KernelArg::U32(kind), rho, outcome])?;
     // The squares of f64 may overflow, and then they are taken again as ratios.
     if kind == 3 || kind == 1 && entries.iter().any(|entry| entry.dtype == 1) {
         let [power, exponent] = power(norm.term());
         let terms = table.args([pointers, power, exponent, outcome, parts]);
-        machine.launch("sam_terms", table.chunks, &terms)?;
-        machine.launch("sam_scale_of_terms", 1, &[parts, chunks, Arg::F64(norm.root()), rho, outcome])?;
+        launcher.launch("lp_terms", table.chunks, &terms)?;
+        launcher.launch("lp_scale", 1, &[parts, chunks, KernelArg::F64(norm.root()), rho, outcome])?;
     }
     if straight {
-        machine.launch("sam_climb", table.chunks, &table.args([pointers, outcome]))
+        launcher.launch("perturb_linear", table.chunks, &table.args([pointers, outcome]))
     } else {
         let [power, exponent] = power(norm.size());
-        machine.launch("sam_climb_bent", table.chunks, &table.args([pointers, power, exponent, outcome]))
+        launcher.launch("perturb_lp", table.chunks, &table.args([pointers, power, exponent, outcome]))
     }
 }
 
 /// A step of stochastic gradient descent. Pointers of an entry: w, g, and its velocity or 0.
-pub(crate) fn sgd(machine: &mut impl Machine, params: SgdStep, entries: &[Entry]) -> Result<()> {
-    let table = Table::write(machine, entries)?;
+pub(crate) fn sgd(launcher: &mut impl Launcher, params: SgdStep, entries: &[Entry]) -> Result<()> {
+    let table = Table::write(launcher, entries)?;
     let SgdStep { lr, momentum, nesterov, weight_decay } = params;
-    let constants = [Arg::F64(lr), Arg::F64(momentum), Arg::F64(weight_decay), Arg::U32(nesterov.into())];
-    machine.launch("sam_sgd", table.chunks, &table.args(constants))
+    let constants =
+        [KernelArg::F64(lr), KernelArg::F64(momentum), KernelArg::F64(weight_decay), KernelArg::U32(nesterov.into())];
+    launcher.launch("sgd_step", table.chunks, &table.args(constants))
 }
 
 /// Σ a b over all entries, times a factor, to a number of this type at `total`. Pointers of an entry: a, b.
-pub(crate) fn dot(machine: &mut impl Machine, entries: &[Entry], factor: f64, dtype: u32, total: u64) -> Result<()> {
-    let table = Table::write(machine, entries)?;
-    let parts = Arg::U64(machine.memory(Memory::Parts, 2 * table.chunks)?);
-    machine.launch("sam_dot", table.chunks, &table.args([parts]))?;
-    let chunks = Arg::U32(word(table.chunks)?);
-    machine.launch("sam_total", 1, &[parts, chunks, Arg::F64(factor), Arg::U32(dtype), Arg::U64(total)])
+pub(crate) fn dot(launcher: &mut impl Launcher, entries: &[Entry], factor: f64, dtype: u32, total: u64) -> Result<()> {
+    let table = Table::write(launcher, entries)?;
+    let parts = KernelArg::U64(launcher.scratch(Scratch::Partials, 2 * table.chunks)?);
+    launcher.launch("dot_chunks", table.chunks, &table.args([parts]))?;
+    let chunks = KernelArg::U32(to_u32(table.chunks)?);
+    launcher.launch(
+        "sum_chunks",
+        1,
+        &[parts, chunks, KernelArg::F64(factor), KernelArg::U32(dtype), KernelArg::U64(total)],
+    )
 }
 
 /// a ← α a + β b for all entries, with numbers of this type at `alpha` and `beta`. Pointers of an entry: a, b.
-pub(crate) fn mix(machine: &mut impl Machine, entries: &[Entry], dtype: u32, [alpha, beta]: [u64; 2]) -> Result<()> {
-    let table = Table::write(machine, entries)?;
-    let numbers = [Arg::U32(dtype), Arg::U64(alpha), Arg::U64(beta)];
-    machine.launch("sam_mix", table.chunks, &table.args(numbers))
+pub(crate) fn mix(launcher: &mut impl Launcher, entries: &[Entry], dtype: u32, [alpha, beta]: [u64; 2]) -> Result<()> {
+    let table = Table::write(launcher, entries)?;
+    let numbers = [KernelArg::U32(dtype), KernelArg::U64(alpha), KernelArg::U64(beta)];
+    launcher.launch("axpby", table.chunks, &table.args(numbers))
 }

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::super::launch::sam::{Entry, Metric, dot, mix, perturb, sgd};
-use super::super::launch::{Memory, code};
-use super::{Buffer, FLOATS, assert_close, machines, numbers, tolerance};
+use super::super::launch::params::{Entry, Metric, dot, mix, perturb, sgd};
+use super::super::launch::{Scratch, dtype_code};
+use super::{Buffer, FLOATS, assert_close, emulators, numbers, tolerance};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::kernels::dispatch::perturbed;
@@ -37,7 +37,7 @@ impl Case {
         };
         let mask = self.mask.as_ref().map_or(0, Buffer::address);
         let pointers = vec![self.w.address(), self.g.address(), mask];
-        Entry { dtype: code(self.w.dtype).unwrap(), size: self.w.len, metric, pointers }
+        Entry { dtype: dtype_code(self.w.dtype).unwrap(), size: self.w.len, metric, pointers }
     }
 
     fn slope(&self) -> Slope {
@@ -63,11 +63,11 @@ fn bits(buffer: &Buffer) -> Vec<u64> {
 /// Runs `perturb` in both orders, whose bits have to be the same, and returns w + ε̂ and the number of gradients that were
 /// not finite.
 fn run(ball: Ball, cases: impl Fn() -> Vec<Case>) -> Option<(Vec<Vec<f64>>, u64)> {
-    let mut results = machines().into_iter().map(|mut machine| {
+    let mut results = emulators().into_iter().map(|mut launcher| {
         let cases = cases();
-        perturb(&mut machine, ball, cases.iter().map(Case::entry).collect()).unwrap();
+        perturb(&mut launcher, ball, cases.iter().map(Case::entry).collect()).unwrap();
         assert!(cases.iter().zip(self::cases(&cases)).all(|(case, w)| bits(&case.w) == w), "w has been written to");
-        let not_finite = machine.memory[&Memory::Outcome][3];
+        let not_finite = launcher.scratch[&Scratch::Outcome][3];
         (cases.iter().map(|case| case.g.values()).collect::<Vec<_>>(), not_finite)
     });
     let first = results.next()?;
@@ -200,7 +200,7 @@ fn descent_with_momentum() {
         let wide = if dtype == DType::F64 { dtype } else { DType::F32 };
         for (momentum, nesterov, moving) in [(0.9, true, true), (0.9, false, true), (0.0, false, false)] {
             let params = SgdStep { lr: 0.1, momentum, nesterov, weight_decay: 0.01 };
-            for mut machine in machines() {
+            for mut launcher in emulators() {
                 let cases: Vec<_> = SIZES.iter().zip(1..).map(|(&n, seed)| Case::new(dtype, n, seed)).collect();
                 let v: Vec<_> = SIZES.iter().zip(90..).map(|(&n, s)| Buffer::new(wide, &numbers(n, s))).collect();
                 let before: Vec<_> = cases.iter().zip(&v).map(|(c, v)| [c.w.values(), v.values()]).collect();
@@ -209,7 +209,7 @@ fn descent_with_momentum() {
                     Entry { pointers: vec![case.w.address(), case.g.address(), velocity], ..case.entry() }
                 };
                 let entries: Vec<_> = cases.iter().zip(&v).map(entry).collect();
-                sgd(&mut machine, params, &entries).unwrap();
+                sgd(&mut launcher, params, &entries).unwrap();
                 for ((case, v), [w_before, v_before]) in cases.iter().zip(&v).zip(before) {
                     let (mut w, mut velocity) = (w_before, v_before);
                     for ((w, v), g) in w.iter_mut().zip(&mut velocity).zip(case.g.values()) {
@@ -233,12 +233,12 @@ fn descent_with_momentum() {
 fn products_and_mixtures_of_pairs() {
     for dtype in FLOATS {
         let mut products = Vec::new();
-        for mut machine in machines() {
+        for mut launcher in emulators() {
             let cases: Vec<_> = SIZES.iter().zip(1..).map(|(&n, seed)| Case::new(dtype, n, seed)).collect();
             let pair = |case: &Case| Entry { pointers: vec![case.w.address(), case.g.address()], ..case.entry() };
             let (entries, total) = (cases.iter().map(pair).collect::<Vec<_>>(), Buffer::empty(wide(dtype), 1));
-            let number = code(wide(dtype)).unwrap();
-            dot(&mut machine, &entries, 0.5, number, total.address()).unwrap();
+            let number = dtype_code(wide(dtype)).unwrap();
+            dot(&mut launcher, &entries, 0.5, number, total.address()).unwrap();
             let product = |c: &Case| c.w.values().iter().zip(c.g.values()).map(|(a, b)| a * b).sum::<f64>();
             let expected = 0.5 * cases.iter().map(product).sum::<f64>();
             assert_close(&total.values(), &[expected], if dtype == DType::F64 { 1e-14 } else { 1e-6 }, "product");
@@ -246,7 +246,7 @@ fn products_and_mixtures_of_pairs() {
 
             let [alpha, beta] = [0.75, -1.5].map(|x| Buffer::new(wide(dtype), &[x]));
             let before: Vec<_> = cases.iter().map(|case| case.w.values()).collect();
-            mix(&mut machine, &entries, number, [alpha.address(), beta.address()]).unwrap();
+            mix(&mut launcher, &entries, number, [alpha.address(), beta.address()]).unwrap();
             for (case, before) in cases.iter().zip(before) {
                 let mixed: Vec<_> = before.iter().zip(case.g.values()).map(|(a, b)| 0.75 * a - 1.5 * b).collect();
                 assert_close(&case.w.values(), &mixed, tolerance(dtype), &format!("mixture, {dtype:?}"));

@@ -1,0 +1,93 @@
+//! Convolution as a matrix product.
+
+use candle_core::Result;
+
+use super::{KernelArg, Launcher, THREADS, to_u32};
+use crate::core::image_layout::ImageLayout;
+
+/// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
+/// to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filters {
+    pub(crate) filters: usize,
+    pub(crate) channels: usize,
+    pub(crate) places: usize,
+}
+
+impl Filters {
+    pub(crate) fn permute(
+        self,
+        launcher: &mut impl Launcher,
+        [from, to]: [u32; 2],
+        [x, y]: [u64; 2],
+        format: ImageLayout,
+    ) -> Result<()> {
+        let sizes = [to_u32(self.channels)?, to_u32(self.places)?].map(KernelArg::U32);
+        let to_rows = KernelArg::U32((format == ImageLayout::Nhwc).into());
+        let tensors = [KernelArg::U32(from), KernelArg::U64(x), KernelArg::U32(to), KernelArg::U64(y)];
+        let args = [&tensors[..], &sizes, &[to_rows]].concat();
+        launcher.launch("permute_filters", self.filters * self.channels.div_ceil(THREADS), &args)
+    }
+}
+
+/// A convolution as a product with a matrix of patches: rows (channel, kernel row, kernel column), columns (image, row,
+/// column).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patches {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) input: [usize; 2],
+    pub(crate) kernel: [usize; 2],
+    pub(crate) output: [usize; 2],
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+}
+
+impl Patches {
+    /// Rows and columns of the matrix.
+    pub(crate) fn matrix(&self) -> [usize; 2] {
+        let [product, pixels] = [self.kernel, self.output].map(|[height, width]| height * width);
+        [self.channels * product, self.images * pixels]
+    }
+
+    fn arg(&self) -> Result<KernelArg<'static>> {
+        let mut sizes = [0; 11];
+        let [height, width] = self.input;
+        let [kernel_height, kernel_width] = self.kernel;
+        let [rows, columns] = self.output;
+        let values = [
+            self.images,
+            self.channels,
+            height,
+            width,
+            kernel_height,
+            kernel_width,
+            rows,
+            columns,
+            self.stride,
+            self.padding,
+            self.dilation,
+        ];
+        for (size, value) in sizes.iter_mut().zip(values) {
+            *size = to_u32(value)?;
+        }
+        Ok(KernelArg::Convolution(sizes))
+    }
+
+    pub(crate) fn take(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
+        let [rows, columns] = self.matrix();
+        let n = rows * columns;
+        let args =
+            [KernelArg::U32(dtype), self.arg()?, KernelArg::U64(x), KernelArg::U64(n as u64), KernelArg::U64(patches)];
+        launcher.launch("im2col", n.div_ceil(THREADS), &args)
+    }
+
+    /// The gradient of the images from that of the patches.
+    pub(crate) fn col2im(&self, launcher: &mut impl Launcher, dtype: u32, [patches, dx]: [u64; 2]) -> Result<()> {
+        let n = self.images * self.channels * self.input[0] * self.input[1];
+        let args =
+            [KernelArg::U32(dtype), self.arg()?, KernelArg::U64(patches), KernelArg::U64(n as u64), KernelArg::U64(dx)];
+        launcher.launch("col2im", n.div_ceil(THREADS), &args)
+    }
+}

@@ -1,0 +1,227 @@
+// Batch normalization, with the sum and the ReLU that follow it.
+#include "channels.cuh"
+
+// γ and β, where there are any.
+struct Affine {
+  u32 type;
+  const void *weight, *bias;
+};
+
+// What is known of each channel, one after the other: mean, 1/σ, γ/σ and β.
+struct Statistics {
+  double *mean, *inverse, *scale, *shift;
+
+  __device__ Statistics(double *all, u32 channels)
+      : mean(all), inverse(all + channels), scale(all + 2 * channels), shift(all + 3 * channels) {}
+
+  __device__ void set(u32 channel, double centre, double var, double eps, const Affine &affine) const {
+    mean[channel] = centre;
+    inverse[channel] = 1 / sqrt(var + eps);
+    scale[channel] = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse[channel];
+    shift[channel] = affine.bias ? read(affine.bias, affine.type, channel) : 0;
+  }
+};
+
+// The statistics of the batch; the running ones move, where there are any.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_batch_statistics(u32 type, Channels of, const void *x, Affine affine, u32 centered, double count, double eps,
+                        const double *parts, double *statistics, double momentum, u32 running_type, void *running_mean,
+                        void *running_var) {
+  const ChannelSums totals(parts, of.channels, of.splits);
+  if (!totals.mine) return;
+  const u32 channel = totals.channel;
+  const double origin = centered ? read(x, type, u64(channel) * (of.across ? 1 : of.plane)) : 0;
+  const double distance = centered ? totals.sum / count : 0;
+  const double spread = totals.moment / count - distance * distance;
+  const double mean = origin + distance;
+  // Not max(), which would hide NaN.
+  const double var = spread < 0 ? 0 : spread;
+  Statistics(statistics, of.channels).set(channel, mean, var, eps, affine);
+  if (running_mean && centered) {
+    const double old = read(running_mean, running_type, channel);
+    write(running_mean, running_type, channel, old * (1 - momentum) + mean * momentum);
+  }
+  if (running_var) {
+    const double old = read(running_var, running_type, channel), unbiased = count / (count - 1);
+    write(running_var, running_type, channel, old * (1 - momentum) + var * momentum * unbiased);
+  }
+}
+
+// The statistics of a layer that does not train: the running ones.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_running_statistics(u32 type, const void *mean, const void *var, u32 channels, Affine affine, double eps,
+                          double *statistics) {
+  const u32 channel = blockIdx.x * THREADS + threadIdx.x;
+  if (channel >= channels) return;
+  Statistics(statistics, channels).set(channel, read(mean, type, channel), read(var, type, channel), eps, affine);
+}
+
+// γ (x - mean) / σ + β for each channel. Forward and backward come to the same bits, and so to the same sign.
+template <typename T, u32 C> struct AffineCoefficients {
+  Wide<T> centre[C], scale[C], shift[C];
+
+  __device__ AffineCoefficients(double *all, u32 channels, u32 channel) {
+    const Statistics statistics(all, channels);
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      centre[c] = Wide<T>(statistics.mean[channel + c]);
+      scale[c] = Wide<T>(statistics.scale[channel + c]);
+      shift[c] = Wide<T>(statistics.shift[channel + c]);
+    }
+  }
+  __device__ __forceinline__ Wide<T> of(Wide<T> x, u32 c) const { return mul_add(x - centre[c], scale[c], shift[c]); }
+  __device__ __forceinline__ void flush() const {}
+};
+
+template <typename T, u32 N, u32 C> struct Normalize : AffineCoefficients<T, C> {
+  struct In {
+    Pack<T, N> x, residual;
+  };
+  const T *x, *residual;
+  T *y;
+  bool relu;
+
+  __device__ Normalize(const AffineCoefficients<T, C> &coefficients, const void *x, const void *residual, void *y,
+                       bool relu)
+      : AffineCoefficients<T, C>(coefficients), x(static_cast<const T *>(x)),
+        residual(static_cast<const T *>(residual)), y(static_cast<T *>(y)), relu(relu) {}
+  __device__ __forceinline__ In read(u64 i) const {
+    In in;
+    in.x = load<N>(x + i);
+    in.residual = residual ? load<N>(residual + i) : in.x;
+    return in;
+  }
+  __device__ __forceinline__ void use(u64 i, const In &in) {
+    Pack<T, N> out;
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+      Wide<T> value = this->of(Number<T>::widen(in.x.at[k]), k % C);
+      if (residual) value += Number<T>::widen(in.residual.at[k]);
+      if (relu && value < 0) value = 0;
+      out.at[k] = Number<T>::narrow(value);
+    }
+    store<N>(y + i, out);
+  }
+};
+
+// y = relu(γ (x - mean) / σ + β + residual)
+// Four blocks at a time: with more some registers would be put aside.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    bn_forward(u32 type, Channels of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
+  WITH_PART(type, of, {
+    if (!part.active()) return;
+    Normalize<T, N, C> each(AffineCoefficients<T, C>(statistics, of.channels, part.channel), x, residual, y, relu != 0);
+    sweep(part, each);
+  });
+}
+
+// dy before the ReLU. Its sign is that of y, which was kept where there was a residual, and is recomputed where not.
+template <typename T, u32 N, u32 C> struct ReluMaskedGrad : AffineCoefficients<T, C> {
+  struct In {
+    Pack<T, N> x, y, dy;
+  };
+  const T *x, *y, *dy;
+  bool relu;
+
+  __device__ ReluMaskedGrad(const AffineCoefficients<T, C> &coefficients, const void *x, const void *y, const void *dy,
+                            bool relu)
+      : AffineCoefficients<T, C>(coefficients), x(static_cast<const T *>(x)), y(static_cast<const T *>(y)),
+        dy(static_cast<const T *>(dy)), relu(relu) {}
+  __device__ __forceinline__ In read(u64 i) const {
+    In in;
+    in.x = load<N>(x + i);
+    in.y = y ? load<N>(y + i) : in.x;
+    in.dy = load<N>(dy + i);
+    return in;
+  }
+  __device__ __forceinline__ Wide<T> distance(const In &in, u32 k) const {
+    return Number<T>::widen(in.x.at[k]) - this->centre[k % C];
+  }
+  __device__ __forceinline__ Wide<T> slope(const In &in, u32 k) const {
+    const Wide<T> sign = y ? Number<T>::widen(in.y.at[k]) : this->of(Number<T>::widen(in.x.at[k]), k % C);
+    return !relu || sign > 0 ? Number<T>::widen(in.dy.at[k]) : Wide<T>(0);
+  }
+};
+
+template <typename T, u32 N, u32 C> struct GradSums : ReluMaskedGrad<T, N, C> {
+  typedef typename ReluMaskedGrad<T, N, C>::In In;
+  PartialSums<T, C> sums;
+
+  __device__ explicit GradSums(const ReluMaskedGrad<T, N, C> &masked) : ReluMaskedGrad<T, N, C>(masked) {}
+  __device__ __forceinline__ void use(u64, const In &in) {
+#pragma unroll
+    for (u32 k = 0; k < N; k++) sums.add(k % C, this->slope(in, k), this->distance(in, k));
+  }
+  __device__ __forceinline__ void flush() { sums.flush(); }
+};
+
+// Σ dy and Σ dy (x - mean) of each part, dy before the ReLU.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_backward_reduce(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics,
+                       u32 relu, double *parts) {
+  WITH_PART(type, of, {
+    PartialSums<T, C> sums;
+    if (part.active()) {
+      const AffineCoefficients<T, C> coefficients(statistics, of.channels, part.channel);
+      GradSums<T, N, C> grad_sums(ReluMaskedGrad<T, N, C>(coefficients, x, y, dy, relu != 0));
+      sweep(part, grad_sums);
+      sums = grad_sums.sums;
+    }
+    sums.store_partials(part, parts);
+  });
+}
+
+// The gradients of γ and β, and what dx needs of each channel: shift and slope, in `lines`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_backward_coefficients(Channels of, double *all, u32 centered, u32 fixed, double count, const double *parts,
+                             double *coefficients, u32 affine_type, void *d_weight, void *d_bias) {
+  const ChannelSums totals(parts, of.channels, of.splits);
+  if (!totals.mine) return;
+  const u32 channel = totals.channel;
+  const Statistics statistics(all, of.channels);
+  const double inverse = statistics.inverse[channel], scale = statistics.scale[channel];
+  coefficients[channel] = fixed || !centered ? 0 : scale * totals.sum / count;
+  coefficients[of.channels + channel] = fixed ? 0 : scale * inverse * inverse * totals.moment / count;
+  if (d_weight) write(d_weight, affine_type, channel, totals.moment * inverse);
+  if (d_bias) write(d_bias, affine_type, channel, totals.sum);
+}
+
+template <typename T, u32 N, u32 C> struct NormalizeBackward : ReluMaskedGrad<T, N, C> {
+  typedef typename ReluMaskedGrad<T, N, C>::In In;
+  Wide<T> level[C], line[C];
+  T *dx, *d_residual;
+
+  __device__ NormalizeBackward(const ReluMaskedGrad<T, N, C> &masked, const double *coefficients, u32 channels,
+                               u32 channel, void *dx, void *d_residual)
+      : ReluMaskedGrad<T, N, C>(masked), dx(static_cast<T *>(dx)), d_residual(static_cast<T *>(d_residual)) {
+#pragma unroll
+    for (u32 c = 0; c < C; c++) {
+      level[c] = Wide<T>(coefficients[channel + c]);
+      line[c] = Wide<T>(coefficients[channels + channel + c]);
+    }
+  }
+  __device__ __forceinline__ void use(u64 i, const In &in) {
+    Pack<T, N> out, residual_out;
+#pragma unroll
+    for (u32 k = 0; k < N; k++) {
+      const Wide<T> slope = this->slope(in, k), off = mul_add(this->distance(in, k), line[k % C], level[k % C]);
+      out.at[k] = Number<T>::narrow(mul_add(slope, this->scale[k % C], -off));
+      residual_out.at[k] = Number<T>::narrow(slope);
+    }
+    store<N>(dx + i, out);
+    if (d_residual) store<N>(d_residual + i, residual_out);
+  }
+};
+
+// dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and dy before the ReLU for the residual.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_backward(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
+                const double *coefficients, void *dx, void *d_residual) {
+  WITH_PART(type, of, {
+    if (!part.active()) return;
+    const ReluMaskedGrad<T, N, C> masked(AffineCoefficients<T, C>(statistics, of.channels, part.channel), x, y, dy,
+                                         relu != 0);
+    NormalizeBackward<T, N, C> back(masked, coefficients, of.channels, part.channel, dx, d_residual);
+    sweep(part, back);
+  });
+}

@@ -1,0 +1,77 @@
+// Convolution as a matrix product, and the weights of a convolution between NCHW and NHWC.
+#include "device.cuh"
+
+// Channels of a filter, and places of its kernel, that a block takes at a time.
+constexpr u32 TILE = THREADS, PLACES = 16;
+
+// (filters, channels, places) to (filters, places, channels), or back, and to another type perhaps: through memory of
+// the block, so that threads side by side read and write what lies side by side.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    permute_filters(u32 from_type, const void *x, u32 to_type, void *y, u32 channels, u32 places, u32 to_rows) {
+  __shared__ double tile[TILE * PLACES];
+  const u32 tiles = (channels + TILE - 1) / TILE, begin = blockIdx.x % tiles * TILE;
+  const u32 width = min(TILE, channels - begin);
+  const u64 filter = u64(blockIdx.x / tiles) * channels * places;
+  for (u32 first = 0; first < places; first += PLACES) {
+    const u32 height = min(PLACES, places - first), n = width * height;
+    for (u32 half = 0; half < 2; half++) {
+      // First from x in its order, then to y in the other.
+      const bool rows = (half == 0) != (to_rows != 0);
+      for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        const u32 channel = rows ? i % width : i / height, place = rows ? i / width : i % height;
+        const u64 at = filter + (rows ? u64(first + place) * channels + begin + channel
+                                      : u64(begin + channel) * places + first + place);
+        double &there = tile[channel * height + place];
+        if (half == 0) there = read(x, from_type, at);
+        else write(y, to_type, at, there);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+struct Convolution {
+  u32 images, channels, height, width, kernel_height, kernel_width, rows, columns, stride, padding, dilation;
+};
+
+// The patches of images: row (channel, kernel row, kernel column), column (image, row, column).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    im2col(u32 type, Convolution conv, const void *x, u64 n, void *patches) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const u32 column = i % conv.columns, row = i / conv.columns % conv.rows;
+  const u64 rest = i / conv.columns / conv.rows;
+  const u32 image = rest % conv.images;
+  const u32 tap = rest / conv.images % (conv.kernel_height * conv.kernel_width);
+  const u32 channel = rest / conv.images / (conv.kernel_height * conv.kernel_width);
+  // Places before the image wrap to large numbers.
+  const u32 y = row * conv.stride + tap / conv.kernel_width * conv.dilation - conv.padding;
+  const u32 z = column * conv.stride + tap % conv.kernel_width * conv.dilation - conv.padding;
+  const bool inside = y < conv.height && z < conv.width;
+  const u64 place = ((u64(image) * conv.channels + channel) * conv.height + y) * conv.width + z;
+  WITH_TYPE(type, static_cast<T *>(patches)[i] = inside ? static_cast<const T *>(x)[place] : Number<T>::narrow(0));
+}
+
+// The way back: for each pixel the sum over the patches that it is in.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    col2im(u32 type, Convolution conv, const void *patches, u64 n, void *dx) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const u32 z = i % conv.width, y = i / conv.width % conv.height;
+  const u32 channel = i / conv.width / conv.height % conv.channels;
+  const u32 image = i / conv.width / conv.height / conv.channels;
+  WITH_TYPE(type, {
+    Wide<T> sum = 0;
+    for (u32 down = 0; down < conv.kernel_height; down++) {
+      for (u32 right = 0; right < conv.kernel_width; right++) {
+        const u32 top = y + conv.padding - down * conv.dilation, left = z + conv.padding - right * conv.dilation;
+        const u32 row = top / conv.stride, column = left / conv.stride;
+        if (top % conv.stride || left % conv.stride || row >= conv.rows || column >= conv.columns) continue;
+        const u64 line = (u64(channel) * conv.kernel_height + down) * conv.kernel_width + right;
+        const u64 place = ((line * conv.images + image) * conv.rows + row) * conv.columns + column;
+        sum += Number<T>::widen(static_cast<const T *>(patches)[place]);
+      }
+    }
+    static_cast<T *>(dx)[i] = Number<T>::narrow(sum);
+  });
+}

@@ -1,0 +1,135 @@
+// Pooling.
+#include "device.cuh"
+
+enum Kind : u32 { MAX, MEAN };
+
+// `step` is from one pixel to the next: 1 in planes, in rows the number of channels.
+struct Pool {
+  u32 kind, kernel, stride, padding, height, width, rows, columns, step;
+
+  // The places of window `output` along a side: from first() to before last().
+  __device__ __forceinline__ u32 first(u32 output) const {
+    const u32 start = output * stride;
+    return start > padding ? start - padding : 0;
+  }
+  __device__ __forceinline__ u32 last(u32 output, u32 side) const {
+    return min(output * stride + kernel - padding, side);
+  }
+
+  // The first of the largest in a window; NaN is larger than any number.
+  template <typename T> __device__ u32 largest(const T *x, u32 row, u32 column) const {
+    u32 best = first(row) * width + first(column);
+    Wide<T> most = Number<T>::widen(x[best * step]);
+#pragma unroll 1
+    for (u32 y = first(row); y < last(row, height); y++) {
+#pragma unroll 1
+      for (u32 place = y * width + first(column); place < y * width + last(column, width); place++) {
+        const Wide<T> value = Number<T>::widen(x[place * step]);
+        if (!(value <= most) && most == most) {
+          best = place;
+          most = value;
+        }
+      }
+    }
+    return best;
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool, const void *x, u64 n, void *y) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const u32 channel = i % pool.step, column = i / pool.step % pool.columns;
+  const u32 row = i / pool.step / pool.columns % pool.rows;
+  const u64 image = i / pool.step / pool.columns / pool.rows;
+  WITH_TYPE(type, {
+    const T *from = static_cast<const T *>(x) + image * pool.height * pool.width * pool.step + channel;
+    T *to = static_cast<T *>(y) + i;
+    if (pool.kind == MAX) {
+      *to = from[pool.largest(from, row, column) * pool.step];
+    } else {
+      Wide<T> sum = 0;
+      for (u32 r = pool.first(row); r < pool.last(row, pool.height); r++) {
+        for (u32 c = pool.first(column); c < pool.last(column, pool.width); c++) {
+          sum += Number<T>::widen(from[(r * pool.width + c) * pool.step]);
+        }
+      }
+      *to = Number<T>::narrow(sum / Wide<T>(pool.kernel * pool.kernel));
+    }
+  });
+}
+
+// The windows along a side that a place lies in: from first to before last.
+struct Windows {
+  u32 first, last;
+
+  __device__ Windows(const Pool &pool, u32 place, u32 outputs)
+      : first(place + pool.padding < pool.kernel ? 0 : (place + pool.padding - pool.kernel) / pool.stride + 1),
+        last(min((place + pool.padding) / pool.stride + 1, outputs)) {}
+};
+
+// The gradient of one input: from the windows that it lies in, one after the other.
+template <typename T>
+__device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, Windows down, Windows right) {
+  Wide<T> sum = 0;
+#pragma unroll 1
+  for (u32 r = down.first; r < down.last; r++) {
+#pragma unroll 1
+    for (u32 c = right.first; c < right.last; c++) {
+      if (pool.kind == MEAN || pool.largest(x, r, c) == place) {
+        sum += Number<T>::widen(dy[(r * pool.columns + c) * pool.step]);
+      }
+    }
+  }
+  if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
+  return Number<T>::narrow(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    pool2d_backward(u32 type, Pool pool, const void *x, const void *dy, u64 n, void *dx) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  const u32 plane = pool.height * pool.width, channel = i % pool.step, place = i / pool.step % plane;
+  const u64 image = i / pool.step / plane;
+  const Windows down(pool, place / pool.width, pool.rows), right(pool, place % pool.width, pool.columns);
+  WITH_TYPE(type, {
+    const T *from = static_cast<const T *>(x) + image * plane * pool.step + channel;
+    const T *gradient = static_cast<const T *>(dy) + image * pool.rows * pool.columns * pool.step + channel;
+    static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, place, down, right);
+  });
+}
+
+// Threads that take a plane together.
+constexpr u32 THREADS_PER_PLANE = 32;
+
+// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a
+// pixel of the same channel far from the one before.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    global_avg_pool2d(u32 type, const void *x, u32 planes, u32 plane, u32 step, void *y) {
+  __shared__ double sums[THREADS];
+  const u32 team = step == 1 ? THREADS_PER_PLANE : 1, member = threadIdx.x % team;
+  const u32 mine = blockIdx.x * (THREADS / team) + threadIdx.x / team;
+  double sum = 0;
+  if (mine < planes) {
+    WITH_TYPE(type, {
+      const T *from = static_cast<const T *>(x) + u64(mine / step) * plane * step + mine % step;
+      for (u32 i = member; i < plane; i += team) sum += Number<T>::widen(from[u64(i) * step]);
+    });
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (mine < planes && member == 0) {
+    for (u32 i = 1; i < team; i++) sum += sums[threadIdx.x + i];
+    write(y, type, mine, sum / plane);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    global_avg_pool2d_backward(u32 type, const void *dy, u32 plane, u32 step, u64 n, void *dx) {
+  const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= n) return;
+  WITH_TYPE(type, {
+    const u64 mine = i / step / plane * step + i % step;
+    const Wide<T> share = Number<T>::widen(static_cast<const T *>(dy)[mine]) / Wide<T>(plane);
+    static_cast<T *>(dx)[i] = Number<T>::narrow(share);
+  });
+}
