@@ -109,6 +109,9 @@
 //! - Variables in f16 or bf16 round w + ε̂ to their dtype. Where more than half of ε̂ is lost the step is an error: keep weights
 //!   in f32.
 
+#[doc(hidden)]
+#[path = "macro_support.rs"]
+pub mod __private;
 mod autograd;
 mod core;
 mod kernels;

@@ -48,7 +48,7 @@ fn replay_of_a_handle_behind_a_name() {
         w.sqr()?.sum_all()
     }
 
-    let (w, mut draws) = (Var::new(&[3f64, 4.], device()).unwrap(), RngStream::default());
+    let (w, mut draws) = (Var::new(&[3f64, 4.], device()).unwrap(), Draws::default());
     assert_error(noisy(&w, &mut draws), &["Arc<", "cannot be replayed", "a clone shares its state"]);
     assert_eq!((values(&w), *draws.lock().unwrap()), (vec![3., 4.], 0));
 }
