@@ -197,7 +197,7 @@ fn weights(path: &Path) -> std::collections::HashMap<String, Vec<u8>> {
     tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
 }
 
-/// A recipe that begins with the weights of another: normalisations keep their statistics, the head is new.
+/// A recipe that begins with the weights of another: normalizations keep their statistics, the head is new.
 #[test]
 fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
     let first = "model = \"cnn-w2\"\nimages = 200.0\nvalidation = 0.2\nbatch = 20\nepochs = 2.0\n";

@@ -284,7 +284,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn normalisation(
+    fn normalization(
         n in 2usize..9, channels in 1usize..9, space in prop::collection::vec(1usize..9, 0..3), train: bool, double: bool,
         affine: bool, remove_mean: bool, which in 0..3, seed in 0u64..1000,
     ) {

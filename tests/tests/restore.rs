@@ -90,7 +90,7 @@ fn when_a_stage_is_dropped() {
 }
 
 #[test]
-fn of_a_batch_normalisation() {
+fn of_a_batch_normalization() {
     let vars = VarMap::new();
     let bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
     let (x, _) = batch(9, DType::F32, 3);

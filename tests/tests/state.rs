@@ -65,9 +65,9 @@ fn replay_gives_both_passes_the_same_numbers() {
     assert_eq!((counter.get(), seen.take()), (4, vec![3, 3]));
 }
 
-/// The batch normalisation of this crate needs no `vars`.
+/// The batch normalization of this crate needs no `vars`.
 #[test]
-fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
+fn batch_normalization_keeps_the_statistics_of_the_first_pass() {
     let build = || {
         let vars = VarMap::new();
         let bn = nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
@@ -81,7 +81,7 @@ fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
     let flat = plain(|| sam.loss(|| loss(&twin))).unwrap();
     let sharp = sam.loss(|| loss(&bn)).unwrap();
     assert_eq!(statistics(&bn), statistics(&twin));
-    // The second pass normalises by its batch all the same: it sees the moved weight, and gives another gradient.
+    // The second pass normalizes by its batch all the same: it sees the moved weight, and gives another gradient.
     let weight = |bn: &nn::BatchNorm, loss: &Tensor| {
         values(loss.backward().unwrap().get(bn.weight_and_bias().unwrap().0).unwrap())
     };

@@ -160,13 +160,13 @@ fn equalize(plane: &mut [u8]) {
     }
 }
 
-/// The mean of the neighbourhood, the center counting five times; the border as it is.
+/// The mean of the neighborhood, the center counting five times; the border as it is.
 fn smoothed(plane: &[u8], height: usize, width: usize) -> Vec<u8> {
     let mut smooth = plane.to_vec();
     for y in 1..height.saturating_sub(1) {
         for x in 1..width.saturating_sub(1) {
-            let neighbours = (y - 1..=y + 1).flat_map(|y| (x - 1..=x + 1).map(move |x| y * width + x));
-            let sum: u32 = neighbours.map(|place| u32::from(plane[place])).sum();
+            let neighbors = (y - 1..=y + 1).flat_map(|y| (x - 1..=x + 1).map(move |x| y * width + x));
+            let sum: u32 = neighbors.map(|place| u32::from(plane[place])).sum();
             smooth[y * width + x] = ((2 * (sum + 4 * u32::from(plane[y * width + x])) + 13) / 26) as u8;
         }
     }

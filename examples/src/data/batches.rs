@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn pixels_are_normalised_and_in_place() {
+    fn pixels_are_normalized_and_in_place() {
         let set = set();
         let [_, source] = ImageSet::both(&set);
         let batches: Vec<_> = source.in_order(4).map(Result::unwrap).collect();

@@ -176,7 +176,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_coloured_picture_makes_all_coloured() {
+    fn one_colored_picture_makes_all_colored() {
         let dir = small();
         colored(&dir.path().join("test/dog/z.png"), 8, 8);
         let set = load(dir.path(), None).unwrap();

@@ -269,7 +269,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn fashion_mnist_is_recognised_by_its_labels() {
+    fn fashion_mnist_is_recognized_by_its_labels() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path());
         fs::write(dir.path().join("train-images-idx3-ubyte"), images(16, 2, 3)).unwrap();

@@ -191,7 +191,7 @@ mod tests {
 
     /// With a second convolution of zeros a block is its skip connection.
     #[test]
-    fn mentormix_activates_before_it_normalises_in_its_first_block() {
+    fn mentormix_activates_before_it_normalizes_in_its_first_block() {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
         let network = MentorMix::<CandleNn>::new(1, 2, &vb).unwrap();

@@ -28,7 +28,7 @@ const TABLE: usize = 100;
 /// What densities are at least while a mixture is fitted.
 const LEAST: f64 = 1e-12;
 
-/// A percentile of sorted numbers, on the line between its neighbours; 0 of none.
+/// A percentile of sorted numbers, on the line between its neighbors; 0 of none.
 fn percentile(sorted: &[f64], p: f64) -> f64 {
     let at = p * sorted.len().saturating_sub(1) as f64;
     let value = |place: usize| sorted.get(place).copied().unwrap_or(0.0);

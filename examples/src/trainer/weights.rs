@@ -118,7 +118,7 @@ impl WeightsInfo {
         );
         ensure!(!classes.is_empty(), "it names no classes");
         let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
-        ensure!(is_scale, "it does not say how images of {channels} channels are normalised");
+        ensure!(is_scale, "it does not say how images of {channels} channels are normalized");
         Ok(about)
     }
 }
@@ -198,7 +198,7 @@ mod tests {
         assert!(refused(&WeightsInfo { shape: [2, 2, 2], ..about() }).contains("expected 1 or 3 channels"));
         assert!(refused(&WeightsInfo { classes: vec![], ..about() }).contains("names no classes"));
         let no_scale = MeanStd { mean: vec![], std: vec![] };
-        assert!(refused(&WeightsInfo { scale: no_scale, ..about() }).contains("normalised"));
+        assert!(refused(&WeightsInfo { scale: no_scale, ..about() }).contains("normalized"));
         write_atomic(&path, &safetensors::serialize(&weights, None).unwrap()).unwrap();
         let error = format!("{:#}", WeightsInfo::load(&path, &DeviceConfig::CPU).err().unwrap());
         assert!(error.contains("weights.safetensors") && error.contains("which network"), "{error}");

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Gradients that have come to a node and are not taken yet. Each is in a slot of its own; the gradient of the node's token
 /// has a bit for each slot, so that candle, which adds gradients, passes on which ones belong to a backward pass.
 ///
-/// On CUDA a token is not read, which would synchronise with the device: there a backward pass has all that came from its
+/// On CUDA a token is not read, which would synchronize with the device: there a backward pass has all that came from its
 /// thread.
 pub(super) struct Slots<T>(Mutex<Vec<Option<Arrived<T>>>>);
 

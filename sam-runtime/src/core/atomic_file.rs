@@ -8,13 +8,13 @@ use std::path::Path;
 /// Replaces a file by one with these contents, atomically and durably.
 ///
 /// The contents are written to a temporary file in the same folder, which is then renamed: readers see the old file or the
-/// new one, never a part of it, whatever interrupts the writer. Data and folder are synchronised with the disk, so that the
+/// new one, never a part of it, whatever interrupts the writer. Data and folder are synchronized with the disk, so that the
 /// file is still there after a loss of power once this has returned. The new file has the default permissions (on Unix those
 /// that the umask leaves), like any other new file. The temporary file of `name` is called `.name.XXXXXX.tmp`, with six
 /// random letters or digits; a process that is killed while it writes leaves it behind.
 ///
 /// # Errors
-/// If the temporary file cannot be created, written or renamed; the old file is then as it was. Also if synchronising the
+/// If the temporary file cannot be created, written or renamed; the old file is then as it was. Also if synchronizing the
 /// folder fails; the new file is then in place, but might not survive a loss of power.
 ///
 /// ```
@@ -49,7 +49,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // A folder that may be written to but not read, or a file system that does not synchronise folders.
+        // A folder that may be written to but not read, or a file system that does not synchronize folders.
         Err(error)
             if matches!(
                 error.kind(),

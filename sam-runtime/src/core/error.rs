@@ -102,7 +102,7 @@ pub enum Error {
         shape: Option<Shape>,
     },
 
-    /// A sharpness-aware loss is a part of another one, and was not recognised as such in time.
+    /// A sharpness-aware loss is a part of another one, and was not recognized as such in time.
     #[error(
         "a loss function under `#[sam]` was called inside another one on a thread of a rayon pool, where it cannot be \
          told from another training: call the inner one as `sam_runtime::plain(|| ..)`"

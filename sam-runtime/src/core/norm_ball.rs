@@ -16,12 +16,12 @@
 //! so that nothing overflows, ‖ε̂‖_p = ρ to rounding, and a scaled loss gives the same ε̂. The limits need no case of
 //! their own: p = ∞ (q = 1) gives ρ · sign(g), p = 1 (q = ∞) shares ρ among the coordinates of largest |g|.
 
-/// { ε : ‖T⁻¹ε‖_p ≤ ρ }. Where it is not normalised ε̂ = ρ T² g instead.
+/// { ε : ‖T⁻¹ε‖_p ≤ ρ }. Where it is not normalized ε̂ = ρ T² g instead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ball {
     pub(crate) rho: f64,
     pub(crate) p: f64,
-    pub(crate) normalised: bool,
+    pub(crate) normalized: bool,
 }
 
 impl Ball {

@@ -10,12 +10,12 @@ pub(crate) type Gradient = Vec<(Var, Tensor)>;
 
 /// A tensor for some variables, in an order.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Kept {
+pub(crate) struct VarTensors {
     pairs: Gradient,
     places: HashMap<TensorId, usize>,
 }
 
-impl Kept {
+impl VarTensors {
     pub(crate) fn new(pairs: Gradient) -> Self {
         let places = pairs.iter().enumerate().map(|(place, (var, _))| (var.id(), place)).collect();
         Self { pairs, places }

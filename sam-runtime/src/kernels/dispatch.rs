@@ -6,7 +6,7 @@ use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::operands::{Move, SgdStep, Slope};
+use super::operands::{Move, PerturbTarget, SgdStep};
 use super::prepare::{to_compute_dtype, to_layout_of};
 use super::rounding::Rounding;
 use super::{cpu, portable};
@@ -22,25 +22,25 @@ use crate::core::var_list::Gradient;
 /// On the CPU a gradient that is not finite is an error, and so is a perturbation that the variables' dtype cannot hold.
 /// On other devices values are not checked, because checking would synchronize with the device: ε̂ is then 0, and the
 /// gradient that the caller gets is the plain one.
-pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
+pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
     #[cfg(feature = "cuda")]
-    if cuda::is_home_of(slopes.iter().map(|slope| slope.var.as_tensor())) {
-        return cuda::perturbed(ball, slopes);
+    if cuda::is_home_of(targets.iter().map(|target| target.var.as_tensor())) {
+        return cuda::perturbed(ball, targets);
     }
-    if slopes.iter().any(|slope| !slope.var.device().is_cpu()) {
-        return portable::perturbed(ball, slopes);
+    if targets.iter().any(|target| !target.var.device().is_cpu()) {
+        return portable::perturbed(ball, targets);
     }
-    if slopes.iter().all(Slope::is_fused)
-        && let Some(measure) = cpu::params::measure(ball, &slopes)?
+    if targets.iter().all(PerturbTarget::is_fused)
+        && let Some(measure) = cpu::params::measure(ball, &targets)?
     {
-        if let Some(rounding) = cpu::params::perturb(ball, measure, &slopes, Rounding::of(&slopes))? {
+        if let Some(rounding) = cpu::params::perturb(ball, measure, &targets, Rounding::of(&targets))? {
             rounding.check()?;
         }
-        return Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect());
+        return Ok(targets.into_iter().map(|target| (target.var, target.grad)).collect());
     }
-    let gradient: Gradient = slopes.iter().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
+    let gradient: Gradient = targets.iter().map(|target| (target.var.clone(), target.grad.clone())).collect();
     check_finite(&gradient, Pass::Ascent)?;
-    portable::perturbed(ball, slopes)
+    portable::perturbed(ball, targets)
 }
 
 /// An error if the gradient is not finite. On other devices than the CPU it is not checked.
@@ -220,7 +220,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::kernels::operands::Scaling;
+    use crate::kernels::operands::Scale;
 
     fn pairs(dtype: DType, sizes: &[usize], seed: u64) -> Vec<(Var, Tensor)> {
         use rand::{RngExt, SeedableRng};
@@ -240,9 +240,12 @@ mod tests {
         pairs.iter().map(|(var, grad)| (var.clone(), grad.copy().unwrap())).collect()
     }
 
-    fn slopes(pairs: &[(Var, Tensor)], eta: Option<f64>) -> Vec<Slope> {
-        let metric = eta.map_or(Scaling::One, Scaling::Weights);
-        copy(pairs).into_iter().map(|pair| Slope { metric: metric.clone(), ..Slope::plain(pair) }).collect()
+    fn targets(pairs: &[(Var, Tensor)], eta: Option<f64>) -> Vec<PerturbTarget> {
+        let metric = eta.map_or(Scale::One, Scale::Weights);
+        copy(pairs)
+            .into_iter()
+            .map(|pair| PerturbTarget { metric: metric.clone(), ..PerturbTarget::plain(pair) })
+            .collect()
     }
 
     proptest! {
@@ -257,10 +260,10 @@ mod tests {
             dtype in prop::sample::select(vec![DType::F32, DType::F64, DType::BF16, DType::F16]),
             seed: u64,
         ) {
-            let ball = Ball { rho: 0.3, p, normalised: true };
+            let ball = Ball { rho: 0.3, p, normalized: true };
             let pairs = pairs(dtype, &sizes, seed);
-            let fused = values(&perturbed(ball, slopes(&pairs, eta)).unwrap());
-            let plain = values(&portable::perturbed(ball, slopes(&pairs, eta)).unwrap());
+            let fused = values(&perturbed(ball, targets(&pairs, eta)).unwrap());
+            let plain = values(&portable::perturbed(ball, targets(&pairs, eta)).unwrap());
             let tolerance = match dtype { DType::F64 => 1e-12, DType::F32 => 2e-6, DType::F16 => 2e-3, _ => 1.6e-2 };
             for (a, b) in fused.iter().zip(&plain) {
                 prop_assert!((a - b).abs() <= tolerance, "{a} and {b}");
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn zero_and_non_finite_gradients() {
         for p in [1.0, 1.5, 2.0, 3.0, f64::INFINITY] {
-            let ball = Ball { rho: 0.3, p, normalised: true };
+            let ball = Ball { rho: 0.3, p, normalized: true };
             for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
                 let mut zero = pairs(dtype, &[7, 40], 1);
                 let w: Vec<f64> =
@@ -279,8 +282,8 @@ mod tests {
                 for (_, grad) in &mut zero {
                     *grad = grad.zeros_like().unwrap();
                 }
-                assert_eq!(values(&perturbed(ball, slopes(&zero, None)).unwrap()), w);
-                assert_eq!(values(&portable::perturbed(ball, slopes(&zero, None)).unwrap()), w);
+                assert_eq!(values(&perturbed(ball, targets(&zero, None)).unwrap()), w);
+                assert_eq!(values(&portable::perturbed(ball, targets(&zero, None)).unwrap()), w);
 
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                     let mut pairs = copy(&zero);
@@ -288,9 +291,9 @@ mod tests {
                     grad[33] = bad;
                     pairs[1].1 = Tensor::from_vec(grad, 40, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
                     assert!(check_finite(&pairs, Pass::Descent).is_err());
-                    let error = perturbed(ball, slopes(&pairs, None)).unwrap_err().to_string();
+                    let error = perturbed(ball, targets(&pairs, None)).unwrap_err().to_string();
                     assert!(error.contains("ascent") && error.contains("variable 2 of 2"), "{error}");
-                    assert_eq!(values(&portable::perturbed(ball, slopes(&pairs, None)).unwrap()), w);
+                    assert_eq!(values(&portable::perturbed(ball, targets(&pairs, None)).unwrap()), w);
                 }
             }
         }
@@ -299,11 +302,11 @@ mod tests {
     /// Squares of these overflow or vanish even in f64.
     #[test]
     fn extreme_gradients_in_f64() {
-        let ball = Ball { rho: 0.3, p: 2.0, normalised: true };
+        let ball = Ball { rho: 0.3, p: 2.0, normalized: true };
         for scale in [1e-200, 1e200] {
             let var = Var::zeros(2, DType::F64, &Device::Cpu).unwrap();
             let grad = Tensor::new(&[3.0 * scale, 4.0 * scale], &Device::Cpu).unwrap();
-            let e = values(&perturbed(ball, slopes(&[(var, grad)], None)).unwrap());
+            let e = values(&perturbed(ball, targets(&[(var, grad)], None)).unwrap());
             assert!((e[0] - 0.18).abs() < 1e-15 && (e[1] - 0.24).abs() < 1e-15, "{e:?}");
         }
     }

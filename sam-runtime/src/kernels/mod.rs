@@ -17,4 +17,4 @@ pub(crate) use dispatch::{
     check_finite, cuda_token, dot, has_fused_kernels, mix, mix_all, norm_of, number, perturbed, read, residual, sgd,
     square, sum,
 };
-pub(crate) use operands::{Move, Scaling, SgdStep, Slope};
+pub(crate) use operands::{Move, PerturbTarget, Scale, SgdStep};

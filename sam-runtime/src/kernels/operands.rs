@@ -13,17 +13,17 @@ pub(crate) struct SgdStep {
 
 /// A variable, its gradient, and the shape of the ball there.
 #[derive(Debug)]
-pub(crate) struct Slope {
+pub(crate) struct PerturbTarget {
     pub(crate) var: Var,
     pub(crate) grad: Tensor,
-    pub(crate) metric: Scaling,
+    pub(crate) metric: Scale,
     /// What ε̂ is multiplied by in the end.
     pub(crate) mask: Option<Tensor>,
 }
 
 /// T, by which the ball is scaled.
 #[derive(Clone, Debug)]
-pub(crate) enum Scaling {
+pub(crate) enum Scale {
     /// 1
     One,
     /// |w| + η
@@ -32,21 +32,21 @@ pub(crate) enum Scaling {
     Given(Tensor),
 }
 
-impl Slope {
+impl PerturbTarget {
     /// Without a metric and a mask.
     #[cfg(test)]
     pub(crate) fn plain((var, grad): (Var, Tensor)) -> Self {
-        Self { var, grad, metric: Scaling::One, mask: None }
+        Self { var, grad, metric: Scale::One, mask: None }
     }
 
     /// The η of a metric |w| + η.
     pub(super) fn eta(&self) -> Option<f64> {
-        if let Scaling::Weights(eta) = self.metric { Some(eta) } else { None }
+        if let Scale::Weights(eta) = self.metric { Some(eta) } else { None }
     }
 
     /// Whether there is a fused kernel for it.
     pub(super) fn is_fused(&self) -> bool {
-        self.mask.is_none() && !matches!(self.metric, Scaling::Given(_))
+        self.mask.is_none() && !matches!(self.metric, Scale::Given(_))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::operands::{Scaling, SgdStep, Slope};
+use super::operands::{PerturbTarget, Scale, SgdStep};
 use super::rounding::Rounding;
 use crate::core::dtype::{exact, exact_dtype};
 use crate::core::norm_ball::Ball;
@@ -14,22 +14,22 @@ use crate::core::storage::swap_storage;
 use crate::core::var_list::Gradient;
 
 /// w + ε̂, in new buffers. Where the gradient is zero or not finite, w.
-pub(super) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
-    let scale = Scale::of(ball, &slopes)?;
-    let mut rounding = Rounding::of(&slopes);
-    let values = slopes.into_iter().map(|slope| {
-        if slope.var.elem_count() == 0 {
-            return Ok((slope.var, slope.grad));
+pub(super) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
+    let scale = BallScale::of(ball, &targets)?;
+    let mut rounding = Rounding::of(&targets);
+    let values = targets.into_iter().map(|target| {
+        if target.var.elem_count() == 0 {
+            return Ok((target.var, target.grad));
         }
-        let step = scale.step(ball, &slope)?;
-        let w = exact(&slope.var)?;
+        let step = scale.step(ball, &target)?;
+        let w = exact(&target.var)?;
         let moved = (&w + &step)?;
-        let there = moved.to_dtype(slope.var.dtype())?;
+        let there = moved.to_dtype(target.var.dtype())?;
         if let Some(rounding) = &mut rounding {
             let lost = (exact(&there)? - moved)?;
-            rounding.add(&slope.var, number(&step.sqr()?.sum_all()?)?, number(&lost.sqr()?.sum_all()?)?);
+            rounding.add(&target.var, number(&step.sqr()?.sum_all()?)?, number(&lost.sqr()?.sum_all()?)?);
         }
-        Ok((slope.var, there))
+        Ok((target.var, there))
     });
     let values = values.collect::<Result<_>>()?;
     rounding.map_or(Ok(()), Rounding::check)?;
@@ -37,19 +37,19 @@ pub(super) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
 }
 
 /// What is known of all variables together, as numbers on one device.
-struct Scale {
+struct BallScale {
     /// M = max|Tg|, and 1 for a zero gradient.
     max: Tensor,
     /// ρ / (Σ (|Tg|/M)^q)^(1/p), and 0 where there is no direction to go.
     factor: Tensor,
 }
 
-impl Scale {
-    fn of(ball: Ball, slopes: &[Slope]) -> Result<Self> {
-        let slopes: Vec<_> = slopes.iter().filter(|slope| slope.var.elem_count() > 0).collect();
+impl BallScale {
+    fn of(ball: Ball, targets: &[PerturbTarget]) -> Result<Self> {
+        let targets: Vec<_> = targets.iter().filter(|target| target.var.elem_count() > 0).collect();
         // The numbers are f64 where one of the variables is: the largest of its gradient may be below what f32 can hold.
-        let widest = |slope: &&&Slope| exact_dtype(&slope.grad) == DType::F64;
-        let Some(home) = slopes.iter().find(widest).or(slopes.first()) else {
+        let widest = |target: &&&PerturbTarget| exact_dtype(&target.grad) == DType::F64;
+        let Some(home) = targets.iter().find(widest).or(targets.first()) else {
             let zero = Tensor::new(0f64, &Device::Cpu)?;
             return Ok(Self { max: zero.ones_like()?, factor: zero });
         };
@@ -57,18 +57,18 @@ impl Scale {
         let at_home = |number: &Tensor| number.to_device(zero.device())?.to_dtype(zero.dtype());
 
         let (mut max, mut finite) = (zero.clone(), zero.clone());
-        for slope in &slopes {
-            let size = scaled(slope)?.abs()?.flatten_all()?;
+        for target in &targets {
+            let size = scaled(target)?.abs()?.flatten_all()?;
             max = max.maximum(&at_home(&size.max(0)?)?)?;
             finite = (finite + at_home(&(size * 0.0)?.sum_all()?)?)?;
         }
         let some = max.gt(&zero)?;
         let one = zero.ones_like()?;
-        let factor = if ball.normalised {
+        let factor = if ball.normalized {
             max = some.where_cond(&max, &one)?;
             let mut sum = zero.clone();
-            for slope in &slopes {
-                let ratio = ratio(&scaled(slope)?, &max)?;
+            for target in &targets {
+                let ratio = ratio(&scaled(target)?, &max)?;
                 sum = (sum + at_home(&power(ball.norm().term(), &ratio)?.sum_all()?)?)?;
             }
             let factor = (sum.powf(-ball.norm().root())? * ball.rho)?;
@@ -82,14 +82,14 @@ impl Scale {
     }
 
     /// ε̂ of one variable.
-    fn step(&self, ball: Ball, slope: &Slope) -> Result<Tensor> {
-        let along = scaled(slope)?;
+    fn step(&self, ball: Ball, target: &PerturbTarget) -> Result<Tensor> {
+        let along = scaled(target)?;
         let size = power(ball.norm().size(), &ratio(&along, &self.max)?)?;
         let mut step = (size * along.sign()?)?.broadcast_mul(&on(&self.factor, &along)?)?;
-        if let Some(metric) = metric(slope)? {
+        if let Some(metric) = metric(target)? {
             step = step.broadcast_mul(&metric)?;
         }
-        if let Some(mask) = &slope.mask {
+        if let Some(mask) = &target.mask {
             step = (step * exact(mask)?)?;
         }
         // 0 times a gradient that is not finite is not 0.
@@ -156,18 +156,18 @@ pub(super) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&T
 }
 
 /// T, where it is not 1.
-fn metric(slope: &Slope) -> Result<Option<Tensor>> {
-    Ok(match &slope.metric {
-        Scaling::One => None,
-        Scaling::Weights(eta) => Some((exact(&slope.var)?.abs()? + *eta)?),
-        Scaling::Given(metric) => Some(metric.to_dtype(exact_dtype(&slope.grad))?),
+fn metric(target: &PerturbTarget) -> Result<Option<Tensor>> {
+    Ok(match &target.metric {
+        Scale::One => None,
+        Scale::Weights(eta) => Some((exact(&target.var)?.abs()? + *eta)?),
+        Scale::Given(metric) => Some(metric.to_dtype(exact_dtype(&target.grad))?),
     })
 }
 
 /// T g.
-fn scaled(slope: &Slope) -> Result<Tensor> {
-    let grad = exact(&slope.grad)?;
-    match metric(slope)? {
+fn scaled(target: &PerturbTarget) -> Result<Tensor> {
+    let grad = exact(&target.grad)?;
+    match metric(target)? {
         Some(metric) => grad.broadcast_mul(&metric),
         None => Ok(grad),
     }

@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::dispatch::mix;
-use crate::core::var_list::{Gradient, Kept};
+use crate::core::var_list::{Gradient, VarTensors};
 
 /// α a + β b for each variable of both, in buffers of their own.
-pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &Kept, beta: &Tensor) -> Result<Gradient> {
+pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &VarTensors, beta: &Tensor) -> Result<Gradient> {
     let mut sums = Gradient::with_capacity(a.len());
     for (var, a) in a {
         let Some(b) = b.get(var) else { continue };
@@ -18,7 +18,7 @@ pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &Kept, beta: &Tensor) -> Re
 }
 
 /// Each gradient with what is kept for its variable.
-pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a Kept) -> Vec<(&'a Tensor, &'a Tensor)> {
+pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a VarTensors) -> Vec<(&'a Tensor, &'a Tensor)> {
     gradient.iter().filter_map(|(var, grad)| Some((grad, kept.get(var)?))).collect()
 }
 

@@ -8,27 +8,27 @@ use super::dispatch::{mix_all, number};
 use crate::core::dtype::wide;
 use crate::core::var_list::Gradient;
 
-/// A weighted sum of gradients, added up in place. f16 and bf16 are added up in f32: eight shards in bf16 would leave five
+/// A weighted sum of gradients, added up in index. f16 and bf16 are added up in f32: eight shards in bf16 would leave five
 /// significant bits.
 #[derive(Debug, Default)]
-pub(crate) struct Mean {
+pub(crate) struct WeightedMean {
     sums: Gradient,
-    places: HashMap<TensorId, usize>,
+    indices: HashMap<TensorId, usize>,
 }
 
-impl Mean {
+impl WeightedMean {
     pub(crate) fn add(&mut self, weight: f64, gradient: Gradient) -> Result<()> {
         let mut later = Vec::with_capacity(gradient.len());
         for (var, grad) in gradient {
             let grad = grad.to_dtype(wide(grad.dtype()))?;
-            if let Some(place) = self.places.get(&var.id()) {
-                later.push((*place, grad));
+            if let Some(index) = self.indices.get(&var.id()) {
+                later.push((*index, grad));
             } else {
-                self.places.insert(var.id(), self.sums.len());
+                self.indices.insert(var.id(), self.sums.len());
                 self.sums.push((var, (grad * weight)?));
             }
         }
-        let pairs: Vec<_> = later.iter().map(|(place, grad)| (&self.sums[*place].1, grad)).collect();
+        let pairs: Vec<_> = later.iter().map(|(index, grad)| (&self.sums[*index].1, grad)).collect();
         let Some((like, _)) = pairs.first() else { return Ok(()) };
         mix_all(&pairs, &number(like, 1.0)?, &number(like, weight)?)
     }
@@ -53,7 +53,7 @@ mod tests {
             let grad = Tensor::new(&[x, -x], &Device::Cpu).unwrap().to_dtype(var.dtype()).unwrap();
             (var.clone(), grad)
         };
-        let mut mean = Mean::default();
+        let mut mean = WeightedMean::default();
         mean.add(0.5, vec![of(&a, 1.), of(&b, 2.)]).unwrap();
         mean.add(0.25, vec![of(&c, 3.), of(&b, 4.), of(&a, 5.)]).unwrap();
         mean.add(0.25, vec![of(&b, 8.)]).unwrap();
@@ -71,7 +71,7 @@ mod tests {
     fn half_precision_is_added_up_in_f32() {
         let var = Var::zeros(1, DType::BF16, &Device::Cpu).unwrap();
         let one = Tensor::ones(1, DType::BF16, &Device::Cpu).unwrap();
-        let mut mean = Mean::default();
+        let mut mean = WeightedMean::default();
         for _ in 0..1024 {
             mean.add(1. / 1024., vec![(var.clone(), one.clone())]).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Batch normalisation whose running statistics come from the first pass alone.
+//! Batch normalization whose running statistics come from the first pass alone.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,7 +21,7 @@ use crate::kernels::prepare::{to_compute_dtype, to_layout_of, weight_for};
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
-/// The second pass still normalises by the statistics of its batch, as the authors' code does; without this layer it
+/// The second pass still normalizes by the statistics of its batch, as the authors' code does; without this layer it
 /// would also move the running ones a second time, towards those of the perturbed network. A step that fails, because its
 /// loss is not finite for instance, puts the running statistics back. Outside a step they move as in PyTorch: a batch with a NaN
 /// makes them NaN.
@@ -39,7 +39,7 @@ pub struct BatchNorm {
     seen: Arc<Mutex<Vec<WeakStep>>>,
 }
 
-/// A batch normalisation over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
+/// A batch normalization over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
 /// `weight`, `bias`, `running_mean` and `running_var`, as in `candle_nn`.
 ///
 /// # Errors
@@ -67,7 +67,7 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: 
 }
 
 impl BatchNorm {
-    /// Normalises by the statistics of the batch, and moves the running ones towards them in all but the second pass.
+    /// Normalizes by the statistics of the batch, and moves the running ones towards them in all but the second pass.
     ///
     /// # Errors
     /// If `x` has no dimension 1, or one of another size than the layer, or fewer than two values for each channel.
@@ -94,7 +94,7 @@ impl BatchNorm {
     fn forward(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
         let channels = self.layer.running_mean().dim(0)?;
         if x.rank() < 2 || x.dim(1)? != channels {
-            candle_core::bail!("expected a batch of {channels} channels to normalise, found {:?}", x.dims())
+            candle_core::bail!("expected a batch of {channels} channels to normalize, found {:?}", x.dims())
         }
         if let Some(shortcut) = shortcut.filter(|shortcut| shortcut.dims() != x.dims()) {
             candle_core::bail!("expected a shortcut of {:?}, found {:?}", x.dims(), shortcut.dims())
@@ -107,7 +107,7 @@ impl BatchNorm {
             )
         }
         if !x.dtype().is_float() {
-            candle_core::bail!("expected a batch of floats to normalise, found {:?}", x.dtype())
+            candle_core::bail!("expected a batch of floats to normalize, found {:?}", x.dtype())
         }
         let moves = train && self.begin_move()?;
         if has_fused_kernels(x.device()) && x.elem_count() > 0 {
@@ -148,7 +148,7 @@ impl BatchNorm {
             channels: x.dim(1)?,
             plane: x.dims()[2..].iter().product(),
             eps: self.layer.eps(),
-            centred: self.remove_mean,
+            centered: self.remove_mean,
             relu,
         };
         let mut args = vec![x.clone()];
@@ -168,7 +168,7 @@ impl BatchNorm {
             train,
             statistics: OnceLock::new(),
         };
-        let layer = Normalise {
+        let layer = Normalize {
             norm,
             affine,
             fixed,
@@ -235,7 +235,7 @@ impl ModuleT for BatchNorm {
 }
 
 /// Of x, γ and β if there are any, and a shortcut if there is one.
-struct Normalise {
+struct Normalize {
     norm: Norm,
     /// Whether there are γ and β.
     affine: bool,
@@ -258,7 +258,7 @@ struct OnDevice {
     statistics: OnceLock<Tensor>,
 }
 
-impl Normalise {
+impl Normalize {
     fn weight_and_bias<'a>(&self, args: &'a [Tensor]) -> Option<[&'a Tensor; 2]> {
         self.affine.then(|| [&args[1], &args[2]])
     }
@@ -279,7 +279,7 @@ impl Normalise {
     }
 }
 
-impl FusedOp for Normalise {
+impl FusedOp for Normalize {
     fn name(&self) -> &'static str {
         "batch-norm"
     }
@@ -296,7 +296,7 @@ impl FusedOp for Normalise {
 
     fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Some(statistics) = self.statistics.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalization")
         };
         let (x, y, dy_view) = (view(&args[0]), view(y), view(dy));
         // Without a ReLU the shortcut's gradient is that of the sum.
@@ -334,7 +334,7 @@ impl FusedOp for Normalise {
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, args: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Some(statistics) = self.on_device.statistics.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalization")
         };
         let gradients = cuda::batch_norm_back(self.on(args), statistics, !self.on_device.train, y, dy)?;
         let [x, weight, bias, residual] = gradients;
@@ -345,7 +345,7 @@ impl FusedOp for Normalise {
 }
 
 #[cfg(feature = "cuda")]
-impl Normalise {
+impl Normalize {
     fn on<'a>(&'a self, args: &'a [Tensor]) -> BatchNormInput<'a> {
         let [weight, bias] = self.weight_and_bias(args).map_or([None; 2], |affine| affine.map(Some));
         BatchNormInput { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }

@@ -62,7 +62,7 @@ pub fn conv2d(
     candle_nn::conv2d(in_channels, out_channels, kernel_size, config, vb).map(Conv2d::from)
 }
 
-/// [`conv2d`] without a bias, for layers that a normalisation follows.
+/// [`conv2d`] without a bias, for layers that a normalization follows.
 ///
 /// # Errors
 /// If `vb` has a variable of another shape.

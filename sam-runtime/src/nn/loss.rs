@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 use crate::autograd::fused_op::FusedOp;
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::cross_entropy::Targets;
-use crate::kernels::cpu::softmax::Normaliser;
+use crate::kernels::cpu::softmax::Normalizer;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::prepare::to_compute_dtype;
@@ -24,7 +24,7 @@ use crate::kernels::prepare::to_compute_dtype;
 ///
 /// # Errors
 /// If the shapes do not fit, if there are no labels, or if a label is not one of the classes. On CUDA labels are not checked
-/// (checking would synchronise with the device): the loss is NaN where one is out of range.
+/// (checking would synchronize with the device): the loss is NaN where one is out of range.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -212,7 +212,7 @@ pub fn cross_entropy_per_example(logits: &Tensor, target: &Tensor) -> Result<Ten
 }
 
 fn mean_cost(logits: &Tensor, target: Target) -> Result<Tensor> {
-    let layer = CrossEntropy { target, normalisers: OnceLock::new() };
+    let layer = CrossEntropy { target, normalizers: OnceLock::new() };
     apply(layer, &[&to_compute_dtype(logits)?])?.to_dtype(logits.dtype())
 }
 
@@ -229,7 +229,7 @@ enum Target {
 struct CrossEntropy {
     target: Target,
     /// Of each row, for the backward pass.
-    normalisers: OnceLock<Vec<Normaliser>>,
+    normalizers: OnceLock<Vec<Normalizer>>,
 }
 
 impl CrossEntropy {
@@ -258,12 +258,12 @@ impl FusedOp for CrossEntropy {
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         let (mean, rows) = self.on_cpu()?.forward(&args[0])?;
-        self.normalisers.get_or_init(|| rows);
+        self.normalizers.get_or_init(|| rows);
         Ok(mean)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Some(rows) = self.normalisers.get() else {
+        let Some(rows) = self.normalizers.get() else {
             candle_core::bail!("expected a forward pass before the backward pass of a cross entropy")
         };
         Ok(vec![Some(self.on_cpu()?.backward(&args[0], rows, dy)?)])

@@ -1,6 +1,6 @@
 //! Layers that know which pass is running, and that train fast on the CPU: drop-in replacements for those of `candle_nn`.
 //!
-//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalisation leaves
+//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalization leaves
 //! its running statistics alone, and dropout draws the masks of the first. Both know the step they belong to, so other
 //! trainings and evaluation may use other threads, or the same layers, between the passes. Threads that the loss function uses
 //! itself have to enter its [`Context`](crate::Context).

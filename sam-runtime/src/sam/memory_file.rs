@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use super::Sam;
 use crate::core::dtype::wide;
 use crate::core::names::{Names, describe};
-use crate::core::var_list::Kept;
+use crate::core::var_list::VarTensors;
 use crate::optim::state_file::{self, Contents, Kind, StateFile, checked, parse};
 use crate::variants::{Combination, Direction, Mask, Schedule, State};
 
@@ -99,11 +99,11 @@ const REMAINDER: &str = "remainder";
 /// A counter beyond this is damaged: a step a microsecond would take it three centuries.
 const MOST_STEPS: u64 = 1 << 53;
 
-fn parts(state: &State) -> [(&'static str, &Kept); 4] {
+fn parts(state: &State) -> [(&'static str, &VarTensors); 4] {
     [(AVERAGE, &state.average), (KEPT, &state.kept), (MASK, &state.mask), (REMAINDER, &state.remainder)]
 }
 
-fn part_mut<'a>(state: &'a mut State, part: &str) -> Option<&'a mut Kept> {
+fn part_mut<'a>(state: &'a mut State, part: &str) -> Option<&'a mut VarTensors> {
     match part {
         AVERAGE => Some(&mut state.average),
         KEPT => Some(&mut state.kept),
@@ -193,7 +193,7 @@ fn load_parts(state: &mut State, sam: &Sam, names: &Names, file: &Contents<'_>) 
         if let Some((var, _)) = entries.values().find(|(var, _)| !seen.insert(var.id())) {
             candle_core::bail!("`{part}` has two entries for {}", describe(var))
         }
-        *kept = Kept::new(entries.into_values().collect());
+        *kept = VarTensors::new(entries.into_values().collect());
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ use stats::StepStats;
 pub struct Sam {
     pub(crate) radius: Radius,
     p: f64,
-    normalised: bool,
+    normalized: bool,
     pub(crate) scope: Scope,
     pub(crate) metric: Metric,
     metric_for: Option<HashSet<TensorId>>,
@@ -136,7 +136,7 @@ impl Sam {
         Self {
             radius: Radius::Constant(rho.into()),
             p: 2.0,
-            normalised: true,
+            normalized: true,
             scope: Scope::Global,
             metric: Metric::Euclidean,
             metric_for: None,
@@ -198,7 +198,7 @@ impl Sam {
     /// ε̂ = ρ g, and in a metric ρ T² g, without a norm (USAM, Andriushchenko and Flammarion 2022,
     /// <https://arxiv.org/abs/2206.06232>). For p = 2. It depends on the scale of the loss.
     pub fn unnormalized(mut self) -> Self {
-        self.normalised = false;
+        self.normalized = false;
         self
     }
 
@@ -393,10 +393,10 @@ impl Sam {
     }
 
     pub(crate) fn ball(&self, rho: f64) -> Ball {
-        Ball { rho, p: self.p, normalised: self.normalised }
+        Ball { rho, p: self.p, normalized: self.normalized }
     }
 
-    pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scaling> {
+    pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scale> {
         self.metric.at(var, grad, self.metric_for.as_ref())
     }
 

@@ -79,7 +79,7 @@ impl Sam {
         Self::new(3.0).direction(Direction::Momentum(velocities))
     }
 
-    /// SAM-ON (Mueller et al. 2023, <https://arxiv.org/abs/2306.04226>): only normalisation layers are perturbed, with a
+    /// SAM-ON (Mueller et al. 2023, <https://arxiv.org/abs/2306.04226>): only normalization layers are perturbed, with a
     /// ball scaled by |w| and ρ = 10. Theirs are the variables with "norm" or "bn" in their name.
     pub fn sam_on(vars: &VarMap) -> Self {
         let on = named(vars, |name| name.contains("norm") || name.contains("bn"));
@@ -148,7 +148,7 @@ impl Sam {
     }
 
     /// Along noise: what SAM is to be compared with. One pass a step. `vars` are those to perturb, without state such as
-    /// the statistics of a batch normalisation.
+    /// the statistics of a batch normalization.
     pub fn random_direction(rho: impl Into<f64>, vars: impl IntoIterator<Item = Var>) -> Self {
         Self::new(rho).direction(Direction::Random).vars(vars)
     }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::core::storage::SwapGuard;
 use crate::core::var_list::Gradient;
-use crate::core::var_list::Kept;
+use crate::core::var_list::VarTensors;
 use crate::kernels::vars::paired;
 use crate::kernels::{dot, read, square};
 
@@ -62,7 +62,7 @@ impl AscentStats {
             .map(|(var, old)| Ok((var.clone(), (var.as_detached_tensor() - old)?)))
             .collect::<Result<Gradient>>()?;
         let step_square = square(step.iter().map(|(_, step)| step))?;
-        let kept = Kept::new(step);
+        let kept = VarTensors::new(step);
         let pairs = gradient.map(|gradient| paired(gradient, &kept));
         let gradient_square = pairs.as_ref().map(|pairs| square(pairs.iter().map(|(g, _)| *g))).transpose()?;
         let gain = pairs.as_ref().map(|pairs| dot(pairs)).transpose()?;
@@ -72,7 +72,7 @@ impl AscentStats {
 
 impl GradientAlignment {
     pub(crate) fn look(first: &Gradient, second: &Gradient) -> Result<Self> {
-        let kept = Kept::new(first.clone());
+        let kept = VarTensors::new(first.clone());
         let pairs = paired(second, &kept);
         let first_square = square(pairs.iter().map(|(_, first)| *first))?;
         let second_square = square(pairs.iter().map(|(second, _)| *second))?;

@@ -37,11 +37,11 @@ impl Sam {
         let refuse = |what, why| Err(Error::Settings { what, why });
         let simple = self.metric == Metric::Euclidean
             && self.mask.is_none()
-            && self.normalised
+            && self.normalized
             && matches!(self.scope, Scope::Global)
             && self.direction.is_gradient()
             && self.p == 2.0;
-        if !self.normalised && self.p != 2.0 {
+        if !self.normalized && self.p != 2.0 {
             return refuse("unnormalized", "it is for p = 2");
         }
         let one = self.ascents == AscentSteps { count: 1, length: 1.0 };

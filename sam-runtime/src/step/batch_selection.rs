@@ -15,7 +15,7 @@ use crate::step::shares::{Part, Shares, Weights, same_rows};
 /// The loss of the whole batch is the mean of the losses of the parts, with their numbers of examples as weights. For a loss
 /// that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as tokens,
 /// [`weights`](Self::weights). The last part has what remains of the batch; a single example joins the part before it
-/// (unless m is 1), because a batch normalisation cannot normalise one example.
+/// (unless m is 1), because a batch normalization cannot normalize one example.
 ///
 /// A loss function asks it for its arguments, and the stages begin with it:
 ///
@@ -128,7 +128,7 @@ impl<'a> BatchSelection<'a> {
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the parts, their gradients and
     /// their auxiliary floats are averaged with the sums of the weights in each part. Examples that weigh nothing are put
-    /// into a neighbouring part, where they would fill one. For [`Sam::micro_batches`].
+    /// into a neighboring part, where they would fill one. For [`Sam::micro_batches`].
     ///
     /// # Errors
     /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.

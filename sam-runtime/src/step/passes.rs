@@ -15,7 +15,7 @@ use crate::core::pass::{Context, Pass};
 use crate::core::storage::SwapGuard;
 use crate::core::var_list::{Gradient, VarSet};
 use crate::kernels::check_finite;
-use crate::kernels::weighted_mean::Mean;
+use crate::kernels::weighted_mean::WeightedMean;
 use crate::step::batch_selection::{Portion, Rows, Rule};
 use crate::step::output::{LossOutput, value_of};
 use crate::step::session::StepContext;
@@ -134,7 +134,7 @@ impl StepContext<'_> {
             return Ok((attempt.output, gradient));
         }
         let mut outputs = Vec::with_capacity(portions.len());
-        let mut mean = Mean::default();
+        let mut mean = WeightedMean::default();
         for (part, Portion { weight, rows, .. }) in portions.iter().enumerate() {
             let attempt = self.run(pass, part, rows, loss)?;
             mean.add(*weight, self.gradient(&attempt, pass)?)?;

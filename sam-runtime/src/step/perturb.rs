@@ -5,8 +5,8 @@ use candle_core::{Tensor, Var};
 use crate::core::error::Error;
 use crate::core::pass::Pass;
 use crate::core::storage::{SwapGuard, swap_all};
-use crate::core::var_list::{Gradient, Kept, VarSet};
-use crate::kernels::{self, Slope, check_finite, mix_all, number, read, square};
+use crate::core::var_list::{Gradient, VarSet, VarTensors};
+use crate::kernels::{self, PerturbTarget, check_finite, mix_all, number, read, square};
 use crate::step::session::StepContext;
 use crate::variants::{Radius, Schedule};
 
@@ -96,22 +96,22 @@ impl StepContext<'_> {
             Some(mask) => Some(mask.draw(&along, &mut self.state, self.sam.seed)?),
             None => None,
         };
-        let slope = |(var, grad): (Var, Tensor)| {
+        let target = |(var, grad): (Var, Tensor)| {
             let metric = self.sam.scaling(&var, &grad)?;
             let mask = mask.as_ref().and_then(|mask| mask.get(&var).cloned());
-            Ok(Slope { var, grad, metric, mask })
+            Ok(PerturbTarget { var, grad, metric, mask })
         };
         let ball = self.sam.ball(self.rho * self.sam.ascents.length);
-        let slopes = along.into_iter().map(slope).collect::<candle_core::Result<_>>()?;
-        let mut balls = self.sam.scope.balls(slopes);
+        let targets = along.into_iter().map(target).collect::<candle_core::Result<_>>()?;
+        let mut balls = self.sam.scope.balls(targets);
         if balls.len() == 1 {
             return kernels::perturbed(ball, balls.remove(0));
         }
-        let all: Gradient = balls.iter().flatten().map(|slope| (slope.var.clone(), slope.grad.clone())).collect();
+        let all: Gradient = balls.iter().flatten().map(|target| (target.var.clone(), target.grad.clone())).collect();
         check_finite(&all, Pass::Ascent)?;
         let mut values = Gradient::new();
-        for slopes in balls {
-            values.extend(kernels::perturbed(ball, slopes)?);
+        for targets in balls {
+            values.extend(kernels::perturbed(ball, targets)?);
         }
         Ok(values)
     }
@@ -119,7 +119,7 @@ impl StepContext<'_> {
 
 /// Puts values that are farther from home than ρ back onto the ball.
 fn onto_the_ball(rho: f64, home: &Gradient, values: Gradient) -> candle_core::Result<Gradient> {
-    let kept = Kept::new(home.clone());
+    let kept = VarTensors::new(home.clone());
     let pairs: Vec<_> = values.iter().filter_map(|(var, value)| Some((value, kept.get(var)?))).collect();
     let Some((like, _)) = pairs.first() else { return Ok(values) };
     let steps = pairs.iter().map(|(value, home)| *value - *home).collect::<candle_core::Result<Vec<_>>>()?;

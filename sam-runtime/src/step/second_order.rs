@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use crate::core::pass::Pass;
 use crate::core::storage::{SwapGuard, swap_all};
-use crate::core::var_list::{Gradient, Kept};
+use crate::core::var_list::{Gradient, VarTensors};
 use crate::kernels::vars::{mixed, paired, ratio};
 use crate::kernels::{check_finite, mix_all, number, square};
 use crate::step::output::LossOutput;
@@ -42,14 +42,14 @@ impl StepContext<'_> {
         let one = number(like, 1.0)?;
         let unit = ratio(&number(like, r)?.to_dtype(size.dtype())?, &size)?;
         let factor = (size / (2.0 * r))?;
-        let kept = Kept::new(u);
+        let kept = VarTensors::new(u);
         let home: Gradient = weights.iter().cloned().collect();
         for sign in [1.0, -1.0] {
             let values = mixed(&home, &one, &kept, &(&unit * sign)?)?;
             swap_all(&values)?;
             let (_, there) = self.pass(Pass::Descent, loss)?;
             check_finite(&there, Pass::Descent)?;
-            let there = Kept::new(there);
+            let there = VarTensors::new(there);
             mix_all(&paired(second, &there), &one, &(&factor * sign)?)?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use crate::autograd::fixed_gradient::loss_with_gradient;
 use crate::core::error::Error;
 use crate::core::pass::Before;
 use crate::core::var_list::Gradient;
-use crate::kernels::weighted_mean::Mean;
+use crate::kernels::weighted_mean::WeightedMean;
 use crate::sam::Sam;
 use crate::step::output::LossOutput;
 use crate::step::shares::{Part, Shares, Weights, same_rows};
@@ -19,11 +19,11 @@ use crate::step::shares::{Part, Shares, Weights, same_rows};
 /// The value is the mean over the examples of the shards' values at w, the gradient that of the shards' gradients at
 /// their own w + ε̂. For a loss that is a mean over examples both weigh each example alike, also where the last shard
 /// is smaller. For a loss that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as
-/// tokens, [`weights`](Self::weights). Layers that see the whole batch, such as a batch normalisation, see one shard at
+/// tokens, [`weights`](Self::weights). Layers that see the whole batch, such as a batch normalization, see one shard at
 /// a time.
 ///
 /// The last shard has what remains of the batch. If that is a single example, it joins the shard before it (unless m is 1),
-/// because a batch normalisation cannot normalise one example.
+/// because a batch normalization cannot normalize one example.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor, Var};
@@ -54,7 +54,7 @@ pub struct Shards<O> {
     next: Option<IntoIter<Part>>,
     current: Shard,
     values: Vec<(f64, O)>,
-    gradient: Option<Mean>,
+    gradient: Option<WeightedMean>,
     /// What the state of layers was before the first shard: all shards go well, or it goes back.
     before: Before,
 }
@@ -166,7 +166,7 @@ impl<O> Shards<O> {
     }
 
     /// For a loss that is a sum over examples: the losses of the shards, their gradients and their auxiliary floats are
-    /// added up. In place of [`weights`](Self::weights), if these were given.
+    /// added up. In index of [`weights`](Self::weights), if these were given.
     ///
     /// ```
     /// use candle_core::{Device, Result, Tensor, Var};
@@ -193,7 +193,7 @@ impl<O> Shards<O> {
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the shards, their gradients and
     /// their auxiliary floats are averaged with the sums of the weights in each shard. BatchSelection that weigh nothing are put
-    /// into a neighbouring shard, where they would fill one.
+    /// into a neighboring shard, where they would fill one.
     ///
     /// # Errors
     /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.

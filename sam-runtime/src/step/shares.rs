@@ -135,8 +135,8 @@ impl Shares {
         if let Self::Weights(weights) = self { Some(weights.len()) } else { None }
     }
 
-    /// Parts of `size` examples, the last one of what remains. Two remainders join a neighbour instead: a single example,
-    /// which a batch normalisation cannot normalise, and examples without weight, whose mean loss would be 0 / 0.
+    /// Parts of `size` examples, the last one of what remains. Two remainders join a neighbor instead: a single example,
+    /// which a batch normalization cannot normalize, and examples without weight, whose mean loss would be 0 / 0.
     pub(crate) fn cut(&self, rows: usize, size: usize) -> Vec<Part> {
         let mut ranges: Vec<(usize, usize)> = Vec::with_capacity(rows.div_ceil(size));
         for start in (0..rows).step_by(size) {

@@ -8,7 +8,7 @@ use super::factor::LossFactor;
 use super::state::State;
 use crate::core::dtype::epsilon;
 use crate::core::error::{Error, at_least};
-use crate::core::var_list::{Gradient, Kept};
+use crate::core::var_list::{Gradient, VarTensors};
 use crate::kernels::vars::{mixed, paired, ratio};
 use crate::kernels::{dot, mix_all, number, square};
 
@@ -103,7 +103,7 @@ impl Combination {
     /// Writes the combination over `second`. A variable that has the second gradient only keeps that;
     /// one that has the first only has none, as with SAM.
     pub(crate) fn combine(self, first: &Gradient, second: &Gradient, state: &mut State) -> Result<()> {
-        let kept = Kept::new(first.clone());
+        let kept = VarTensors::new(first.clone());
         let pairs = paired(second, &kept);
         let Some((like, _)) = pairs.first() else { return Ok(()) };
         let one = number(like, 1.0)?;
@@ -122,7 +122,7 @@ impl Combination {
             }
             Self::WsamDecoupled { gamma } => {
                 let a = number(like, gamma / (1.0 - gamma))?;
-                state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
+                state.remainder = VarTensors::new(mixed(second, &a, &kept, &a.neg()?)?);
                 state.factor = LossFactor::new();
                 mix_all(&pairs, &number(like, 0.0)?, &one)
             }
@@ -132,7 +132,7 @@ impl Combination {
                 without_rounding(&across, second, &second_square()?)?;
                 // Every k steps all are found anew, so that none is older.
                 let before =
-                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.kept) };
+                    if state.steps.is_multiple_of(every) { VarTensors::default() } else { mem::take(&mut state.kept) };
                 // A variable without a second gradient has no such part.
                 let zeros = first.iter().map(|(var, grad)| Ok((var.clone(), grad.zeros_like()?)));
                 state.kept = before.with(zeros.collect::<Result<_>>()?).with(across);
@@ -152,7 +152,7 @@ fn without_rounding(across: &Gradient, second: &Gradient, second_square: &Tensor
     let epsilon = across.iter().map(|(_, across)| epsilon(across.dtype())).fold(0.0, f64::max);
     let size = square(across.iter().map(|(_, across)| across))?.sqrt()?;
     let is_more = size.gt(&(second_square.sqrt()? * (2.0 * epsilon))?)?.to_dtype(size.dtype())?;
-    let second = Kept::new(second.clone());
+    let second = VarTensors::new(second.clone());
     let pairs = paired(across, &second);
     let Some((like, _)) = pairs.first() else { return Ok(()) };
     mix_all(&pairs, &is_more, &number(like, 0.0)?)
@@ -160,7 +160,7 @@ fn without_rounding(across: &Gradient, second: &Gradient, second_square: &Tensor
 
 /// u of the second-order term, and what it leads to: the direction in which the gradient is differentiated.
 pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradient) -> Result<Gradient> {
-    let kept = Kept::new(second.clone());
+    let kept = VarTensors::new(second.clone());
     let pairs = paired(first, &kept);
     let Some((like, _)) = pairs.first() else { return Ok(Gradient::new()) };
     let square = square(pairs.iter().map(|(g, _)| *g))?;

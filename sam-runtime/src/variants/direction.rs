@@ -7,7 +7,7 @@ use crate::core::dtype::{epsilon, wide};
 use crate::core::error::{Error, at_least, share};
 use crate::core::identity::number_of;
 use crate::core::rng::gaussian;
-use crate::core::var_list::{Gradient, Kept};
+use crate::core::var_list::{Gradient, VarTensors};
 use crate::kernels::{self, number};
 use crate::optim::MomentumBuffers;
 
@@ -135,7 +135,7 @@ impl Direction {
 
 /// m ← a m + b g, and m = g for a variable that has no m yet. Variables without a gradient in this step keep theirs. f16 and
 /// bf16 are averaged in f32.
-fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> {
+fn averaged(kept: &VarTensors, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<VarTensors> {
     let mut means = Gradient::with_capacity(gradient.len());
     for (var, grad) in gradient {
         let grad = grad.to_dtype(wide(grad.dtype()))?;

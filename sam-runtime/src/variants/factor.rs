@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
-use crate::core::var_list::Kept;
+use crate::core::var_list::VarTensors;
 use crate::kernels::{mix, number};
 
 /// The derivative of what was differentiated with respect to a loss, as the last backward pass through the loss has found
@@ -42,13 +42,13 @@ impl LossFactor {
     }
 
     /// These tensors times the factor.
-    pub(crate) fn applied(&self, kept: &Kept) -> Result<Kept> {
+    pub(crate) fn applied(&self, kept: &VarTensors) -> Result<VarTensors> {
         let applied = kept.iter().map(|(var, value)| {
             let scaled = value.copy()?;
             mix(&scaled, &self.times(1.0, value)?, value, &number(value, 0.0)?)?;
             Ok((var.clone(), scaled))
         });
-        applied.collect::<Result<_>>().map(Kept::new)
+        applied.collect::<Result<_>>().map(VarTensors::new)
     }
 }
 

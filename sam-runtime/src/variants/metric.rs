@@ -9,8 +9,8 @@ use super::state::State;
 use crate::core::dtype::exact;
 use crate::core::error::{Error, at_least};
 use crate::core::rng::bernoulli;
-use crate::core::var_list::{Gradient, Kept};
-use crate::kernels::{Scaling, Slope, norm_of};
+use crate::core::var_list::{Gradient, VarTensors};
+use crate::kernels::{PerturbTarget, Scale, norm_of};
 
 /// T of the ball ‖T⁻¹ ε‖ₚ ≤ ρ, so that ε̂ = T ε̂(T g).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -73,18 +73,18 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The slopes of each ball.
-    pub(crate) fn balls(&self, slopes: Vec<Slope>) -> Vec<Vec<Slope>> {
+    /// The targets of each ball.
+    pub(crate) fn balls(&self, targets: Vec<PerturbTarget>) -> Vec<Vec<PerturbTarget>> {
         match self {
-            Self::Global => vec![slopes],
-            Self::PerVariable => slopes.into_iter().map(|slope| vec![slope]).collect(),
+            Self::Global => vec![targets],
+            Self::PerVariable => targets.into_iter().map(|target| vec![target]).collect(),
             Self::Groups(groups) => {
                 let groups: Vec<HashSet<_>> =
                     groups.iter().map(|group| group.iter().map(|var| var.id()).collect()).collect();
                 let mut balls: Vec<_> = (0..=groups.len()).map(|_| Vec::new()).collect();
-                for slope in slopes {
-                    let place = groups.iter().position(|group| group.contains(&slope.var.id()));
-                    balls[place.unwrap_or(groups.len())].push(slope);
+                for target in targets {
+                    let place = groups.iter().position(|group| group.contains(&target.var.id()));
+                    balls[place.unwrap_or(groups.len())].push(target);
                 }
                 balls.retain(|ball| !ball.is_empty());
                 balls
@@ -103,15 +103,15 @@ impl Metric {
     }
 
     /// T for one variable. `only`: those that it is for, where it is not for all.
-    pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scaling> {
+    pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scale> {
         if only.is_some_and(|only| !only.contains(&var.id())) {
-            return Ok(Scaling::One);
+            return Ok(Scale::One);
         }
         Ok(match self {
-            Self::Euclidean => Scaling::One,
-            Self::Adaptive { eta } => Scaling::Weights(eta),
-            Self::Fisher { eta } => Scaling::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
-            Self::LayerNormalized => Scaling::Given(norm_of(&var.as_detached_tensor())?),
+            Self::Euclidean => Scale::One,
+            Self::Adaptive { eta } => Scale::Weights(eta),
+            Self::Fisher { eta } => Scale::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
+            Self::LayerNormalized => Scale::Given(norm_of(&var.as_detached_tensor())?),
         })
     }
 }
@@ -143,18 +143,18 @@ impl Mask {
     }
 
     /// Factors for each variable of `along`.
-    pub(crate) fn draw(self, along: &Gradient, state: &mut State, seed: u64) -> Result<Kept> {
+    pub(crate) fn draw(self, along: &Gradient, state: &mut State, seed: u64) -> Result<VarTensors> {
         match self {
             Self::Random { keep } => {
                 let mask = |(i, (var, _)): (usize, &(Var, Tensor))| {
                     Ok((var.clone(), bernoulli(var, keep, [seed, state.steps, i as u64])?))
                 };
-                along.iter().enumerate().map(mask).collect::<Result<_>>().map(Kept::new)
+                along.iter().enumerate().map(mask).collect::<Result<_>>().map(VarTensors::new)
             }
             Self::TopK { sparsity, every } => {
                 // Every so many steps all are found anew, so that none is older; between them those that are missing.
                 let known =
-                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.mask) };
+                    if state.steps.is_multiple_of(every) { VarTensors::default() } else { mem::take(&mut state.mask) };
                 let missing: Gradient = along.iter().filter(|(var, _)| known.get(var).is_none()).cloned().collect();
                 state.mask = known.with(largest(&missing, sparsity)?);
                 Ok(state.mask.clone())

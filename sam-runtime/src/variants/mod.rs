@@ -41,7 +41,7 @@ use crate::core::names::Names;
 /// # let vars = VarMap::new();
 /// # let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
 /// # let _ = (candle_nn::linear(2, 2, vb.pp("head"))?, candle_nn::layer_norm(2, 1e-5, vb.pp("norm"))?);
-/// // SAM-ON: only the normalisation layers are perturbed.
+/// // SAM-ON: only the normalization layers are perturbed.
 /// let sam = Sam::new(0.5).vars(named(&vars, |name| name.contains("norm")));
 /// # assert_eq!(named(&vars, |name| name.contains("norm")).len(), 2);
 /// # Ok(())

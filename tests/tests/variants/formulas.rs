@@ -142,7 +142,7 @@ fn stable_sam() {
 }
 
 #[test]
-fn unnormalised_sam() {
+fn unnormalized_sam() {
     assert_is(&Sam::usam(0.5), |w, step| step.g(&add(w, &times(0.5, &step.g(w)))));
     let scaled = Sam::usam(0.5).metric(Metric::Adaptive { eta: 0.1 });
     assert_is(&scaled, |w, step| {

@@ -132,7 +132,7 @@ fn asam_does_not_see_a_rescaling_of_layers() {
 
 /// c L has c times the gradient, and the same ε̂. A power of two, so that all is to the bit.
 #[test]
-fn what_is_normalised_does_not_see_the_scale_of_the_loss() {
+fn what_is_normalized_does_not_see_the_scale_of_the_loss() {
     for variant in all() {
         if variant.sees_scale {
             continue;

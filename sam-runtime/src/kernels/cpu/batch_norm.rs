@@ -1,4 +1,4 @@
-//! Batch normalisation on the CPU, with what follows it in a residual network: the sum with a shortcut, and ReLU.
+//! Batch normalization on the CPU, with what follows it in a residual network: the sum with a shortcut, and ReLU.
 //!
 //! Each thread takes a channel at a time, which stays in its cache between the first reading, for the statistics, and
 //! the second: memory is read once and written once. Sums are taken in f64, in [`LANES`] lanes, plane after plane: the
@@ -26,7 +26,7 @@ const LANES: usize = 8;
 /// A channel, image after image.
 type Planes<'a, T> = Vec<&'a mut [T]>;
 
-/// How to normalise.
+/// How to normalize.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Norm {
     pub(crate) channels: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Norm {
     pub(crate) plane: usize,
     pub(crate) eps: f64,
     /// Whether the mean is subtracted.
-    pub(crate) centred: bool,
+    pub(crate) centered: bool,
     pub(crate) relu: bool,
 }
 
@@ -156,10 +156,10 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 /// Mean and variance. What is added up is the distance from the first element, or a large mean would swallow the rest.
 #[inline(always)]
 fn moments<T: Float>(norm: &Norm, x: &[T], channel: usize, count: usize) -> (f64, f64) {
-    let origin = if norm.centred { x[channel * norm.plane].wide() } else { 0.0 };
+    let origin = if norm.centered { x[channel * norm.plane].wide() } else { 0.0 };
     let [sum, squares] = sums([x; 3].map(|x| norm.planes(x, channel)), origin, |x, _| x.wide() - origin);
     let (mean, square) = (sum / count as f64, squares / count as f64);
-    if norm.centred { (origin + mean, (square - mean * mean).max(0.0)) } else { (0.0, square) }
+    if norm.centered { (origin + mean, (square - mean * mean).max(0.0)) } else { (0.0, square) }
 }
 
 /// Σ f(a, b) and Σ f(a, b) (x - origin).
@@ -220,7 +220,7 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
         let [sum, moment] = sums(planes, mean, |dy, y| before_relu(dy, y).wide());
         // dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²)
         let scale = weight.wide() * inverse;
-        let shift = if fixed || !norm.centred { 0.0 } else { scale * sum / count };
+        let shift = if fixed || !norm.centered { 0.0 } else { scale * sum / count };
         let slope = if fixed { 0.0 } else { scale * inverse * inverse * moment / count };
         let (centre, scale, shift, slope) = (T::narrow(mean), T::narrow(scale), T::narrow(shift), T::narrow(slope));
         let inputs = norm.planes(x, channel).zip(norm.planes(dy, channel).zip(norm.planes(y, channel)));

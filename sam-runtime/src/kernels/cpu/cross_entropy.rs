@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::float::{for_float, like, output, view};
-use super::softmax::{self, Exp, Normaliser, Subtract};
+use super::softmax::{self, Exp, Normalizer, Subtract};
 
 /// What the rows should be.
 pub(crate) enum Targets {
@@ -21,7 +21,7 @@ pub(crate) enum Targets {
 
 impl Targets {
     /// The mean over the rows of `logits` (n, classes), and what the backward pass needs of each.
-    pub(crate) fn forward(&self, logits: &Tensor) -> Result<((CpuStorage, Shape), Vec<Normaliser>)> {
+    pub(crate) fn forward(&self, logits: &Tensor) -> Result<((CpuStorage, Shape), Vec<Normalizer>)> {
         let (_, classes) = logits.dims2()?;
         let (dtype, logits) = (logits.dtype(), view(logits));
         for_float!(dtype, "cross-entropy", |T| {
@@ -31,7 +31,7 @@ impl Targets {
     }
 
     /// The gradient of the logits.
-    pub(crate) fn backward(&self, logits: &Tensor, rows: &[Normaliser], dy: &Tensor) -> Result<Tensor> {
+    pub(crate) fn backward(&self, logits: &Tensor, rows: &[Normalizer], dy: &Tensor) -> Result<Tensor> {
         let (_, classes) = logits.dims2()?;
         let scale = dy.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         let elements = view(logits);
@@ -40,21 +40,21 @@ impl Targets {
         })
     }
 
-    /// The mean cost of the rows, and what normalises each.
-    fn mean<T: Exp>(&self, logits: &[T], classes: usize) -> Result<(f64, Vec<Normaliser>)> {
-        let rows = softmax::normalisers(logits, classes);
+    /// The mean cost of the rows, and what normalizes each.
+    fn mean<T: Exp>(&self, logits: &[T], classes: usize) -> Result<(f64, Vec<Normalizer>)> {
+        let rows = softmax::normalizers(logits, classes);
         let least = softmax::rows_at_a_time(classes);
         let all = || logits.par_chunks_exact(classes).zip(&rows).with_min_len(least);
         let (costs, count): (Vec<f64>, usize) = match self {
             Self::Labels { labels, count, smoothing } => {
-                let cost = |((x, row), label): ((&[T], &Normaliser), &Option<usize>)| {
+                let cost = |((x, row), label): ((&[T], &Normalizer), &Option<usize>)| {
                     label.map_or(0.0, |label| smoothed_cost(x, *row, label, *smoothing))
                 };
                 (all().zip(labels).map(cost).collect(), *count)
             }
             Self::Soft(target) => {
                 let target = view(target);
-                let cost = |((x, row), target): ((&[T], &Normaliser), &[T])| soft_cost(x, *row, target);
+                let cost = |((x, row), target): ((&[T], &Normalizer), &[T])| soft_cost(x, *row, target);
                 (all().zip(target.elements::<T>()?.par_chunks_exact(classes)).map(cost).collect(), rows.len())
             }
         };
@@ -62,9 +62,9 @@ impl Targets {
     }
 
     /// `scale` times the gradient.
-    fn gradient<T: Exp>(&self, logits: &[T], normalisers: &[Normaliser], classes: usize, scale: f64) -> Result<Vec<T>> {
+    fn gradient<T: Exp>(&self, logits: &[T], normalizers: &[Normalizer], classes: usize, scale: f64) -> Result<Vec<T>> {
         let mut dx = vec![T::default(); logits.len()];
-        let rows = dx.par_chunks_exact_mut(classes).zip(logits.par_chunks_exact(classes)).zip(normalisers);
+        let rows = dx.par_chunks_exact_mut(classes).zip(logits.par_chunks_exact(classes)).zip(normalizers);
         let rows = rows.with_min_len(softmax::rows_at_a_time(classes));
         match self {
             Self::Labels { labels, count, smoothing } => {
@@ -77,7 +77,7 @@ impl Targets {
                 });
             }
             Self::Soft(target) => {
-                let (target, scale) = (view(target), scale / normalisers.len() as f64);
+                let (target, scale) = (view(target), scale / normalizers.len() as f64);
                 let targets = target.elements::<T>()?.par_chunks_exact(classes);
                 rows.zip(targets).for_each(|(((dx, x), row), target)| {
                     let all: f64 = target.iter().map(|target| target.wide()).sum();
@@ -89,7 +89,7 @@ impl Targets {
     }
 }
 
-fn smoothed_cost<T: Exp>(x: &[T], row: Normaliser, label: usize, smoothing: f64) -> f64 {
+fn smoothed_cost<T: Exp>(x: &[T], row: Normalizer, label: usize, smoothing: f64) -> f64 {
     let cost = row.cost(x[label].wide());
     if smoothing == 0.0 {
         return cost;
@@ -99,7 +99,7 @@ fn smoothed_cost<T: Exp>(x: &[T], row: Normaliser, label: usize, smoothing: f64)
     if smoothing == 1.0 { mean } else { (1.0 - smoothing) * cost + smoothing * mean }
 }
 
-fn soft_cost<T: Exp>(x: &[T], row: Normaliser, target: &[T]) -> f64 {
+fn soft_cost<T: Exp>(x: &[T], row: Normalizer, target: &[T]) -> f64 {
     // A class of probability 0 costs nothing, also where its logit is -∞.
     let cost = |(x, target): (&T, &T)| match target.wide() {
         0.0 => 0.0,

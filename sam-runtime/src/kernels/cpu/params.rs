@@ -19,8 +19,8 @@ use rayon::prelude::*;
 use super::ARCH;
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
+use crate::kernels::operands::PerturbTarget;
 use crate::kernels::operands::SgdStep;
-use crate::kernels::operands::Slope;
 use crate::kernels::rounding::Rounding;
 
 /// Elements that one thread takes at a time.
@@ -37,18 +37,18 @@ pub(crate) struct Measure {
 }
 
 /// Reads the gradient: once for p = 2, twice for other p. None if it is not finite.
-pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
-    let guards = guards(slopes.iter().map(|slope| (&slope.grad, slope.var.as_tensor())));
+pub(crate) fn measure(ball: Ball, targets: &[PerturbTarget]) -> Result<Option<Measure>> {
+    let guards = guards(targets.iter().map(|target| (&target.grad, target.var.as_tensor())));
     let pairs = slices(&guards)?;
-    let slopes: Vec<_> = pairs.into_iter().zip(slopes.iter().map(Slope::eta)).collect();
+    let targets: Vec<_> = pairs.into_iter().zip(targets.iter().map(PerturbTarget::eta)).collect();
     if ball.norm().term() == Power::Square {
         // M = 1 will do: the squares of f32 neither overflow nor vanish in f64.
-        let sum = sum(&slopes, |slope| slope * slope);
+        let sum = sum(&targets, |target| target * target);
         if sum.is_normal() {
             return Ok(Some(Measure { max: 1.0, sum }));
         }
     }
-    let max = max(&slopes);
+    let max = max(&targets);
     if !max.is_finite() {
         return Ok(None);
     }
@@ -57,15 +57,15 @@ pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
     }
     let over = 1.0 / max;
     // 1/M overflows for the smallest M, whose ratios are then taken one by one.
-    let ratio = move |slope: f64| if over.is_finite() { slope * over } else { slope / max };
+    let ratio = move |target: f64| if over.is_finite() { target * over } else { target / max };
     let sum = match ball.norm().term() {
-        Power::One => sum(&slopes, |_| 1.0),
-        Power::Same => sum(&slopes, ratio),
-        Power::Square => sum(&slopes, |slope| ratio(slope) * ratio(slope)),
-        Power::Root => sum(&slopes, |slope| ratio(slope).sqrt()),
-        Power::Largest => sum(&slopes, |slope| if slope >= max { 1.0 } else { 0.0 }),
-        Power::Whole(e) => sum(&slopes, |slope| ratio(slope).powi(e)),
-        Power::Real(e) => sum(&slopes, |slope| ratio(slope).powf(e)),
+        Power::One => sum(&targets, |_| 1.0),
+        Power::Same => sum(&targets, ratio),
+        Power::Square => sum(&targets, |target| ratio(target) * ratio(target)),
+        Power::Root => sum(&targets, |target| ratio(target).sqrt()),
+        Power::Largest => sum(&targets, |target| if target >= max { 1.0 } else { 0.0 }),
+        Power::Whole(e) => sum(&targets, |target| ratio(target).powi(e)),
+        Power::Real(e) => sum(&targets, |target| ratio(target).powf(e)),
     };
     Ok(Some(Measure { max, sum }))
 }
@@ -74,16 +74,16 @@ pub(crate) fn measure(ball: Ball, slopes: &[Slope]) -> Result<Option<Measure>> {
 pub(crate) fn perturb(
     ball: Ball,
     measure: Measure,
-    slopes: &[Slope],
+    targets: &[PerturbTarget],
     mut rounding: Option<Rounding>,
 ) -> Result<Option<Rounding>> {
-    for slope in slopes.iter().filter(|slope| slope.var.elem_count() > 0) {
+    for target in targets.iter().filter(|target| target.var.elem_count() > 0) {
         let lost = rounding.is_some().then(Cell::default);
-        let perturb = Perturb { ball, measure, eta: slope.eta(), lost };
-        slope.grad.inplace_op2(&slope.var, &perturb)?;
+        let perturb = Perturb { ball, measure, eta: target.eta(), lost };
+        target.grad.inplace_op2(&target.var, &perturb)?;
         if let (Some(rounding), Some(lost)) = (&mut rounding, perturb.lost) {
             let [step, lost] = lost.into_inner();
-            rounding.add(&slope.var, step, lost);
+            rounding.add(&target.var, step, lost);
         }
     }
     Ok(rounding)
@@ -126,23 +126,23 @@ impl Perturb {
     fn write<T: Real>(&self, g: &mut [T], w: &[T]) {
         let Measure { max, sum } = self.measure;
         let norm = self.ball.norm();
-        if !self.ball.normalised {
+        if !self.ball.normalized {
             let rho = self.ball.rho;
-            return self.fill(g, w, move |slope| rho * slope);
+            return self.fill(g, w, move |target| rho * target);
         }
         let scale = norm.scale(self.ball.rho, sum);
-        let direction = move |slope: f64| if slope == 0.0 { 0.0 } else { scale.copysign(slope) };
-        let ratio = move |slope: f64| slope.abs() / max;
+        let direction = move |target: f64| if target == 0.0 { 0.0 } else { scale.copysign(target) };
+        let ratio = move |target: f64| target.abs() / max;
         match norm.size() {
             // p = 2, ε̂ = (ρ / ‖g‖) g: one multiplication, unless 1/M overflows
-            Power::Same if (scale / max).is_finite() => self.fill(g, w, move |slope| (scale / max) * slope),
-            Power::Same => self.fill(g, w, move |slope| scale * (slope / max)),
+            Power::Same if (scale / max).is_finite() => self.fill(g, w, move |target| (scale / max) * target),
+            Power::Same => self.fill(g, w, move |target| scale * (target / max)),
             Power::One => self.fill(g, w, direction),
-            Power::Square => self.fill(g, w, move |slope| direction(slope) * ratio(slope) * ratio(slope)),
-            Power::Root => self.fill(g, w, move |slope| direction(slope) * ratio(slope).sqrt()),
-            Power::Largest => self.fill(g, w, move |slope| if slope.abs() >= max { direction(slope) } else { 0.0 }),
-            Power::Whole(e) => self.fill(g, w, move |slope| direction(slope) * ratio(slope).powi(e)),
-            Power::Real(e) => self.fill(g, w, move |slope| direction(slope) * ratio(slope).powf(e)),
+            Power::Square => self.fill(g, w, move |target| direction(target) * ratio(target) * ratio(target)),
+            Power::Root => self.fill(g, w, move |target| direction(target) * ratio(target).sqrt()),
+            Power::Largest => self.fill(g, w, move |target| if target.abs() >= max { direction(target) } else { 0.0 }),
+            Power::Whole(e) => self.fill(g, w, move |target| direction(target) * ratio(target).powi(e)),
+            Power::Real(e) => self.fill(g, w, move |target| direction(target) * ratio(target).powf(e)),
         }
     }
 
@@ -409,16 +409,16 @@ pub(crate) fn is_finite<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result
 type Part<'a> = (Pair<'a>, Option<f64>);
 
 /// Σ f(|T g|)
-fn sum(slopes: &[Part<'_>], f: impl Fn(f64) -> f64 + Copy + Send + Sync) -> f64 {
-    reduce(slopes, |(pair, eta)| match eta {
+fn sum(targets: &[Part<'_>], f: impl Fn(f64) -> f64 + Copy + Send + Sync) -> f64 {
+    reduce(targets, |(pair, eta)| match eta {
         None => pair.reduce(Sum(move |g: f64, _| f(g.abs()))),
         Some(eta) => pair.reduce(Sum(move |g: f64, w: f64| f((g * (w.abs() + eta)).abs()))),
     })
 }
 
 /// max |T g|, which is not finite if any element is not.
-fn max(slopes: &[Part<'_>]) -> f64 {
-    reduce_max(slopes, |(pair, eta)| match eta {
+fn max(targets: &[Part<'_>]) -> f64 {
+    reduce_max(targets, |(pair, eta)| match eta {
         None => pair.reduce(Max(move |g: f64, _| g.abs())),
         Some(eta) => pair.reduce(Max(move |g: f64, w: f64| (g * (w.abs() + eta)).abs())),
     })

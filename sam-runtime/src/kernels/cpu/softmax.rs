@@ -1,4 +1,4 @@
-//! Softmax of rows on the CPU, as cross entropies need it: its normaliser, and numbers in proportion to it.
+//! Softmax of rows on the CPU, as cross entropies need it: its normalizer, and numbers in proportion to it.
 //!
 //! Exponentials of f32 are taken in f32, by a polynomial that the compiler turns into vectors as wide as the machine has, and
 //! are added up in f64. Every row is computed by one thread, with the same operations for any width of vectors: results
@@ -65,14 +65,14 @@ impl Exp for f64 {
 
 /// The largest element of a row, and Σ exp(x - max). If no element is finite, 0 stands for the largest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Normaliser {
+pub(crate) struct Normalizer {
     max: f64,
     sum: f64,
     log: f64,
     is_finite: bool,
 }
 
-impl Normaliser {
+impl Normalizer {
     fn new(max: f64, sum: f64, is_finite: bool) -> Self {
         Self { max, sum, log: sum.ln(), is_finite }
     }
@@ -89,8 +89,8 @@ impl Normaliser {
 }
 
 /// Of each row of `columns` elements.
-pub(crate) fn normalisers<T: Exp>(values: &[T], columns: usize) -> Vec<Normaliser> {
-    let part = |rows: &[T]| ARCH.dispatch(Normalisers { rows, columns });
+pub(crate) fn normalizers<T: Exp>(values: &[T], columns: usize) -> Vec<Normalizer> {
+    let part = |rows: &[T]| ARCH.dispatch(Normalizers { rows, columns });
     let size = rows_at_a_time(columns) * columns;
     values.par_chunks(size).flat_map_iter(part).collect()
 }
@@ -100,27 +100,27 @@ pub(crate) fn rows_at_a_time(columns: usize) -> usize {
     SHARE.div_ceil(columns.max(1))
 }
 
-struct Normalisers<'a, T> {
+struct Normalizers<'a, T> {
     rows: &'a [T],
     columns: usize,
 }
 
-impl<T: Exp> NullaryFnOnce for Normalisers<'_, T> {
-    type Output = Vec<Normaliser>;
+impl<T: Exp> NullaryFnOnce for Normalizers<'_, T> {
+    type Output = Vec<Normalizer>;
 
     #[inline(always)]
-    fn call(self) -> Vec<Normaliser> {
-        self.rows.chunks_exact(self.columns).map(normaliser).collect()
+    fn call(self) -> Vec<Normalizer> {
+        self.rows.chunks_exact(self.columns).map(normalizer).collect()
     }
 }
 
 #[inline(always)]
-fn normaliser<T: Exp>(row: &[T]) -> Normaliser {
+fn normalizer<T: Exp>(row: &[T]) -> Normalizer {
     let max = maximum(row);
     if !max.wide().is_finite() {
         // The sum is infinity or NaN, or 0 where all are -∞.
         let sum = row.iter().map(|x| x.wide().exp()).sum();
-        return Normaliser::new(0.0, sum, false);
+        return Normalizer::new(0.0, sum, false);
     }
     let mut sums = [0.0; LANES];
     let mut powers = [T::default(); BLOCK];
@@ -133,7 +133,7 @@ fn normaliser<T: Exp>(row: &[T]) -> Normaliser {
         }
         sums.iter_mut().zip(rest).for_each(|(sum, power)| *sum += power.wide());
     }
-    Normaliser::new(max.wide(), sums.iter().sum(), true)
+    Normalizer::new(max.wide(), sums.iter().sum(), true)
 }
 
 /// The largest that is a number.
@@ -150,8 +150,8 @@ fn maximum<T: Float>(row: &[T]) -> T {
 }
 
 /// to = `scale` · softmax(x) - `subtract` of one row.
-pub(crate) fn scaled<T: Exp>(to: &mut [T], x: &[T], normaliser: Normaliser, scale: f64, subtract: Subtract<'_, T>) {
-    ARCH.dispatch(Scaled { to, x, normaliser, scale, subtract });
+pub(crate) fn scaled<T: Exp>(to: &mut [T], x: &[T], normalizer: Normalizer, scale: f64, subtract: Subtract<'_, T>) {
+    ARCH.dispatch(Scaled { to, x, normalizer, scale, subtract });
 }
 
 /// What is subtracted from the elements of a row.
@@ -166,7 +166,7 @@ pub(crate) enum Subtract<'a, T> {
 struct Scaled<'a, T> {
     to: &'a mut [T],
     x: &'a [T],
-    normaliser: Normaliser,
+    normalizer: Normalizer,
     scale: f64,
     subtract: Subtract<'a, T>,
 }
@@ -176,7 +176,7 @@ impl<T: Exp> NullaryFnOnce for Scaled<'_, T> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { to, x, normaliser: Normaliser { max, sum, is_finite, .. }, scale, subtract } = self;
+        let Self { to, x, normalizer: Normalizer { max, sum, is_finite, .. }, scale, subtract } = self;
         let factor = scale / sum;
         if is_finite {
             let max = T::narrow(max);
@@ -226,10 +226,10 @@ mod tests {
     }
 
     #[test]
-    fn normalisers_are_those_of_f64() {
+    fn normalizers_are_those_of_f64() {
         for columns in [1, 10, 255, 256, 257, 1000] {
             let values: Vec<f32> = (0..3 * columns).map(|i| ((i * 7919 % 1009) as f32 / 40.0) - 12.0).collect();
-            for (row, found) in values.chunks(columns).zip(normalisers(&values, columns)) {
+            for (row, found) in values.chunks(columns).zip(normalizers(&values, columns)) {
                 let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
                 for x in row {
                     let expected = sum.ln() - f64::from(*x);

@@ -10,7 +10,7 @@ use super::launch::dtype_code;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::Norm;
 
-/// What a batch normalisation works with: x, γ, β, and a residual.
+/// What a batch normalization works with: x, γ, β, and a residual.
 #[derive(Clone, Copy)]
 pub(crate) struct BatchNormInput<'a> {
     pub(crate) norm: &'a Norm,
@@ -32,13 +32,13 @@ pub(crate) enum StatisticsSource<'a> {
 impl BatchNormInput<'_> {
     /// With the statistics in this tensor.
     fn sizes(&self, statistics: u64) -> Result<batch_norm::Norm> {
-        let Norm { channels, plane, eps, centred, relu } = *self.norm;
+        let Norm { channels, plane, eps, centered, relu } = *self.norm;
         let images = self.x.elem_count() / (channels * plane).max(1);
         let affine = self.weight.or(self.bias).map_or(Ok(0), |affine| dtype_code(affine.dtype()))?;
         Ok(batch_norm::Norm {
             sizes: Channels { images, channels, plane, format: ImageLayout::of(self.x) },
             eps,
-            centred,
+            centered,
             relu,
             dtype: code(self.x.dtype())?,
             affine_dtype: affine,

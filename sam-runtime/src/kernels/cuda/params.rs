@@ -10,36 +10,36 @@ use super::launch::{Launcher, Scratch, dtype_code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::core::var_list::Gradient;
-use crate::kernels::operands::{Move, Scaling, SgdStep, Slope};
+use crate::kernels::operands::{Move, PerturbTarget, Scale, SgdStep};
 
 /// w + ε̂ for each variable, in the gradient's buffers.
-pub(crate) fn perturbed(ball: Ball, slopes: Vec<Slope>) -> Result<Gradient> {
-    let Some(first) = slopes.first() else { return Ok(Vec::new()) };
+pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
+    let Some(first) = targets.first() else { return Ok(Vec::new()) };
     let device = device(&first.var)?.clone();
     // What had to be converted lives until the launches.
     let mut converted = Vec::new();
-    let mut entries = Vec::with_capacity(slopes.len());
-    for slope in &slopes {
-        let [w, g] = pair(&slope.var, &slope.grad)?;
+    let mut entries = Vec::with_capacity(targets.len());
+    for target in &targets {
+        let [w, g] = pair(&target.var, &target.grad)?;
         let mut of = |tensor: &Tensor, dtype: DType| -> Result<u64> {
             let tensor = tensor.detach().to_dtype(dtype)?.contiguous()?;
             let address = device_ptr(&tensor)?.address;
             converted.push(tensor);
             Ok(address)
         };
-        let metric = match &slope.metric {
-            Scaling::One => Metric::One,
-            Scaling::Weights(eta) => Metric::Weights(*eta),
-            Scaling::Given(metric) if metric.rank() == 0 => Metric::Number(of(metric, wide(slope.var.dtype()))?),
-            Scaling::Given(metric) => Metric::Given(of(metric, wide(slope.var.dtype()))?),
+        let metric = match &target.metric {
+            Scale::One => Metric::One,
+            Scale::Weights(eta) => Metric::Weights(*eta),
+            Scale::Given(metric) if metric.rank() == 0 => Metric::Number(of(metric, wide(target.var.dtype()))?),
+            Scale::Given(metric) => Metric::Given(of(metric, wide(target.var.dtype()))?),
         };
-        let mask = slope.mask.as_ref().map_or(Ok(0), |mask| of(mask, slope.var.dtype()))?;
+        let mask = target.mask.as_ref().map_or(Ok(0), |mask| of(mask, target.var.dtype()))?;
         entries.push(Entry { dtype: w.dtype, size: w.elements, metric, pointers: vec![w.address, g.address, mask] });
     }
     entries.retain(|entry| entry.size > 0);
     with_context(&device, |context| params::perturb(context, ball, entries))?;
     drop(converted);
-    Ok(slopes.into_iter().map(|slope| (slope.var, slope.grad)).collect())
+    Ok(targets.into_iter().map(|target| (target.var, target.grad)).collect())
 }
 
 /// One step of stochastic gradient descent, of all variables.

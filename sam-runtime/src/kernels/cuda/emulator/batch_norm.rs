@@ -10,7 +10,7 @@ use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
 
-/// What [`normalise`] does.
+/// What [`normalize`] does.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "all of them are independent")]
 struct Case {
@@ -19,13 +19,13 @@ struct Case {
     format: ImageLayout,
     residual: bool,
     relu: bool,
-    centred: bool,
+    centered: bool,
     fixed: bool,
     affine: bool,
 }
 
 #[test]
-fn batch_normalisation() {
+fn batch_normalization() {
     for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
         for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4], [3, 24, 50], [2, 3, 4096], [7, 72, 50]]
             .into_iter()
@@ -34,15 +34,15 @@ fn batch_normalisation() {
             // Those of many elements once.
             for bits in if sizes[0] * sizes[1] * sizes[2] > 5000 || sizes[1] > 256 { 3..4 } else { 0..8 } {
                 let [residual, relu, fixed] = [1, 2, 4].map(|bit| bits & bit != 0);
-                let (centred, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
-                normalise(Case { dtype, sizes, format, residual, relu, centred, fixed, affine });
+                let (centered, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
+                normalize(Case { dtype, sizes, format, residual, relu, centered, fixed, affine });
             }
         }
     }
 }
 
-fn normalise(case: Case) {
-    let Case { dtype, sizes, format, residual, relu, centred, fixed, affine } = case;
+fn normalize(case: Case) {
+    let Case { dtype, sizes, format, residual, relu, centered, fixed, affine } = case;
     let [images, channels, plane] = sizes;
     let n = images * channels * plane;
     let x: Vec<f64> = numbers(n, 1).into_iter().map(|x| x + 3.0).collect();
@@ -64,7 +64,7 @@ fn normalise(case: Case) {
         let norm = Norm {
             sizes: Channels { images, channels, plane, format },
             eps: 1e-5,
-            centred,
+            centered,
             relu,
             dtype: dtype_code(dtype)?,
             affine_dtype: dtype_code(wide(dtype))?,
@@ -88,7 +88,7 @@ fn normalise(case: Case) {
         return;
     };
 
-    let norm = norm::Norm { channels, plane, eps: 1e-5, centred, relu };
+    let norm = norm::Norm { channels, plane, eps: 1e-5, centered, relu };
     for images in &mut found[..3] {
         *images = in_planes(images, sizes, format);
     }
@@ -122,7 +122,7 @@ fn normalise(case: Case) {
         let moved = |before: &[f64], batch: &[f64], factor: f64| {
             before.iter().zip(batch).map(|(a, b)| a * (1.0 - momentum) + b * momentum * factor).collect::<Vec<_>>()
         };
-        let mean = if centred { moved(&before[0], &statistics.mean, 1.0) } else { before[0].clone() };
+        let mean = if centered { moved(&before[0], &statistics.mean, 1.0) } else { before[0].clone() };
         assert_close(&found[5], &mean, tolerance.max(1e-6), &what);
         assert_close(&found[6], &moved(&before[1], &statistics.var, count / (count - 1.0)), tolerance.max(1e-6), &what);
     }
@@ -130,14 +130,15 @@ fn normalise(case: Case) {
 
 /// Like a convolution without padding that meets a NaN: nothing of it may be hidden.
 #[test]
-fn normalisation_hands_on_what_is_not_a_number() {
+fn normalization_hands_on_what_is_not_a_number() {
     for mut launcher in emulators() {
         let x = Buffer::new(DType::F32, &[1.0, f64::NAN, 2.0, 3.0]);
         let (statistics, y) = (Buffer::empty(DType::F64, STATISTICS), Buffer::empty(DType::F32, 4));
         let sizes = Channels { images: 1, channels: 1, plane: 4, format: ImageLayout::Nchw };
         let statistics = statistics.address();
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
-        let norm = Norm { sizes, eps: 1e-5, centred: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
+        let norm =
+            Norm { sizes, eps: 1e-5, centered: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
         norm.measure(&mut launcher, x.address(), None).unwrap();
         norm.forward(&mut launcher, [x.address(), 0, y.address()]).unwrap();
         assert!(y.values().iter().all(|y| y.is_nan()));

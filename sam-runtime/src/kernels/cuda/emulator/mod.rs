@@ -65,7 +65,7 @@ fn compile() -> Option<Library> {
         return None;
     };
     assert!(output.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&output.stderr));
-    // SAFETY: the library has no initialisers beyond those of its static data.
+    // SAFETY: the library has no initializers beyond those of its static data.
     Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
 }
 

@@ -9,7 +9,7 @@ use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::kernels::dispatch::perturbed;
 use crate::kernels::operands::SgdStep;
-use crate::kernels::operands::{Scaling, Slope};
+use crate::kernels::operands::{PerturbTarget, Scale};
 use crate::kernels::portable;
 
 /// A variable in the emulation, and the same in f64.
@@ -40,19 +40,19 @@ impl Case {
         Entry { dtype: dtype_code(self.w.dtype).unwrap(), size: self.w.len, metric, pointers }
     }
 
-    fn slope(&self) -> Slope {
+    fn target(&self) -> PerturbTarget {
         let tensor = |buffer: &Buffer| Tensor::new(buffer.values(), &Device::Cpu).unwrap();
         let number = |buffer: &Buffer| match buffer.len {
             1 => Tensor::new(buffer.values()[0], &Device::Cpu).unwrap(),
             _ => tensor(buffer),
         };
         let metric = match (&self.metric, self.eta) {
-            (Some(metric), _) => Scaling::Given(number(metric)),
-            (None, Some(eta)) => Scaling::Weights(eta),
-            (None, None) => Scaling::One,
+            (Some(metric), _) => Scale::Given(number(metric)),
+            (None, Some(eta)) => Scale::Weights(eta),
+            (None, None) => Scale::One,
         };
         let mask = self.mask.as_ref().map(tensor);
-        Slope { var: Var::from_tensor(&tensor(&self.w)).unwrap(), grad: tensor(&self.g), metric, mask }
+        PerturbTarget { var: Var::from_tensor(&tensor(&self.w)).unwrap(), grad: tensor(&self.g), metric, mask }
     }
 }
 
@@ -87,10 +87,10 @@ const SIZES: [usize; 5] = [1, 7, 16384, 700, 2 * 16384 + 5];
 fn perturbation_for_every_norm_and_type() {
     for dtype in FLOATS {
         for p in [1.0, 1.25, 1.5, 2.0, 3.0, 7.0, f64::INFINITY] {
-            let ball = Ball { rho: 0.3, p, normalised: true };
+            let ball = Ball { rho: 0.3, p, normalized: true };
             let all = || SIZES.iter().zip(1..).map(|(&n, seed)| Case::new(dtype, n, seed)).collect::<Vec<_>>();
             let Some((found, _)) = run(ball, all) else { return };
-            let expected = perturbed(ball, all().iter().map(Case::slope).collect()).unwrap();
+            let expected = perturbed(ball, all().iter().map(Case::target).collect()).unwrap();
             for (found, (_, expected)) in found.iter().zip(&expected) {
                 assert_close(found, &expected.to_vec1().unwrap(), tolerance(dtype), &format!("{dtype:?}, p = {p}"));
             }
@@ -125,12 +125,12 @@ fn perturbation_in_every_metric() {
         }
         all
     };
-    for (p, normalised) in [(2.0, true), (1.5, true), (2.0, false)] {
-        let ball = Ball { rho: if normalised { 0.3 } else { 1e-2 }, p, normalised };
+    for (p, normalized) in [(2.0, true), (1.5, true), (2.0, false)] {
+        let ball = Ball { rho: if normalized { 0.3 } else { 1e-2 }, p, normalized };
         let Some((found, _)) = run(ball, all) else { return };
-        let expected = portable::perturbed(ball, all().iter().map(Case::slope).collect()).unwrap();
+        let expected = portable::perturbed(ball, all().iter().map(Case::target).collect()).unwrap();
         for ((found, (_, expected)), case) in found.iter().zip(&expected).zip(all()) {
-            let what = format!("{:?}, p = {p}, {normalised}, {:?}", case.w.dtype, case.entry().metric);
+            let what = format!("{:?}, p = {p}, {normalized}, {:?}", case.w.dtype, case.entry().metric);
             // The scale is that of f32 variables too.
             assert_close(found, &expected.to_vec1().unwrap(), tolerance(case.w.dtype).max(1e-7), &what);
         }
@@ -150,7 +150,7 @@ fn zero_and_non_finite_gradients() {
                     vec![Case::new(dtype, 0, 2), case]
                 }
             };
-            let ball = Ball { rho: 0.3, p, normalised: true };
+            let ball = Ball { rho: 0.3, p, normalized: true };
             for (bad, count) in [(0.0, 0), (-0.0, 0), (f64::NAN, 1), (f64::INFINITY, 1), (f64::NEG_INFINITY, 1)] {
                 let Some((found, not_finite)) = run(ball, with(bad)) else { return };
                 assert_eq!(found[1], with(bad)()[1].w.values(), "{dtype:?}, p = {p}, {bad}");
@@ -172,9 +172,9 @@ fn extreme_gradients() {
                     case.g = Buffer::new(dtype, &[30.0 * scale, 40.0 * scale]);
                     vec![case]
                 };
-                let ball = Ball { rho: 0.3, p, normalised: true };
+                let ball = Ball { rho: 0.3, p, normalized: true };
                 let Some((found, _)) = run(ball, all) else { return };
-                let expected = perturbed(ball, all().iter().map(Case::slope).collect()).unwrap();
+                let expected = perturbed(ball, all().iter().map(Case::target).collect()).unwrap();
                 let what = format!("{dtype:?}, p = {p}, {scale}");
                 assert_close(&found[0], &expected[0].1.to_vec1().unwrap(), tolerance(dtype), &what);
             }
@@ -186,9 +186,9 @@ fn extreme_gradients() {
 #[test]
 fn three_hundred_variables() {
     let all = || (0..300).map(|i| Case::new(DType::F32, 1 + i as usize % 9, i)).collect::<Vec<_>>();
-    let ball = Ball { rho: 0.3, p: 2.0, normalised: true };
+    let ball = Ball { rho: 0.3, p: 2.0, normalized: true };
     let Some((found, _)) = run(ball, all) else { return };
-    let expected = perturbed(ball, all().iter().map(Case::slope).collect()).unwrap();
+    let expected = perturbed(ball, all().iter().map(Case::target).collect()).unwrap();
     for (found, (_, expected)) in found.iter().zip(&expected) {
         assert_close(found, &expected.to_vec1().unwrap(), 1e-6, "three hundred variables");
     }

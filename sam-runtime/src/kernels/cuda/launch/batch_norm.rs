@@ -5,16 +5,16 @@ use candle_core::Result;
 use super::channels::{Channels, Grid};
 use super::{KernelArg, Launcher, THREADS, to_u32};
 
-/// What a normalisation knows of a channel: mean, 1/σ, γ/σ and β.
+/// What a normalization knows of a channel: mean, 1/σ, γ/σ and β.
 pub(crate) const STATISTICS: usize = 4;
 
-/// How to normalise, and with what.
+/// How to normalize, and with what.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Norm {
     pub(crate) sizes: Channels,
     pub(crate) eps: f64,
     /// Whether the mean is subtracted.
-    pub(crate) centred: bool,
+    pub(crate) centered: bool,
     pub(crate) relu: bool,
     /// Of x and everything of its size.
     pub(crate) dtype: u32,
@@ -42,14 +42,14 @@ impl Norm {
 
     /// The statistics of the batch; running ones move by `momentum` towards them.
     pub(crate) fn measure(&self, launcher: &mut impl Launcher, x: u64, running: Option<(Running, f64)>) -> Result<()> {
-        let parts = self.sizes.moments(launcher, self.dtype, x, self.centred)?;
+        let parts = self.sizes.moments(launcher, self.dtype, x, self.centered)?;
         let (running, momentum) = running.unwrap_or((Running { dtype: 0, mean: 0, var: 0 }, 0.0));
         let args = [
             KernelArg::U32(self.dtype),
             self.sizes.grid(self.dtype, &[x])?.arg,
             KernelArg::U64(x),
             self.affine(),
-            KernelArg::U32(self.centred.into()),
+            KernelArg::U32(self.centered.into()),
             KernelArg::F64(self.sizes.count()),
             KernelArg::F64(self.eps),
             parts,
@@ -116,7 +116,7 @@ impl Norm {
         let args = [
             grid.arg,
             KernelArg::U64(self.statistics),
-            KernelArg::U32(self.centred.into()),
+            KernelArg::U32(self.centered.into()),
             KernelArg::U32(fixed.into()),
             KernelArg::F64(self.sizes.count()),
             parts,

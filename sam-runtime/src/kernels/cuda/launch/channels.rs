@@ -90,13 +90,13 @@ impl Channels {
         launcher: &mut impl Launcher,
         dtype: u32,
         x: u64,
-        centred: bool,
+        centered: bool,
     ) -> Result<KernelArg<'static>> {
-        let (grid, parts, centred) = (self.grid(dtype, &[x])?, self.parts(launcher)?, KernelArg::U32(centred.into()));
+        let (grid, parts, centered) = (self.grid(dtype, &[x])?, self.parts(launcher)?, KernelArg::U32(centered.into()));
         launcher.launch(
             "channel_moments",
             grid.blocks,
-            &[KernelArg::U32(dtype), grid.arg, KernelArg::U64(x), centred, parts],
+            &[KernelArg::U32(dtype), grid.arg, KernelArg::U64(x), centered, parts],
         )?;
         Ok(parts)
     }

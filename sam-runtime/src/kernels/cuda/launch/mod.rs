@@ -24,7 +24,7 @@ pub(crate) enum KernelArg<'a> {
     TableChunk(&'a TableChunk),
     /// Sizes of images, and how they are shared out.
     Channels([u32; 6]),
-    /// What a normalisation multiplies by and adds: a type, and two addresses.
+    /// What a normalization multiplies by and adds: a type, and two addresses.
     Affine([u64; 3]),
     /// Sizes of a pooling.
     Pool([u32; 9]),

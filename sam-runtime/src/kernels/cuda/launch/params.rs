@@ -132,9 +132,9 @@ pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec
     let (pointers, chunks) =
         (KernelArg::U32(2 + u32::from(scaled) + u32::from(masked)), KernelArg::U32(to_u32(table.chunks)?));
     let (norm, rho) = (ball.norm(), KernelArg::F64(ball.rho));
-    let straight = !ball.normalised || norm.size() == Power::Same;
+    let straight = !ball.normalized || norm.size() == Power::Same;
     let kind = match norm.size() {
-        _ if !ball.normalised => 0,
+        _ if !ball.normalized => 0,
         Power::Same => 1,
         Power::One => 2,
         _ => 3,

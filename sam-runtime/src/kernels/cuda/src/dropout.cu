@@ -1,7 +1,7 @@
 // Dropout.
 #include "elementwise.cuh"
 
-// The finaliser of SplitMix64, as in variants/noise.rs.
+// The finalizer of SplitMix64, as in core/rng.rs.
 __device__ __forceinline__ u64 splitmix64(u64 x) {
   x += 0x9e3779b97f4a7c15ull;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -32,7 +32,7 @@ template <typename T> struct Dropout {
   }
 };
 
-// The mask of nn/dropout.rs, bit for bit. In rows `step` channels of `plane` pixels lie side by side; in planes that
+// The mask of kernels/cpu/dropout.rs, bitwise. In rows `step` channels of `plane` pixels lie side by side; in planes that
 // is 1.
 extern "C" __global__ void __launch_bounds__(THREADS)
     dropout(u32 type, const void *x, void *y, u64 n, u64 plane, u64 step, u64 seed, double drop, double scale) {
