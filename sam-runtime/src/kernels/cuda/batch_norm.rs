@@ -7,6 +7,7 @@ use super::context::with_context;
 use super::launch::batch_norm::{self, Running};
 use super::launch::channels::Channels;
 use super::launch::dtype_code;
+use super::launch::shared::STATISTICS;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::Norm;
 
@@ -40,7 +41,7 @@ impl BatchNormInput<'_> {
             eps,
             centred,
             relu,
-            dtype: code(self.x.dtype())?,
+            dtype: dtype_code(self.x.dtype())?,
             affine_dtype: affine,
             weight: optional(self.weight)?,
             bias: optional(self.bias)?,
@@ -61,10 +62,8 @@ fn running([mean, var]: [&Tensor; 2]) -> Result<Running> {
 /// y, and the statistics that the way back needs.
 pub(crate) fn batch_norm(this: BatchNormInput<'_>, from: StatisticsSource<'_>) -> Result<(Output, Tensor)> {
     let device = device(this.x)?;
-    let (y, statistics) = (
-        UninitTensor::like(this.x)?,
-        UninitTensor::new(device, DType::F64, batch_norm::STATISTICS * this.norm.channels)?,
-    );
+    let (y, statistics) =
+        (UninitTensor::like(this.x)?, UninitTensor::new(device, DType::F64, STATISTICS * this.norm.channels)?);
     let norm = this.sizes(statistics.address()?)?;
     let addresses = [device_ptr(this.x)?.address, optional(this.residual)?, y.address()?];
     with_context(device, |context| {

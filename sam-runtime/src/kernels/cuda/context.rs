@@ -10,21 +10,20 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use candle_core::Result;
-use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::result::device::get_default_mem_pool;
 use candle_core::cuda::cudarc::driver::sys::{CUmemPool_attribute, cuMemPoolSetAttribute};
-use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda::cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
 use super::cudnn::plans::Convolutions;
+use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, PoolArgs, THREADS};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
 // `MODULES: &[(&str, &str)]`: the name and the PTX of every source in `src`.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-
-/// Threads of a block, as the kernels have it.
-const THREADS: u32 = 256;
 
 /// What there is on a device, for one thread: a thread has a stream of its own, and cuDNN's handle is for one thread.
 pub(super) struct CudaContext {
@@ -83,6 +82,16 @@ pub(super) fn keep_memory(stream: &CudaStream) -> Result<()> {
     }
 }
 
+// SAFETY: the structs are `repr(C)`, of plain numbers, and generated from the declarations that the kernels are compiled
+// with.
+unsafe impl DeviceRepr for ChannelArgs {}
+// SAFETY: likewise.
+unsafe impl DeviceRepr for AffineArgs {}
+// SAFETY: likewise.
+unsafe impl DeviceRepr for PoolArgs {}
+// SAFETY: likewise.
+unsafe impl DeviceRepr for ConvArgs {}
+
 impl Launcher for CudaContext {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
         if blocks == 0 {
@@ -109,10 +118,10 @@ impl Launcher for CudaContext {
                 KernelArg::Channels(x) => launch.arg(x),
                 KernelArg::Affine(x) => launch.arg(x),
                 KernelArg::Pool(x) => launch.arg(x),
-                KernelArg::Convolution(x) => launch.arg(x),
+                KernelArg::Conv(x) => launch.arg(x),
             };
         }
-        let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (THREADS, 1, 1));
+        let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (to_u32(THREADS)?, 1, 1));
         // SAFETY: `device` gives each kernel the arguments that it has, which the tests run on the processor. Addresses are
         // those of tensors that the caller holds, or of this engine's memory; what is freed later is freed in the order of
         // the same stream.

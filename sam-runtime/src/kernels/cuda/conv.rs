@@ -51,7 +51,7 @@ pub(crate) fn conv_back(
 
 fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(y) = cudchannels::forward(conv, x, w, ImageLayout::of(x))? {
+    if let Some(y) = cudnn::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
     }
     match ImageLayout::of(x) {
@@ -63,7 +63,7 @@ fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
 /// In the format of the images, which outputs of one pixel or channel do not tell.
 fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dx) = cudchannels::backward_data(conv, w, dy, format)? {
+    if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
         return Ok(dx);
     }
     if format == ImageLayout::Nhwc {
@@ -76,7 +76,7 @@ fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> 
 /// As contiguous as `weight`, and of its type.
 fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dw) = cudchannels::backward_filter(conv, x, dy, ImageLayout::of(x))? {
+    if let Some(dw) = cudnn::backward_filter(conv, x, dy, ImageLayout::of(x))? {
         return permuted(&dw, weight.dtype(), ImageLayout::Nchw);
     }
     if ImageLayout::of(x) == ImageLayout::Nhwc {
@@ -96,7 +96,7 @@ fn permuted(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
     if ImageLayout::of(w) == format || height * width == 1 {
         return w.to_dtype(dtype);
     }
-    let sizes = Filters { filters, channels, places: height * width };
+    let sizes = Filters { count: filters, channels, places: height * width };
     let (from, to) = (device_ptr(w)?, UninitTensor { format, ..UninitTensor::new(device(w)?, dtype, w.shape())? });
     let (types, addresses) = ([from.dtype, dtype_code(dtype)?], [from.address, to.address()?]);
     with_context(device(w)?, |context| sizes.permute(context, types, addresses, format))?;

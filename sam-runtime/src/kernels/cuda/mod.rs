@@ -21,7 +21,8 @@ mod cudnn;
 mod dropout;
 #[cfg(feature = "cuda")]
 mod elementwise;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod emulator;
 #[cfg(feature = "cuda")]
 mod im2col;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::buffers::{DevicePtr, UninitTensor, device, device_ptr};
 use super::context::with_context;
-use super::launch::params::{self, Entry, Metric};
+use super::launch::params::{self, Entry, Metric, NOT_FINITE, OUTCOME_WORDS};
 use super::launch::{Launcher, Scratch, dtype_code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
@@ -97,11 +97,11 @@ fn pair(a: &Tensor, b: &Tensor) -> Result<[DevicePtr; 2]> {
 /// How many gradients of this thread's steps were not finite so far. This waits for the device.
 pub(crate) fn skipped_step_count(device: &Device) -> Result<u64> {
     with_context(device.as_cuda_device()?, |context| {
-        context.scratch(Scratch::Outcome, 4)?;
+        context.scratch(Scratch::Outcome, OUTCOME_WORDS)?;
         let outcome: Vec<u64> = match context.scratch.get(&Scratch::Outcome) {
             Some(outcome) => context.stream.clone_dtoh(outcome).w()?,
             None => Vec::new(),
         };
-        Ok(outcome.get(3).copied().unwrap_or_default())
+        Ok(outcome.get(NOT_FINITE).copied().unwrap_or_default())
     })
 }

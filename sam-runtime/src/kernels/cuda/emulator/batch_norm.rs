@@ -2,9 +2,10 @@
 
 use candle_core::DType;
 
-use super::super::launch::batch_norm::{Norm, Running, STATISTICS};
+use super::super::launch::batch_norm::{Norm, Running};
 use super::super::launch::channels::Channels;
 use super::super::launch::dtype_code;
+use super::super::launch::shared::STATISTICS;
 use super::{Buffer, FLOATS, FORMATS, assert_close, emulators, in_both_orders, in_planes, laid, numbers, tolerance};
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "shared.h"
+
 #define EMULATED
 #define __global__
 #define __device__
@@ -45,7 +47,7 @@ inline unsigned short float_to_f16(float x) { return as<unsigned short>(_Float16
 // A fiber begins by a context of its own, which takes system calls, and goes on by jumps, which take none. It waits for the
 // next block where it has ended one.
 namespace fibers {
-constexpr unsigned COUNT = 256, STACK = 1 << 16;
+constexpr unsigned COUNT = THREADS, STACK = 1 << 16;
 static jmp_buf scheduler, fiber[COUNT];
 static ucontext_t unused;
 static bool begun[COUNT], done[COUNT];
@@ -110,22 +112,25 @@ void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
 
 template <auto Kernel> struct Call;
 template <typename... A, void (*Kernel)(A...)> struct Call<Kernel> {
-  static constexpr unsigned count = sizeof...(A);
+  static constexpr unsigned count = sizeof...(A), sizes[] = {sizeof(A)...};
   static void with(void *arguments) { call(Kernel, static_cast<void **>(arguments), std::index_sequence_for<A...>()); }
 };
 
 struct Entry {
   const char *name;
   unsigned count;
+  const unsigned *sizes;
   void (*call)(void *);
 };
 
-// 0, or 1 for a kernel that is none, 2 for a wrong number of arguments, 3 for threads that ended where others wait.
-inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments, unsigned count,
-                  int descending) {
+// 0, or 1 for a kernel that is none, 2 for a wrong number of arguments, 3 for threads that ended where others wait, 4 for
+// an argument of a wrong size.
+inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments,
+                  const unsigned *sizes, unsigned count, int descending) {
   for (size_t i = 0; i < n; i++) {
     if (strcmp(entries[i].name, name) != 0) continue;
     if (entries[i].count != count) return 2;
+    if (memcmp(entries[i].sizes, sizes, count * sizeof *sizes) != 0) return 4;
     gridDim.x = blocks;
     for (unsigned block = 0; block < blocks; block++) {
       blockIdx.x = descending ? blocks - 1 - block : block;

@@ -14,7 +14,7 @@ fn weights_between_formats_and_types() {
         let values = numbers(filters * channels * places, 1);
         let x = Buffer::new(from, &values);
         let Some(found) = in_both_orders(|launcher| {
-            let weight = Filters { filters, channels, places };
+            let weight = Filters { count: filters, channels, places };
             let [y, back] = [to, from].map(|dtype| Buffer::empty(dtype, values.len()));
             let (there, home) = ([x.address(), y.address()], [y.address(), back.address()]);
             weight.permute(launcher, [dtype_code(from)?, dtype_code(to)?], there, ImageLayout::Nhwc)?;

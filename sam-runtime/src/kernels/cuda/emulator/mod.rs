@@ -26,7 +26,7 @@ use libloading::{Library, Symbol};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 use crate::core::image_layout::ImageLayout;
 
-type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
+type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, *const c_uint, c_uint, c_int) -> c_int;
 
 /// None where there is no compiler.
 static LIBRARY: LazyLock<Option<Library>> = LazyLock::new(compile);
@@ -39,14 +39,16 @@ fn compile() -> Option<Library> {
     for file in kernel_files(&sources) {
         writeln!(program, "#include \"{}\"", file.display()).expect("a string can be written to");
         for name in kernels(&std::fs::read_to_string(file).expect("a source can be read")) {
-            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with}},").expect("likewise");
+            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::sizes, Call<{name}>::with}},")
+                .expect("likewise");
         }
     }
     write!(
         program,
         "static const Entry entries[] = {{{entries}}};\n\
-         extern \"C\" int run(const char *name, unsigned blocks, void **arguments, unsigned count, int descending) {{\n\
-         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, count, descending); }}\n"
+         extern \"C\" int run(const char *name, unsigned blocks, void **arguments, const unsigned *sizes,\n\
+         unsigned count, int descending) {{\n\
+         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, sizes, count, descending); }}\n"
     )
     .expect("likewise");
     let [source, library] = ["kernels.cpp", "kernels.so"].map(|name| folder.path().join(name));
@@ -107,33 +109,37 @@ fn emulators() -> Vec<Emulator> {
     vec![launcher(false), launcher(true)]
 }
 
+/// The address and the size of an argument.
+fn argument<T>(x: &mut T) -> (*mut c_void, c_uint) {
+    (std::ptr::from_mut(x).cast(), size_of::<T>() as c_uint)
+}
+
 impl Launcher for Emulator {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
         // Shared memory is the library's static data: one launch at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut args = args.to_vec();
-        let mut pointers: Vec<*mut c_void> = args
-            .iter_mut()
-            .map(|arg| match arg {
-                KernelArg::U32(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::U64(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::F64(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::TableChunk(x) => std::ptr::from_ref(*x).cast_mut().cast(),
-                KernelArg::Channels(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Affine(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Pool(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Convolution(x) => std::ptr::from_mut(x).cast(),
-            })
-            .collect();
+        let of = |arg: &mut KernelArg<'_>| match arg {
+            KernelArg::U32(x) => argument(x),
+            KernelArg::U64(x) => argument(x),
+            KernelArg::F64(x) => argument(x),
+            KernelArg::TableChunk(x) => (std::ptr::from_ref(*x).cast_mut().cast(), size_of_val(*x) as c_uint),
+            KernelArg::Channels(x) => argument(x),
+            KernelArg::Affine(x) => argument(x),
+            KernelArg::Pool(x) => argument(x),
+            KernelArg::Conv(x) => argument(x),
+        };
+        let (mut pointers, sizes): (Vec<*mut c_void>, Vec<c_uint>) = args.iter_mut().map(of).unzip();
         let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);
         let (pointers, count) = (pointers.as_mut_ptr(), to_u32(args.len())?);
         // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
         // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
-        match unsafe { (self.run)(name.as_ptr(), blocks, pointers, count, self.descending.into()) } {
+        match unsafe { (self.run)(name.as_ptr(), blocks, pointers, sizes.as_ptr(), count, self.descending.into()) } {
             0 => Ok(()),
             1 => candle_core::bail!("there is no kernel {kernel}"),
             2 => candle_core::bail!("{kernel} does not take {count} arguments"),
+            4 => candle_core::bail!("an argument of {kernel} has another size"),
             _ => candle_core::bail!("some threads of {kernel} ended where others wait"),
         }
     }

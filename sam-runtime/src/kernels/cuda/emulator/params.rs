@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::super::launch::params::{Entry, Metric, dot, mix, perturb, sgd};
+use super::super::launch::params::{Entry, Metric, NOT_FINITE, dot, mix, perturb, sgd};
 use super::super::launch::{Scratch, dtype_code};
 use super::{Buffer, FLOATS, assert_close, emulators, numbers, tolerance};
 use crate::core::dtype::wide;
@@ -67,7 +67,7 @@ fn run(ball: Ball, cases: impl Fn() -> Vec<Case>) -> Option<(Vec<Vec<f64>>, u64)
         let cases = cases();
         perturb(&mut launcher, ball, cases.iter().map(Case::entry).collect()).unwrap();
         assert!(cases.iter().zip(self::cases(&cases)).all(|(case, w)| bits(&case.w) == w), "w has been written to");
-        let not_finite = launcher.scratch[&Scratch::Outcome][3];
+        let not_finite = launcher.scratch[&Scratch::Outcome][NOT_FINITE];
         (cases.iter().map(|case| case.g.values()).collect::<Vec<_>>(), not_finite)
     });
     let first = results.next()?;

@@ -3,10 +3,8 @@
 use candle_core::Result;
 
 use super::channels::{Channels, Grid};
-use super::{KernelArg, Launcher, THREADS, to_u32};
-
-/// What a normalisation knows of a channel: mean, 1/σ, γ/σ and β.
-pub(crate) const STATISTICS: usize = 4;
+use super::shared::{AffineArgs, THREADS};
+use super::{KernelArg, Launcher, to_u32};
 
 /// How to normalise, and with what.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +20,7 @@ pub(crate) struct Norm {
     pub(crate) affine_dtype: u32,
     pub(crate) weight: u64,
     pub(crate) bias: u64,
-    /// Memory for [`STATISTICS`] f64 for each channel.
+    /// Memory for [`STATISTICS`](super::shared::STATISTICS) f64 for each channel.
     pub(crate) statistics: u64,
 }
 
@@ -35,9 +33,8 @@ pub(crate) struct Running {
 }
 
 impl Norm {
-    /// Its type is the low half of the first word.
     fn affine(&self) -> KernelArg<'static> {
-        KernelArg::Affine([self.affine_dtype.into(), self.weight, self.bias])
+        KernelArg::Affine(AffineArgs { dtype: self.affine_dtype, weight: self.weight, bias: self.bias })
     }
 
     /// The statistics of the batch; running ones move by `momentum` towards them.

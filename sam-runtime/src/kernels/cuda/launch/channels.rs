@@ -2,17 +2,12 @@
 
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, Scratch, THREADS, VECTOR, bytes, to_u32};
+use super::shared::{CHANNELS_PER_BLOCK, ChannelArgs, MAX_ROW_LANES, THREADS, VECTOR_BYTES};
+use super::{KernelArg, Launcher, Scratch, bytes, to_u32};
 use crate::core::image_layout::ImageLayout;
-
-/// Elements that are read as one where each is of another channel.
-const ROW_LANES: usize = 4;
 
 /// The most threads side by side in a row of channels.
 const MAX_THREADS_PER_ROW: usize = 16;
-
-/// Channels that a block takes where their parts are added up.
-const CHANNELS_PER_BLOCK: usize = 8;
 
 /// Blocks that a reduction should have: what a large GPU can have at a time.
 const TARGET_BLOCKS: usize = 512;
@@ -48,8 +43,8 @@ impl Channels {
     fn splits(self) -> usize {
         if self.in_rows() {
             // Some rows for each thread: it asks for several at a time.
-            let across = self.across(ROW_LANES);
-            let (strips, some) = (self.channels.div_ceil(ROW_LANES * across), 8 * THREADS / across);
+            let across = self.across(MAX_ROW_LANES);
+            let (strips, some) = (self.channels.div_ceil(MAX_ROW_LANES * across), 8 * THREADS / across);
             TARGET_BLOCKS.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
         } else {
             TARGET_BLOCKS.div_ceil(self.channels.max(1)).min(self.images).max(1)
@@ -63,17 +58,21 @@ impl Channels {
             candle_core::bail!("expected at most 2^31 pixels, found {images} images of {plane}")
         }
         let (rows, splits) = (self.in_rows(), self.splits());
-        let lanes = (VECTOR / bytes(dtype)).min(if rows { ROW_LANES } else { VECTOR });
+        let lanes = (VECTOR_BYTES / bytes(dtype)).min(if rows { MAX_ROW_LANES } else { VECTOR_BYTES });
         let whole = (if rows { channels } else { plane }).is_multiple_of(lanes);
-        let aligned = addresses.iter().all(|address| address.is_multiple_of(VECTOR as u64));
+        let aligned = addresses.iter().all(|address| address.is_multiple_of(VECTOR_BYTES as u64));
         let lanes = if whole && aligned { lanes } else { 1 };
         let across = if rows { self.across(lanes) } else { 0 };
         let strips = if rows { channels.div_ceil(lanes * across) } else { channels };
-        let mut sizes = [0; 6];
-        for (size, value) in sizes.iter_mut().zip([images, channels, plane, splits, across, lanes]) {
-            *size = to_u32(value)?;
-        }
-        Ok(Grid { arg: KernelArg::Channels(sizes), blocks: strips * splits })
+        let arg = ChannelArgs {
+            images: to_u32(images)?,
+            channels: to_u32(channels)?,
+            plane: to_u32(plane)?,
+            splits: to_u32(splits)?,
+            across: to_u32(across)?,
+            lanes: to_u32(lanes)?,
+        };
+        Ok(Grid { arg: KernelArg::Channels(arg), blocks: strips * splits })
     }
 
     pub(super) fn count(self) -> f64 {

@@ -2,14 +2,15 @@
 
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, THREADS, to_u32};
+use super::shared::{ConvArgs, FILTER_TILE, THREADS};
+use super::{KernelArg, Launcher, to_u32};
 use crate::core::image_layout::ImageLayout;
 
 /// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
 /// to another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filters {
-    pub(crate) filters: usize,
+    pub(crate) count: usize,
     pub(crate) channels: usize,
     pub(crate) places: usize,
 }
@@ -26,7 +27,7 @@ impl Filters {
         let to_rows = KernelArg::U32((format == ImageLayout::Nhwc).into());
         let tensors = [KernelArg::U32(from), KernelArg::U64(x), KernelArg::U32(to), KernelArg::U64(y)];
         let args = [&tensors[..], &sizes, &[to_rows]].concat();
-        launcher.launch("permute_filters", self.filters * self.channels.div_ceil(THREADS), &args)
+        launcher.launch("permute_filters", self.count * self.channels.div_ceil(FILTER_TILE), &args)
     }
 }
 
@@ -52,27 +53,22 @@ impl Patches {
     }
 
     fn arg(&self) -> Result<KernelArg<'static>> {
-        let mut sizes = [0; 11];
         let [height, width] = self.input;
         let [kernel_height, kernel_width] = self.kernel;
         let [rows, columns] = self.output;
-        let values = [
-            self.images,
-            self.channels,
-            height,
-            width,
-            kernel_height,
-            kernel_width,
-            rows,
-            columns,
-            self.stride,
-            self.padding,
-            self.dilation,
-        ];
-        for (size, value) in sizes.iter_mut().zip(values) {
-            *size = to_u32(value)?;
-        }
-        Ok(KernelArg::Convolution(sizes))
+        Ok(KernelArg::Conv(ConvArgs {
+            images: to_u32(self.images)?,
+            channels: to_u32(self.channels)?,
+            height: to_u32(height)?,
+            width: to_u32(width)?,
+            kernel_height: to_u32(kernel_height)?,
+            kernel_width: to_u32(kernel_width)?,
+            rows: to_u32(rows)?,
+            columns: to_u32(columns)?,
+            stride: to_u32(self.stride)?,
+            padding: to_u32(self.padding)?,
+            dilation: to_u32(self.dilation)?,
+        }))
     }
 
     pub(crate) fn take(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {

@@ -12,8 +12,14 @@ pub(crate) mod elementwise;
 pub(crate) mod im2col;
 pub(crate) mod params;
 pub(crate) mod pool;
+#[allow(dead_code, reason = "some of it is for the kernels alone")]
+pub(crate) mod shared;
 
 use candle_core::{DType, Result};
+
+use self::shared::{
+    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, PoolArgs, TABLE_CHUNK,
+};
 
 /// An argument of a kernel. Addresses are `U64`.
 #[derive(Clone, Copy, Debug)]
@@ -22,26 +28,13 @@ pub(crate) enum KernelArg<'a> {
     U64(u64),
     F64(f64),
     TableChunk(&'a TableChunk),
-    /// Sizes of images, and how they are shared out.
-    Channels([u32; 6]),
-    /// What a normalisation multiplies by and adds: a type, and two addresses.
-    Affine([u64; 3]),
-    /// Sizes of a pooling.
-    Pool([u32; 9]),
-    /// Sizes of a convolution.
-    Convolution([u32; 11]),
+    Channels(ChannelArgs),
+    Affine(AffineArgs),
+    Pool(PoolArgs),
+    Conv(ConvArgs),
 }
 
-/// Words that the argument of one launch can carry.
-const TABLE_CHUNK: usize = 480;
-
 pub(crate) type TableChunk = [u64; TABLE_CHUNK];
-
-/// Threads of a block.
-const THREADS: usize = 256;
-
-/// Bytes that are read as one.
-const VECTOR: usize = 16;
 
 /// Memory of a machine that stays, for a purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,17 +59,21 @@ pub(crate) trait Launcher {
 /// A type by the code that the kernels know.
 pub(crate) fn dtype_code(dtype: DType) -> Result<u32> {
     match dtype {
-        DType::F32 => Ok(0),
-        DType::F64 => Ok(1),
-        DType::F16 => Ok(2),
-        DType::BF16 => Ok(3),
+        DType::F32 => Ok(DTYPE_F32),
+        DType::F64 => Ok(DTYPE_F64),
+        DType::F16 => Ok(DTYPE_F16),
+        DType::BF16 => Ok(DTYPE_BF16),
         dtype => candle_core::bail!("expected a tensor of f32, f64, f16 or bf16, found {dtype:?}"),
     }
 }
 
 /// Bytes of an element of the type with this code.
 fn bytes(code: u32) -> usize {
-    [4, 8, 2, 2][code as usize]
+    match code {
+        DTYPE_F64 => 8,
+        DTYPE_F32 => 4,
+        _ => 2,
+    }
 }
 
 /// A number as the kernels take it.

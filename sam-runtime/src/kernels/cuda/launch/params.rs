@@ -1,17 +1,27 @@
 //! SAM's arithmetic over all variables, as launches of the kernels of `sam.cu`.
 
+use std::mem::offset_of;
+
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, Scratch, TABLE_CHUNK, to_u32};
+use super::shared::{
+    CHUNK, COLUMN_FIRST_BLOCK, COLUMN_KIND, COLUMN_POINTER, COLUMN_SIZE, DTYPE_F64, METRIC_GIVEN, METRIC_NUMBER,
+    METRIC_ONE, METRIC_WEIGHTS, NORM_INFINITY, NORM_L2, NORM_LP, NORM_NONE, Outcome, POWER_INFINITY, POWER_ONE,
+    POWER_REAL, POWER_ROOT, POWER_SQUARE, POWER_ZERO, TABLE_CHUNK,
+};
+use super::{KernelArg, Launcher, Scratch, to_u32};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
 use crate::kernels::operands::SgdStep;
 
-/// Elements that one block takes.
-const CHUNK: usize = 1 << 14;
+/// 64-bit words of an outcome.
+pub(crate) const OUTCOME_WORDS: usize = size_of::<Outcome>() / size_of::<u64>();
+
+/// The word of an outcome that counts gradients that were not finite.
+pub(crate) const NOT_FINITE: usize = offset_of!(Outcome, not_finite) / size_of::<u64>();
 
 /// Columns of a table before those of the pointers.
-const COLUMNS: usize = 3;
+const COLUMNS: usize = COLUMN_POINTER as usize;
 
 /// A variable, or another tensor that is worked on: contiguous memory.
 #[derive(Clone, Debug)]
@@ -37,12 +47,12 @@ pub(crate) enum Metric {
 }
 
 impl Metric {
-    fn code(self) -> u64 {
+    fn code(self) -> u32 {
         match self {
-            Self::One => 0,
-            Self::Weights(_) => 1,
-            Self::Given(_) => 2,
-            Self::Number(_) => 3,
+            Self::One => METRIC_ONE,
+            Self::Weights(_) => METRIC_WEIGHTS,
+            Self::Given(_) => METRIC_GIVEN,
+            Self::Number(_) => METRIC_NUMBER,
         }
     }
 
@@ -70,11 +80,12 @@ impl Table {
         let mut columns = vec![0; words];
         let mut chunks = 0;
         for (i, entry) in entries.iter().enumerate() {
-            columns[i] = chunks as u64;
-            columns[count + i] = entry.size as u64;
-            columns[2 * count + i] = u64::from(entry.dtype) | entry.metric.code() << 8;
+            let mut set = |column: usize, word: u64| columns[column * count + i] = word;
+            set(COLUMN_FIRST_BLOCK as usize, chunks as u64);
+            set(COLUMN_SIZE as usize, entry.size as u64);
+            set(COLUMN_KIND as usize, (entry.dtype | entry.metric.code() << 8).into());
             for (k, pointer) in entry.pointers.iter().enumerate() {
-                columns[(COLUMNS + k) * count + i] = *pointer;
+                set(COLUMNS + k, *pointer);
             }
             chunks += entry.size.div_ceil(CHUNK);
         }
@@ -100,13 +111,13 @@ impl Table {
 /// A power by the code that the kernels know, and its exponent.
 fn power(power: Power) -> [KernelArg<'static>; 2] {
     let (kind, exponent) = match power {
-        Power::One => (0, 0.0),
-        Power::Same => (1, 1.0),
-        Power::Square => (2, 2.0),
-        Power::Root => (3, 0.5),
-        Power::Largest => (4, f64::INFINITY),
-        Power::Whole(e) => (5, f64::from(e)),
-        Power::Real(e) => (5, e),
+        Power::One => (POWER_ZERO, 0.0),
+        Power::Same => (POWER_ONE, 1.0),
+        Power::Square => (POWER_SQUARE, 2.0),
+        Power::Root => (POWER_ROOT, 0.5),
+        Power::Largest => (POWER_INFINITY, f64::INFINITY),
+        Power::Whole(e) => (POWER_REAL, f64::from(e)),
+        Power::Real(e) => (POWER_REAL, e),
     };
     [KernelArg::U32(kind), KernelArg::F64(exponent)]
 }
@@ -127,23 +138,23 @@ pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec
     }
     let table = Table::write(launcher, &entries)?;
     let (parts, outcome) =
-        (launcher.scratch(Scratch::Partials, 2 * table.chunks)?, launcher.scratch(Scratch::Outcome, 4)?);
+        (launcher.scratch(Scratch::Partials, 2 * table.chunks)?, launcher.scratch(Scratch::Outcome, OUTCOME_WORDS)?);
     let (parts, outcome) = (KernelArg::U64(parts), KernelArg::U64(outcome));
     let (pointers, chunks) =
         (KernelArg::U32(2 + u32::from(scaled) + u32::from(masked)), KernelArg::U32(to_u32(table.chunks)?));
     let (norm, rho) = (ball.norm(), KernelArg::F64(ball.rho));
     let straight = !ball.normalised || norm.size() == Power::Same;
     let kind = match norm.size() {
-        _ if !ball.normalised => 0,
-        Power::Same => 1,
-        Power::One => 2,
-        _ => 3,
+        _ if !ball.normalised => NORM_NONE,
+        Power::Same => NORM_L2,
+        Power::One => NORM_INFINITY,
+        _ => NORM_LP,
     };
 
     launcher.launch("measure_gradient", table.chunks, &table.args([pointers, parts]))?;
     launcher.launch("perturbation_scale", 1, &[parts, chunks, KernelArg::U32(kind), rho, outcome])?;
     // The squares of f64 may overflow, and then they are taken again as ratios.
-    if kind == 3 || kind == 1 && entries.iter().any(|entry| entry.dtype == 1) {
+    if kind == NORM_LP || kind == NORM_L2 && entries.iter().any(|entry| entry.dtype == DTYPE_F64) {
         let [power, exponent] = power(norm.term());
         let terms = table.args([pointers, power, exponent, outcome, parts]);
         launcher.launch("lp_terms", table.chunks, &terms)?;

@@ -1,12 +1,6 @@
 // Batch normalization, with the sum and the ReLU that follow it.
 #include "channels.cuh"
 
-// γ and β, where there are any.
-struct Affine {
-  u32 type;
-  const void *weight, *bias;
-};
-
 // What is known of each channel, one after the other: mean, 1/σ, γ/σ and β.
 struct Statistics {
   double *mean, *inverse, *scale, *shift;
@@ -14,17 +8,17 @@ struct Statistics {
   __device__ Statistics(double *all, u32 channels)
       : mean(all), inverse(all + channels), scale(all + 2 * channels), shift(all + 3 * channels) {}
 
-  __device__ void set(u32 channel, double centre, double var, double eps, const Affine &affine) const {
+  __device__ void set(u32 channel, double centre, double var, double eps, const AffineArgs &affine) const {
     mean[channel] = centre;
     inverse[channel] = 1 / sqrt(var + eps);
-    scale[channel] = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse[channel];
-    shift[channel] = affine.bias ? read(affine.bias, affine.type, channel) : 0;
+    scale[channel] = (affine.weight ? read(affine.weight, affine.dtype, channel) : 1) * inverse[channel];
+    shift[channel] = affine.bias ? read(affine.bias, affine.dtype, channel) : 0;
   }
 };
 
 // The statistics of the batch; the running ones move, where there are any.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_batch_statistics(u32 type, Channels of, const void *x, Affine affine, u32 centered, double count, double eps,
+    bn_batch_statistics(u32 type, ChannelArgs of, const void *x, AffineArgs affine, u32 centered, double count, double eps,
                         const double *parts, double *statistics, double momentum, u32 running_type, void *running_mean,
                         void *running_var) {
   const ChannelSums totals(parts, of.channels, of.splits);
@@ -49,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // The statistics of a layer that does not train: the running ones.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_running_statistics(u32 type, const void *mean, const void *var, u32 channels, Affine affine, double eps,
+    bn_running_statistics(u32 type, const void *mean, const void *var, u32 channels, AffineArgs affine, double eps,
                           double *statistics) {
   const u32 channel = blockIdx.x * THREADS + threadIdx.x;
   if (channel >= channels) return;
@@ -107,7 +101,7 @@ template <typename T, u32 N, u32 C> struct Normalize : AffineCoefficients<T, C> 
 // y = relu(γ (x - mean) / σ + β + residual)
 // Four blocks at a time: with more some registers would be put aside.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    bn_forward(u32 type, Channels of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
+    bn_forward(u32 type, ChannelArgs of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
   WITH_PART(type, of, {
     if (!part.active()) return;
     Normalize<T, N, C> each(AffineCoefficients<T, C>(statistics, of.channels, part.channel), x, residual, y, relu != 0);
@@ -157,7 +151,7 @@ template <typename T, u32 N, u32 C> struct GradSums : ReluMaskedGrad<T, N, C> {
 
 // Σ dy and Σ dy (x - mean) of each part, dy before the ReLU.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward_reduce(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics,
+    bn_backward_reduce(u32 type, ChannelArgs of, const void *x, const void *y, const void *dy, double *statistics,
                        u32 relu, double *parts) {
   WITH_PART(type, of, {
     PartialSums<T, C> sums;
@@ -173,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // The gradients of γ and β, and what dx needs of each channel: shift and slope, in `lines`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward_coefficients(Channels of, double *all, u32 centered, u32 fixed, double count, const double *parts,
+    bn_backward_coefficients(ChannelArgs of, double *all, u32 centered, u32 fixed, double count, const double *parts,
                              double *coefficients, u32 affine_type, void *d_weight, void *d_bias) {
   const ChannelSums totals(parts, of.channels, of.splits);
   if (!totals.mine) return;
@@ -215,7 +209,7 @@ template <typename T, u32 N, u32 C> struct NormalizeBackward : ReluMaskedGrad<T,
 
 // dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and dy before the ReLU for the residual.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
+    bn_backward(u32 type, ChannelArgs of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
                 const double *coefficients, void *dx, void *d_residual) {
   WITH_PART(type, of, {
     if (!part.active()) return;

@@ -20,7 +20,7 @@ template <typename T, u32 N, u32 C> struct Moments : PartialSums<T, C> {
 // Σ(x - origin) and Σ(x - origin)² of each part. The origin is the channel's first element: a large mean would swallow
 // the rest.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_moments(u32 type, Channels of, const void *x, u32 centered, double *parts) {
+    channel_moments(u32 type, ChannelArgs of, const void *x, u32 centered, double *parts) {
   WITH_PART(type, of, {
     Moments<T, N, C> moments(x);
     if (part.active()) {
@@ -49,7 +49,7 @@ template <typename T, u32 N, u32 C> struct AddBias {
 
 // y ← y + bias
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_bias(u32 type, Channels of, void *y, u32 bias_type, const void *bias) {
+    channel_bias(u32 type, ChannelArgs of, void *y, u32 bias_type, const void *bias) {
   WITH_PART(type, of, {
     if (!part.active()) return;
     AddBias<T, N, C> shift;
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // Its gradient, from the first of the moments.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_bias_backward(Channels of, const double *parts, u32 bias_type, void *d_bias) {
+    channel_bias_backward(ChannelArgs of, const double *parts, u32 bias_type, void *d_bias) {
   const ChannelSums totals(parts, of.channels, of.splits);
   if (totals.mine) write(d_bias, bias_type, totals.channel, totals.sum);
 }

@@ -2,16 +2,8 @@
 #pragma once
 #include "device.cuh"
 
-// How images lie in memory, and how they are shared out. In planes, (n, channels, height, width), a vector lies within
-// a channel, and a block takes some images of one. In rows, (n, height, width, channels), each lane of a vector is
-// another channel, `across` threads lie side by side, and a block takes some rows of as many channels. Of planes
-// `across` is 0.
-struct Channels {
-  u32 images, channels, plane, splits, across, lanes;
-};
-
 // Elements that are read as one in rows: as many channels have sums of their own, in registers.
-template <typename T> constexpr u32 ROW_LANES = LANES<T> < 4 ? LANES<T> : 4;
+template <typename T> constexpr u32 ROW_LANES = LANES<T> < MAX_ROW_LANES ? LANES<T> : MAX_ROW_LANES;
 
 // Vectors that a thread asks for before it uses the first: 32 bytes, up to four.
 template <typename T, u32 N> constexpr u32 LOADS_IN_FLIGHT = sizeof(T) * N < 16 ? 4 : 2;
@@ -20,7 +12,7 @@ template <typename T, u32 N_> struct NchwPart {
   static constexpr u32 N = N_, C = 1;
   u32 channels, plane, splits, split, channel, first, last;
 
-  __device__ explicit NchwPart(const Channels &of)
+  __device__ explicit NchwPart(const ChannelArgs &of)
       : channels(of.channels), plane(of.plane), splits(of.splits), split(blockIdx.x % splits),
         channel(blockIdx.x / splits), first(u64(of.images) * split / splits),
         last(u64(of.images) * (split + 1) / splits) {}
@@ -40,7 +32,7 @@ template <typename T, u32 N_> struct NhwcPart {
   static constexpr u32 N = N_, C = N;
   u32 channels, row_threads, splits, split, channel, first, last;
 
-  __device__ explicit NhwcPart(const Channels &of)
+  __device__ explicit NhwcPart(const ChannelArgs &of)
       : channels(of.channels), row_threads(of.across), splits(of.splits), split(blockIdx.x % splits),
         channel((blockIdx.x / splits * row_threads + threadIdx.x % row_threads) * N),
         first(u64(of.images) * of.plane * split / splits), last(u64(of.images) * of.plane * (split + 1) / splits) {}
@@ -119,9 +111,6 @@ template <typename T, u32 C> struct PartialSums {
     }
   }
 };
-
-// Channels that a block takes where their parts are added up.
-constexpr u32 CHANNELS_PER_BLOCK = 8;
 
 // What the parts of a channel come to. Of the threads that add them up one is the channel's.
 struct ChannelSums {

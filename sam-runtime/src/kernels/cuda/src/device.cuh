@@ -4,10 +4,7 @@
 // All blocks have THREADS threads.
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-constexpr u32 THREADS = 256;
+#include "shared.h"
 
 struct f16 {
   unsigned short bits;
@@ -67,16 +64,13 @@ template <> struct Number<bf16> {
 
 template <typename T> using Wide = typename Number<T>::Wide;
 
-// The codes by which the host names types.
-enum Type : u32 { F32 = 0, F64 = 1, F16 = 2, BF16 = 3 };
-
 // Runs some code with T for the type that `type` names: the same for all threads of a block.
 #define WITH_TYPE(type, ...)                                                                                           \
   switch (type) {                                                                                                      \
-  case F32: { typedef float T; __VA_ARGS__; } break;                                                                   \
-  case F64: { typedef double T; __VA_ARGS__; } break;                                                                  \
-  case F16: { typedef f16 T; __VA_ARGS__; } break;                                                                     \
-  case BF16: { typedef bf16 T; __VA_ARGS__; } break;                                                                   \
+  case DTYPE_F32: { typedef float T; __VA_ARGS__; } break;                                                             \
+  case DTYPE_F64: { typedef double T; __VA_ARGS__; } break;                                                            \
+  case DTYPE_F16: { typedef f16 T; __VA_ARGS__; } break;                                                               \
+  case DTYPE_BF16: { typedef bf16 T; __VA_ARGS__; } break;                                                             \
   }
 
 // An element of a small vector of any type.
@@ -95,7 +89,7 @@ template <typename T, u32 N> struct alignas(sizeof(T) * N) Pack {
   T at[N];
 };
 
-template <typename T> constexpr u32 LANES = 16 / sizeof(T);
+template <typename T> constexpr u32 LANES = VECTOR_BYTES / sizeof(T);
 
 template <u32 N, typename T> __device__ __forceinline__ Pack<T, N> load(const T *from) {
   return *reinterpret_cast<const Pack<T, N> *>(from);
@@ -105,7 +99,7 @@ template <u32 N, typename T> __device__ __forceinline__ void store(T *to, const 
   *reinterpret_cast<Pack<T, N> *>(to) = pack;
 }
 
-__device__ __forceinline__ bool aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % 16 == 0; }
+__device__ __forceinline__ bool aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % VECTOR_BYTES == 0; }
 
 // fma, sqrt and so on for both types: the overloads of CUDA's C++ are not NVRTC's in every version.
 __device__ __forceinline__ float mul_add(float a, float b, float c) { return fmaf(a, b, c); }

@@ -8,12 +8,6 @@
 // finite stay in an Outcome, where the next kernel finds them.
 #include "device.cuh"
 
-// Elements that one block takes.
-constexpr u64 CHUNK = 1 << 14;
-
-// Words that one launch carries as its argument, which may have 4096 bytes.
-constexpr u32 TABLE_CHUNK = 480;
-
 struct TableChunk {
   u64 words[TABLE_CHUNK];
 };
@@ -23,9 +17,6 @@ extern "C" __global__ void write_table(u64 *table, u32 begin, u32 count, TableCh
   for (u32 i = threadIdx.x; i < count; i += THREADS) table[begin + i] = piece.words[i];
 }
 
-// The columns: which block is the entry's first, its elements, its type and metric, and pointers.
-enum Field : u32 { FIRST, SIZE, KIND, POINTER };
-
 // What this block is to do.
 struct Task {
   const u64 *table;
@@ -33,9 +24,9 @@ struct Task {
   u64 begin, end;
 
   __device__ u64 word(u32 field) const { return table[u64(field) * count + entry]; }
-  __device__ u32 type() const { return u32(word(KIND)) & 0xff; }
-  __device__ u32 metric() const { return u32(word(KIND)) >> 8; }
-  template <typename T> __device__ T *pointer(u32 i) const { return reinterpret_cast<T *>(word(POINTER + i)); }
+  __device__ u32 type() const { return u32(word(COLUMN_KIND)) & 0xff; }
+  __device__ u32 metric() const { return u32(word(COLUMN_KIND)) >> 8; }
+  template <typename T> __device__ T *pointer(u32 i) const { return reinterpret_cast<T *>(word(COLUMN_POINTER + i)); }
 };
 
 __device__ Task task(const u64 *table, u32 count) {
@@ -45,8 +36,8 @@ __device__ Task task(const u64 *table, u32 count) {
   }
   __syncthreads();
   Task task = {table, count, mine, 0, 0};
-  task.begin = (blockIdx.x - task.word(FIRST)) * CHUNK;
-  task.end = min(task.begin + CHUNK, task.word(SIZE));
+  task.begin = (blockIdx.x - task.word(COLUMN_FIRST_BLOCK)) * CHUNK;
+  task.end = min(task.begin + CHUNK, task.word(COLUMN_SIZE));
   return task;
 }
 
@@ -70,8 +61,6 @@ template <typename T, u32 N> struct Pair {
 };
 
 // T, by which the ball is scaled in each coordinate.
-enum Metric : u32 { ONE, WEIGHTS, GIVEN, NUMBER };
-
 template <typename T> struct Scaling {
   u32 kind;
   Wide<T> eta;
@@ -80,15 +69,15 @@ template <typename T> struct Scaling {
   // `fields`: pointers that the table has. The third is the metric's; η is there as the bits of a double.
   __device__ Scaling(const Task &task, u32 pointers)
       : kind(task.metric()), eta(0), given(pointers > 2 ? task.pointer<const Wide<T>>(2) : nullptr) {
-    if (kind == WEIGHTS) eta = Wide<T>(__longlong_as_double(task.word(POINTER + 2)));
+    if (kind == METRIC_WEIGHTS) eta = Wide<T>(__longlong_as_double(task.word(COLUMN_POINTER + 2)));
   }
 
-  __device__ bool vectors() const { return kind != GIVEN || aligned(given); }
+  __device__ bool vectors() const { return kind != METRIC_GIVEN || aligned(given); }
 
   // The k-th from i, of a weight w.
   __device__ __forceinline__ Wide<T> of(u64 i, u32 k, T w) const {
-    if (kind == WEIGHTS) return size_of(Number<T>::widen(w)) + eta;
-    return kind == GIVEN ? given[i + k] : kind == NUMBER ? *given : Wide<T>(1);
+    if (kind == METRIC_WEIGHTS) return size_of(Number<T>::widen(w)) + eta;
+    return kind == METRIC_GIVEN ? given[i + k] : kind == METRIC_NUMBER ? *given : Wide<T>(1);
   }
 };
 
@@ -104,7 +93,7 @@ template <typename T> struct ScaledGrad {
   template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const {
     Pair<T, N> in;
     in.a = load<N>(g + i);
-    in.b = scaling.kind == WEIGHTS ? load<N>(w + i) : in.a;
+    in.b = scaling.kind == METRIC_WEIGHTS ? load<N>(w + i) : in.a;
     return in;
   }
   template <u32 N> __device__ __forceinline__ Wide<T> of(u64 i, u32 k, const Pair<T, N> &in) const {
@@ -113,29 +102,16 @@ template <typename T> struct ScaledGrad {
 };
 
 // x to the e for x in [0, 1], the cheap way where there is one.
-enum Power : u32 { P_ONE, P_SAME, P_SQUARE, P_ROOT, P_LARGEST, P_REAL };
-
 template <typename W> __device__ __forceinline__ W power(u32 kind, W e, W x) {
   switch (kind) {
-  case P_ONE: return W(1);
-  case P_SAME: return x;
-  case P_SQUARE: return x * x;
-  case P_ROOT: return root_of(x);
-  case P_LARGEST: return x >= W(1) ? W(1) : W(0);
+  case POWER_ZERO: return W(1);
+  case POWER_ONE: return x;
+  case POWER_SQUARE: return x * x;
+  case POWER_ROOT: return root_of(x);
+  case POWER_INFINITY: return x >= W(1) ? W(1) : W(0);
   default: return power_of(x, e);
   }
 }
-
-struct Outcome {
-  // M = max|T g|
-  double max;
-  // What r^(q-1) is multiplied by, r = |T g| / M. 0: ε̂ = 0.
-  double scale;
-  // Whether Σ r^q has still to be taken.
-  u64 more;
-  // Steps so far whose gradient was not finite.
-  u64 not_finite;
-};
 
 // |s| / M. 1/M overflows for the smallest M.
 template <typename W> struct Ratio {
@@ -180,8 +156,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-enum Norm : u32 { RAW, EUCLIDEAN, INFINITE, OTHER };
-
 // Equation 2's scale, from all chunks, by one block: or that Σ r^q is still needed for it.
 extern "C" __global__ void __launch_bounds__(THREADS)
     perturbation_scale(const double *parts, u32 chunks, u32 norm, double rho, Outcome *outcome) {
@@ -196,18 +170,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x > 0) return;
   outcome->max = max;
   outcome->scale = 0;
-  outcome->more = 0;
+  outcome->needs_sum = 0;
   if (!(max <= 1.7976931348623157e308)) {
     outcome->max = 1;
     outcome->not_finite += 1;
-  } else if (norm == RAW) {
+  } else if (norm == NORM_NONE) {
     outcome->max = 1;
     outcome->scale = rho;
   } else if (max > 0) {
     const bool normal = squares >= 2.2250738585072014e-308 && squares <= 1.7976931348623157e308;
-    if (norm == INFINITE) outcome->scale = rho;
-    else if (norm == EUCLIDEAN && normal) outcome->scale = rho * (max / sqrt(squares));
-    else outcome->more = 1;
+    if (norm == NORM_INFINITY) outcome->scale = rho;
+    else if (norm == NORM_L2 && normal) outcome->scale = rho * (max / sqrt(squares));
+    else outcome->needs_sum = 1;
   }
 }
 
@@ -228,7 +202,7 @@ template <typename T> struct LpTerms : ScaledGrad<T> {
 // Σ r^q of each chunk, where the measure has not settled it.
 extern "C" __global__ void __launch_bounds__(THREADS) lp_terms(const u64 *table, u32 count, u32 pointers, u32 kind,
                                                                double exponent, const Outcome *outcome, double *parts) {
-  if (!outcome->more) return;
+  if (!outcome->needs_sum) return;
   const Task mine = task(table, count);
   double sum = 0;
   WITH_TYPE(mine.type(), {
@@ -243,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) lp_terms(const u64 *table,
 // ρ / (Σ r^q)^(1/p)
 extern "C" __global__ void __launch_bounds__(THREADS)
     lp_scale(const double *parts, u32 chunks, double root, double rho, Outcome *outcome) {
-  if (!outcome->more) return;
+  if (!outcome->needs_sum) return;
   const double sum = over_memory<Add>(parts, chunks);
   if (threadIdx.x == 0) outcome->scale = rho / pow(sum, root);
 }

@@ -1,12 +1,7 @@
 // Pooling.
 #include "device.cuh"
 
-enum Kind : u32 { MAX, MEAN };
-
-// `step` is from one pixel to the next: 1 in planes, in rows the number of channels.
-struct Pool {
-  u32 kind, kernel, stride, padding, height, width, rows, columns, step;
-
+struct Pool : PoolArgs {
   // The places of window `output` along a side: from first() to before last().
   __device__ __forceinline__ u32 first(u32 output) const {
     const u32 start = output * stride;
@@ -44,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool
   WITH_TYPE(type, {
     const T *from = static_cast<const T *>(x) + image * pool.height * pool.width * pool.step + channel;
     T *to = static_cast<T *>(y) + i;
-    if (pool.kind == MAX) {
+    if (pool.kind == POOL_MAX) {
       *to = from[pool.largest(from, row, column) * pool.step];
     } else {
       Wide<T> sum = 0;
@@ -75,12 +70,12 @@ __device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, 
   for (u32 r = down.first; r < down.last; r++) {
 #pragma unroll 1
     for (u32 c = right.first; c < right.last; c++) {
-      if (pool.kind == MEAN || pool.largest(x, r, c) == place) {
+      if (pool.kind == POOL_MEAN || pool.largest(x, r, c) == place) {
         sum += Number<T>::widen(dy[(r * pool.columns + c) * pool.step]);
       }
     }
   }
-  if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
+  if (pool.kind == POOL_MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
   return Number<T>::narrow(sum);
 }
 
@@ -97,9 +92,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     static_cast<T *>(dx)[i] = from_windows(pool, from, gradient, place, down, right);
   });
 }
-
-// Threads that take a plane together.
-constexpr u32 THREADS_PER_PLANE = 32;
 
 // The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a
 // pixel of the same channel far from the one before.
