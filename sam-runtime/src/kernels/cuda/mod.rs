@@ -1,7 +1,8 @@
-//! The arithmetic on a CUDA device.
+//! The CUDA backend.
 //!
-//! `src` has the kernels, [`launch`] says which of them run, on how many blocks and with which arguments, and everything
-//! else brings tensors to them. `emulator` runs kernels and launches on the processor.
+//! `src` has the kernels. [`launch`] chooses kernels, grid sizes and arguments, without any CUDA. The other files apply
+//! them to tensors, one file per operation as in `cpu`. `emulator` compiles kernels with the C++ compiler and tests
+//! them on the CPU.
 
 #[cfg(feature = "cuda")]
 mod batch_norm;

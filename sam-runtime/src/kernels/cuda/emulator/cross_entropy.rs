@@ -1,4 +1,4 @@
-//! Cross entropy, against that of the CPU in f64.
+//! Cross entropy, against the CPU kernels in f64.
 
 use candle_core::{DType, Device, Tensor};
 

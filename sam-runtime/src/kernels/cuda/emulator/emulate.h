@@ -1,7 +1,8 @@
-// Enough of CUDA for a C++ compiler to run the kernels on a machine without a GPU: read before their source.
+// Enough of CUDA for a C++ compiler to run the kernels on a machine without a GPU. Included before the kernels.
 //
-// A block's threads are fibers that run one after the other from barrier to barrier, in ascending or descending order:
-// where the order shows in the result a barrier is missing. Shared memory is static, for blocks run one by one.
+// The threads of a block are fibers that run one after the other from barrier to barrier, in ascending or descending
+// order: if the result depends on the order a barrier is missing. Shared memory is static, because blocks run one by
+// one.
 #pragma once
 #include <cmath>
 #include <csetjmp>
@@ -40,12 +41,12 @@ inline unsigned __float_as_uint(float x) { return as<unsigned>(x); }
 inline long long __double_as_longlong(double x) { return as<long long>(x); }
 inline double __longlong_as_double(unsigned long long x) { return as<double>(x); }
 
-// f16 as the compiler has it.
+// f16 by the compiler's type.
 inline float f16_to_float(unsigned short bits) { return as<_Float16>(bits); }
 inline unsigned short float_to_f16(float x) { return as<unsigned short>(_Float16(x)); }
 
-// A fiber begins by a context of its own, which takes system calls, and goes on by jumps, which take none. It waits for the
-// next block where it has ended one.
+// A fiber starts with its own context, which takes system calls, and continues by jumps, which take none. At the end of
+// a block it waits for the next one.
 namespace fibers {
 constexpr unsigned COUNT = THREADS, STACK = 1 << 16;
 static jmp_buf scheduler, fiber[COUNT];
@@ -80,7 +81,7 @@ static void resume() {
   swapcontext(&unused, &context);
 }
 
-// Runs one block. False if some threads ended where others wait.
+// Runs one block. Returns false if some threads ended while others wait at a barrier.
 static bool run(void (*f)(void *), void *with, bool descending) {
   body = f;
   argument = with;
@@ -104,7 +105,7 @@ static bool run(void (*f)(void *), void *with, bool descending) {
 
 inline void __syncthreads() { fibers::wait(); }
 
-// Calls a kernel with the arguments that these point to, as the driver does.
+// Calls a kernel with pointers to its arguments, as the driver does.
 template <typename... A, size_t... I>
 void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_reference_t<A> *>(arguments[I])...);
@@ -123,8 +124,8 @@ struct Entry {
   void (*call)(void *);
 };
 
-// 0, or 1 for a kernel that is none, 2 for a wrong number of arguments, 3 for threads that ended where others wait, 4 for
-// an argument of a wrong size.
+// Returns 0 on success, 1 for an unknown kernel, 2 for a wrong number of arguments, 3 if threads ended while others
+// wait at a barrier, 4 for an argument of a wrong size.
 inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments,
                   const unsigned *sizes, unsigned count, int descending) {
   for (size_t i = 0; i < n; i++) {

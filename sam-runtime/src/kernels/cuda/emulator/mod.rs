@@ -1,5 +1,5 @@
-//! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
-//! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
+//! Tests of the kernels without a GPU. A C++ compiler compiles their source, with `emulate.h` included first; blocks
+//! run one by one, and results are compared with f64. Skipped, with a message, if there is no compiler.
 
 mod batch_norm;
 mod branch_mix;
@@ -28,7 +28,7 @@ use crate::core::image_layout::ImageLayout;
 
 type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, *const c_uint, c_uint, c_int) -> c_int;
 
-/// None where there is no compiler.
+/// None if there is no compiler.
 static LIBRARY: LazyLock<Option<Library>> = LazyLock::new(compile);
 
 fn compile() -> Option<Library> {
@@ -67,7 +67,7 @@ fn compile() -> Option<Library> {
         return None;
     };
     assert!(output.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&output.stderr));
-    // SAFETY: the library has no initialisers beyond those of its static data.
+    // SAFETY: the library's initializers are only those of its static data.
     Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
 }
 
@@ -80,7 +80,7 @@ fn kernel_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The names of the kernels of a source.
+/// The names of the kernels in a source.
 fn kernels(source: &str) -> Vec<&str> {
     let names = source.split("__global__ void ").skip(1).map(|rest| {
         let name =
@@ -90,18 +90,18 @@ fn kernels(source: &str) -> Vec<&str> {
     names.collect()
 }
 
-/// A machine that runs the threads of a block, and the blocks, in one order or the other.
+/// Runs the threads of a block, and the blocks, in ascending or descending order.
 struct Emulator {
     run: Symbol<'static, Run>,
     scratch: HashMap<Scratch, Vec<u64>>,
     descending: bool,
 }
 
-/// Both orders, or nothing where there is no compiler.
+/// One emulator for each order, or none without a compiler.
 fn emulators() -> Vec<Emulator> {
     let Some(library) = &*LIBRARY else { return Vec::new() };
     let launcher = |descending| Emulator {
-        // SAFETY: this is the function's type, see `compile`.
+        // SAFETY: `compile` defines the function with this type.
         run: unsafe { library.get(b"run") }.expect("the library has the function that was written for it"),
         scratch: HashMap::new(),
         descending,
@@ -116,7 +116,7 @@ fn argument<T>(x: &mut T) -> (*mut c_void, c_uint) {
 
 impl Launcher for Emulator {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
-        // Shared memory is the library's static data: one launch at a time.
+        // Shared memory is static data of the library, so only one launch may run at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut args = args.to_vec();
@@ -133,8 +133,8 @@ impl Launcher for Emulator {
         let (mut pointers, sizes): (Vec<*mut c_void>, Vec<c_uint>) = args.iter_mut().map(of).unzip();
         let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);
         let (pointers, count) = (pointers.as_mut_ptr(), to_u32(args.len())?);
-        // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
-        // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
+        // SAFETY: the arguments are alive, and the callee checks their number and sizes. That the addresses are valid
+        // for what the kernel accesses is what the tests check, with guards around the memory.
         match unsafe { (self.run)(name.as_ptr(), blocks, pointers, sizes.as_ptr(), count, self.descending.into()) } {
             0 => Ok(()),
             1 => candle_core::bail!("there is no kernel {kernel}"),
@@ -153,7 +153,7 @@ impl Launcher for Emulator {
     }
 }
 
-/// Behind the memory that stays: no kernel may write to it.
+/// A guard after scratch memory: no kernel may write to it.
 const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
 
 impl Drop for Emulator {
@@ -163,11 +163,11 @@ impl Drop for Emulator {
     }
 }
 
-/// Memory of the machine, with something behind it that no kernel may write to.
+/// Memory with a guard after it that no kernel may write to.
 struct Buffer {
     dtype: DType,
     len: usize,
-    /// Elements before the first: with one of them, it is not at a multiple of 16 bytes.
+    /// Elements before the first: one of them breaks the alignment to 16 bytes.
     before: usize,
     bytes: Vec<u128>,
 }
@@ -179,7 +179,7 @@ impl Buffer {
         Self::shifted(dtype, values, 0)
     }
 
-    /// As many elements, which no kernel has written yet.
+    /// Elements that no kernel has written yet.
     fn empty(dtype: DType, len: usize) -> Self {
         Self::new(dtype, &vec![f64::NAN; len])
     }
@@ -201,7 +201,7 @@ impl Buffer {
     }
 
     fn raw(bytes: &mut [u128]) -> &mut [u8] {
-        // SAFETY: any bytes are bytes.
+        // SAFETY: u128 has no padding, and any bytes are valid u8.
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), 16 * bytes.len()) }
     }
 
@@ -233,7 +233,7 @@ fn numbers(n: usize, seed: u64) -> Vec<f64> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// How far a result in this type may be from that in f64, relative to `size`.
+/// The tolerance of a result in this dtype, relative to f64.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-13,
@@ -253,27 +253,27 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
-const FORMATS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
+const LAYOUTS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
 
-/// (images, channels, plane) as it lies in memory in this format.
-fn laid(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+/// (images, channels, plane) in the memory order of this layout.
+fn in_layout(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
     match format {
         ImageLayout::Nchw => values.to_vec(),
         ImageLayout::Nhwc => values.chunks(channels * plane).flat_map(|x| transposed(x, plane)).collect(),
     }
 }
 
-/// The way back.
-fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
-    laid(values, [images, plane, channels], format)
+/// The inverse of [`in_layout`].
+fn to_nchw(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    in_layout(values, [images, plane, channels], format)
 }
 
-/// Rows of so many columns, column by column.
+/// The transpose of a matrix with this many columns.
 fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
 }
 
-/// Runs this in both orders of threads and checks that what it returns has the same bits.
+/// Runs `run` in both thread orders and checks that the results are bitwise identical.
 fn in_both_orders(run: impl Fn(&mut Emulator) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
     let results = emulators().into_iter().map(|mut launcher| run(&mut launcher).unwrap());
     let mut results = results.map(|buffers| buffers.iter().map(Buffer::values).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Channels of images, and a bias for each.
+//! How the blocks share the channels of images, and launches of `channels.cu`.
 
 use candle_core::Result;
 
@@ -6,13 +6,13 @@ use super::shared::{CHANNELS_PER_BLOCK, ChannelArgs, MAX_ROW_LANES, THREADS, VEC
 use super::{KernelArg, Launcher, Scratch, bytes, to_u32};
 use crate::core::image_layout::ImageLayout;
 
-/// The most threads side by side in a row of channels.
+/// Neighboring threads in a row of channels, at most.
 const MAX_THREADS_PER_ROW: usize = 16;
 
-/// Blocks that a reduction should have: what a large GPU can have at a time.
+/// Blocks that a reduction aims at: enough to fill a large GPU.
 const TARGET_BLOCKS: usize = 512;
 
-/// Images of `plane` pixels in channels.
+/// Images of `channels` channels of `plane` pixels.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_field_names, reason = "the sizes of (images, channels, plane)")]
 pub(crate) struct Channels {
@@ -22,36 +22,36 @@ pub(crate) struct Channels {
     pub(crate) format: ImageLayout,
 }
 
-/// How the blocks of a kernel share images out.
+/// The argument that shares images among blocks, and the number of blocks.
 pub(super) struct Grid {
     pub(super) arg: KernelArg<'static>,
     pub(super) blocks: usize,
 }
 
 impl Channels {
-    /// Whether the channels of a pixel lie side by side.
+    /// Whether the channels of a pixel are neighbors in memory.
     fn in_rows(self) -> bool {
         self.format == ImageLayout::Nhwc || self.plane == 1
     }
 
-    /// Threads side by side in a row, with so many channels each.
+    /// Neighboring threads in a row of channels, with `lanes` channels each.
     fn across(self, lanes: usize) -> usize {
         self.channels.div_ceil(lanes).next_power_of_two().min(MAX_THREADS_PER_ROW)
     }
 
-    /// Parts that each channel is taken in.
+    /// Parts that each channel is divided into.
     fn splits(self) -> usize {
         if self.in_rows() {
-            // Some rows for each thread: it asks for several at a time.
+            // Several pixels per thread, so that several loads are in flight.
             let across = self.across(MAX_ROW_LANES);
-            let (strips, some) = (self.channels.div_ceil(MAX_ROW_LANES * across), 8 * THREADS / across);
-            TARGET_BLOCKS.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(some)).max(1)
+            let (strips, pixels_per_block) = (self.channels.div_ceil(MAX_ROW_LANES * across), 8 * THREADS / across);
+            TARGET_BLOCKS.div_ceil(strips.max(1)).min((self.images * self.plane).div_ceil(pixels_per_block)).max(1)
         } else {
             TARGET_BLOCKS.div_ceil(self.channels.max(1)).min(self.images).max(1)
         }
     }
 
-    /// For tensors of this type at these addresses, which are taken in vectors where they can be.
+    /// For tensors of this dtype at these addresses. Uses vectors if sizes and alignment permit.
     pub(super) fn grid(self, dtype: u32, addresses: &[u64]) -> Result<Grid> {
         let Self { images, channels, plane, .. } = self;
         if images * plane > 1 << 31 {
@@ -79,7 +79,7 @@ impl Channels {
         (self.images * self.plane) as f64
     }
 
-    pub(super) fn parts(self, launcher: &mut impl Launcher) -> Result<KernelArg<'static>> {
+    pub(super) fn partials(self, launcher: &mut impl Launcher) -> Result<KernelArg<'static>> {
         launcher.scratch(Scratch::Partials, 2 * self.channels * self.splits()).map(KernelArg::U64)
     }
 
@@ -91,22 +91,23 @@ impl Channels {
         x: u64,
         centred: bool,
     ) -> Result<KernelArg<'static>> {
-        let (grid, parts, centred) = (self.grid(dtype, &[x])?, self.parts(launcher)?, KernelArg::U32(centred.into()));
+        let (grid, partials, centred) =
+            (self.grid(dtype, &[x])?, self.partials(launcher)?, KernelArg::U32(centred.into()));
         launcher.launch(
             "channel_moments",
             grid.blocks,
-            &[KernelArg::U32(dtype), grid.arg, KernelArg::U64(x), centred, parts],
+            &[KernelArg::U32(dtype), grid.arg, KernelArg::U64(x), centred, partials],
         )?;
-        Ok(parts)
+        Ok(partials)
     }
 
-    /// Blocks that add up parts.
+    /// Blocks of the kernels that add up partials.
     pub(super) fn sum_blocks(self) -> usize {
         self.channels.div_ceil(CHANNELS_PER_BLOCK)
     }
 }
 
-/// y ← y + bias, a number for each channel.
+/// y ← y + bias, with one bias per channel.
 pub(crate) fn bias(
     launcher: &mut impl Launcher,
     sizes: Channels,
@@ -118,14 +119,14 @@ pub(crate) fn bias(
     launcher.launch("channel_bias", grid.blocks, &args)
 }
 
-/// The gradient of such a bias: Σ dy over each channel.
+/// The gradient of the bias: Σ dy over each channel.
 pub(crate) fn bias_back(
     launcher: &mut impl Launcher,
     sizes: Channels,
     [dtype, bias_dtype]: [u32; 2],
     [dy, d_bias]: [u64; 2],
 ) -> Result<()> {
-    let parts = sizes.moments(launcher, dtype, dy, false)?;
-    let args = [sizes.grid(dtype, &[dy])?.arg, parts, KernelArg::U32(bias_dtype), KernelArg::U64(d_bias)];
+    let partials = sizes.moments(launcher, dtype, dy, false)?;
+    let args = [sizes.grid(dtype, &[dy])?.arg, partials, KernelArg::U32(bias_dtype), KernelArg::U64(d_bias)];
     launcher.launch("channel_bias_backward", sizes.sum_blocks(), &args)
 }

@@ -1,4 +1,4 @@
-//! ReLU and sums.
+//! Launches of `elementwise.cu`.
 
 use candle_core::Result;
 

@@ -1,4 +1,4 @@
-//! Convolution as a matrix product.
+//! Launches of `im2col.cu`.
 
 use candle_core::Result;
 
@@ -6,13 +6,12 @@ use super::shared::{ConvArgs, FILTER_TILE, THREADS};
 use super::{KernelArg, Launcher, to_u32};
 use crate::core::image_layout::ImageLayout;
 
-/// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
-/// to another.
+/// The weight of a convolution, (filters, channels, taps of the kernel), which changes its layout and dtype.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filters {
     pub(crate) count: usize,
     pub(crate) channels: usize,
-    pub(crate) places: usize,
+    pub(crate) taps: usize,
 }
 
 impl Filters {
@@ -23,16 +22,15 @@ impl Filters {
         [x, y]: [u64; 2],
         format: ImageLayout,
     ) -> Result<()> {
-        let sizes = [to_u32(self.channels)?, to_u32(self.places)?].map(KernelArg::U32);
-        let to_rows = KernelArg::U32((format == ImageLayout::Nhwc).into());
+        let sizes = [to_u32(self.channels)?, to_u32(self.taps)?].map(KernelArg::U32);
+        let to_nhwc = KernelArg::U32((format == ImageLayout::Nhwc).into());
         let tensors = [KernelArg::U32(from), KernelArg::U64(x), KernelArg::U32(to), KernelArg::U64(y)];
-        let args = [&tensors[..], &sizes, &[to_rows]].concat();
+        let args = [&tensors[..], &sizes, &[to_nhwc]].concat();
         launcher.launch("permute_filters", self.count * self.channels.div_ceil(FILTER_TILE), &args)
     }
 }
 
-/// A convolution as a product with a matrix of patches: rows (channel, kernel row, kernel column), columns (image, row,
-/// column).
+/// The matrix of patches of a convolution: rows (channel, kernel row, kernel column), columns (image, row, column).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patches {
     pub(crate) images: usize,
@@ -71,7 +69,7 @@ impl Patches {
         }))
     }
 
-    pub(crate) fn take(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
+    pub(crate) fn im2col(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
         let [rows, columns] = self.matrix();
         let n = rows * columns;
         let args =

@@ -1,4 +1,4 @@
-//! Pooling.
+//! Launches of `pool.cu`.
 
 use candle_core::Result;
 
@@ -49,7 +49,7 @@ impl PoolShape {
 pub(crate) struct Mean {
     pub(crate) planes: usize,
     pub(crate) plane: usize,
-    /// From one pixel to the next: 1 in planes, else the number of channels.
+    /// The distance from one pixel to the next: 1 in NCHW, the number of channels in NHWC.
     pub(crate) step: usize,
 }
 

@@ -1,4 +1,4 @@
-// What each element is done to by itself: shared by several sources.
+// A loop over elements that do not depend on each other, in vectors where possible.
 #pragma once
 #include "device.cuh"
 

@@ -1,4 +1,4 @@
-// Pooling.
+// Max and mean pooling, and global average pooling.
 #include "device.cuh"
 
 // The indices of window `output` along a side: [first_of, last_of).
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, PoolArgs 
   });
 }
 
-// The windows along a side that a place lies in: from first to before last.
+// The windows along a side that contain a position: [first, last).
 struct Windows {
   u32 first, last;
 
@@ -61,7 +61,7 @@ struct Windows {
         last(min((place + pool.padding) / pool.stride + 1, outputs)) {}
 };
 
-// The gradient of one input: from the windows that it lies in, one after the other.
+// The gradient of one input: the sum over its windows, in a fixed order.
 template <typename T>
 __device__ T from_windows(const PoolArgs &pool, const T *x, const T *dy, u32 place, Windows down, Windows right) {
   Wide<T> sum = 0;
@@ -92,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   });
 }
 
-// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a
-// pixel of the same channel far from the one before.
+// The mean of each plane. NCHW: THREADS_PER_PLANE threads share a plane. NHWC: one thread per plane, because
+// neighboring threads then read neighboring channels.
 extern "C" __global__ void __launch_bounds__(THREADS)
     global_avg_pool2d(u32 type, const void *x, u32 planes, u32 plane, u32 step, void *y) {
   __shared__ double sums[THREADS];
