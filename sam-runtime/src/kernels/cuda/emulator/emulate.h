@@ -120,18 +120,19 @@ template <typename... A, void (*Kernel)(A...)> struct Call<Kernel> {
 struct Entry {
   const char *name;
   unsigned count;
-  const unsigned *sizes;
   void (*call)(void *);
+  // Of the arguments; null: they are not checked.
+  const unsigned *sizes = nullptr;
 };
 
 // Returns 0 on success, 1 for an unknown kernel, 2 for a wrong number of arguments, 3 if threads ended while others
 // wait at a barrier, 4 for an argument of a wrong size.
-inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments,
-                  const unsigned *sizes, unsigned count, int descending) {
+inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments, unsigned count,
+                  int descending, const unsigned *sizes = nullptr) {
   for (size_t i = 0; i < n; i++) {
     if (strcmp(entries[i].name, name) != 0) continue;
     if (entries[i].count != count) return 2;
-    if (memcmp(entries[i].sizes, sizes, count * sizeof *sizes) != 0) return 4;
+    if (sizes && entries[i].sizes && memcmp(entries[i].sizes, sizes, count * sizeof *sizes) != 0) return 4;
     gridDim.x = blocks;
     for (unsigned block = 0; block < blocks; block++) {
       blockIdx.x = descending ? blocks - 1 - block : block;

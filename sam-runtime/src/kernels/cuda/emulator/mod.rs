@@ -39,7 +39,7 @@ fn compile() -> Option<Library> {
     for file in kernel_files(&sources) {
         writeln!(program, "#include \"{}\"", file.display()).expect("a string can be written to");
         for name in kernels(&std::fs::read_to_string(file).expect("a source can be read")) {
-            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::sizes, Call<{name}>::with}},")
+            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with, Call<{name}>::sizes}},")
                 .expect("likewise");
         }
     }
@@ -48,7 +48,7 @@ fn compile() -> Option<Library> {
         "static const Entry entries[] = {{{entries}}};\n\
          extern \"C\" int run(const char *name, unsigned blocks, void **arguments, const unsigned *sizes,\n\
          unsigned count, int descending) {{\n\
-         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, sizes, count, descending); }}\n"
+         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, count, descending, sizes); }}\n"
     )
     .expect("likewise");
     let [source, library] = ["kernels.cpp", "kernels.so"].map(|name| folder.path().join(name));
