@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Compiles every `.cu` file, and writes `modules.rs`: a table of their names and PTX.
+/// Compiles every `.cu` file, and writes `modules.rs`: a table of their names, kernels and PTX.
 fn compile(out: &Path) -> Result<(), Box<dyn Error>> {
     let nvcc = std::env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());
     let mut files = std::fs::read_dir(SOURCES)?.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
@@ -38,10 +38,21 @@ fn compile(out: &Path) -> Result<(), Box<dyn Error>> {
         if !status.success() {
             return Err(format!("`{nvcc}` cannot compile {}: {status}", file.display()).into());
         }
-        writeln!(modules, r#"    ("{name}", include_str!(concat!(env!("OUT_DIR"), "/{name}.ptx"))),"#)?;
+        let source = std::fs::read_to_string(&file)?;
+        let kernels: Vec<_> = kernels(&source).collect();
+        let ptx = format!(r#"include_str!(concat!(env!("OUT_DIR"), "/{name}.ptx"))"#);
+        writeln!(modules, "    (\"{name}\", &{kernels:?}, {ptx}),")?;
     }
-    std::fs::write(out.join("modules.rs"), format!("const MODULES: &[(&str, &str)] = &[\n{modules}];\n"))?;
+    std::fs::write(out.join("modules.rs"), format!("const MODULES: &[(&str, &[&str], &str)] = &[\n{modules}];\n"))?;
     Ok(())
+}
+
+/// The names of the kernels of a source.
+fn kernels(source: &str) -> impl Iterator<Item = &str> {
+    source.split("__global__ void ").skip(1).filter_map(|rest| {
+        let rest = rest.strip_prefix("__launch_bounds__(").map_or(Some(rest), |rest| Some(rest.split_once(')')?.1))?;
+        Some(rest.trim_start().split_once('(')?.0)
+    })
 }
 
 /// The declarations of `shared.h` in Rust: sizes become `usize`, enumerators `u32`, pointers in structs `u64`.

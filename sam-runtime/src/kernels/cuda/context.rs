@@ -21,7 +21,7 @@ use super::cudnn::plans::Convolutions;
 use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, PoolArgs, THREADS};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
-// Defines `MODULES: &[(&str, &str)]`: name and PTX of every source in `src`.
+// Defines `MODULES: &[(&str, &[&str], &str)]`: name, kernels and PTX of every source in `src`.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
 /// The state of one device for one thread: each thread has its own stream, and a cuDNN handle belongs to one thread.
@@ -98,8 +98,7 @@ impl Launcher for CudaContext {
         let function = match self.functions.entry(kernel) {
             Entry::Occupied(function) => function.into_mut(),
             Entry::Vacant(place) => {
-                let entry = format!(".entry {kernel}(");
-                let Some((module, ptx)) = MODULES.iter().find(|(_, ptx)| ptx.contains(&entry)) else {
+                let Some((module, _, ptx)) = MODULES.iter().find(|(_, kernels, _)| kernels.contains(&kernel)) else {
                     candle_core::bail!("there is no kernel {kernel}")
                 };
                 let module = format!("{}-{}-{module}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
