@@ -152,7 +152,7 @@ fn a_step_waits_for_nothing() {
         step();
         let step = std::fs::read_to_string(&trace).unwrap();
         let step: Vec<_> = step.lines().skip(before).collect();
-        assert!(step.iter().any(|line| line.starts_with("sam_climb on")), "{step:?}");
+        assert!(step.iter().any(|line| line.starts_with("perturb_linear on")), "{step:?}");
         let by_cudnn = step.iter().filter(|line| line.starts_with("convolution")).count();
         assert_eq!(by_cudnn, if std::env::var_os("EMULATED_CUDNN").is_some() { 10 } else { 0 });
         // Neither waits, nor words to and from the host, nor candle's sums with zeros. In each of the two passes there is

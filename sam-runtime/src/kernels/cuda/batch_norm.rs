@@ -1,4 +1,4 @@
-//! Batch normalization.
+//! Batch normalization on tensors.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -7,10 +7,11 @@ use super::context::with_context;
 use super::launch::batch_norm::{self, Running};
 use super::launch::channels::Channels;
 use super::launch::dtype_code;
+use super::launch::shared::STATISTICS;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::Norm;
 
-/// What a batch normalization works with: x, γ, β, and a residual.
+/// The inputs of a batch normalization: x, γ, β, and a residual.
 #[derive(Clone, Copy)]
 pub(crate) struct BatchNormInput<'a> {
     pub(crate) norm: &'a Norm,
@@ -20,17 +21,17 @@ pub(crate) struct BatchNormInput<'a> {
     pub(crate) residual: Option<&'a Tensor>,
 }
 
-/// Where the statistics come from.
+/// Which statistics normalize.
 #[derive(Clone, Copy)]
 pub(crate) enum StatisticsSource<'a> {
-    /// These mean and variance.
+    /// These: mean and variance.
     Fixed([&'a Tensor; 2]),
-    /// The batch; running ones, if there are any, move towards those by so much.
+    /// Those of the batch. Running ones, if given, move towards them by this momentum.
     Batch(Option<([&'a Tensor; 2], f64)>),
 }
 
 impl BatchNormInput<'_> {
-    /// With the statistics in this tensor.
+    /// The launch arguments; the statistics are stored at this address.
     fn sizes(&self, statistics: u64) -> Result<batch_norm::Norm> {
         let Norm { channels, plane, eps, centered, relu } = *self.norm;
         let images = self.x.elem_count() / (channels * plane).max(1);
@@ -40,7 +41,7 @@ impl BatchNormInput<'_> {
             eps,
             centered,
             relu,
-            dtype: code(self.x.dtype())?,
+            dtype: dtype_code(self.x.dtype())?,
             affine_dtype: affine,
             weight: optional(self.weight)?,
             bias: optional(self.bias)?,
@@ -58,21 +59,19 @@ fn running([mean, var]: [&Tensor; 2]) -> Result<Running> {
     Ok(Running { dtype: mean.dtype, mean: mean.address, var: var.address })
 }
 
-/// y, and the statistics that the way back needs.
+/// y, and the statistics that the backward pass needs.
 pub(crate) fn batch_norm(this: BatchNormInput<'_>, from: StatisticsSource<'_>) -> Result<(Output, Tensor)> {
     let device = device(this.x)?;
-    let (y, statistics) = (
-        UninitTensor::like(this.x)?,
-        UninitTensor::new(device, DType::F64, batch_norm::STATISTICS * this.norm.channels)?,
-    );
+    let (y, statistics) =
+        (UninitTensor::like(this.x)?, UninitTensor::new(device, DType::F64, STATISTICS * this.norm.channels)?);
     let norm = this.sizes(statistics.address()?)?;
     let addresses = [device_ptr(this.x)?.address, optional(this.residual)?, y.address()?];
     with_context(device, |context| {
         match from {
-            StatisticsSource::Fixed(statistics) => norm.take(context, running(statistics)?)?,
-            StatisticsSource::Batch(None) => norm.measure(context, addresses[0], None)?,
+            StatisticsSource::Fixed(statistics) => norm.use_running(context, running(statistics)?)?,
+            StatisticsSource::Batch(None) => norm.batch_statistics(context, addresses[0], None)?,
             StatisticsSource::Batch(Some((statistics, momentum))) => {
-                norm.measure(context, addresses[0], Some((running(statistics)?, momentum)))?;
+                norm.batch_statistics(context, addresses[0], Some((running(statistics)?, momentum)))?;
             }
         }
         norm.forward(context, addresses)
@@ -95,16 +94,16 @@ pub(crate) fn batch_norm_back(
     let [weight, bias] = [this.weight, this.bias].map(|affine| affine.map(UninitTensor::like).transpose());
     let (weight, bias) = (weight?, bias?);
     let coefficients = UninitTensor::new(device, DType::F64, 2 * this.norm.channels)?;
-    let fresh = |fresh: &Option<UninitTensor>| fresh.as_ref().map_or(Ok(0), UninitTensor::address);
-    // Without a residual the sign of y is that of what x comes to.
+    let address = |tensor: &Option<UninitTensor>| tensor.as_ref().map_or(Ok(0), UninitTensor::address);
+    // Without a residual the kernel recomputes the sign of y from x.
     let y = if masked { device_ptr(y)?.address } else { 0 };
     let values = [device_ptr(this.x)?.address, y, device_ptr(dy)?.address];
-    let gradients = [dx.address()?, fresh(&residual)?, fresh(&weight)?, fresh(&bias)?];
+    let gradients = [dx.address()?, address(&residual)?, address(&weight)?, address(&bias)?];
     let norm = this.sizes(device_ptr(statistics)?.address)?;
     with_context(device, |context| norm.backward(context, values, fixed, coefficients.address()?, gradients))?;
     let [dx, weight, bias, residual] =
         [Some(dx), weight, bias, residual].map(|gradient| gradient.map(UninitTensor::tensor).transpose());
-    // Without a ReLU the residual's gradient is that of the sum.
+    // Without a ReLU the gradient of the residual is dy.
     let residual = residual?.or_else(|| this.residual.map(|_| dy.clone()));
     Ok([dx?, weight?, bias?, residual])
 }

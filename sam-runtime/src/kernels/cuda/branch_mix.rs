@@ -1,4 +1,4 @@
-//! Sums of branches with a weight for each example.
+//! Sums of branches with a factor for each example: Shake-Shake and ShakeDrop.
 
 use candle_core::{Result, Tensor};
 
@@ -9,20 +9,20 @@ use crate::core::dtype::wide;
 
 /// Σ f x over one or two tensors x, with a factor f for each example.
 pub(crate) fn branch_mix(args: &[Tensor], factors: &[Vec<f32>]) -> Result<Output> {
-    let there = factors.iter().map(|factors| on_device(factors, &args[0])).collect::<Result<Vec<_>>>()?;
-    Ok(mixed(&args.iter().zip(&there).collect::<Vec<_>>())?.output())
+    let factors = factors.iter().map(|factors| to_device(factors, &args[0])).collect::<Result<Vec<_>>>()?;
+    Ok(mixed(&args.iter().zip(&factors).collect::<Vec<_>>())?.output())
 }
 
-/// The gradient of each of those tensors.
+/// The gradients of those tensors.
 pub(crate) fn branch_mix_back(dy: &Tensor, factors: &[Vec<f32>]) -> Result<Vec<Option<Tensor>>> {
-    factors.iter().map(|factors| mixed(&[(dy, &on_device(factors, dy)?)])?.tensor().map(Some)).collect()
+    factors.iter().map(|factors| mixed(&[(dy, &to_device(factors, dy)?)])?.tensor().map(Some)).collect()
 }
 
-fn on_device(factors: &[f32], beside: &Tensor) -> Result<Tensor> {
+fn to_device(factors: &[f32], beside: &Tensor) -> Result<Tensor> {
     Tensor::from_slice(factors, factors.len(), beside.device())?.to_dtype(wide(beside.dtype()))
 }
 
-/// Σ f x over one or two tensors x, with as many factors f as there are examples.
+/// Σ f x over one or two tensors x, with one factor f per example.
 pub(super) fn mixed(terms: &[(&Tensor, &Tensor)]) -> Result<UninitTensor> {
     let (mut tensors, mut factors) = ([0; 2], [0; 2]);
     if terms.iter().any(|(x, _)| x.dtype() != terms[0].0.dtype()) {

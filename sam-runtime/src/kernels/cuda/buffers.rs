@@ -1,4 +1,4 @@
-//! Tensors of a CUDA device as addresses, and memory that becomes a tensor.
+//! Tensors as device pointers, and uninitialized tensors for kernels to write.
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda::cudarc::driver::DevicePtr as _;
@@ -10,14 +10,14 @@ use half::{bf16, f16};
 use super::launch::dtype_code;
 use crate::core::image_layout::ImageLayout;
 
-/// What a layer returns: the elements of a tensor of this shape.
+/// The storage and the shape of a result.
 pub(super) type Output = (CudaStorage, Shape);
 
-/// A tensor on a device, without gaps.
+/// A dense tensor on a device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DevicePtr {
     pub(super) address: u64,
-    /// Its type's code.
+    /// Its [`dtype_code`].
     pub(super) dtype: u32,
     pub(super) elements: usize,
 }
@@ -26,7 +26,7 @@ pub(super) fn device_ptr(tensor: &Tensor) -> Result<DevicePtr> {
     Ok(DevicePtr { address: address_of(tensor)?, dtype: dtype_code(tensor.dtype())?, elements: tensor.elem_count() })
 }
 
-/// Where a tensor's elements begin, floats or i64.
+/// The address of a tensor's first element, for floats and i64.
 pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
@@ -39,7 +39,7 @@ pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
     Ok(address(storage)? + offset)
 }
 
-/// Where the memory of a storage begins.
+/// The address of a storage.
 pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
     fn of<T: CudaDType>(storage: &CudaStorage) -> Result<u64> {
         Ok(storage.as_cuda_slice::<T>()?.device_ptr(&storage.device().cuda_stream()).0)
@@ -59,7 +59,7 @@ pub(super) fn device(tensor: &Tensor) -> Result<&CudaDevice> {
     tensor.device().as_cuda_device()
 }
 
-/// Memory that is about to be written: a tensor to be.
+/// Uninitialized device memory that a kernel fills before it becomes a tensor.
 pub(super) struct UninitTensor {
     pub(super) storage: CudaStorage,
     pub(super) shape: Shape,
@@ -69,23 +69,24 @@ pub(super) struct UninitTensor {
 impl UninitTensor {
     pub(super) fn new(device: &CudaDevice, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
-        // SAFETY: whoever makes one has a kernel write all of it before it becomes a tensor.
+        // SAFETY: the elements are plain numbers. Every caller launches a kernel that writes all of them on the same
+        // stream before the storage is read.
         let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
         Ok(Self { storage, shape, format: ImageLayout::Nchw })
     }
 
-    /// Of the shape, type and format of a tensor, and on its device.
+    /// With the shape, dtype, layout and device of a tensor.
     pub(super) fn like(tensor: &Tensor) -> Result<Self> {
         Self::beside(tensor, tensor.shape())
     }
 
-    /// The same of another shape.
+    /// With the dtype, layout and device of a tensor, and another shape.
     pub(super) fn beside(tensor: &Tensor, shape: impl Into<Shape>) -> Result<Self> {
         let fresh = Self::new(device(tensor)?, tensor.dtype(), shape)?;
         Ok(Self { format: ImageLayout::of(tensor), ..fresh })
     }
 
-    /// A copy, from planes.
+    /// Converts NCHW to NHWC.
     pub(super) fn channels_last(self) -> Result<Self> {
         let layout = Layout::contiguous(&self.shape).permute(&[0, 2, 3, 1])?;
         let mut copy = Self::new(self.storage.device(), self.storage.dtype(), self.shape)?;
@@ -107,9 +108,11 @@ impl UninitTensor {
     }
 }
 
-/// Memory beside this, that nobody writes.
+/// Uninitialized storage on the same device, as a token in the graph. It is never read, so it is not zeroed: that would
+/// cost one launch per node.
 pub(crate) fn token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
-    // SAFETY: it is a place in a graph. Where candle adds such places up, as gradients of each other, any sum will do.
+    // SAFETY: the values are plain numbers that are never used. candle may add such tokens up; garbage and NaN are
+    // harmless.
     let storage = unsafe { beside.device().alloc_uninit(shape, dtype)? };
     Ok((storage, shape.clone()))
 }

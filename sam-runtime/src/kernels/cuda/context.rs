@@ -1,8 +1,7 @@
-//! The kernels on a CUDA device.
+//! The CUDA context of a thread: stream, loaded kernels, scratch memory and cuDNN.
 //!
-//! Everything that a step launches goes onto the device's stream, one after the other; the host waits for nothing and
-//! reads nothing. What is needed from step to step is allocated once: a table, the sums of blocks, the workspace of the
-//! convolutions.
+//! All launches of a step go onto one stream, and none of them synchronizes with the host. What every step needs is
+//! allocated once: the table of variables, partial sums, the workspace of the convolutions.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,23 +9,22 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use candle_core::Result;
-use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::result::device::get_default_mem_pool;
 use candle_core::cuda::cudarc::driver::sys::{CUmemPool_attribute, cuMemPoolSetAttribute};
-use candle_core::cuda::cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda::cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
 use super::cudnn::plans::Convolutions;
+use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, PoolArgs, THREADS};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
-// `MODULES: &[(&str, &str)]`: the name and the PTX of every source in `src`.
+// Defines `MODULES: &[(&str, &[&str], &str)]`: name, kernels and PTX of every source in `src`.
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
-/// Threads of a block, as the kernels have it.
-const THREADS: u32 = 256;
-
-/// What there is on a device, for one thread: a thread has a stream of its own, and cuDNN's handle is for one thread.
+/// The state of one device for one thread: each thread has its own stream, and a cuDNN handle belongs to one thread.
 pub(super) struct CudaContext {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
@@ -40,7 +38,7 @@ thread_local! {
     static CONTEXTS: RefCell<HashMap<DeviceId, CudaContext>> = RefCell::default();
 }
 
-/// Runs `f` with what there is on a device.
+/// Runs `f` with the context of a device, which is created on first use.
 pub(super) fn with_context<R>(device: &CudaDevice, f: impl FnOnce(&mut CudaContext) -> Result<R>) -> Result<R> {
     CONTEXTS.with_borrow_mut(|contexts| {
         let context = match contexts.entry(device.id()) {
@@ -48,7 +46,7 @@ pub(super) fn with_context<R>(device: &CudaDevice, f: impl FnOnce(&mut CudaConte
             Entry::Vacant(place) => place.insert(CudaContext::new(device)?),
         };
         let result = f(context)?;
-        // The launches here tell cudarc nothing. On one stream they need not; with several it would have to know.
+        // cudarc does not see these launches. With several streams it would have to, so synchronize.
         if context.stream.context().is_managing_stream_synchronization() {
             context.stream.synchronize().w()?;
         }
@@ -71,17 +69,26 @@ impl CudaContext {
     }
 }
 
-/// Lets the device's pool keep what is freed: by default it returns all of it whenever the host waits for the device, and
-/// the next step would have to get it again.
+/// Lets the device's memory pool keep freed memory. By default it returns all of it at every synchronization, and the
+/// next step would have to allocate again.
 pub(super) fn keep_memory(stream: &CudaStream) -> Result<()> {
     let mut all = u64::MAX;
     let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the device is that of a living context, and the attribute is a u64, which is read during the call.
+    // SAFETY: the stream keeps its context alive, and the attribute is a u64 that is read during the call.
     unsafe {
         let pool = get_default_mem_pool(stream.context().cu_device()).w()?;
         cuMemPoolSetAttribute(pool, threshold, std::ptr::from_mut(&mut all).cast()).result().w()
     }
 }
+
+// SAFETY: a `repr(C)` struct of numbers, generated from the declaration that the kernels are compiled with.
+unsafe impl DeviceRepr for ChannelArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for AffineArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for PoolArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for ConvArgs {}
 
 impl Launcher for CudaContext {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
@@ -91,8 +98,7 @@ impl Launcher for CudaContext {
         let function = match self.functions.entry(kernel) {
             Entry::Occupied(function) => function.into_mut(),
             Entry::Vacant(place) => {
-                let entry = format!(".entry {kernel}(");
-                let Some((module, ptx)) = MODULES.iter().find(|(_, ptx)| ptx.contains(&entry)) else {
+                let Some((module, _, ptx)) = MODULES.iter().find(|(_, kernels, _)| kernels.contains(&kernel)) else {
                     candle_core::bail!("there is no kernel {kernel}")
                 };
                 let module = format!("{}-{}-{module}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
@@ -109,13 +115,13 @@ impl Launcher for CudaContext {
                 KernelArg::Channels(x) => launch.arg(x),
                 KernelArg::Affine(x) => launch.arg(x),
                 KernelArg::Pool(x) => launch.arg(x),
-                KernelArg::Convolution(x) => launch.arg(x),
+                KernelArg::Conv(x) => launch.arg(x),
             };
         }
-        let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (THREADS, 1, 1));
-        // SAFETY: `device` gives each kernel the arguments that it has, which the tests run on the processor. Addresses are
-        // those of tensors that the caller holds, or of this engine's memory; what is freed later is freed in the order of
-        // the same stream.
+        let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (to_u32(THREADS)?, 1, 1));
+        // SAFETY: `launch` passes each kernel its parameters, in number and size; the emulator's tests check both.
+        // Addresses are those of tensors that the caller holds, or of this context's scratch memory. Memory freed later
+        // is freed in the order of the same stream.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }.w()?;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Convolutions.
+//! Convolutions on tensors: cuDNN where it has a plan, otherwise im2col.
 
 use std::sync::OnceLock;
 
@@ -16,7 +16,7 @@ use super::linear::bias_back;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
 
-/// The convolution of x with w, plus a bias. `kept` is what the way back needs again: the weight, as it is multiplied.
+/// The convolution of x with w, plus a bias. `kept` stores the converted weight for the backward pass.
 pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
     let (x, w) = (&args[0], filters(&args[1], &args[0])?);
     let y = convolved(conv, x, &w)?;
@@ -29,7 +29,7 @@ pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Res
     Ok(y.output())
 }
 
-/// The gradients of x, w and the bias that are wanted.
+/// The requested gradients of x, w and the bias.
 pub(crate) fn conv_back(
     conv: &Conv,
     args: &[Tensor],
@@ -51,7 +51,7 @@ pub(crate) fn conv_back(
 
 fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(y) = cudchannels::forward(conv, x, w, ImageLayout::of(x))? {
+    if let Some(y) = cudnn::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
     }
     match ImageLayout::of(x) {
@@ -60,10 +60,10 @@ fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     }
 }
 
-/// In the format of the images, which outputs of one pixel or channel do not tell.
+/// The gradient of the images, in their layout: dy does not show it if it has one pixel or one channel.
 fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dx) = cudchannels::backward_data(conv, w, dy, format)? {
+    if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
         return Ok(dx);
     }
     if format == ImageLayout::Nhwc {
@@ -73,10 +73,10 @@ fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> 
     im2col::backward_data(conv, w, dy)
 }
 
-/// As contiguous as `weight`, and of its type.
+/// The gradient of the weight, contiguous and in the weight's dtype.
 fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dw) = cudchannels::backward_filter(conv, x, dy, ImageLayout::of(x))? {
+    if let Some(dw) = cudnn::backward_filter(conv, x, dy, ImageLayout::of(x))? {
         return permuted(&dw, weight.dtype(), ImageLayout::Nchw);
     }
     if ImageLayout::of(x) == ImageLayout::Nhwc {
@@ -85,18 +85,18 @@ fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Resu
     im2col::backward_filter(conv, x, dy)?.to_dtype(weight.dtype())
 }
 
-/// The weight, in the type and format of what it is multiplied with.
+/// The weight in the dtype and layout of the images.
 fn filters(w: &Tensor, images: &Tensor) -> Result<Tensor> {
     permuted(w, images.dtype(), ImageLayout::of(images))
 }
 
-/// A weight in this type and format.
+/// A weight in this dtype and layout.
 fn permuted(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
     let (filters, channels, height, width) = w.dims4()?;
     if ImageLayout::of(w) == format || height * width == 1 {
         return w.to_dtype(dtype);
     }
-    let sizes = Filters { filters, channels, places: height * width };
+    let sizes = Filters { count: filters, channels, taps: height * width };
     let (from, to) = (device_ptr(w)?, UninitTensor { format, ..UninitTensor::new(device(w)?, dtype, w.shape())? });
     let (types, addresses) = ([from.dtype, dtype_code(dtype)?], [from.address, to.address()?]);
     with_context(device(w)?, |context| sizes.permute(context, types, addresses, format))?;

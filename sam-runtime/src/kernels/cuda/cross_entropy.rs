@@ -1,4 +1,4 @@
-//! Cross entropy.
+//! Cross entropy on tensors.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -7,11 +7,11 @@ use super::context::with_context;
 use super::launch::cross_entropy::{CrossEntropy, Target};
 use super::launch::dtype_code;
 
-/// The mean cross entropy of logits with labels in i64, of which a share is spread evenly, or with probabilities.
+/// The mean cross entropy of logits with i64 labels and label smoothing, or with probabilities.
 pub(crate) fn cross_entropy(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<Output> {
     let loss = UninitTensor::new(device(logits)?, logits.dtype(), ())?;
-    let (costs, addresses) = (costs(logits, target, smoothing)?, [device_ptr(logits)?.address, loss.address()?]);
-    with_context(device(logits)?, |context| costs.forward(context, addresses))?;
+    let (sizes, addresses) = (sizes(logits, target, smoothing)?, [device_ptr(logits)?.address, loss.address()?]);
+    with_context(device(logits)?, |context| sizes.forward(context, addresses))?;
     Ok(loss.output())
 }
 
@@ -19,12 +19,12 @@ pub(crate) fn cross_entropy(logits: &Tensor, target: &Tensor, smoothing: f64) ->
 pub(crate) fn cross_entropy_back(logits: &Tensor, target: &Tensor, smoothing: f64, dy: &Tensor) -> Result<Tensor> {
     let dx = UninitTensor::like(logits)?;
     let addresses = [device_ptr(logits)?.address, device_ptr(dy)?.address, dx.address()?];
-    let costs = costs(logits, target, smoothing)?;
-    with_context(device(logits)?, |context| costs.backward(context, addresses))?;
+    let sizes = sizes(logits, target, smoothing)?;
+    with_context(device(logits)?, |context| sizes.backward(context, addresses))?;
     dx.tensor()
 }
 
-fn costs(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<CrossEntropy> {
+fn sizes(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<CrossEntropy> {
     let ((rows, classes), there) = (logits.dims2()?, address_of(target)?);
     let target = match target.dtype() {
         DType::I64 => Target::Labels { address: there, smoothing },

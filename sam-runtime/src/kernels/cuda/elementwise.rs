@@ -1,4 +1,4 @@
-//! ReLU and sums.
+//! ReLU and sums on tensors.
 
 use candle_core::{Result, Tensor};
 

@@ -1,5 +1,4 @@
-//! Convolutions without cuDNN: as products of matrices, by cuBLAS, with the patches of some images at a time. All in
-//! planes.
+//! Convolutions without cuDNN: matrix products by cuBLAS, with the patches of some images at a time. NCHW only.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
@@ -9,15 +8,15 @@ use super::context::with_context;
 use super::launch::im2col::Patches;
 use crate::kernels::cpu::conv::Conv;
 
-/// The most elements of patches that there are at a time.
-const AT_A_TIME: usize = 1 << 27;
+/// Elements of patches in memory at a time, at most.
+const MAX_PATCH_ELEMENTS: usize = 1 << 27;
 
-/// The convolution of x with w, both of one type.
+/// The convolution of x with w, both of one dtype.
 pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     let Conv { images, filters, height, width, .. } = *conv;
     let pixels = height.output * width.output;
     let mut y = UninitTensor::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
-    for (first, count) in stretches(conv) {
+    for (first, count) in image_ranges(conv) {
         let some = conv.some(count);
         let products = some.weight(w)?.matmul(&some.patches(&x.narrow(0, first, count)?)?)?;
         let products = products.reshape((filters, count, pixels))?.transpose(0, 1)?;
@@ -35,7 +34,7 @@ pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tens
     let size = channels * height.input * width.input;
     let dx = UninitTensor::new(device(w)?, w.dtype(), (images, channels, height.input, width.input))?;
     let address = dx.address()?;
-    for (first, count) in stretches(conv) {
+    for (first, count) in image_ranges(conv) {
         let some = conv.some(count);
         let dy = some.products(&dy.narrow(0, first, count)?)?;
         let patches = some.weight(w)?.transpose(1, 2)?.matmul(&dy)?.contiguous()?;
@@ -49,7 +48,7 @@ pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tens
 /// The gradient of w.
 pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
-    for (first, count) in stretches(conv) {
+    for (first, count) in image_ranges(conv) {
         let some = conv.some(count);
         let patches = some.patches(&x.narrow(0, first, count)?)?;
         let part = some.products(&dy.narrow(0, first, count)?)?.matmul(&patches.transpose(1, 2)?)?;
@@ -63,15 +62,15 @@ pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Te
     sum.map_or_else(|| Tensor::zeros(shape, x.dtype(), x.device()), |sum| sum.reshape(shape))
 }
 
-/// So many images at a time that their patches fit: the first of them, and how many.
-fn stretches(conv: &Conv) -> impl Iterator<Item = (usize, usize)> + use<> {
+/// Ranges of images whose patches fit: the first image, and how many.
+fn image_ranges(conv: &Conv) -> impl Iterator<Item = (usize, usize)> + use<> {
     let [rows, columns] = conv.some(1).sizes().matrix();
-    let (images, step) = (conv.images, (AT_A_TIME / (rows * columns).max(1)).max(1));
+    let (images, step) = (conv.images, (MAX_PATCH_ELEMENTS / (rows * columns).max(1)).max(1));
     (0..images).step_by(step).map(move |first| (first, step.min(images - first)))
 }
 
 impl Conv {
-    /// The convolution of fewer images.
+    /// The same convolution, of fewer images.
     fn some(&self, images: usize) -> Self {
         Self { images, ..*self }
     }
@@ -90,7 +89,7 @@ impl Conv {
         }
     }
 
-    /// (groups, filters of a group, elements of a filter)
+    /// (groups, filters per group, elements of a filter)
     fn weight(&self, w: &Tensor) -> Result<Tensor> {
         w.reshape((self.groups, self.filters / self.groups, ()))
     }
@@ -100,12 +99,12 @@ impl Conv {
         let sizes = self.sizes();
         let [rows, columns] = sizes.matrix();
         let patches = UninitTensor::new(device(x)?, x.dtype(), (self.groups, rows / self.groups, columns))?;
-        let (x_place, address) = (device_ptr(x)?, patches.address()?);
-        with_context(device(x)?, |context| sizes.take(context, x_place.dtype, [x_place.address, address]))?;
+        let (x_ptr, address) = (device_ptr(x)?, patches.address()?);
+        with_context(device(x)?, |context| sizes.im2col(context, x_ptr.dtype, [x_ptr.address, address]))?;
         patches.tensor()
     }
 
-    /// (groups, filters of a group, images and pixels), from (images, filters, height, width).
+    /// (groups, filters per group, images and pixels), from (images, filters, height, width).
     fn products(&self, dy: &Tensor) -> Result<Tensor> {
         let pixels = self.height.output * self.width.output;
         let dy = dy.reshape((self.images, self.filters, pixels))?.transpose(0, 1)?.contiguous()?;

@@ -1,4 +1,4 @@
-//! Linear layers.
+//! Linear layers on tensors.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{Result, Storage, Tensor};
@@ -29,7 +29,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Ou
     Ok(y.output())
 }
 
-/// The gradients of x, w and b that are wanted.
+/// The requested gradients of x, w and b.
 pub(crate) fn linear_back(args: &[Tensor], wanted: &[bool], dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let (rows, outer) = dy.dims2()?;
     let gradient = |(i, arg): (usize, &Tensor)| match i {
@@ -46,8 +46,8 @@ fn columns(rows: usize, columns: usize) -> Channels {
 }
 
 pub(super) fn bias_back(bias: &Tensor, dy: &Tensor, sizes: Channels) -> Result<Tensor> {
-    let (d_bias, dy_place) = (UninitTensor::like(bias)?, device_ptr(dy)?);
-    let (dtypes, addresses) = ([dy_place.dtype, dtype_code(bias.dtype())?], [dy_place.address, d_bias.address()?]);
+    let (d_bias, dy_ptr) = (UninitTensor::like(bias)?, device_ptr(dy)?);
+    let (dtypes, addresses) = ([dy_ptr.dtype, dtype_code(bias.dtype())?], [dy_ptr.address, d_bias.address()?]);
     with_context(device(dy)?, |context| channels::bias_back(context, sizes, dtypes, addresses))?;
     d_bias.tensor()
 }

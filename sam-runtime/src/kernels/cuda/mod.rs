@@ -1,7 +1,8 @@
-//! The arithmetic on a CUDA device.
+//! The CUDA backend.
 //!
-//! `src` has the kernels, [`launch`] says which of them run, on how many blocks and with which arguments, and everything
-//! else brings tensors to them. `emulator` runs kernels and launches on the processor.
+//! `src` has the kernels. [`launch`] chooses kernels, grid sizes and arguments, without any CUDA. The other files apply
+//! them to tensors, one file per operation as in `cpu`. `emulator` compiles kernels with the C++ compiler and tests
+//! them on the CPU.
 
 #[cfg(feature = "cuda")]
 mod batch_norm;
@@ -21,7 +22,8 @@ mod cudnn;
 mod dropout;
 #[cfg(feature = "cuda")]
 mod elementwise;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod emulator;
 #[cfg(feature = "cuda")]
 mod im2col;

@@ -1,22 +1,22 @@
-//! SAM's arithmetic and the optimizer's, over all variables at once.
+//! SAM's arithmetic and SGD, over all variables in one launch.
 
 use candle_core::cuda::WrapErr;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::buffers::{DevicePtr, UninitTensor, device, device_ptr};
 use super::context::with_context;
-use super::launch::params::{self, Entry, Metric};
+use super::launch::params::{self, Entry, Metric, NOT_FINITE, OUTCOME_WORDS};
 use super::launch::{Launcher, Scratch, dtype_code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::core::var_list::Gradient;
 use crate::kernels::operands::{Move, PerturbTarget, Scale, SgdStep};
 
-/// w + ε̂ for each variable, in the gradient's buffers.
+/// w + ε̂ for each variable, in the buffers of the gradient.
 pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
     let Some(first) = targets.first() else { return Ok(Vec::new()) };
     let device = device(&first.var)?.clone();
-    // What had to be converted lives until the launches.
+    // Keeps converted tensors alive until the launches.
     let mut converted = Vec::new();
     let mut entries = Vec::with_capacity(targets.len());
     for target in &targets {
@@ -42,7 +42,7 @@ pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradi
     Ok(targets.into_iter().map(|target| (target.var, target.grad)).collect())
 }
 
-/// One step of stochastic gradient descent, of all variables.
+/// One SGD step of all variables.
 pub(crate) fn sgd(step: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     let Some(first) = moves.first() else { return Ok(()) };
     let mut entries = Vec::with_capacity(moves.len());
@@ -55,7 +55,7 @@ pub(crate) fn sgd(step: SgdStep, moves: &[Move<'_>]) -> Result<()> {
     with_context(device(first.var)?, |context| params::sgd(context, step, &entries))
 }
 
-/// Σ a b, on the device.
+/// Σ a b, as a tensor on the device.
 pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let Some((first, _)) = pairs.first() else { return Tensor::new(0f32, &Device::Cpu) };
     total(pairs, 1.0, wide(first.dtype()))?.tensor()
@@ -85,7 +85,7 @@ fn entry(a: &Tensor, b: &Tensor) -> Result<Entry> {
     Ok(Entry { dtype: a.dtype, size: a.elements, metric: Metric::One, pointers: vec![a.address, b.address] })
 }
 
-/// Two tensors of one type and size.
+/// Two tensors of one dtype and size.
 fn pair(a: &Tensor, b: &Tensor) -> Result<[DevicePtr; 2]> {
     if a.dtype() != b.dtype() || a.elem_count() != b.elem_count() {
         let [a, b] = [a, b].map(|tensor| (tensor.dtype(), tensor.dims()));
@@ -94,14 +94,14 @@ fn pair(a: &Tensor, b: &Tensor) -> Result<[DevicePtr; 2]> {
     Ok([device_ptr(a)?, device_ptr(b)?])
 }
 
-/// How many gradients of this thread's steps were not finite so far. This waits for the device.
+/// How many gradients in steps of this thread were not finite so far. Synchronizes with the device.
 pub(crate) fn skipped_step_count(device: &Device) -> Result<u64> {
     with_context(device.as_cuda_device()?, |context| {
-        context.scratch(Scratch::Outcome, 4)?;
+        context.scratch(Scratch::Outcome, OUTCOME_WORDS)?;
         let outcome: Vec<u64> = match context.scratch.get(&Scratch::Outcome) {
             Some(outcome) => context.stream.clone_dtoh(outcome).w()?,
             None => Vec::new(),
         };
-        Ok(outcome.get(3).copied().unwrap_or_default())
+        Ok(outcome.get(NOT_FINITE).copied().unwrap_or_default())
     })
 }

@@ -1,4 +1,4 @@
-//! Pooling.
+//! Pooling on tensors.
 
 use candle_core::{Result, Tensor};
 
@@ -8,7 +8,7 @@ use super::launch::pool::Mean;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::shapes::PoolShape;
 
-/// The largest or the mean of each window.
+/// The maximum or the mean of each window.
 pub(crate) fn pool(sizes: &PoolShape, x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
     let [rows, columns] = sizes.output;
@@ -50,7 +50,7 @@ fn means(x: &Tensor) -> Result<Mean> {
     Ok(Mean { planes: n * channels, plane: height * width, step: step(x)? })
 }
 
-/// From one pixel to the next.
+/// The distance from one pixel to the next, in elements.
 pub(crate) fn step(x: &Tensor) -> Result<usize> {
     Ok(match ImageLayout::of(x) {
         ImageLayout::Nchw => 1,

@@ -1,9 +1,9 @@
-//! cuDNN's graph interface, as far as a convolution needs it: an operation, the plans that cuDNN has for it, a run of one.
+//! cuDNN's graph API, as far as a convolution needs it: an operation, its execution plans, and running one.
 //! <https://docs.nvidia.com/deeplearning/cudnn/backend/latest/api/cudnn-graph-library.html>
 //!
-//! The older interface names a handful of algorithms, and has one for each gradient where channels lie last. This one gives
-//! thirty or forty plans there on a Hopper, those for its own tensor cores first, in the order in which cuDNN believes in
-//! them. PyTorch asks the same way. `tests/gpu.sh plans` has NVIDIA's library make the plans of a GPU that is not there.
+//! The legacy API has a handful of algorithms, and only one for each gradient in NHWC. On Hopper the graph API has
+//! thirty to forty plans there, ordered by cuDNN's heuristic, those for the tensor cores first. PyTorch uses it in the
+//! same way. A test that needs cuDNN but no GPU makes the plans for a described device.
 
 use std::ffi::c_void;
 use std::ptr::{from_mut, from_ref, null_mut};
@@ -23,7 +23,7 @@ use candle_core::{DType, Error, Result};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::{Conv, Side};
 
-/// What a convolution is asked for.
+/// The output of a convolution, or one of its gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ConvOp {
     Forward,
@@ -31,18 +31,18 @@ pub(super) enum ConvOp {
     BackwardFilter,
 }
 
-/// All that cuDNN's plans depend on.
+/// What a plan depends on: the key of the plan cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Operation {
     pub(super) op: ConvOp,
     pub(super) conv: Conv,
     pub(super) format: ImageLayout,
     pub(super) dtype: DType,
-    /// Whether f32 may be multiplied as TF32.
+    /// Whether f32 products may use TF32.
     pub(super) tf32: bool,
 }
 
-/// Where the images, the weight and the outputs are, or their gradients.
+/// The addresses of images, weight and outputs, or of their gradients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
     pub(super) x: u64,
@@ -50,10 +50,10 @@ pub(super) struct Addresses {
     pub(super) y: u64,
 }
 
-/// All of these begin at a multiple of so many bytes.
+/// Alignment of all operands, in bytes.
 pub(super) const ALIGNMENT: usize = 16;
 
-/// cuDNN on a stream, for one thread.
+/// A cuDNN handle with its stream, for one thread.
 pub(super) struct Handle {
     handle: cudnnHandle_t,
     stream: Arc<CudaStream>,
@@ -63,7 +63,7 @@ impl Handle {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         stream.context().bind_to_thread().map_err(Error::wrap)?;
         let handle = Self { handle: result::create_handle()?, stream: Arc::clone(stream) };
-        // SAFETY: both are alive, and the stream is held as long as the handle.
+        // SAFETY: the handle and the stream are valid, and `Self` keeps the stream as long as the handle.
         unsafe { result::set_stream(handle.handle, stream.cu_stream().cast())? };
         Ok(handle)
     }
@@ -71,28 +71,28 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // At the end of a process the driver or cuDNN may be gone already, and say so.
+        // At process exit the driver or cuDNN may be unloaded already; errors are ignored.
         let _ = self.stream.context().bind_to_thread();
-        // SAFETY: nobody else has it.
+        // SAFETY: `Self` owns the handle, and nothing uses it after this.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
-/// The device that plans are for.
+/// The device to plan for.
 #[derive(Clone, Copy)]
 pub(super) enum Target<'a> {
     Of(&'a Handle),
-    /// One that is described.
+    /// A description of device properties.
     #[cfg_attr(not(test), expect(dead_code, reason = "a step has a device"))]
     Described(&'a Descriptor),
 }
 
-/// How cuDNN would do an operation.
+/// An execution plan of an operation.
 pub(super) struct Plan {
     descriptor: Descriptor,
-    /// Which the plan may read as long as it lives.
+    /// The plan may refer to it.
     _config: Descriptor,
-    /// The memory that it needs beside the operands.
+    /// Bytes of workspace.
     pub(super) bytes: usize,
 }
 
@@ -110,11 +110,11 @@ impl Plan {
 
     /// # Safety
     ///
-    /// At the addresses are the operands of the operation, in its type, and [`bytes`](Self::bytes) bytes of workspace, until
-    /// the device has come past this.
+    /// The addresses must be those of the operands of the operation, in its dtype, and of [`bytes`](Self::bytes) bytes
+    /// of workspace, and stay valid until the device has run the plan.
     pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
         let operands = at.operands(workspace)?;
-        // SAFETY: all are alive and finished, and the caller answers for the addresses.
+        // SAFETY: handle, plan and operands are valid, finalized descriptors, and the caller guarantees the addresses.
         check(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
     }
 }
@@ -130,14 +130,15 @@ impl Addresses {
     }
 }
 
-/// The names of the operands.
+/// The unique ids of the operands.
 const X: i64 = 1;
 const W: i64 = 2;
 const Y: i64 = 3;
 
 impl Operation {
-    /// cuDNN's plans for it, those first that cuDNN believes in, and what it says where it has none. Left out is what gives
-    /// other bits every time, adds up in less than f32, multiplies f32 as less where it may not, or has first to be compiled.
+    /// cuDNN's plans, best first by its heuristic, and its errors. Leaves out plans that are not deterministic,
+    /// accumulate in less than f32, multiply f32 with reduced precision where that is not allowed, or are compiled at
+    /// run time.
     pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Result<Plan>>> {
         let graph = self.graph(target)?;
         let guessed = move |mode| match heuristic_configs(&graph, mode, target) {
@@ -152,7 +153,7 @@ impl Operation {
         Ok(modes.flat_map(guessed).map(plan).filter_map(Result::transpose))
     }
 
-    /// A graph of one node.
+    /// A graph of one operation.
     fn graph(&self, target: Target<'_>) -> Result<Descriptor> {
         let Conv { images, channels, filters, groups, height, width } = self.conv;
         let x = self.tensor(X, [images, channels, height.input, width.input])?;
@@ -215,7 +216,7 @@ impl Operation {
         Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, &attributes)
     }
 
-    /// Four dimensions, in the order (images, channels, height, width) whatever lies behind what.
+    /// A tensor descriptor. Dimensions are in the order (n, c, h, w) for both layouts; only the strides differ.
     fn tensor(&self, name: i64, sizes: [usize; 4]) -> Result<Descriptor> {
         let [n, c, h, w] = integers(sizes)?;
         let strides = match self.format {
@@ -249,7 +250,7 @@ impl Operation {
         Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, &attributes)
     }
 
-    /// Whether the way that a configuration goes is one that a step may take.
+    /// Whether an engine's notes permit it.
     fn admits(&self, config: &Descriptor) -> Result<bool> {
         let engine = config.descriptors(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
         let Some(engine) = engine.first() else { return Ok(false) };
@@ -264,7 +265,7 @@ impl Operation {
     }
 }
 
-/// What cuDNN would try, the best first.
+/// Engine configurations in the order of a heuristic.
 fn heuristic_configs(graph: &Descriptor, mode: Heuristic, target: Target<'_>) -> Result<Vec<Descriptor>> {
     let mut attributes = vec![
         (Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, Value::Descriptor(graph)),
@@ -287,7 +288,7 @@ fn data_type(dtype: DType) -> Result<cudnnDataType_t> {
     }
 }
 
-/// Sizes as cuDNN takes them.
+/// Sizes in cuDNN's integer type.
 fn integers<const N: usize>(sizes: [usize; N]) -> Result<[i64; N]> {
     let mut integers = [0; N];
     for (to, size) in integers.iter_mut().zip(sizes) {
@@ -304,11 +305,11 @@ fn check(status: cudnnStatus_t) -> Result<()> {
     Ok(status.result()?)
 }
 
-/// One of cuDNN's objects.
+/// An owned backend descriptor.
 #[repr(transparent)]
 pub(super) struct Descriptor(cudnnBackendDescriptor_t);
 
-/// What an object is told about itself.
+/// An attribute's value.
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Integers(&'a [i64]),
@@ -325,20 +326,20 @@ enum Value<'a> {
 }
 
 impl Descriptor {
-    /// With these attributes, and finished.
+    /// Creates a descriptor, sets these attributes, and finalizes it.
     fn new(kind: Kind, attributes: &[(Name, Value<'_>)]) -> Result<Self> {
         let descriptor = Self::empty(kind)?;
         for (name, value) in attributes {
             descriptor.set(*name, value)?;
         }
-        // SAFETY: it is alive.
+        // SAFETY: the descriptor was created above and is finalized once, after its attributes are set.
         check(unsafe { cudnnBackendFinalize(descriptor.0) })?;
         Ok(descriptor)
     }
 
     fn empty(kind: Kind) -> Result<Self> {
         let mut descriptor = Self(null_mut());
-        // SAFETY: this is where it goes.
+        // SAFETY: the pointer is that of a local variable, to which cuDNN writes the new descriptor.
         check(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
         Ok(descriptor)
     }
@@ -360,13 +361,14 @@ impl Descriptor {
             #[cfg(test)]
             Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
         };
-        // SAFETY: at `at` are so many values of that type, an address being as large as a pointer; cuDNN copies them.
+        // SAFETY: `at` points to `count` values of the attribute's type (addresses have the size of pointers). cuDNN
+        // copies them during the call.
         check(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
     }
 
     fn integer(&self, name: Name) -> Result<i64> {
         let mut integer = 0;
-        // SAFETY: there is room for one.
+        // SAFETY: there is room for one integer.
         unsafe { self.get(name, Type::CUDNN_TYPE_INT64, 1, from_mut(&mut integer).cast()) }?;
         Ok(integer)
     }
@@ -374,31 +376,32 @@ impl Descriptor {
     /// As numbers: a newer library may have notes that these bindings do not know.
     fn notes(&self, name: Name, kind: Type) -> Result<Vec<u32>> {
         let mut notes = vec![0; 64];
-        // SAFETY: there is room for so many.
+        // SAFETY: there is room for `notes.len()` values, which are C enums of 32 bits.
         let count = unsafe { self.get(name, kind, notes.len(), notes.as_mut_ptr().cast()) }?;
         notes.truncate(count);
         Ok(notes)
     }
 
     fn descriptors(&self, name: Name, kind: Kind) -> Result<Vec<Self>> {
-        // SAFETY: it is asked for nothing but their number.
+        // SAFETY: with room for 0 values cuDNN only returns their number.
         let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, null_mut()) }?;
         let mut descriptors = (0..count).map(|_| Self::empty(kind)).collect::<Result<Vec<_>>>()?;
         let at = descriptors.as_mut_ptr().cast();
-        // SAFETY: there are so many, each a pointer to an object of that kind, which cuDNN fills.
+        // SAFETY: `at` points to `count` valid descriptors of this kind, which cuDNN fills. `Descriptor` is
+        // transparent.
         let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, count, at) }?;
         descriptors.truncate(count);
         Ok(descriptors)
     }
 
-    /// How many values there are.
+    /// Reads an attribute, and returns the number of its values.
     ///
     /// # Safety
     ///
-    /// At `at` there is room for `most` values of this type.
+    /// `at` must have room for `most` values of this type.
     unsafe fn get(&self, name: Name, kind: Type, most: usize, at: *mut c_void) -> Result<usize> {
         let mut count = 0;
-        // SAFETY: it is alive, and the caller answers for the room.
+        // SAFETY: `self.0` is a valid descriptor, and the caller guarantees the room.
         check(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
@@ -406,7 +409,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: nobody else has it.
+        // SAFETY: `Self` owns the descriptor, and nothing uses it after this.
         unsafe { cudnnBackendDestroyDescriptor(self.0) };
     }
 }
@@ -415,7 +418,7 @@ impl Drop for Descriptor {
 mod tests {
     use super::*;
 
-    /// An H200, in the words in which cuDNN writes a device down.
+    /// The properties of an H200, in cuDNN's JSON format.
     const H200: &str = r#"{"deviceVer": 900, "driverVer": 13000, "cudaDeviceId": 0, "deviceName": "NVIDIA H200",
         "totalGlobalMem": 150754820096, "multiProcessorCount": 132, "warpSize": 32, "maxThreadsPerBlock": 1024,
         "maxThreadsPerSM": 2048, "maxCtasPerSM": 32, "maxGridSize": [2147483647, 65535, 65535],
@@ -429,14 +432,15 @@ mod tests {
         Side { input, kernel, output: (input + 2 * padding - kernel) / stride + 1, stride, padding, dilation: 1 }
     }
 
-    /// Against NVIDIA's own library: it takes the descriptions, and has plans for every convolution of our networks.
+    /// Against NVIDIA's library: it accepts the descriptors, and has plans for every convolution of the examples'
+    /// networks.
     #[test]
     #[ignore = "it takes cuDNN, but no GPU: `tests/gpu.sh plans`"]
     fn plans_for_a_device_that_is_not_here() {
         let device = [(Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, Value::Text(H200))];
         let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device).unwrap();
-        // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the last
-        // block of ResNet-18, one of ResNeXt, and what fits nothing.
+        // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the
+        // last block of ResNet-18, one of ResNeXt, and odd sizes.
         let shapes = [
             (3, 16, 1, 32, 3, 1),
             (16, 160, 1, 32, 3, 1),

@@ -1,8 +1,8 @@
-//! Convolutions by cuDNN: forward, and the gradients of the images and of the weight.
+//! Convolutions by cuDNN: forward, data gradient and filter gradient.
 //!
-//! The first time that a convolution of some sizes runs, cuDNN's [plans](graph) for it are timed and the fastest is kept, for
-//! as long as the thread lives. So a thread computes the same bits again and again, but two may have picked different
-//! plans. What was picked goes to `tracing`, at level debug. Where cuDNN has no plan the answer is None.
+//! On the first run with given sizes, all of cuDNN's [plans](graph) are timed, and the fastest is kept as long as the
+//! thread lives. So a thread is deterministic, but two threads may have picked different plans. The choice is logged
+//! with `tracing` at debug level. Without a plan the functions return `None`.
 
 mod graph;
 pub(super) mod plans;
@@ -16,7 +16,7 @@ use super::context::{CudaContext, with_context};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::Conv;
 
-/// The convolution of x with w, of one type and in this format, as y will be.
+/// The convolution of x with w, of one dtype, all in this layout.
 pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<UninitTensor>> {
     let Conv { images, filters, height, width, .. } = *conv;
     let shape = (images, filters, height.output, width.output);
@@ -39,7 +39,7 @@ pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: Imag
     dw.map(UninitTensor::tensor).transpose()
 }
 
-/// One of the three, from two of the operands to the third.
+/// Runs one of the three operations, from two operands to the third.
 fn run(
     op: ConvOp,
     conv: &Conv,
@@ -61,7 +61,7 @@ fn run(
     })
 }
 
-/// A tensor without gaps, or a copy that begins where plans want it.
+/// The tensor itself, or a copy with the alignment that plans require.
 fn aligned(tensor: &Tensor) -> Result<Tensor> {
     if (tensor.layout().start_offset() * tensor.dtype().size_in_bytes()).is_multiple_of(ALIGNMENT) {
         return Ok(tensor.clone());

@@ -1,4 +1,4 @@
-//! The plans that convolutions run by, the fastest of those that cuDNN has, and what they need.
+//! Times cuDNN's plans for each convolution, and caches the fastest.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,25 +11,25 @@ use candle_core::cuda::{CudaDevice, WrapErr};
 
 use super::graph::{Addresses, Handle, Operation, Plan, Target};
 
-/// The most memory that a plan may ask for, in bytes.
+/// Bytes of workspace, at most. A plan that needs more is skipped.
 const WORKSPACE: usize = 1 << 30;
 
-/// How many plans are timed, each after once for nothing: the least of so many rounds counts, of so many calls.
+/// How many plans are timed. Each runs once as a warm-up, then the best of `ROUNDS` rounds of `CALLS` calls counts.
 const PLANS: usize = 16;
 const ROUNDS: usize = 3;
 const CALLS: usize = 3;
 
-/// cuDNN, what has been found out about it, and the memory that all convolutions share.
+/// The plan cache, the handle, and one workspace for all convolutions.
 #[derive(Default)]
 pub(crate) struct Convolutions {
     plans: HashMap<Operation, Option<Plan>>,
     workspace: Option<CudaSlice<u8>>,
-    /// From the first convolution on: to start it takes time, and memory of the device.
+    /// Created with the first convolution: it takes time and device memory.
     handle: Option<Handle>,
 }
 
 impl Convolutions {
-    /// By the fastest plan, which is found out the first time. Whether there is one.
+    /// Runs the fastest plan, which the first call finds by timing. Returns whether there is one.
     pub(super) fn run(
         &mut self,
         device: &CudaDevice,
@@ -53,18 +53,18 @@ impl Convolutions {
                 place.insert(room(device, plan.bytes)?)
             }
         };
-        // SAFETY: the caller's operands are those of the operation, and the workspace stays.
+        // SAFETY: the caller's operands are those of the operation, and `self` keeps the workspace.
         unsafe { plan.run(handle, at, workspace.device_ptr(stream).0)? };
         Ok(true)
     }
 }
 
 fn room(device: &CudaDevice, bytes: usize) -> Result<CudaSlice<u8>> {
-    // SAFETY: whoever reads it has written it before.
+    // SAFETY: plans write the workspace before they read it.
     unsafe { device.alloc::<u8>(bytes.max(1)) }
 }
 
-/// Times the plans: the only place where the host waits for the device.
+/// Times the plans. Only this synchronizes with the device.
 fn fastest(
     device: &CudaDevice,
     stream: &Arc<CudaStream>,
@@ -75,10 +75,10 @@ fn fastest(
     let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
     let (mut best, mut tried, mut trouble) = (None::<(f32, Plan)>, 0, None);
     let plans = operation.plans(Target::Of(handle)).map_err(|error| trouble = Some(error));
-    // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
+    // SAFETY: as in `run` above. The workspace is freed in the order of the stream.
     let run = |plan: &Plan, workspace: &CudaSlice<u8>| unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) };
     for plan in plans.into_iter().flatten() {
-        // Not every plan can be made or run, and memory that is not to be had is a plan less.
+        // A plan that cannot be made or run, or whose workspace cannot be allocated, is skipped.
         let ready = plan.and_then(|plan| {
             if plan.bytes > WORKSPACE {
                 candle_core::bail!("a plan asks for {} bytes", plan.bytes)

@@ -1,16 +1,17 @@
-//! Batch normalization, against that of the CPU in f64.
+//! Batch normalization, against the CPU kernels in f64.
 
 use candle_core::DType;
 
-use super::super::launch::batch_norm::{Norm, Running, STATISTICS};
+use super::super::launch::batch_norm::{Norm, Running};
 use super::super::launch::channels::Channels;
 use super::super::launch::dtype_code;
-use super::{Buffer, FLOATS, FORMATS, assert_close, emulators, in_both_orders, in_planes, laid, numbers, tolerance};
+use super::super::launch::shared::STATISTICS;
+use super::{Buffer, FLOATS, LAYOUTS, assert_close, emulators, in_both_orders, in_layout, numbers, to_nchw, tolerance};
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
 
-/// What [`normalize`] does.
+/// A case of [`check`].
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "all of them are independent")]
 struct Case {
@@ -26,27 +27,27 @@ struct Case {
 
 #[test]
 fn batch_normalization() {
-    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
+    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| LAYOUTS.map(|format| (dtype, format))) {
         for (i, sizes) in [[5, 3, 64], [3, 2, 35], [4, 7, 1], [2, 260, 4], [3, 24, 50], [2, 3, 4096], [7, 72, 50]]
             .into_iter()
             .enumerate()
         {
-            // Those of many elements once.
+            // Large sizes only once.
             for bits in if sizes[0] * sizes[1] * sizes[2] > 5000 || sizes[1] > 256 { 3..4 } else { 0..8 } {
                 let [residual, relu, fixed] = [1, 2, 4].map(|bit| bits & bit != 0);
                 let (centered, affine) = ((i + bits) % 4 > 0, (i + bits) % 3 > 0);
-                normalize(Case { dtype, sizes, format, residual, relu, centered, fixed, affine });
+                check(Case { dtype, sizes, format, residual, relu, centered, fixed, affine });
             }
         }
     }
 }
 
-fn normalize(case: Case) {
+fn check(case: Case) {
     let Case { dtype, sizes, format, residual, relu, centered, fixed, affine } = case;
     let [images, channels, plane] = sizes;
     let n = images * channels * plane;
     let x: Vec<f64> = numbers(n, 1).into_iter().map(|x| x + 3.0).collect();
-    let images_of = |values: &[f64]| Buffer::new(dtype, &laid(values, sizes, format));
+    let images_of = |values: &[f64]| Buffer::new(dtype, &in_layout(values, sizes, format));
     let [x, r, dy] = [images_of(&x), images_of(&numbers(n, 2)), images_of(&numbers(n, 3))];
     let ones: [Vec<f64>; 2] = [vec![1.0; channels], vec![0.0; channels]];
     let [weight, bias] = if affine { [numbers(channels, 4), numbers(channels, 5)] } else { ones };
@@ -74,9 +75,9 @@ fn normalize(case: Case) {
         };
         let state = Running { dtype: 0, mean: running[0].address(), var: running[1].address() };
         if fixed {
-            norm.take(launcher, state)?;
+            norm.use_running(launcher, state)?;
         } else {
-            norm.measure(launcher, x.address(), Some((state, momentum)))?;
+            norm.batch_statistics(launcher, x.address(), Some((state, momentum)))?;
         }
         norm.forward(launcher, [x.address(), on(residual, &r), y.address()])?;
         let values = [x.address(), on(residual, &y), dy.address()];
@@ -90,9 +91,9 @@ fn normalize(case: Case) {
 
     let norm = norm::Norm { channels, plane, eps: 1e-5, centered, relu };
     for images in &mut found[..3] {
-        *images = in_planes(images, sizes, format);
+        *images = to_nchw(images, sizes, format);
     }
-    let [x, r, dy] = [x, r, dy].map(|images| in_planes(&images.values(), sizes, format));
+    let [x, r, dy] = [x, r, dy].map(|images| to_nchw(&images.values(), sizes, format));
     let before = before.map(|buffer| buffer.values());
     let affine = [weight.values(), bias.values()].concat();
     let given = Statistics { mean: before[0].clone(), var: before[1].clone() };
@@ -102,7 +103,7 @@ fn normalize(case: Case) {
     let what = format!("{case:?}");
     let tolerance = 4.0 * tolerance(dtype);
     assert_close(&found[0], &y, tolerance, &what);
-    // Where the rounded y is 0 the exact one may be a little more: both have a right to their sign.
+    // Where y rounds to 0 the exact value may be slightly positive: then either sign is correct.
     let clear = |i: usize| !relu || found[0][i] == 0.0 && y[i] == 0.0 || found[0][i] > 0.0 && y[i] > 0.0;
     let same = (0..n).all(clear);
     for (name, found, expected, scale) in [
@@ -128,7 +129,7 @@ fn normalize(case: Case) {
     }
 }
 
-/// Like a convolution without padding that meets a NaN: nothing of it may be hidden.
+/// A NaN in the input must not be hidden.
 #[test]
 fn normalization_hands_on_what_is_not_a_number() {
     for mut launcher in emulators() {
@@ -139,7 +140,7 @@ fn normalization_hands_on_what_is_not_a_number() {
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
         let norm =
             Norm { sizes, eps: 1e-5, centered: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
-        norm.measure(&mut launcher, x.address(), None).unwrap();
+        norm.batch_statistics(&mut launcher, x.address(), None).unwrap();
         norm.forward(&mut launcher, [x.address(), 0, y.address()]).unwrap();
         assert!(y.values().iter().all(|y| y.is_nan()));
     }

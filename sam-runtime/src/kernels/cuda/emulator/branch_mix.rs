@@ -1,4 +1,4 @@
-//! Sums of branches with a weight for each example.
+//! Sums of branches with a factor for each example.
 
 use super::super::launch::branch_mix;
 use super::super::launch::dtype_code;

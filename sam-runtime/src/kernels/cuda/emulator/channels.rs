@@ -1,14 +1,14 @@
-//! Sums over channels, and biases.
+//! Moments of channels and biases.
 
 use candle_core::DType;
 
 use super::super::launch::channels::{self, Channels};
 use super::super::launch::dtype_code;
-use super::{Buffer, FLOATS, FORMATS, assert_close, in_both_orders, in_planes, numbers, tolerance};
+use super::{Buffer, FLOATS, LAYOUTS, assert_close, in_both_orders, numbers, to_nchw, tolerance};
 
 #[test]
 fn biases() {
-    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| FORMATS.map(|format| (dtype, format))) {
+    for (dtype, format) in FLOATS.into_iter().flat_map(|dtype| LAYOUTS.map(|format| (dtype, format))) {
         for sizes @ [images, channels, plane] in [[5, 3, 64], [3, 300, 1], [2, 2, 7], [40, 72, 4], [2, 3, 4096]] {
             let n = images * channels * plane;
             let (dtypes, bias) = ([dtype_code(dtype).unwrap(), 0], Buffer::new(DType::F32, &numbers(channels, 2)));
@@ -21,8 +21,8 @@ fn biases() {
             }) else {
                 return;
             };
-            found[0] = in_planes(&found[0], sizes, format);
-            let (y, bias) = (in_planes(&Buffer::new(dtype, &numbers(n, 1)).values(), sizes, format), bias.values());
+            found[0] = to_nchw(&found[0], sizes, format);
+            let (y, bias) = (to_nchw(&Buffer::new(dtype, &numbers(n, 1)).values(), sizes, format), bias.values());
             let channel = |i: usize| i / plane % channels;
             let mut sums = vec![0.0; channels];
             y.iter().enumerate().for_each(|(i, y)| sums[channel(i)] += y);

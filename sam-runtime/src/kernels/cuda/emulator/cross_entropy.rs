@@ -1,4 +1,4 @@
-//! Cross entropy, against that of the CPU in f64.
+//! Cross entropy, against the CPU kernels in f64.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -21,7 +21,8 @@ fn cross_entropies() {
         for [rows, classes] in [[5, 10], [3, 300], [1, 2]] {
             let (n, type_code) = (rows * classes, dtype_code(dtype).unwrap());
             let logits = Buffer::new(dtype, &numbers(n, 1).into_iter().map(|x| 8.0 * x).collect::<Vec<_>>());
-            let labels: Vec<f64> = (0..rows).map(|i| (i * 7 % classes) as f64).collect();
+            let classes_of_rows: Vec<_> = (0..rows).map(|i| i * 7 % classes).collect();
+            let labels: Vec<f64> = classes_of_rows.iter().map(|class| *class as f64).collect();
             let shares: Vec<f64> = numbers(n, 2).into_iter().map(|x| x.max(0.0)).collect();
             let [label_buffer, share_buffer] =
                 [(DType::I64, &labels), (DType::F32, &shares)].map(|(dtype, values)| Buffer::new(dtype, values));
@@ -30,7 +31,7 @@ fn cross_entropies() {
             let shape = [rows, classes];
             let address = share_buffer.address();
             let cases = [0.0, 0.1].map(|smoothing| {
-                let labels = labels.iter().map(|label| Some(*label as usize)).collect();
+                let labels = classes_of_rows.iter().map(|class| Some(*class)).collect();
                 let targets = Targets::Labels { labels, count: rows, smoothing };
                 (
                     Target::Labels { address: label_buffer.address(), smoothing },

@@ -21,7 +21,7 @@ fn elementwise_operations() {
             elementwise::relu_back(launcher, type_code, [relu.address(), b.address(), back.address()], n)?;
             elementwise::add(launcher, type_code, [a.address(), b.address(), sum.address()], n)?;
             let mask = Dropout { seed: 77, drop: 0.3, scale: 1.0 / (1.0 - 0.3), plane: 1, step: 1 };
-            mask.of(launcher, type_code, [a.address(), dropped.address()], n)?;
+            mask.run(launcher, type_code, [a.address(), dropped.address()], n)?;
             Ok(vec![relu, back, sum, dropped])
         }) else {
             return;

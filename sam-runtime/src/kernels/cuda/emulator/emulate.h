@@ -1,7 +1,8 @@
-// Enough of CUDA for a C++ compiler to run the kernels on a machine without a GPU: read before their source.
+// Enough of CUDA for a C++ compiler to run the kernels on a machine without a GPU. Included before the kernels.
 //
-// A block's threads are fibers that run one after the other from barrier to barrier, in ascending or descending order:
-// where the order shows in the result a barrier is missing. Shared memory is static, for blocks run one by one.
+// The threads of a block are fibers that run one after the other from barrier to barrier, in ascending or descending
+// order: if the result depends on the order a barrier is missing. Shared memory is static, because blocks run one by
+// one.
 #pragma once
 #include <cmath>
 #include <csetjmp>
@@ -9,6 +10,8 @@
 #include <ucontext.h>
 #include <utility>
 #include <vector>
+
+#include "shared.h"
 
 #define EMULATED
 #define __global__
@@ -38,14 +41,14 @@ inline unsigned __float_as_uint(float x) { return as<unsigned>(x); }
 inline long long __double_as_longlong(double x) { return as<long long>(x); }
 inline double __longlong_as_double(unsigned long long x) { return as<double>(x); }
 
-// f16 as the compiler has it.
+// f16 by the compiler's type.
 inline float f16_to_float(unsigned short bits) { return as<_Float16>(bits); }
 inline unsigned short float_to_f16(float x) { return as<unsigned short>(_Float16(x)); }
 
-// A fiber begins by a context of its own, which takes system calls, and goes on by jumps, which take none. It waits for the
-// next block where it has ended one.
+// A fiber starts with its own context, which takes system calls, and continues by jumps, which take none. At the end of
+// a block it waits for the next one.
 namespace fibers {
-constexpr unsigned COUNT = 256, STACK = 1 << 16;
+constexpr unsigned COUNT = THREADS, STACK = 1 << 16;
 static jmp_buf scheduler, fiber[COUNT];
 static ucontext_t unused;
 static bool begun[COUNT], done[COUNT];
@@ -78,7 +81,7 @@ static void resume() {
   swapcontext(&unused, &context);
 }
 
-// Runs one block. False if some threads ended where others wait.
+// Runs one block. Returns false if some threads ended while others wait at a barrier.
 static bool run(void (*f)(void *), void *with, bool descending) {
   body = f;
   argument = with;
@@ -102,7 +105,7 @@ static bool run(void (*f)(void *), void *with, bool descending) {
 
 inline void __syncthreads() { fibers::wait(); }
 
-// Calls a kernel with the arguments that these point to, as the driver does.
+// Calls a kernel with pointers to its arguments, as the driver does.
 template <typename... A, size_t... I>
 void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_reference_t<A> *>(arguments[I])...);
@@ -110,7 +113,7 @@ void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
 
 template <auto Kernel> struct Call;
 template <typename... A, void (*Kernel)(A...)> struct Call<Kernel> {
-  static constexpr unsigned count = sizeof...(A);
+  static constexpr unsigned count = sizeof...(A), sizes[] = {sizeof(A)...};
   static void with(void *arguments) { call(Kernel, static_cast<void **>(arguments), std::index_sequence_for<A...>()); }
 };
 
@@ -118,14 +121,18 @@ struct Entry {
   const char *name;
   unsigned count;
   void (*call)(void *);
+  // Of the arguments; null: they are not checked.
+  const unsigned *sizes = nullptr;
 };
 
-// 0, or 1 for a kernel that is none, 2 for a wrong number of arguments, 3 for threads that ended where others wait.
+// Returns 0 on success, 1 for an unknown kernel, 2 for a wrong number of arguments, 3 if threads ended while others
+// wait at a barrier, 4 for an argument of a wrong size.
 inline int launch(const Entry *entries, size_t n, const char *name, unsigned blocks, void **arguments, unsigned count,
-                  int descending) {
+                  int descending, const unsigned *sizes = nullptr) {
   for (size_t i = 0; i < n; i++) {
     if (strcmp(entries[i].name, name) != 0) continue;
     if (entries[i].count != count) return 2;
+    if (sizes && entries[i].sizes && memcmp(entries[i].sizes, sizes, count * sizeof *sizes) != 0) return 4;
     gridDim.x = blocks;
     for (unsigned block = 0; block < blocks; block++) {
       blockIdx.x = descending ? blocks - 1 - block : block;

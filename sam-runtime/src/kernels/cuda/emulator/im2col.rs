@@ -1,8 +1,8 @@
-//! Patches of convolutions, against the convolution of the CPU in f64, and weights between formats.
+//! Patches against the CPU's convolution in f64, and filters between layouts.
 
 use super::super::launch::dtype_code;
 use super::super::launch::im2col::{Filters, Patches};
-use super::{Buffer, FLOATS, assert_close, in_both_orders, in_planes, numbers, tolerance};
+use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, to_nchw, tolerance};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::conv::{self, Conv, Side};
 
@@ -10,11 +10,11 @@ use crate::kernels::cpu::conv::{self, Conv, Side};
 fn weights_between_formats_and_types() {
     let pairs = FLOATS.into_iter().flat_map(|from| FLOATS.map(|to| (from, to)));
     for ((from, to), sizes) in pairs.flat_map(|pair| [[5, 300, 9], [2, 7, 49], [3, 1, 2]].map(|sizes| (pair, sizes))) {
-        let [filters, channels, places] = sizes;
-        let values = numbers(filters * channels * places, 1);
+        let [filters, channels, taps] = sizes;
+        let values = numbers(filters * channels * taps, 1);
         let x = Buffer::new(from, &values);
         let Some(found) = in_both_orders(|launcher| {
-            let weight = Filters { filters, channels, places };
+            let weight = Filters { count: filters, channels, taps };
             let [y, back] = [to, from].map(|dtype| Buffer::empty(dtype, values.len()));
             let (there, home) = ([x.address(), y.address()], [y.address(), back.address()]);
             weight.permute(launcher, [dtype_code(from)?, dtype_code(to)?], there, ImageLayout::Nhwc)?;
@@ -24,12 +24,12 @@ fn weights_between_formats_and_types() {
             return;
         };
         let once = Buffer::new(to, &x.values()).values();
-        assert_eq!(in_planes(&found[0], sizes, ImageLayout::Nhwc), once, "{from:?} to {to:?}");
+        assert_eq!(to_nchw(&found[0], sizes, ImageLayout::Nhwc), once, "{from:?} to {to:?}");
         assert_eq!(found[1], Buffer::new(from, &once).values(), "{to:?} to {from:?}");
     }
 }
 
-/// The rows of a (rows, inner) and the columns of b (inner, columns).
+/// The matrix product of a (rows, inner) and b (inner, columns).
 fn product(a: &[f64], b: &[f64], inner: usize, columns: usize) -> Vec<f64> {
     let mut product = Vec::with_capacity(a.len() / inner * columns);
     for row in a.chunks(inner) {
@@ -74,7 +74,7 @@ fn patches_of_convolutions() {
             };
             let Some(found) = in_both_orders(|launcher| {
                 let (matrix, dx) = (Buffer::empty(dtype, rows * columns), Buffer::empty(dtype, n));
-                patches.take(launcher, dtype_code(dtype)?, [x.address(), matrix.address()])?;
+                patches.im2col(launcher, dtype_code(dtype)?, [x.address(), matrix.address()])?;
                 patches.col2im(launcher, dtype_code(dtype)?, [transposed.address(), dx.address()])?;
                 Ok(vec![matrix, dx])
             }) else {

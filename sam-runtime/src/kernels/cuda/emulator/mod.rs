@@ -1,5 +1,5 @@
-//! The kernels on a machine without a GPU: their own source, compiled by a C++ compiler with `emulate.h` before it, run
-//! block by block and compared with f64. Skipped, with a line that says so, where there is no compiler.
+//! Tests of the kernels without a GPU. A C++ compiler compiles their source, with `emulate.h` included first; blocks
+//! run one by one, and results are compared with f64. Skipped, with a message, if there is no compiler.
 
 mod batch_norm;
 mod branch_mix;
@@ -26,9 +26,9 @@ use libloading::{Library, Symbol};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 use crate::core::image_layout::ImageLayout;
 
-type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, c_uint, c_int) -> c_int;
+type Run = unsafe extern "C" fn(*const c_char, c_uint, *mut *mut c_void, *const c_uint, c_uint, c_int) -> c_int;
 
-/// None where there is no compiler.
+/// None if there is no compiler.
 static LIBRARY: LazyLock<Option<Library>> = LazyLock::new(compile);
 
 fn compile() -> Option<Library> {
@@ -39,14 +39,16 @@ fn compile() -> Option<Library> {
     for file in kernel_files(&sources) {
         writeln!(program, "#include \"{}\"", file.display()).expect("a string can be written to");
         for name in kernels(&std::fs::read_to_string(file).expect("a source can be read")) {
-            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with}},").expect("likewise");
+            write!(entries, "{{\"{name}\", Call<{name}>::count, Call<{name}>::with, Call<{name}>::sizes}},")
+                .expect("likewise");
         }
     }
     write!(
         program,
         "static const Entry entries[] = {{{entries}}};\n\
-         extern \"C\" int run(const char *name, unsigned blocks, void **arguments, unsigned count, int descending) {{\n\
-         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, count, descending); }}\n"
+         extern \"C\" int run(const char *name, unsigned blocks, void **arguments, const unsigned *sizes,\n\
+         unsigned count, int descending) {{\n\
+         return launch(entries, sizeof entries / sizeof *entries, name, blocks, arguments, count, descending, sizes); }}\n"
     )
     .expect("likewise");
     let [source, library] = ["kernels.cpp", "kernels.so"].map(|name| folder.path().join(name));
@@ -65,7 +67,7 @@ fn compile() -> Option<Library> {
         return None;
     };
     assert!(output.status.success(), "{compiler}:\n{}", String::from_utf8_lossy(&output.stderr));
-    // SAFETY: the library has no initializers beyond those of its static data.
+    // SAFETY: the library's initializers are only those of its static data.
     Some(unsafe { Library::new(&library) }.expect("what has just been compiled can be loaded"))
 }
 
@@ -78,7 +80,7 @@ fn kernel_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The names of the kernels of a source.
+/// The names of the kernels in a source.
 fn kernels(source: &str) -> Vec<&str> {
     let names = source.split("__global__ void ").skip(1).map(|rest| {
         let name =
@@ -88,18 +90,18 @@ fn kernels(source: &str) -> Vec<&str> {
     names.collect()
 }
 
-/// A machine that runs the threads of a block, and the blocks, in one order or the other.
+/// Runs the threads of a block, and the blocks, in ascending or descending order.
 struct Emulator {
     run: Symbol<'static, Run>,
     scratch: HashMap<Scratch, Vec<u64>>,
     descending: bool,
 }
 
-/// Both orders, or nothing where there is no compiler.
+/// One emulator for each order, or none without a compiler.
 fn emulators() -> Vec<Emulator> {
     let Some(library) = &*LIBRARY else { return Vec::new() };
     let launcher = |descending| Emulator {
-        // SAFETY: this is the function's type, see `compile`.
+        // SAFETY: `compile` defines the function with this type.
         run: unsafe { library.get(b"run") }.expect("the library has the function that was written for it"),
         scratch: HashMap::new(),
         descending,
@@ -107,33 +109,37 @@ fn emulators() -> Vec<Emulator> {
     vec![launcher(false), launcher(true)]
 }
 
+/// The address and the size of an argument.
+fn argument<T>(x: &mut T) -> (*mut c_void, c_uint) {
+    (std::ptr::from_mut(x).cast(), size_of::<T>() as c_uint)
+}
+
 impl Launcher for Emulator {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
-        // Shared memory is the library's static data: one launch at a time.
+        // Shared memory is static data of the library, so only one launch may run at a time.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut args = args.to_vec();
-        let mut pointers: Vec<*mut c_void> = args
-            .iter_mut()
-            .map(|arg| match arg {
-                KernelArg::U32(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::U64(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::F64(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::TableChunk(x) => std::ptr::from_ref(*x).cast_mut().cast(),
-                KernelArg::Channels(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Affine(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Pool(x) => std::ptr::from_mut(x).cast(),
-                KernelArg::Convolution(x) => std::ptr::from_mut(x).cast(),
-            })
-            .collect();
+        let of = |arg: &mut KernelArg<'_>| match arg {
+            KernelArg::U32(x) => argument(x),
+            KernelArg::U64(x) => argument(x),
+            KernelArg::F64(x) => argument(x),
+            KernelArg::TableChunk(x) => (std::ptr::from_ref(*x).cast_mut().cast(), size_of_val(*x) as c_uint),
+            KernelArg::Channels(x) => argument(x),
+            KernelArg::Affine(x) => argument(x),
+            KernelArg::Pool(x) => argument(x),
+            KernelArg::Conv(x) => argument(x),
+        };
+        let (mut pointers, sizes): (Vec<*mut c_void>, Vec<c_uint>) = args.iter_mut().map(of).unzip();
         let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);
         let (pointers, count) = (pointers.as_mut_ptr(), to_u32(args.len())?);
-        // SAFETY: the arguments are alive, and as many as the kernel has, which is checked there. That their types are the
-        // kernel's, and their addresses those of enough memory, is what the tests are about: they watch the memory's end.
-        match unsafe { (self.run)(name.as_ptr(), blocks, pointers, count, self.descending.into()) } {
+        // SAFETY: the arguments are alive, and the callee checks their number and sizes. That the addresses are valid
+        // for what the kernel accesses is what the tests check, with guards around the memory.
+        match unsafe { (self.run)(name.as_ptr(), blocks, pointers, sizes.as_ptr(), count, self.descending.into()) } {
             0 => Ok(()),
             1 => candle_core::bail!("there is no kernel {kernel}"),
             2 => candle_core::bail!("{kernel} does not take {count} arguments"),
+            4 => candle_core::bail!("an argument of {kernel} has another size"),
             _ => candle_core::bail!("some threads of {kernel} ended where others wait"),
         }
     }
@@ -147,7 +153,7 @@ impl Launcher for Emulator {
     }
 }
 
-/// Behind the memory that stays: no kernel may write to it.
+/// A guard after scratch memory: no kernel may write to it.
 const GUARD: [u64; 8] = [0xa5a5_a5a5_a5a5_a5a5; 8];
 
 impl Drop for Emulator {
@@ -157,11 +163,11 @@ impl Drop for Emulator {
     }
 }
 
-/// Memory of the machine, with something behind it that no kernel may write to.
+/// Memory with a guard after it that no kernel may write to.
 struct Buffer {
     dtype: DType,
     len: usize,
-    /// Elements before the first: with one of them, it is not at a multiple of 16 bytes.
+    /// Elements before the first: one of them breaks the alignment to 16 bytes.
     before: usize,
     bytes: Vec<u128>,
 }
@@ -173,7 +179,7 @@ impl Buffer {
         Self::shifted(dtype, values, 0)
     }
 
-    /// As many elements, which no kernel has written yet.
+    /// Elements that no kernel has written yet.
     fn empty(dtype: DType, len: usize) -> Self {
         Self::new(dtype, &vec![f64::NAN; len])
     }
@@ -195,7 +201,7 @@ impl Buffer {
     }
 
     fn raw(bytes: &mut [u128]) -> &mut [u8] {
-        // SAFETY: any bytes are bytes.
+        // SAFETY: u128 has no padding, and any bytes are valid u8.
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), 16 * bytes.len()) }
     }
 
@@ -227,7 +233,7 @@ fn numbers(n: usize, seed: u64) -> Vec<f64> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// How far a result in this type may be from that in f64, relative to `size`.
+/// The tolerance of a result in this dtype, relative to f64.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-13,
@@ -247,27 +253,27 @@ fn assert_close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
 
 const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
-const FORMATS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
+const LAYOUTS: [ImageLayout; 2] = [ImageLayout::Nchw, ImageLayout::Nhwc];
 
-/// (images, channels, plane) as it lies in memory in this format.
-fn laid(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+/// (images, channels, plane) in the memory order of this layout.
+fn in_layout(values: &[f64], [_, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
     match format {
         ImageLayout::Nchw => values.to_vec(),
         ImageLayout::Nhwc => values.chunks(channels * plane).flat_map(|x| transposed(x, plane)).collect(),
     }
 }
 
-/// The way back.
-fn in_planes(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
-    laid(values, [images, plane, channels], format)
+/// The inverse of [`in_layout`].
+fn to_nchw(values: &[f64], [images, channels, plane]: [usize; 3], format: ImageLayout) -> Vec<f64> {
+    in_layout(values, [images, plane, channels], format)
 }
 
-/// Rows of so many columns, column by column.
+/// The transpose of a matrix with this many columns.
 fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|column| x.iter().skip(column).step_by(columns).copied()).collect()
 }
 
-/// Runs this in both orders of threads and checks that what it returns has the same bits.
+/// Runs `run` in both thread orders and checks that the results are bitwise identical.
 fn in_both_orders(run: impl Fn(&mut Emulator) -> Result<Vec<Buffer>>) -> Option<Vec<Vec<f64>>> {
     let results = emulators().into_iter().map(|mut launcher| run(&mut launcher).unwrap());
     let mut results = results.map(|buffers| buffers.iter().map(Buffer::values).collect::<Vec<_>>());

@@ -1,8 +1,8 @@
-//! The kernels of `sam.cu`.
+//! The kernels of `params.cu`.
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::super::launch::params::{Entry, Metric, dot, mix, perturb, sgd};
+use super::super::launch::params::{Entry, Metric, NOT_FINITE, dot, mix, perturb, sgd};
 use super::super::launch::{Scratch, dtype_code};
 use super::{Buffer, FLOATS, assert_close, emulators, numbers, tolerance};
 use crate::core::dtype::wide;
@@ -12,7 +12,7 @@ use crate::kernels::operands::SgdStep;
 use crate::kernels::operands::{PerturbTarget, Scale};
 use crate::kernels::portable;
 
-/// A variable in the emulation, and the same in f64.
+/// A variable in the emulator, and the same in f64.
 struct Case {
     w: Buffer,
     g: Buffer,
@@ -60,14 +60,14 @@ fn bits(buffer: &Buffer) -> Vec<u64> {
     buffer.values().into_iter().map(f64::to_bits).collect()
 }
 
-/// Runs `perturb` in both orders, whose bits have to be the same, and returns w + ε̂ and the number of gradients that were
-/// not finite.
+/// Runs `perturb` in both orders, which must agree bitwise. Returns w + ε̂ and the number of gradients that were not
+/// finite.
 fn run(ball: Ball, cases: impl Fn() -> Vec<Case>) -> Option<(Vec<Vec<f64>>, u64)> {
     let mut results = emulators().into_iter().map(|mut launcher| {
         let cases = cases();
         perturb(&mut launcher, ball, cases.iter().map(Case::entry).collect()).unwrap();
         assert!(cases.iter().zip(self::cases(&cases)).all(|(case, w)| bits(&case.w) == w), "w has been written to");
-        let not_finite = launcher.scratch[&Scratch::Outcome][3];
+        let not_finite = launcher.scratch[&Scratch::Outcome][NOT_FINITE];
         (cases.iter().map(|case| case.g.values()).collect::<Vec<_>>(), not_finite)
     });
     let first = results.next()?;
@@ -98,7 +98,7 @@ fn perturbation_for_every_norm_and_type() {
     }
 }
 
-/// Variables of all types at once, each with another metric, some with a mask, in a ball with a norm and in one without.
+/// Variables of all dtypes in one call, with every metric, some with a mask, with a norm and without.
 #[test]
 fn perturbation_in_every_metric() {
     let all = || {
@@ -131,7 +131,7 @@ fn perturbation_in_every_metric() {
         let expected = portable::perturbed(ball, all().iter().map(Case::target).collect()).unwrap();
         for ((found, (_, expected)), case) in found.iter().zip(&expected).zip(all()) {
             let what = format!("{:?}, p = {p}, {normalized}, {:?}", case.w.dtype, case.entry().metric);
-            // The scale is that of f32 variables too.
+            // The scale depends on the f32 variables as well.
             assert_close(found, &expected.to_vec1().unwrap(), tolerance(case.w.dtype).max(1e-7), &what);
         }
     }
@@ -160,7 +160,7 @@ fn zero_and_non_finite_gradients() {
     }
 }
 
-/// Squares of these overflow or vanish in their type, and 1/M does.
+/// Gradients whose squares overflow or underflow in their dtype, or whose 1/M overflows.
 #[test]
 fn extreme_gradients() {
     for (dtype, scales) in [(DType::F32, [1e-44, 1e-39, 1e30]), (DType::F64, [1e-310, 1e-200, 1e200])] {
@@ -182,7 +182,7 @@ fn extreme_gradients() {
     }
 }
 
-/// A table of more words than one launch carries.
+/// A table that does not fit into one launch argument.
 #[test]
 fn three_hundred_variables() {
     let all = || (0..300).map(|i| Case::new(DType::F32, 1 + i as usize % 9, i)).collect::<Vec<_>>();

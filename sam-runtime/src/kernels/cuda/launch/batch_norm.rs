@@ -1,14 +1,12 @@
-//! Batch normalization.
+//! Launches of `batch_norm.cu`.
 
 use candle_core::Result;
 
 use super::channels::{Channels, Grid};
-use super::{KernelArg, Launcher, THREADS, to_u32};
+use super::shared::{AffineArgs, THREADS};
+use super::{KernelArg, Launcher, to_u32};
 
-/// What a normalization knows of a channel: mean, 1/σ, γ/σ and β.
-pub(crate) const STATISTICS: usize = 4;
-
-/// How to normalize, and with what.
+/// A batch normalization and its parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Norm {
     pub(crate) sizes: Channels,
@@ -16,13 +14,13 @@ pub(crate) struct Norm {
     /// Whether the mean is subtracted.
     pub(crate) centered: bool,
     pub(crate) relu: bool,
-    /// Of x and everything of its size.
+    /// Of x and all tensors of its size.
     pub(crate) dtype: u32,
     /// Of γ and β.
     pub(crate) affine_dtype: u32,
     pub(crate) weight: u64,
     pub(crate) bias: u64,
-    /// Memory for [`STATISTICS`] f64 for each channel.
+    /// The address of [`STATISTICS`](super::shared::STATISTICS) f64 per channel.
     pub(crate) statistics: u64,
 }
 
@@ -35,14 +33,18 @@ pub(crate) struct Running {
 }
 
 impl Norm {
-    /// Its type is the low half of the first word.
     fn affine(&self) -> KernelArg<'static> {
-        KernelArg::Affine([self.affine_dtype.into(), self.weight, self.bias])
+        KernelArg::Affine(AffineArgs { dtype: self.affine_dtype, weight: self.weight, bias: self.bias })
     }
 
-    /// The statistics of the batch; running ones move by `momentum` towards them.
-    pub(crate) fn measure(&self, launcher: &mut impl Launcher, x: u64, running: Option<(Running, f64)>) -> Result<()> {
-        let parts = self.sizes.moments(launcher, self.dtype, x, self.centered)?;
+    /// Computes the statistics of the batch. Running ones move towards them by `momentum`.
+    pub(crate) fn batch_statistics(
+        &self,
+        launcher: &mut impl Launcher,
+        x: u64,
+        running: Option<(Running, f64)>,
+    ) -> Result<()> {
+        let partials = self.sizes.moments(launcher, self.dtype, x, self.centered)?;
         let (running, momentum) = running.unwrap_or((Running { dtype: 0, mean: 0, var: 0 }, 0.0));
         let args = [
             KernelArg::U32(self.dtype),
@@ -52,7 +54,7 @@ impl Norm {
             KernelArg::U32(self.centered.into()),
             KernelArg::F64(self.sizes.count()),
             KernelArg::F64(self.eps),
-            parts,
+            partials,
             KernelArg::U64(self.statistics),
             KernelArg::F64(momentum),
             KernelArg::U32(running.dtype),
@@ -62,8 +64,8 @@ impl Norm {
         launcher.launch("bn_batch_statistics", self.sizes.sum_blocks(), &args)
     }
 
-    /// The running statistics, in place of those of the batch.
-    pub(crate) fn take(&self, launcher: &mut impl Launcher, running: Running) -> Result<()> {
+    /// Takes the running statistics instead of those of the batch.
+    pub(crate) fn use_running(&self, launcher: &mut impl Launcher, running: Running) -> Result<()> {
         let args = [
             KernelArg::U32(running.dtype),
             KernelArg::U64(running.mean),
@@ -91,8 +93,8 @@ impl Norm {
         launcher.launch("bn_forward", grid.blocks, &args)
     }
 
-    /// The gradients of x, the residual, γ and β from that of y. y is needed where there was a residual, `lines` is memory
-    /// for two f64 for each channel, and `fixed` says that the statistics were not those of the batch.
+    /// The gradients of x, the residual, γ and β from that of y. y is required if there was a residual. `coefficients`
+    /// is memory for two f64 per channel. `fixed`: the statistics were not those of the batch.
     pub(crate) fn backward(
         &self,
         launcher: &mut impl Launcher,
@@ -110,8 +112,8 @@ impl Norm {
         ];
         let of = |grid: &Grid| [&[KernelArg::U32(self.dtype), grid.arg], &images[..]].concat();
 
-        let (grid, parts) = (self.sizes.grid(self.dtype, &[x, y, dy])?, self.sizes.parts(launcher)?);
-        launcher.launch("bn_backward_reduce", grid.blocks, &[&of(&grid)[..], &[parts]].concat())?;
+        let (grid, partials) = (self.sizes.grid(self.dtype, &[x, y, dy])?, self.sizes.partials(launcher)?);
+        launcher.launch("bn_backward_reduce", grid.blocks, &[&of(&grid)[..], &[partials]].concat())?;
 
         let args = [
             grid.arg,
@@ -119,7 +121,7 @@ impl Norm {
             KernelArg::U32(self.centered.into()),
             KernelArg::U32(fixed.into()),
             KernelArg::F64(self.sizes.count()),
-            parts,
+            partials,
             KernelArg::U64(coefficients),
             KernelArg::U32(self.affine_dtype),
             KernelArg::U64(d_weight),

@@ -1,11 +1,11 @@
-//! Sums of branches with a weight for each example.
+//! Launches of `branch_mix.cu`.
 
 use candle_core::Result;
 
 use super::elementwise::elementwise;
 use super::{KernelArg, Launcher};
 
-/// y = Σ f x over one or two tensors x, with a number f for each example of so many elements: in f64 for f64, else in f32.
+/// y = Σ f x over one or two tensors x, with a factor f per `example` elements: f64 for f64 tensors, otherwise f32.
 pub(crate) fn branch_mix(
     launcher: &mut impl Launcher,
     dtype: u32,

@@ -1,10 +1,10 @@
-//! Cross entropy.
+//! Launches of `cross_entropy.cu`.
 
 use candle_core::Result;
 
 use super::{KernelArg, Launcher, Scratch, to_u32};
 
-/// What the rows of logits should be: labels in i64, of which a share is spread evenly, or probabilities.
+/// The targets of the rows: i64 labels with label smoothing, or probabilities.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Labels { address: u64, smoothing: f64 },
@@ -37,11 +37,11 @@ impl CrossEntropy {
         ])
     }
 
-    /// A label that is no class makes the loss NaN: looking would wait for the device.
+    /// The mean loss. An out-of-range label makes it NaN: an error would need a synchronization.
     pub(crate) fn forward(&self, launcher: &mut impl Launcher, [logits, loss]: [u64; 2]) -> Result<()> {
-        let costs = KernelArg::U64(launcher.scratch(Scratch::Partials, self.rows)?);
-        launcher.launch("cross_entropy_rows", self.rows, &[&self.args(logits)?[..], &[costs]].concat())?;
-        let args = [costs, KernelArg::U32(to_u32(self.rows)?), KernelArg::U32(self.dtype), KernelArg::U64(loss)];
+        let row_losses = KernelArg::U64(launcher.scratch(Scratch::Partials, self.rows)?);
+        launcher.launch("cross_entropy_rows", self.rows, &[&self.args(logits)?[..], &[row_losses]].concat())?;
+        let args = [row_losses, KernelArg::U32(to_u32(self.rows)?), KernelArg::U32(self.dtype), KernelArg::U64(loss)];
         launcher.launch("cross_entropy_mean", 1, &args)
     }
 

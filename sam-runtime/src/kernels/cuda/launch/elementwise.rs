@@ -1,11 +1,9 @@
-//! ReLU and sums.
+//! Launches of `elementwise.cu`.
 
 use candle_core::Result;
 
+use super::shared::ELEMENTS_PER_BLOCK;
 use super::{KernelArg, Launcher};
-
-/// Elements that one block takes where each is by itself.
-const ELEMENTS_PER_BLOCK: usize = 1 << 12;
 
 pub(super) fn elementwise(
     launcher: &mut impl Launcher,

@@ -1,17 +1,17 @@
-//! Convolution as a matrix product.
+//! Launches of `im2col.cu`.
 
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, THREADS, to_u32};
+use super::shared::{ConvArgs, FILTER_TILE, THREADS};
+use super::{KernelArg, Launcher, to_u32};
 use crate::core::image_layout::ImageLayout;
 
-/// The weight of a convolution, (filters, channels, places of a kernel), from one format to the other, and from one type
-/// to another.
+/// The weight of a convolution, (filters, channels, taps of the kernel), which changes its layout and dtype.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filters {
-    pub(crate) filters: usize,
+    pub(crate) count: usize,
     pub(crate) channels: usize,
-    pub(crate) places: usize,
+    pub(crate) taps: usize,
 }
 
 impl Filters {
@@ -22,16 +22,15 @@ impl Filters {
         [x, y]: [u64; 2],
         format: ImageLayout,
     ) -> Result<()> {
-        let sizes = [to_u32(self.channels)?, to_u32(self.places)?].map(KernelArg::U32);
-        let to_rows = KernelArg::U32((format == ImageLayout::Nhwc).into());
+        let sizes = [to_u32(self.channels)?, to_u32(self.taps)?].map(KernelArg::U32);
+        let to_nhwc = KernelArg::U32((format == ImageLayout::Nhwc).into());
         let tensors = [KernelArg::U32(from), KernelArg::U64(x), KernelArg::U32(to), KernelArg::U64(y)];
-        let args = [&tensors[..], &sizes, &[to_rows]].concat();
-        launcher.launch("permute_filters", self.filters * self.channels.div_ceil(THREADS), &args)
+        let args = [&tensors[..], &sizes, &[to_nhwc]].concat();
+        launcher.launch("permute_filters", self.count * self.channels.div_ceil(FILTER_TILE), &args)
     }
 }
 
-/// A convolution as a product with a matrix of patches: rows (channel, kernel row, kernel column), columns (image, row,
-/// column).
+/// The matrix of patches of a convolution: rows (channel, kernel row, kernel column), columns (image, row, column).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patches {
     pub(crate) images: usize,
@@ -52,30 +51,25 @@ impl Patches {
     }
 
     fn arg(&self) -> Result<KernelArg<'static>> {
-        let mut sizes = [0; 11];
         let [height, width] = self.input;
         let [kernel_height, kernel_width] = self.kernel;
         let [rows, columns] = self.output;
-        let values = [
-            self.images,
-            self.channels,
-            height,
-            width,
-            kernel_height,
-            kernel_width,
-            rows,
-            columns,
-            self.stride,
-            self.padding,
-            self.dilation,
-        ];
-        for (size, value) in sizes.iter_mut().zip(values) {
-            *size = to_u32(value)?;
-        }
-        Ok(KernelArg::Convolution(sizes))
+        Ok(KernelArg::Conv(ConvArgs {
+            images: to_u32(self.images)?,
+            channels: to_u32(self.channels)?,
+            height: to_u32(height)?,
+            width: to_u32(width)?,
+            kernel_height: to_u32(kernel_height)?,
+            kernel_width: to_u32(kernel_width)?,
+            rows: to_u32(rows)?,
+            columns: to_u32(columns)?,
+            stride: to_u32(self.stride)?,
+            padding: to_u32(self.padding)?,
+            dilation: to_u32(self.dilation)?,
+        }))
     }
 
-    pub(crate) fn take(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
+    pub(crate) fn im2col(&self, launcher: &mut impl Launcher, dtype: u32, [x, patches]: [u64; 2]) -> Result<()> {
         let [rows, columns] = self.matrix();
         let n = rows * columns;
         let args =

@@ -1,7 +1,7 @@
-//! What a GPU is told to do, apart from the GPU: which kernels run, on how many blocks, with which arguments.
+//! Which kernels run, on how many blocks and with which arguments: plain arithmetic on sizes and addresses, without
+//! CUDA.
 //!
-//! A [`Machine`] runs them: a CUDA device, or in the tests the machine's own processor, which a C++ compiler has compiled
-//! the same sources for. Memory is named by addresses here, and everything in this folder is plain arithmetic.
+//! A [`Launcher`] runs the kernels: a CUDA device, or in the tests an emulator on the CPU.
 
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
@@ -12,74 +12,72 @@ pub(crate) mod elementwise;
 pub(crate) mod im2col;
 pub(crate) mod params;
 pub(crate) mod pool;
+#[allow(dead_code, reason = "some of it is for the kernels alone")]
+pub(crate) mod shared;
 
 use candle_core::{DType, Result};
 
-/// An argument of a kernel. Addresses are `U64`.
+use self::shared::{
+    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, PoolArgs, TABLE_CHUNK,
+};
+
+/// A kernel argument. Addresses are `U64`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum KernelArg<'a> {
     U32(u32),
     U64(u64),
     F64(f64),
     TableChunk(&'a TableChunk),
-    /// Sizes of images, and how they are shared out.
-    Channels([u32; 6]),
-    /// What a normalization multiplies by and adds: a type, and two addresses.
-    Affine([u64; 3]),
-    /// Sizes of a pooling.
-    Pool([u32; 9]),
-    /// Sizes of a convolution.
-    Convolution([u32; 11]),
+    Channels(ChannelArgs),
+    Affine(AffineArgs),
+    Pool(PoolArgs),
+    Conv(ConvArgs),
 }
-
-/// Words that the argument of one launch can carry.
-const TABLE_CHUNK: usize = 480;
 
 pub(crate) type TableChunk = [u64; TABLE_CHUNK];
 
-/// Threads of a block.
-const THREADS: usize = 256;
-
-/// Bytes that are read as one.
-const VECTOR: usize = 16;
-
-/// Memory of a machine that stays, for a purpose.
+/// Persistent device memory, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scratch {
-    /// Where variables are.
+    /// The table of variables.
     Table,
-    /// What blocks have come to, each by itself.
+    /// Partial results, one or two per block.
     Partials,
-    /// What has come of a gradient: max, scale, whether there is more to do, and how many were not finite so far.
+    /// An [`Outcome`](shared::Outcome).
     Outcome,
 }
 
-/// Something that runs kernels one after the other, in blocks of 256 threads.
+/// Runs kernels in order, in blocks of [`THREADS`](shared::THREADS) threads.
 pub(crate) trait Launcher {
-    /// With no blocks nothing is done.
+    /// Does nothing if there are no blocks.
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()>;
 
-    /// The address of at least so many words, which are 0 at first. It is another one where more are asked for than before.
+    /// The address of at least `words` 64-bit words, initially 0. It changes, and the content is lost, when the memory
+    /// grows.
     fn scratch(&mut self, purpose: Scratch, words: usize) -> Result<u64>;
 }
 
-/// A type by the code that the kernels know.
+/// The code of a dtype in the kernels.
 pub(crate) fn dtype_code(dtype: DType) -> Result<u32> {
     match dtype {
-        DType::F32 => Ok(0),
-        DType::F64 => Ok(1),
-        DType::F16 => Ok(2),
-        DType::BF16 => Ok(3),
+        DType::F32 => Ok(DTYPE_F32),
+        DType::F64 => Ok(DTYPE_F64),
+        DType::F16 => Ok(DTYPE_F16),
+        DType::BF16 => Ok(DTYPE_BF16),
         dtype => candle_core::bail!("expected a tensor of f32, f64, f16 or bf16, found {dtype:?}"),
     }
 }
 
-/// Bytes of an element of the type with this code.
+/// Bytes per element of the dtype with this code.
 fn bytes(code: u32) -> usize {
-    [4, 8, 2, 2][code as usize]
+    match code {
+        DTYPE_F64 => 8,
+        DTYPE_F32 => 4,
+        _ => 2,
+    }
 }
 
-/// A number as the kernels take it.
+/// A size as the kernels take it.
 pub(crate) fn to_u32(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| candle_core::Error::msg(format!("expected at most 2^32 elements, found {n}")))
 }

@@ -1,22 +1,32 @@
-//! SAM's arithmetic over all variables, as launches of the kernels of `sam.cu`.
+//! SAM's arithmetic and SGD over all variables: launches of `params.cu`.
+
+use std::mem::offset_of;
 
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, Scratch, TABLE_CHUNK, to_u32};
+use super::shared::{
+    CHUNK, COLUMN_FIRST_BLOCK, COLUMN_KIND, COLUMN_POINTER, COLUMN_SIZE, DTYPE_F64, METRIC_GIVEN, METRIC_NUMBER,
+    METRIC_ONE, METRIC_WEIGHTS, NORM_INFINITY, NORM_L2, NORM_LP, NORM_NONE, Outcome, POWER_INFINITY, POWER_ONE,
+    POWER_REAL, POWER_ROOT, POWER_SQUARE, POWER_ZERO, TABLE_CHUNK,
+};
+use super::{KernelArg, Launcher, Scratch, to_u32};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
 use crate::kernels::operands::SgdStep;
 
-/// Elements that one block takes.
-const CHUNK: usize = 1 << 14;
+/// 64-bit words of an outcome.
+pub(crate) const OUTCOME_WORDS: usize = size_of::<Outcome>() / size_of::<u64>();
+
+/// The word of an outcome that counts gradients that were not finite.
+pub(crate) const NOT_FINITE: usize = offset_of!(Outcome, not_finite) / size_of::<u64>();
 
 /// Columns of a table before those of the pointers.
-const COLUMNS: usize = 3;
+const COLUMNS: usize = COLUMN_POINTER as usize;
 
-/// A variable, or another tensor that is worked on: contiguous memory.
+/// A tensor, or several of one dtype and size, in the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// Of the tensors, see [`code`](super::code).
+    /// The [`dtype_code`](super::dtype_code) of the tensors.
     pub(crate) dtype: u32,
     /// Elements.
     pub(crate) size: usize,
@@ -24,25 +34,25 @@ pub(crate) struct Entry {
     pub(crate) pointers: Vec<u64>,
 }
 
-/// T, by which the ball is scaled.
+/// The metric T, which scales the ball.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Metric {
     One,
     /// |w| + η
     Weights(f64),
-    /// The address of a number for each element, f64 for variables of f64 and f32 for others.
+    /// The address of a number for each element, in f64 for f64 variables and f32 for others.
     Given(u64),
     /// The address of one such number for all.
     Number(u64),
 }
 
 impl Metric {
-    fn code(self) -> u64 {
+    fn code(self) -> u32 {
         match self {
-            Self::One => 0,
-            Self::Weights(_) => 1,
-            Self::Given(_) => 2,
-            Self::Number(_) => 3,
+            Self::One => METRIC_ONE,
+            Self::Weights(_) => METRIC_WEIGHTS,
+            Self::Given(_) => METRIC_GIVEN,
+            Self::Number(_) => METRIC_NUMBER,
         }
     }
 
@@ -55,11 +65,11 @@ impl Metric {
     }
 }
 
-/// A table in the machine's memory.
+/// A table on the device.
 struct Table {
     address: u64,
     count: u32,
-    /// Blocks that a launch over all entries has.
+    /// Blocks of a launch over all entries.
     chunks: usize,
 }
 
@@ -70,23 +80,24 @@ impl Table {
         let mut columns = vec![0; words];
         let mut chunks = 0;
         for (i, entry) in entries.iter().enumerate() {
-            columns[i] = chunks as u64;
-            columns[count + i] = entry.size as u64;
-            columns[2 * count + i] = u64::from(entry.dtype) | entry.metric.code() << 8;
+            let mut set = |column: usize, word: u64| columns[column * count + i] = word;
+            set(COLUMN_FIRST_BLOCK as usize, chunks as u64);
+            set(COLUMN_SIZE as usize, entry.size as u64);
+            set(COLUMN_KIND as usize, (entry.dtype | entry.metric.code() << 8).into());
             for (k, pointer) in entry.pointers.iter().enumerate() {
-                columns[(COLUMNS + k) * count + i] = *pointer;
+                set(COLUMNS + k, *pointer);
             }
             chunks += entry.size.div_ceil(CHUNK);
         }
         let address = launcher.scratch(Scratch::Table, words)?;
         for (i, words) in columns.chunks(TABLE_CHUNK).enumerate() {
-            let mut piece = [0; TABLE_CHUNK];
-            piece[..words.len()].copy_from_slice(words);
+            let mut chunk = [0; TABLE_CHUNK];
+            chunk[..words.len()].copy_from_slice(words);
             let (begin, count) = (to_u32(i * TABLE_CHUNK)?, to_u32(words.len())?);
             launcher.launch(
                 "write_table",
                 1,
-                &[KernelArg::U64(address), KernelArg::U32(begin), KernelArg::U32(count), KernelArg::TableChunk(&piece)],
+                &[KernelArg::U64(address), KernelArg::U32(begin), KernelArg::U32(count), KernelArg::TableChunk(&chunk)],
             )?;
         }
         Ok(Self { address, count: to_u32(count)?, chunks })
@@ -97,21 +108,21 @@ impl Table {
     }
 }
 
-/// A power by the code that the kernels know, and its exponent.
+/// The code of a power, and its exponent.
 fn power(power: Power) -> [KernelArg<'static>; 2] {
     let (kind, exponent) = match power {
-        Power::One => (0, 0.0),
-        Power::Same => (1, 1.0),
-        Power::Square => (2, 2.0),
-        Power::Root => (3, 0.5),
-        Power::Largest => (4, f64::INFINITY),
-        Power::Whole(e) => (5, f64::from(e)),
-        Power::Real(e) => (5, e),
+        Power::One => (POWER_ZERO, 0.0),
+        Power::Same => (POWER_ONE, 1.0),
+        Power::Square => (POWER_SQUARE, 2.0),
+        Power::Root => (POWER_ROOT, 0.5),
+        Power::Largest => (POWER_INFINITY, f64::INFINITY),
+        Power::Whole(e) => (POWER_REAL, f64::from(e)),
+        Power::Real(e) => (POWER_REAL, e),
     };
     [KernelArg::U32(kind), KernelArg::F64(exponent)]
 }
 
-/// g ← w + ε̂. Pointers of an entry: w, g, and, where any entry has them, the place of the metric, and a mask or 0.
+/// g ← w + ε̂. Pointers of an entry: w, g, and a mask or 0.
 pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec<Entry>) -> Result<()> {
     let masked = entries.iter().any(|entry| entry.pointers.get(2).is_some_and(|mask| *mask != 0));
     let scaled = masked || entries.iter().any(|entry| !matches!(entry.metric, Metric::One));
@@ -126,30 +137,30 @@ pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec
         }
     }
     let table = Table::write(launcher, &entries)?;
-    let (parts, outcome) =
-        (launcher.scratch(Scratch::Partials, 2 * table.chunks)?, launcher.scratch(Scratch::Outcome, 4)?);
-    let (parts, outcome) = (KernelArg::U64(parts), KernelArg::U64(outcome));
+    let (partials, outcome) =
+        (launcher.scratch(Scratch::Partials, 2 * table.chunks)?, launcher.scratch(Scratch::Outcome, OUTCOME_WORDS)?);
+    let (partials, outcome) = (KernelArg::U64(partials), KernelArg::U64(outcome));
     let (pointers, chunks) =
         (KernelArg::U32(2 + u32::from(scaled) + u32::from(masked)), KernelArg::U32(to_u32(table.chunks)?));
     let (norm, rho) = (ball.norm(), KernelArg::F64(ball.rho));
-    let straight = !ball.normalized || norm.size() == Power::Same;
+    let linear = !ball.normalized || norm.size() == Power::Same;
     let kind = match norm.size() {
-        _ if !ball.normalized => 0,
-        Power::Same => 1,
-        Power::One => 2,
-        _ => 3,
+        _ if !ball.normalized => NORM_NONE,
+        Power::Same => NORM_L2,
+        Power::One => NORM_INFINITY,
+        _ => NORM_LP,
     };
 
-    launcher.launch("measure_gradient", table.chunks, &table.args([pointers, parts]))?;
-    launcher.launch("perturbation_scale", 1, &[parts, chunks, KernelArg::U32(kind), rho, outcome])?;
-    // The squares of f64 may overflow, and then they are taken again as ratios.
-    if kind == 3 || kind == 1 && entries.iter().any(|entry| entry.dtype == 1) {
+    launcher.launch("measure_gradient", table.chunks, &table.args([pointers, partials]))?;
+    launcher.launch("perturbation_scale", 1, &[partials, chunks, KernelArg::U32(kind), rho, outcome])?;
+    // The squares of f64 may overflow; then the sum is taken over ratios instead.
+    if kind == NORM_LP || kind == NORM_L2 && entries.iter().any(|entry| entry.dtype == DTYPE_F64) {
         let [power, exponent] = power(norm.term());
-        let terms = table.args([pointers, power, exponent, outcome, parts]);
+        let terms = table.args([pointers, power, exponent, outcome, partials]);
         launcher.launch("lp_terms", table.chunks, &terms)?;
-        launcher.launch("lp_scale", 1, &[parts, chunks, KernelArg::F64(norm.root()), rho, outcome])?;
+        launcher.launch("lp_scale", 1, &[partials, chunks, KernelArg::F64(norm.root()), rho, outcome])?;
     }
-    if straight {
+    if linear {
         launcher.launch("perturb_linear", table.chunks, &table.args([pointers, outcome]))
     } else {
         let [power, exponent] = power(norm.size());
@@ -157,7 +168,7 @@ pub(crate) fn perturb(launcher: &mut impl Launcher, ball: Ball, mut entries: Vec
     }
 }
 
-/// A step of stochastic gradient descent. Pointers of an entry: w, g, and its velocity or 0.
+/// One SGD step. Pointers of an entry: w, g, and the velocity or 0.
 pub(crate) fn sgd(launcher: &mut impl Launcher, params: SgdStep, entries: &[Entry]) -> Result<()> {
     let table = Table::write(launcher, entries)?;
     let SgdStep { lr, momentum, nesterov, weight_decay } = params;
@@ -166,20 +177,20 @@ pub(crate) fn sgd(launcher: &mut impl Launcher, params: SgdStep, entries: &[Entr
     launcher.launch("sgd_step", table.chunks, &table.args(constants))
 }
 
-/// Σ a b over all entries, times a factor, to a number of this type at `total`. Pointers of an entry: a, b.
+/// Σ a b over all entries, times a factor, to a number of this dtype at `total`. Pointers of an entry: a, b.
 pub(crate) fn dot(launcher: &mut impl Launcher, entries: &[Entry], factor: f64, dtype: u32, total: u64) -> Result<()> {
     let table = Table::write(launcher, entries)?;
-    let parts = KernelArg::U64(launcher.scratch(Scratch::Partials, 2 * table.chunks)?);
-    launcher.launch("dot_chunks", table.chunks, &table.args([parts]))?;
+    let partials = KernelArg::U64(launcher.scratch(Scratch::Partials, 2 * table.chunks)?);
+    launcher.launch("dot_chunks", table.chunks, &table.args([partials]))?;
     let chunks = KernelArg::U32(to_u32(table.chunks)?);
     launcher.launch(
         "sum_chunks",
         1,
-        &[parts, chunks, KernelArg::F64(factor), KernelArg::U32(dtype), KernelArg::U64(total)],
+        &[partials, chunks, KernelArg::F64(factor), KernelArg::U32(dtype), KernelArg::U64(total)],
     )
 }
 
-/// a ← α a + β b for all entries, with numbers of this type at `alpha` and `beta`. Pointers of an entry: a, b.
+/// a ← α a + β b for all entries, with numbers of this dtype at `alpha` and `beta`. Pointers of an entry: a, b.
 pub(crate) fn mix(launcher: &mut impl Launcher, entries: &[Entry], dtype: u32, [alpha, beta]: [u64; 2]) -> Result<()> {
     let table = Table::write(launcher, entries)?;
     let numbers = [KernelArg::U32(dtype), KernelArg::U64(alpha), KernelArg::U64(beta)];

@@ -1,25 +1,27 @@
-//! Pooling.
+//! Launches of `pool.cu`.
 
 use candle_core::Result;
 
-use super::{KernelArg, Launcher, THREADS, to_u32};
+use super::shared::{POOL_MAX, POOL_MEAN, PoolArgs, THREADS, THREADS_PER_PLANE};
+use super::{KernelArg, Launcher, to_u32};
 use crate::kernels::shapes::PoolShape;
-
-/// Threads that take the mean of a plane together.
-const THREADS_PER_PLANE: usize = 32;
 
 impl PoolShape {
     fn arg(&self) -> Result<KernelArg<'static>> {
         let [height, width] = self.input;
         let [rows, columns] = self.output;
         to_u32(height * width * self.step)?;
-        let mut sizes = [0; 9];
-        let values =
-            [usize::from(!self.max), self.kernel, self.stride, self.padding, height, width, rows, columns, self.step];
-        for (size, value) in sizes.iter_mut().zip(values) {
-            *size = to_u32(value)?;
-        }
-        Ok(KernelArg::Pool(sizes))
+        Ok(KernelArg::Pool(PoolArgs {
+            kind: if self.max { POOL_MAX } else { POOL_MEAN },
+            kernel: to_u32(self.kernel)?,
+            stride: to_u32(self.stride)?,
+            padding: to_u32(self.padding)?,
+            height: to_u32(height)?,
+            width: to_u32(width)?,
+            rows: to_u32(rows)?,
+            columns: to_u32(columns)?,
+            step: to_u32(self.step)?,
+        }))
     }
 
     pub(crate) fn forward(&self, launcher: &mut impl Launcher, dtype: u32, [x, y]: [u64; 2]) -> Result<()> {
@@ -47,7 +49,7 @@ impl PoolShape {
 pub(crate) struct Mean {
     pub(crate) planes: usize,
     pub(crate) plane: usize,
-    /// From one pixel to the next: 1 in planes, else the number of channels.
+    /// The distance from one pixel to the next: 1 in NCHW, the number of channels in NHWC.
     pub(crate) step: usize,
 }
 

@@ -1,33 +1,27 @@
-// Batch normalization, with the sum and the ReLU that follow it.
+// Batch normalization, fused with the residual sum and the ReLU that follow it.
 #include "channels.cuh"
 
-// γ and β, where there are any.
-struct Affine {
-  u32 type;
-  const void *weight, *bias;
-};
-
-// What is known of each channel, one after the other: mean, 1/σ, γ/σ and β.
+// The statistics of all channels, array after array: mean, 1/σ, γ/σ and β.
 struct Statistics {
   double *mean, *inverse, *scale, *shift;
 
   __device__ Statistics(double *all, u32 channels)
       : mean(all), inverse(all + channels), scale(all + 2 * channels), shift(all + 3 * channels) {}
 
-  __device__ void set(u32 channel, double centre, double var, double eps, const Affine &affine) const {
-    mean[channel] = centre;
+  __device__ void set(u32 channel, double center, double var, double eps, const AffineArgs &affine) const {
+    mean[channel] = center;
     inverse[channel] = 1 / sqrt(var + eps);
-    scale[channel] = (affine.weight ? read(affine.weight, affine.type, channel) : 1) * inverse[channel];
-    shift[channel] = affine.bias ? read(affine.bias, affine.type, channel) : 0;
+    scale[channel] = (affine.weight ? read(affine.weight, affine.dtype, channel) : 1) * inverse[channel];
+    shift[channel] = affine.bias ? read(affine.bias, affine.dtype, channel) : 0;
   }
 };
 
-// The statistics of the batch; the running ones move, where there are any.
+// Statistics of the batch. Updates the running statistics, if there are any.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_batch_statistics(u32 type, Channels of, const void *x, Affine affine, u32 centered, double count, double eps,
-                        const double *parts, double *statistics, double momentum, u32 running_type, void *running_mean,
-                        void *running_var) {
-  const ChannelSums totals(parts, of.channels, of.splits);
+    bn_batch_statistics(u32 type, ChannelArgs of, const void *x, AffineArgs affine, u32 centered, double count,
+                        double eps, const double *partials, double *statistics, double momentum, u32 running_type,
+                        void *running_mean, void *running_var) {
+  const ChannelSums totals(partials, of.channels, of.splits);
   if (!totals.mine) return;
   const u32 channel = totals.channel;
   const double origin = centered ? read(x, type, u64(channel) * (of.across ? 1 : of.plane)) : 0;
@@ -47,29 +41,29 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// The statistics of a layer that does not train: the running ones.
+// Evaluation mode: the running statistics take the place of those of the batch.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_running_statistics(u32 type, const void *mean, const void *var, u32 channels, Affine affine, double eps,
+    bn_running_statistics(u32 type, const void *mean, const void *var, u32 channels, AffineArgs affine, double eps,
                           double *statistics) {
   const u32 channel = blockIdx.x * THREADS + threadIdx.x;
   if (channel >= channels) return;
   Statistics(statistics, channels).set(channel, read(mean, type, channel), read(var, type, channel), eps, affine);
 }
 
-// γ (x - mean) / σ + β for each channel. Forward and backward come to the same bits, and so to the same sign.
+// γ (x - mean) / σ + β for each channel. Forward and backward compute bitwise identical values, so the sign agrees.
 template <typename T, u32 C> struct AffineCoefficients {
-  Wide<T> centre[C], scale[C], shift[C];
+  Wide<T> center[C], scale[C], shift[C];
 
   __device__ AffineCoefficients(double *all, u32 channels, u32 channel) {
     const Statistics statistics(all, channels);
 #pragma unroll
     for (u32 c = 0; c < C; c++) {
-      centre[c] = Wide<T>(statistics.mean[channel + c]);
+      center[c] = Wide<T>(statistics.mean[channel + c]);
       scale[c] = Wide<T>(statistics.scale[channel + c]);
       shift[c] = Wide<T>(statistics.shift[channel + c]);
     }
   }
-  __device__ __forceinline__ Wide<T> of(Wide<T> x, u32 c) const { return mul_add(x - centre[c], scale[c], shift[c]); }
+  __device__ __forceinline__ Wide<T> of(Wide<T> x, u32 c) const { return mul_add(x - center[c], scale[c], shift[c]); }
   __device__ __forceinline__ void flush() const {}
 };
 
@@ -105,9 +99,9 @@ template <typename T, u32 N, u32 C> struct Normalize : AffineCoefficients<T, C> 
 };
 
 // y = relu(γ (x - mean) / σ + β + residual)
-// Four blocks at a time: with more some registers would be put aside.
+// Four blocks per multiprocessor: more would spill registers.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
-    bn_forward(u32 type, Channels of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
+    bn_forward(u32 type, ChannelArgs of, const void *x, const void *residual, double *statistics, u32 relu, void *y) {
   WITH_PART(type, of, {
     if (!part.active()) return;
     Normalize<T, N, C> each(AffineCoefficients<T, C>(statistics, of.channels, part.channel), x, residual, y, relu != 0);
@@ -115,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
   });
 }
 
-// dy before the ReLU. Its sign is that of y, which was kept where there was a residual, and is recomputed where not.
+// The gradient of y before the ReLU. The mask is y > 0: y is kept if there was a residual, otherwise recomputed from x.
 template <typename T, u32 N, u32 C> struct ReluMaskedGrad : AffineCoefficients<T, C> {
   struct In {
     Pack<T, N> x, y, dy;
@@ -135,9 +129,9 @@ template <typename T, u32 N, u32 C> struct ReluMaskedGrad : AffineCoefficients<T
     return in;
   }
   __device__ __forceinline__ Wide<T> distance(const In &in, u32 k) const {
-    return Number<T>::widen(in.x.at[k]) - this->centre[k % C];
+    return Number<T>::widen(in.x.at[k]) - this->center[k % C];
   }
-  __device__ __forceinline__ Wide<T> slope(const In &in, u32 k) const {
+  __device__ __forceinline__ Wide<T> grad(const In &in, u32 k) const {
     const Wide<T> sign = y ? Number<T>::widen(in.y.at[k]) : this->of(Number<T>::widen(in.x.at[k]), k % C);
     return !relu || sign > 0 ? Number<T>::widen(in.dy.at[k]) : Wide<T>(0);
   }
@@ -150,15 +144,15 @@ template <typename T, u32 N, u32 C> struct GradSums : ReluMaskedGrad<T, N, C> {
   __device__ explicit GradSums(const ReluMaskedGrad<T, N, C> &masked) : ReluMaskedGrad<T, N, C>(masked) {}
   __device__ __forceinline__ void use(u64, const In &in) {
 #pragma unroll
-    for (u32 k = 0; k < N; k++) sums.add(k % C, this->slope(in, k), this->distance(in, k));
+    for (u32 k = 0; k < N; k++) sums.add(k % C, this->grad(in, k), this->distance(in, k));
   }
   __device__ __forceinline__ void flush() { sums.flush(); }
 };
 
-// Σ dy and Σ dy (x - mean) of each part, dy before the ReLU.
+// Σ dy and Σ dy (x - mean) of each part, with dy before the ReLU.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward_reduce(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics,
-                       u32 relu, double *parts) {
+    bn_backward_reduce(u32 type, ChannelArgs of, const void *x, const void *y, const void *dy, double *statistics,
+                       u32 relu, double *partials) {
   WITH_PART(type, of, {
     PartialSums<T, C> sums;
     if (part.active()) {
@@ -167,15 +161,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       sweep(part, grad_sums);
       sums = grad_sums.sums;
     }
-    sums.store_partials(part, parts);
+    sums.store_partials(part, partials);
   });
 }
 
-// The gradients of γ and β, and what dx needs of each channel: shift and slope, in `lines`.
+// The gradients of γ and β, and the two coefficients of dx for each channel: a shift, and the slope of x - mean.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward_coefficients(Channels of, double *all, u32 centered, u32 fixed, double count, const double *parts,
+    bn_backward_coefficients(ChannelArgs of, double *all, u32 centered, u32 fixed, double count, const double *partials,
                              double *coefficients, u32 affine_type, void *d_weight, void *d_bias) {
-  const ChannelSums totals(parts, of.channels, of.splits);
+  const ChannelSums totals(partials, of.channels, of.splits);
   if (!totals.mine) return;
   const u32 channel = totals.channel;
   const Statistics statistics(all, of.channels);
@@ -188,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 template <typename T, u32 N, u32 C> struct NormalizeBackward : ReluMaskedGrad<T, N, C> {
   typedef typename ReluMaskedGrad<T, N, C>::In In;
-  Wide<T> level[C], line[C];
+  Wide<T> grad_shift[C], grad_slope[C];
   T *dx, *d_residual;
 
   __device__ NormalizeBackward(const ReluMaskedGrad<T, N, C> &masked, const double *coefficients, u32 channels,
@@ -196,26 +190,27 @@ template <typename T, u32 N, u32 C> struct NormalizeBackward : ReluMaskedGrad<T,
       : ReluMaskedGrad<T, N, C>(masked), dx(static_cast<T *>(dx)), d_residual(static_cast<T *>(d_residual)) {
 #pragma unroll
     for (u32 c = 0; c < C; c++) {
-      level[c] = Wide<T>(coefficients[channel + c]);
-      line[c] = Wide<T>(coefficients[channels + channel + c]);
+      grad_shift[c] = Wide<T>(coefficients[channel + c]);
+      grad_slope[c] = Wide<T>(coefficients[channels + channel + c]);
     }
   }
   __device__ __forceinline__ void use(u64 i, const In &in) {
     Pack<T, N> out, residual_out;
 #pragma unroll
     for (u32 k = 0; k < N; k++) {
-      const Wide<T> slope = this->slope(in, k), off = mul_add(this->distance(in, k), line[k % C], level[k % C]);
-      out.at[k] = Number<T>::narrow(mul_add(slope, this->scale[k % C], -off));
-      residual_out.at[k] = Number<T>::narrow(slope);
+      const Wide<T> grad = this->grad(in, k),
+                    offset = mul_add(this->distance(in, k), grad_slope[k % C], grad_shift[k % C]);
+      out.at[k] = Number<T>::narrow(mul_add(grad, this->scale[k % C], -offset));
+      residual_out.at[k] = Number<T>::narrow(grad);
     }
     store<N>(dx + i, out);
     if (d_residual) store<N>(d_residual + i, residual_out);
   }
 };
 
-// dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and dy before the ReLU for the residual.
+// dx = γ/σ (dy - mean of dy - (x - mean) · mean of dy (x - mean) / σ²), and for the residual dy before the ReLU.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_backward(u32 type, Channels of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
+    bn_backward(u32 type, ChannelArgs of, const void *x, const void *y, const void *dy, double *statistics, u32 relu,
                 const double *coefficients, void *dx, void *d_residual) {
   WITH_PART(type, of, {
     if (!part.active()) return;

@@ -1,4 +1,4 @@
-// Sums of branches with a weight for each example.
+// Shake-Shake and ShakeDrop: sums of branches with a factor for each example.
 #include "elementwise.cuh"
 
 template <typename T> struct BranchMix {
@@ -7,7 +7,7 @@ template <typename T> struct BranchMix {
   T *y;
   u64 example;
 
-  // Of one example.
+  // A vector stays within one example.
   template <u32 N> __device__ __forceinline__ void at(u64 i) const {
     const Pack<T, N> left = load<N>(a + i), right = load<N>((b ? b : a) + i);
     const Wide<T> f = of_a[i / example], g = b ? of_b[i / example] : 0;
@@ -21,7 +21,7 @@ template <typename T> struct BranchMix {
   }
 };
 
-// y = f a + g b, f and g a number for each example of so many elements; without b, f a.
+// y = f a + g b, with factors f and g for each example of `example` elements. If b is null, y = f a.
 extern "C" __global__ void __launch_bounds__(THREADS) branch_mix(u32 type, const void *a, const void *b, void *y, u64 n,
                                                                  u64 example, const void *of_a, const void *of_b) {
   WITH_TYPE(type, {

@@ -1,4 +1,4 @@
-// Sums over channels, and a bias for each.
+// Moments of channels, and a bias for each channel.
 #include "channels.cuh"
 
 template <typename T, u32 N, u32 C> struct Moments : PartialSums<T, C> {
@@ -17,10 +17,10 @@ template <typename T, u32 N, u32 C> struct Moments : PartialSums<T, C> {
   }
 };
 
-// Σ(x - origin) and Σ(x - origin)² of each part. The origin is the channel's first element: a large mean would swallow
-// the rest.
+// Σ(x - origin) and Σ(x - origin)² of each part. The origin is the channel's first element, so that a large mean does
+// not cancel the variance's digits.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_moments(u32 type, Channels of, const void *x, u32 centered, double *parts) {
+    channel_moments(u32 type, ChannelArgs of, const void *x, u32 centered, double *partials) {
   WITH_PART(type, of, {
     Moments<T, N, C> moments(x);
     if (part.active()) {
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (u32 c = 0; centered && c < C; c++) moments.origin[c] = Number<T>::widen(moments.x[first + c]);
       sweep(part, moments);
     }
-    moments.store_partials(part, parts);
+    moments.store_partials(part, partials);
   });
 }
 
@@ -49,7 +49,7 @@ template <typename T, u32 N, u32 C> struct AddBias {
 
 // y ← y + bias
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_bias(u32 type, Channels of, void *y, u32 bias_type, const void *bias) {
+    channel_bias(u32 type, ChannelArgs of, void *y, u32 bias_type, const void *bias) {
   WITH_PART(type, of, {
     if (!part.active()) return;
     AddBias<T, N, C> shift;
@@ -59,9 +59,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   });
 }
 
-// Its gradient, from the first of the moments.
+// The gradient of the bias: the first of the moments of dy, with origin 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    channel_bias_backward(Channels of, const double *parts, u32 bias_type, void *d_bias) {
-  const ChannelSums totals(parts, of.channels, of.splits);
+    channel_bias_backward(ChannelArgs of, const double *partials, u32 bias_type, void *d_bias) {
+  const ChannelSums totals(partials, of.channels, of.splits);
   if (totals.mine) write(d_bias, bias_type, totals.channel, totals.sum);
 }

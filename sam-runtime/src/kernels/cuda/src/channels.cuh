@@ -1,37 +1,29 @@
-// Channels: the part of them that a block takes.
+// How the blocks of a kernel share the channels of images.
 #pragma once
 #include "device.cuh"
 
-// How images lie in memory, and how they are shared out. In planes, (n, channels, height, width), a vector lies within
-// a channel, and a block takes some images of one. In rows, (n, height, width, channels), each lane of a vector is
-// another channel, `across` threads lie side by side, and a block takes some rows of as many channels. Of planes
-// `across` is 0.
-struct Channels {
-  u32 images, channels, plane, splits, across, lanes;
-};
+// Elements per load in NHWC: each is of another channel and has its own sums, in registers.
+template <typename T> constexpr u32 ROW_LANES = LANES<T> < MAX_ROW_LANES ? LANES<T> : MAX_ROW_LANES;
 
-// Elements that are read as one in rows: as many channels have sums of their own, in registers.
-template <typename T> constexpr u32 ROW_LANES = LANES<T> < 4 ? LANES<T> : 4;
-
-// Vectors that a thread asks for before it uses the first: 32 bytes, up to four.
+// Loads that a thread issues before it uses the first: 32 bytes, at most four loads.
 template <typename T, u32 N> constexpr u32 LOADS_IN_FLIGHT = sizeof(T) * N < 16 ? 4 : 2;
 
 template <typename T, u32 N_> struct NchwPart {
   static constexpr u32 N = N_, C = 1;
   u32 channels, plane, splits, split, channel, first, last;
 
-  __device__ explicit NchwPart(const Channels &of)
+  __device__ explicit NchwPart(const ChannelArgs &of)
       : channels(of.channels), plane(of.plane), splits(of.splits), split(blockIdx.x % splits),
         channel(blockIdx.x / splits), first(u64(of.images) * split / splits),
         last(u64(of.images) * (split + 1) / splits) {}
 
-  // Threads whose elements are of different channels.
+  // Neighboring threads whose elements are of different channels.
   __device__ u32 across() const { return 1; }
   __device__ bool active() const { return true; }
   __device__ u32 begin() const { return threadIdx.x * N; }
   __device__ u32 end() const { return (last - first) * plane; }
   __device__ u32 step() const { return THREADS * N; }
-  __device__ __forceinline__ u64 place(u32 i) const {
+  __device__ __forceinline__ u64 offset(u32 i) const {
     return (u64(first + i / plane) * channels + channel) * plane + i % plane;
   }
 };
@@ -40,7 +32,7 @@ template <typename T, u32 N_> struct NhwcPart {
   static constexpr u32 N = N_, C = N;
   u32 channels, row_threads, splits, split, channel, first, last;
 
-  __device__ explicit NhwcPart(const Channels &of)
+  __device__ explicit NhwcPart(const ChannelArgs &of)
       : channels(of.channels), row_threads(of.across), splits(of.splits), split(blockIdx.x % splits),
         channel((blockIdx.x / splits * row_threads + threadIdx.x % row_threads) * N),
         first(u64(of.images) * of.plane * split / splits), last(u64(of.images) * of.plane * (split + 1) / splits) {}
@@ -50,10 +42,10 @@ template <typename T, u32 N_> struct NhwcPart {
   __device__ u32 begin() const { return threadIdx.x / row_threads; }
   __device__ u32 end() const { return last - first; }
   __device__ u32 step() const { return THREADS / row_threads; }
-  __device__ __forceinline__ u64 place(u32 i) const { return u64(first + i) * channels + channel; }
+  __device__ __forceinline__ u64 offset(u32 i) const { return u64(first + i) * channels + channel; }
 };
 
-// Runs some code with `part` and its N lanes of C channels.
+// Runs code with `part`, this block's part, in vectors of N lanes and C channels.
 #define WITH_PART(type, of, ...)                                                                                       \
   WITH_TYPE(type, {                                                                                                    \
     if (of.across == 0 && of.lanes == 1) WITH_PART_OF(NchwPart, 1, of, __VA_ARGS__)                                    \
@@ -68,7 +60,7 @@ template <typename T, u32 N_> struct NhwcPart {
     __VA_ARGS__;                                                                                                       \
   }
 
-// Hands each vector of a part to `each`, which reads some before it uses the first.
+// Passes each vector of a part to `each`, and loads several before the first is used.
 template <typename T, u32 N, template <typename, u32> class Part, typename Each>
 __device__ __forceinline__ void sweep(const Part<T, N> &part, Each &each) {
   constexpr u32 COUNT = LOADS_IN_FLIGHT<T, N>;
@@ -77,67 +69,65 @@ __device__ __forceinline__ void sweep(const Part<T, N> &part, Each &each) {
   for (; i + (COUNT - 1) * step < end; i += COUNT * step) {
     typename Each::In in[COUNT];
 #pragma unroll
-    for (u32 k = 0; k < COUNT; k++) in[k] = each.read(part.place(i + k * step));
+    for (u32 k = 0; k < COUNT; k++) in[k] = each.read(part.offset(i + k * step));
 #pragma unroll
-    for (u32 k = 0; k < COUNT; k++) each.use(part.place(i + k * step), in[k]);
+    for (u32 k = 0; k < COUNT; k++) each.use(part.offset(i + k * step), in[k]);
     each.flush();
   }
   for (; i < end; i += step) {
-    each.use(part.place(i), each.read(part.place(i)));
+    each.use(part.offset(i), each.read(part.offset(i)));
     each.flush();
   }
 }
 
-// Σa and Σab of each channel: in the tensor's arithmetic over a short stretch, in f64 over all.
+// Σa and Σab of each channel: over a few vectors in the accumulation dtype, over all in f64.
 template <typename T, u32 C> struct PartialSums {
-  Wide<T> some[C] = {}, products[C] = {};
+  Wide<T> recent[C] = {}, recent_products[C] = {};
   double sums[C] = {}, moments[C] = {};
 
   __device__ __forceinline__ void add(u32 c, Wide<T> a, Wide<T> b) {
-    some[c] += a;
-    products[c] = mul_add(a, b, products[c]);
+    recent[c] += a;
+    recent_products[c] = mul_add(a, b, recent_products[c]);
   }
 
   __device__ __forceinline__ void flush() {
 #pragma unroll
     for (u32 c = 0; c < C; c++) {
-      sums[c] += some[c];
-      moments[c] += products[c];
-      some[c] = products[c] = 0;
+      sums[c] += recent[c];
+      moments[c] += recent_products[c];
+      recent[c] = recent_products[c] = 0;
     }
   }
 
-  // For Totals.
-  template <typename Part> __device__ void store_partials(const Part &part, double *parts) const {
+  // ChannelSums adds these up.
+  template <typename Part> __device__ void store_partials(const Part &part, double *partials) const {
 #pragma unroll
     for (u32 c = 0; c < C; c++) {
       const double sum = over_block<Add>(sums[c], part.across()), moment = over_block<Add>(moments[c], part.across());
       if (threadIdx.x >= part.across() || !part.active()) continue;
       const u64 mine = u64(part.channel + c) * part.splits + part.split;
-      parts[2 * mine] = sum;
-      parts[2 * mine + 1] = moment;
+      partials[2 * mine] = sum;
+      partials[2 * mine + 1] = moment;
     }
   }
 };
 
-// Channels that a block takes where their parts are added up.
-constexpr u32 CHANNELS_PER_BLOCK = 8;
-
-// What the parts of a channel come to. Of the threads that add them up one is the channel's.
+// The sums over all partials of a channel, by several threads. `mine`: whether this thread is the one that has the
+// result.
 struct ChannelSums {
   u32 channel;
   bool mine;
   double sum, moment;
 
-  __device__ ChannelSums(const double *parts, u32 channels, u32 splits)
+  __device__ ChannelSums(const double *partials, u32 channels, u32 splits)
       : channel(blockIdx.x * CHANNELS_PER_BLOCK + threadIdx.x % CHANNELS_PER_BLOCK),
         mine(threadIdx.x < CHANNELS_PER_BLOCK && channel < channels), sum(0), moment(0) {
 #pragma unroll 8
     for (u32 i = threadIdx.x / CHANNELS_PER_BLOCK; channel < channels && i < splits;
          i += THREADS / CHANNELS_PER_BLOCK) {
-      const u64 place = u64(channel) * splits + i;
-      sum += parts[2 * place];
-      moment += parts[2 * place + 1];
+      const u64 offset = u64(channel) * splits + i;
+      sum += partials[2 * offset];
+      moment += partials[2 * offset + 1];
     }
     sum = over_block<Add>(sum, CHANNELS_PER_BLOCK);
     moment = over_block<Add>(moment, CHANNELS_PER_BLOCK);

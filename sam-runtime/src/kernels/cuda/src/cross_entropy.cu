@@ -1,11 +1,11 @@
-// Cross entropy.
+// Cross entropy, forward and backward.
 #include "device.cuh"
 
 struct Max {
   static __device__ __forceinline__ double of(double a, double b) { return fmax(a, b); }
 };
 
-// The target of a row: a label of which a share is spread evenly, or probabilities.
+// The target of a row: a label with label smoothing, or probabilities.
 struct Target {
   const long long *labels;
   u32 type;
@@ -21,19 +21,19 @@ struct Target {
   __device__ bool known(u32 row) const { return !labels || (labels[row] >= 0 && labels[row] < classes); }
 };
 
-// log Σ exp of this block's row, safe from overflow.
+// log Σ exp of this block's row, without overflow.
 template <typename T> __device__ double log_sum_exp(const T *row, u32 classes) {
   double most = -1.7976931348623157e308;
   for (u32 c = threadIdx.x; c < classes; c += THREADS) most = fmax(most, double(Number<T>::widen(row[c])));
   most = over_block<Max>(most);
-  // With no finite maximum the sum says what there is: infinity or NaN.
+  // If the maximum is not finite the sum becomes infinity or NaN by itself.
   if (!(fabs(most) < 1.7976931348623157e308)) most = 0;
   double sum = 0;
   for (u32 c = threadIdx.x; c < classes; c += THREADS) sum += exp(Number<T>::widen(row[c]) - most);
   return most + log(over_block<Add>(sum));
 }
 
-// The cost of each row, which is not a number where the label is none.
+// The loss of each row. An out-of-range label gives NaN.
 extern "C" __global__ void __launch_bounds__(THREADS)
     cross_entropy_rows(u32 type, const void *logits, const long long *labels, u32 target_type,
                        const void *probabilities, double smoothing, u32 classes, double *row_losses) {
@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const T *x = static_cast<const T *>(logits) + u64(row) * target.classes;
     const double log = log_sum_exp(x, target.classes);
     for (u32 c = threadIdx.x; c < target.classes; c += THREADS) {
-      // A class of probability 0 costs nothing, also where its logit is -∞.
+      // A class of probability 0 adds nothing, even if its logit is -∞.
       const double share = target.of(row, c);
       if (share != 0) loss += share * (log - Number<T>::widen(x[c]));
     }

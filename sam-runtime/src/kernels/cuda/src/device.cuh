@@ -1,13 +1,11 @@
-// What all kernels share: the types that tensors hold, vectors of them, and what a block adds up.
+// What all kernels share: dtypes, vectors, and reductions over a block.
 //
-// nvcc, NVRTC and, in the tests, a C++ compiler read these files, so they include nothing: no header of CUDA's is needed.
-// All blocks have THREADS threads.
+// nvcc, NVRTC and, in the tests, a C++ compiler read these files. They need no header of CUDA. Sums run over a few
+// elements in the accumulation dtype (f32 for half precision), then in f64 in a fixed order and without atomics:
+// results are deterministic.
 #pragma once
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-constexpr u32 THREADS = 256;
+#include "shared.h"
 
 struct f16 {
   unsigned short bits;
@@ -16,7 +14,7 @@ struct bf16 {
   unsigned short bits;
 };
 
-// The emulation brings its own.
+// The emulator brings its own.
 #ifndef EMULATED
 __device__ __forceinline__ float f16_to_float(unsigned short bits) {
   float x;
@@ -31,7 +29,7 @@ __device__ __forceinline__ unsigned short float_to_f16(float x) {
 }
 #endif
 
-// A type of storage: what it is reckoned in, and the way there and back.
+// A storage dtype: its accumulation dtype `Wide`, and the conversions.
 template <typename T> struct Number;
 
 template <> struct Number<float> {
@@ -56,7 +54,7 @@ template <> struct Number<bf16> {
   typedef float Wide;
   static __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 
-  // To the nearest, ties to even. (cvt.rn.bf16.f32 would ask for sm_80.)
+  // Round to nearest, ties to even. (cvt.rn.bf16.f32 needs sm_80.)
   static __device__ __forceinline__ bf16 narrow(float x) {
     const u32 bits = __float_as_uint(x);
     bf16 narrow;
@@ -67,19 +65,16 @@ template <> struct Number<bf16> {
 
 template <typename T> using Wide = typename Number<T>::Wide;
 
-// The codes by which the host names types.
-enum Type : u32 { F32 = 0, F64 = 1, F16 = 2, BF16 = 3 };
-
-// Runs some code with T for the type that `type` names: the same for all threads of a block.
+// Runs code with T as the type of a dtype code, which is the same for all threads of a block.
 #define WITH_TYPE(type, ...)                                                                                           \
   switch (type) {                                                                                                      \
-  case F32: { typedef float T; __VA_ARGS__; } break;                                                                   \
-  case F64: { typedef double T; __VA_ARGS__; } break;                                                                  \
-  case F16: { typedef f16 T; __VA_ARGS__; } break;                                                                     \
-  case BF16: { typedef bf16 T; __VA_ARGS__; } break;                                                                   \
+  case DTYPE_F32: { typedef float T; __VA_ARGS__; } break;                                                             \
+  case DTYPE_F64: { typedef double T; __VA_ARGS__; } break;                                                            \
+  case DTYPE_F16: { typedef f16 T; __VA_ARGS__; } break;                                                               \
+  case DTYPE_BF16: { typedef bf16 T; __VA_ARGS__; } break;                                                             \
   }
 
-// An element of a small vector of any type.
+// One element of a tensor of any dtype.
 __device__ __noinline__ inline double read(const void *from, u32 type, u64 i) {
   double x = 0;
   WITH_TYPE(type, x = Number<T>::widen(static_cast<const T *>(from)[i]));
@@ -90,12 +85,12 @@ __device__ inline void write(void *to, u32 type, u64 i, double x) {
   WITH_TYPE(type, static_cast<T *>(to)[i] = Number<T>::narrow(Wide<T>(x)));
 }
 
-// N elements that lie side by side, read and written as one: 16 bytes where they are LANES.
+// N neighboring elements in one load or store: LANES of them have 16 bytes.
 template <typename T, u32 N> struct alignas(sizeof(T) * N) Pack {
   T at[N];
 };
 
-template <typename T> constexpr u32 LANES = 16 / sizeof(T);
+template <typename T> constexpr u32 LANES = VECTOR_BYTES / sizeof(T);
 
 template <u32 N, typename T> __device__ __forceinline__ Pack<T, N> load(const T *from) {
   return *reinterpret_cast<const Pack<T, N> *>(from);
@@ -105,9 +100,9 @@ template <u32 N, typename T> __device__ __forceinline__ void store(T *to, const 
   *reinterpret_cast<Pack<T, N> *>(to) = pack;
 }
 
-__device__ __forceinline__ bool aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % 16 == 0; }
+__device__ __forceinline__ bool aligned(const void *pointer) { return reinterpret_cast<u64>(pointer) % VECTOR_BYTES == 0; }
 
-// fma, sqrt and so on for both types: the overloads of CUDA's C++ are not NVRTC's in every version.
+// fma, sqrt and so on for both types. Not every version of NVRTC has the overloads of CUDA's C++.
 __device__ __forceinline__ float mul_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double mul_add(double a, double b, double c) { return fma(a, b, c); }
 __device__ __forceinline__ float size_of(float x) { return fabsf(x); }
@@ -119,7 +114,8 @@ __device__ __forceinline__ double power_of(double x, double e) { return pow(x, e
 __device__ __forceinline__ float exp_of(float x) { return expf(x); }
 __device__ __forceinline__ double exp_of(double x) { return exp(x); }
 
-// The larger of two numbers that are not negative. As bits they are in order, infinity and NaN on top: neither gets lost.
+// The larger of two non-negative numbers. Compares their bits, where infinity and NaN are the largest, so neither is
+// lost.
 __device__ __forceinline__ double larger(double a, double b) {
   return __double_as_longlong(a) > __double_as_longlong(b) ? a : b;
 }
@@ -132,8 +128,8 @@ struct Larger {
   static __device__ __forceinline__ double of(double a, double b) { return larger(a, b); }
 };
 
-// What the threads of a block have come to together, as a tree: the same order every time. All threads get it. Of those
-// that are `apart`, a power of two, or a multiple of it: each such group by itself.
+// Tree reduction over the threads of a block, in a fixed order; all threads get the result. With `apart`, a power of
+// two: over each group of threads whose indices differ by multiples of it.
 template <typename Fold> __device__ __noinline__ double over_block(double x, u32 apart = 1) {
   __shared__ double parts[THREADS];
   parts[threadIdx.x] = x;
@@ -147,7 +143,7 @@ template <typename Fold> __device__ __noinline__ double over_block(double x, u32
   return all;
 }
 
-// `n` numbers from memory, by one block.
+// Reduces `n` numbers in memory, by one block.
 template <typename Fold> __device__ double over_memory(const double *from, u32 n) {
   double x = 0;
 #pragma unroll 8

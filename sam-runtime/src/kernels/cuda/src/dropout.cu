@@ -18,7 +18,7 @@ template <typename T> struct Dropout {
 
   template <u32 N> __device__ __forceinline__ void at(u64 i) const {
     Pack<T, N> pack = load<N>(x + i);
-    const u64 first = seed + place(i), next = step == 1 ? 1 : plane;
+    const u64 first = seed + nchw_index(i), next = step == 1 ? 1 : plane;
     for (u32 k = 0; k < N; k++) {
       const bool keeps = float(splitmix64(first + k * next) >> 40) / 16777216.f >= drop;
       pack.at[k] = Number<T>::narrow(keeps ? Number<T>::widen(pack.at[k]) * scale : Wide<T>(0));
@@ -26,14 +26,14 @@ template <typename T> struct Dropout {
     store<N>(y + i, pack);
   }
 
-  // Where an element would be in planes. The lanes of a vector are channels of one pixel.
-  __device__ __forceinline__ u64 place(u64 i) const {
+  // The index of element i in NCHW. The lanes of a vector are channels of one pixel.
+  __device__ __forceinline__ u64 nchw_index(u64 i) const {
     return step == 1 ? i : (i / (plane * step) * step + i % step) * plane + i / step % plane;
   }
 };
 
-// The mask of kernels/cpu/dropout.rs, bitwise. In rows `step` channels of `plane` pixels lie side by side; in planes that
-// is 1.
+// Bitwise the mask of kernels/cpu/dropout.rs. In NHWC `step` is the number of channels of `plane` pixels; in NCHW it is
+// 1.
 extern "C" __global__ void __launch_bounds__(THREADS)
     dropout(u32 type, const void *x, void *y, u64 n, u64 plane, u64 step, u64 seed, double drop, double scale) {
   WITH_TYPE(type, {

@@ -1,9 +1,6 @@
-// What each element is done to by itself: shared by several sources.
+// A loop over elements that do not depend on each other, in vectors where possible.
 #pragma once
 #include "device.cuh"
-
-// Elements that one block takes where each is by itself.
-constexpr u64 ELEMENTS_PER_BLOCK = 1 << 12;
 
 template <u32 N, typename Each> __device__ __forceinline__ void for_each_element(u64 n, const Each &each) {
   const u64 begin = blockIdx.x * ELEMENTS_PER_BLOCK, end = min(begin + ELEMENTS_PER_BLOCK, n),

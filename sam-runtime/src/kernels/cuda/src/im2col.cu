@@ -1,26 +1,26 @@
-// Convolution as a matrix product, and the weights of a convolution between NCHW and NHWC.
+// Convolution as a matrix product (im2col), and filters between NCHW and NHWC.
 #include "device.cuh"
 
-// Channels of a filter, and places of its kernel, that a block takes at a time.
-constexpr u32 TILE = THREADS, PLACES = 16;
+// Taps of a filter that a block permutes at a time.
+constexpr u32 FILTER_TAPS = 16;
 
-// (filters, channels, places) to (filters, places, channels), or back, and to another type perhaps: through memory of
-// the block, so that threads side by side read and write what lies side by side.
+// (filters, channels, taps) to (filters, taps, channels) or back, with a conversion of the dtype. Goes through shared
+// memory, so that neighboring threads read and write neighboring elements.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    permute_filters(u32 from_type, const void *x, u32 to_type, void *y, u32 channels, u32 places, u32 to_rows) {
-  __shared__ double tile[TILE * PLACES];
-  const u32 tiles = (channels + TILE - 1) / TILE, begin = blockIdx.x % tiles * TILE;
-  const u32 width = min(TILE, channels - begin);
-  const u64 filter = u64(blockIdx.x / tiles) * channels * places;
-  for (u32 first = 0; first < places; first += PLACES) {
-    const u32 height = min(PLACES, places - first), n = width * height;
+    permute_filters(u32 from_type, const void *x, u32 to_type, void *y, u32 channels, u32 taps, u32 to_nhwc) {
+  __shared__ double tile[FILTER_TILE * FILTER_TAPS];
+  const u32 tiles = (channels + FILTER_TILE - 1) / FILTER_TILE, begin = blockIdx.x % tiles * FILTER_TILE;
+  const u32 width = min(FILTER_TILE, channels - begin);
+  const u64 filter = u64(blockIdx.x / tiles) * channels * taps;
+  for (u32 first = 0; first < taps; first += FILTER_TAPS) {
+    const u32 height = min(FILTER_TAPS, taps - first), n = width * height;
     for (u32 half = 0; half < 2; half++) {
-      // First from x in its order, then to y in the other.
-      const bool rows = (half == 0) != (to_rows != 0);
+      // First pass: read x in its order. Second pass: write y in the other order.
+      const bool rows = (half == 0) != (to_nhwc != 0);
       for (u32 i = threadIdx.x; i < n; i += THREADS) {
         const u32 channel = rows ? i % width : i / height, place = rows ? i / width : i % height;
         const u64 at = filter + (rows ? u64(first + place) * channels + begin + channel
-                                      : u64(begin + channel) * places + first + place);
+                                      : u64(begin + channel) * taps + first + place);
         double &there = tile[channel * height + place];
         if (half == 0) there = read(x, from_type, at);
         else write(y, to_type, at, there);
@@ -30,13 +30,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-struct Convolution {
-  u32 images, channels, height, width, kernel_height, kernel_width, rows, columns, stride, padding, dilation;
-};
-
-// The patches of images: row (channel, kernel row, kernel column), column (image, row, column).
+// The matrix of patches: row (channel, kernel row, kernel column), column (image, row, column).
 extern "C" __global__ void __launch_bounds__(THREADS)
-    im2col(u32 type, Convolution conv, const void *x, u64 n, void *patches) {
+    im2col(u32 type, ConvArgs conv, const void *x, u64 n, void *patches) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 column = i % conv.columns, row = i / conv.columns % conv.rows;
@@ -44,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const u32 image = rest % conv.images;
   const u32 tap = rest / conv.images % (conv.kernel_height * conv.kernel_width);
   const u32 channel = rest / conv.images / (conv.kernel_height * conv.kernel_width);
-  // Places before the image wrap to large numbers.
+  // Positions before the image wrap around to large numbers.
   const u32 y = row * conv.stride + tap / conv.kernel_width * conv.dilation - conv.padding;
   const u32 z = column * conv.stride + tap % conv.kernel_width * conv.dilation - conv.padding;
   const bool inside = y < conv.height && z < conv.width;
@@ -52,9 +48,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   WITH_TYPE(type, static_cast<T *>(patches)[i] = inside ? static_cast<const T *>(x)[place] : Number<T>::narrow(0));
 }
 
-// The way back: for each pixel the sum over the patches that it is in.
+// The adjoint: for each pixel the sum over the patches that contain it.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    col2im(u32 type, Convolution conv, const void *patches, u64 n, void *dx) {
+    col2im(u32 type, ConvArgs conv, const void *patches, u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 z = i % conv.width, y = i / conv.width % conv.height;

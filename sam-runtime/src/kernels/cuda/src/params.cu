@@ -1,98 +1,44 @@
-// SAM's arithmetic over all variables at once.
+// SAM's arithmetic and SGD, over all variables in one launch.
 //
-// A table tells where they are. It holds `count` entries as columns of 64 bit words, one for each field; block b takes
-// the CHUNK elements of the entry e with first[e] <= b < first[e + 1]. So one launch does all variables, of whatever
-// types, and which block adds up what is a matter of their sizes alone: sums have the same bits every time.
+// A table holds the pointers: `count` entries, as columns of 64-bit words. Block b takes CHUNK elements of the entry e
+// with first[e] <= b < first[e + 1]. One launch handles variables of any dtypes. Which block sums what depends on their
+// sizes alone, so sums are deterministic.
 //
-// Nothing comes back to the host: the norm, the scale that follows from it and the verdict on numbers that are not
-// finite stay in an Outcome, where the next kernel finds them.
-#include "device.cuh"
-
-// Elements that one block takes.
-constexpr u64 CHUNK = 1 << 14;
-
-// Words that one launch carries as its argument, which may have 4096 bytes.
-constexpr u32 TABLE_CHUNK = 480;
+// Nothing is copied to the host: the norm, the scale and the check for non-finite values stay on the device, in an
+// Outcome, where the next kernel reads them.
+#include "table.cuh"
 
 struct TableChunk {
   u64 words[TABLE_CHUNK];
 };
 
-// Writes a piece of the table: in the order of the stream, without memory of the host that would have to stay.
-extern "C" __global__ void write_table(u64 *table, u32 begin, u32 count, TableChunk piece) {
-  for (u32 i = threadIdx.x; i < count; i += THREADS) table[begin + i] = piece.words[i];
+// Writes a part of the table. The words are launch arguments: no host memory has to outlive the call.
+extern "C" __global__ void write_table(u64 *table, u32 begin, u32 count, TableChunk chunk) {
+  for (u32 i = threadIdx.x; i < count; i += THREADS) table[begin + i] = chunk.words[i];
 }
 
-// The columns: which block is the entry's first, its elements, its type and metric, and pointers.
-enum Field : u32 { FIRST, SIZE, KIND, POINTER };
-
-// What this block is to do.
-struct Task {
-  const u64 *table;
-  u32 count, entry;
-  u64 begin, end;
-
-  __device__ u64 word(u32 field) const { return table[u64(field) * count + entry]; }
-  __device__ u32 type() const { return u32(word(KIND)) & 0xff; }
-  __device__ u32 metric() const { return u32(word(KIND)) >> 8; }
-  template <typename T> __device__ T *pointer(u32 i) const { return reinterpret_cast<T *>(word(POINTER + i)); }
-};
-
-__device__ Task task(const u64 *table, u32 count) {
-  __shared__ u32 mine;
-  for (u32 i = threadIdx.x; i < count; i += THREADS) {
-    if (table[i] <= blockIdx.x && (i + 1 == count || blockIdx.x < table[i + 1])) mine = i;
-  }
-  __syncthreads();
-  Task task = {table, count, mine, 0, 0};
-  task.begin = (blockIdx.x - task.word(FIRST)) * CHUNK;
-  task.end = min(task.begin + CHUNK, task.word(SIZE));
-  return task;
-}
-
-// Hands all elements of a task to `each`: N at a time, and the second N are asked for before the first are used; what
-// is left one by one.
-template <u32 N, typename Each> __device__ __forceinline__ void sweep(const Task &task, Each &each) {
-  const u64 whole = task.begin + (task.end - task.begin) / N * N, step = THREADS * N;
-  u64 i = task.begin + threadIdx.x * N;
-  for (; N > 1 && i + step < whole; i += 2 * step) {
-    const auto first = each.template read<N>(i), second = each.template read<N>(i + step);
-    each.use(i, first);
-    each.use(i + step, second);
-  }
-  for (; i < whole; i += step) each.use(i, each.template read<N>(i));
-  for (i = whole + threadIdx.x; i < task.end; i += THREADS) each.use(i, each.template read<1>(i));
-}
-
-// N elements of two tensors.
-template <typename T, u32 N> struct Pair {
-  Pack<T, N> a, b;
-};
-
-// T, by which the ball is scaled in each coordinate.
-enum Metric : u32 { ONE, WEIGHTS, GIVEN, NUMBER };
-
+// The metric T, which scales the ball in each coordinate.
 template <typename T> struct Scaling {
   u32 kind;
   Wide<T> eta;
   const Wide<T> *given;
 
-  // `fields`: pointers that the table has. The third is the metric's; η is there as the bits of a double.
+  // `pointers`: pointers per entry. The third is the metric's; for |w| + η it holds the bits of η as a double.
   __device__ Scaling(const Task &task, u32 pointers)
       : kind(task.metric()), eta(0), given(pointers > 2 ? task.pointer<const Wide<T>>(2) : nullptr) {
-    if (kind == WEIGHTS) eta = Wide<T>(__longlong_as_double(task.word(POINTER + 2)));
+    if (kind == METRIC_WEIGHTS) eta = Wide<T>(__longlong_as_double(task.word(COLUMN_POINTER + 2)));
   }
 
-  __device__ bool vectors() const { return kind != GIVEN || aligned(given); }
+  __device__ bool vectors() const { return kind != METRIC_GIVEN || aligned(given); }
 
-  // The k-th from i, of a weight w.
+  // T at element i + k, where the weight is w.
   __device__ __forceinline__ Wide<T> of(u64 i, u32 k, T w) const {
-    if (kind == WEIGHTS) return size_of(Number<T>::widen(w)) + eta;
-    return kind == GIVEN ? given[i + k] : kind == NUMBER ? *given : Wide<T>(1);
+    if (kind == METRIC_WEIGHTS) return size_of(Number<T>::widen(w)) + eta;
+    return kind == METRIC_GIVEN ? given[i + k] : kind == METRIC_NUMBER ? *given : Wide<T>(1);
   }
 };
 
-// T g, which the measure and its terms are taken of.
+// T g, of which the norm is taken.
 template <typename T> struct ScaledGrad {
   const T *g, *w;
   Scaling<T> scaling;
@@ -104,7 +50,7 @@ template <typename T> struct ScaledGrad {
   template <u32 N> __device__ __forceinline__ Pair<T, N> read(u64 i) const {
     Pair<T, N> in;
     in.a = load<N>(g + i);
-    in.b = scaling.kind == WEIGHTS ? load<N>(w + i) : in.a;
+    in.b = scaling.kind == METRIC_WEIGHTS ? load<N>(w + i) : in.a;
     return in;
   }
   template <u32 N> __device__ __forceinline__ Wide<T> of(u64 i, u32 k, const Pair<T, N> &in) const {
@@ -112,32 +58,19 @@ template <typename T> struct ScaledGrad {
   }
 };
 
-// x to the e for x in [0, 1], the cheap way where there is one.
-enum Power : u32 { P_ONE, P_SAME, P_SQUARE, P_ROOT, P_LARGEST, P_REAL };
-
+// x^e for x in [0, 1], without pow() where e permits.
 template <typename W> __device__ __forceinline__ W power(u32 kind, W e, W x) {
   switch (kind) {
-  case P_ONE: return W(1);
-  case P_SAME: return x;
-  case P_SQUARE: return x * x;
-  case P_ROOT: return root_of(x);
-  case P_LARGEST: return x >= W(1) ? W(1) : W(0);
+  case POWER_ZERO: return W(1);
+  case POWER_ONE: return x;
+  case POWER_SQUARE: return x * x;
+  case POWER_ROOT: return root_of(x);
+  case POWER_INFINITY: return x >= W(1) ? W(1) : W(0);
   default: return power_of(x, e);
   }
 }
 
-struct Outcome {
-  // M = max|T g|
-  double max;
-  // What r^(q-1) is multiplied by, r = |T g| / M. 0: ε̂ = 0.
-  double scale;
-  // Whether Σ r^q has still to be taken.
-  u64 more;
-  // Steps so far whose gradient was not finite.
-  u64 not_finite;
-};
-
-// |s| / M. 1/M overflows for the smallest M.
+// r = |s| / M. Divides directly where 1/M overflows.
 template <typename W> struct Ratio {
   W max, over;
   bool small;
@@ -160,9 +93,9 @@ template <typename T> struct Measure : ScaledGrad<T> {
   }
 };
 
-// max|T g| and Σ(T g)² of each chunk. The squares of f32 neither overflow nor vanish in f64.
+// max|T g| and Σ(T g)² of each chunk. The squares of f32 neither overflow nor underflow in f64.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    measure_gradient(const u64 *table, u32 count, u32 pointers, double *parts) {
+    measure_gradient(const u64 *table, u32 count, u32 pointers, double *partials) {
   const Task mine = task(table, count);
   double max = 0, squares = 0;
   WITH_TYPE(mine.type(), {
@@ -175,39 +108,37 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   max = over_block<Larger>(max);
   squares = over_block<Add>(squares);
   if (threadIdx.x == 0) {
-    parts[blockIdx.x] = max;
-    parts[gridDim.x + blockIdx.x] = squares;
+    partials[blockIdx.x] = max;
+    partials[gridDim.x + blockIdx.x] = squares;
   }
 }
 
-enum Norm : u32 { RAW, EUCLIDEAN, INFINITE, OTHER };
-
-// Equation 2's scale, from all chunks, by one block: or that Σ r^q is still needed for it.
+// The scale of equation 2, from all chunks, by one block; or the flag that Σ r^q is needed for it.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    perturbation_scale(const double *parts, u32 chunks, u32 norm, double rho, Outcome *outcome) {
+    perturbation_scale(const double *partials, u32 chunks, u32 norm, double rho, Outcome *outcome) {
   double max = 0, squares = 0;
 #pragma unroll 8
   for (u32 i = threadIdx.x; i < chunks; i += THREADS) {
-    max = larger(max, parts[i]);
-    squares += parts[chunks + i];
+    max = larger(max, partials[i]);
+    squares += partials[chunks + i];
   }
   max = over_block<Larger>(max);
   squares = over_block<Add>(squares);
   if (threadIdx.x > 0) return;
   outcome->max = max;
   outcome->scale = 0;
-  outcome->more = 0;
+  outcome->needs_sum = 0;
   if (!(max <= 1.7976931348623157e308)) {
     outcome->max = 1;
     outcome->not_finite += 1;
-  } else if (norm == RAW) {
+  } else if (norm == NORM_NONE) {
     outcome->max = 1;
     outcome->scale = rho;
   } else if (max > 0) {
     const bool normal = squares >= 2.2250738585072014e-308 && squares <= 1.7976931348623157e308;
-    if (norm == INFINITE) outcome->scale = rho;
-    else if (norm == EUCLIDEAN && normal) outcome->scale = rho * (max / sqrt(squares));
-    else outcome->more = 1;
+    if (norm == NORM_INFINITY) outcome->scale = rho;
+    else if (norm == NORM_L2 && normal) outcome->scale = rho * (max / sqrt(squares));
+    else outcome->needs_sum = 1;
   }
 }
 
@@ -225,10 +156,11 @@ template <typename T> struct LpTerms : ScaledGrad<T> {
   }
 };
 
-// Σ r^q of each chunk, where the measure has not settled it.
-extern "C" __global__ void __launch_bounds__(THREADS) lp_terms(const u64 *table, u32 count, u32 pointers, u32 kind,
-                                                               double exponent, const Outcome *outcome, double *parts) {
-  if (!outcome->more) return;
+// Σ r^q of each chunk, if `needs_sum`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    lp_terms(const u64 *table, u32 count, u32 pointers, u32 kind, double exponent, const Outcome *outcome,
+             double *partials) {
+  if (!outcome->needs_sum) return;
   const Task mine = task(table, count);
   double sum = 0;
   WITH_TYPE(mine.type(), {
@@ -237,19 +169,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) lp_terms(const u64 *table,
     sum = terms.sum;
   });
   sum = over_block<Add>(sum);
-  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 // ρ / (Σ r^q)^(1/p)
 extern "C" __global__ void __launch_bounds__(THREADS)
-    lp_scale(const double *parts, u32 chunks, double root, double rho, Outcome *outcome) {
-  if (!outcome->more) return;
-  const double sum = over_memory<Add>(parts, chunks);
+    lp_scale(const double *partials, u32 chunks, double root, double rho, Outcome *outcome) {
+  if (!outcome->needs_sum) return;
+  const double sum = over_memory<Add>(partials, chunks);
   if (threadIdx.x == 0) outcome->scale = rho / pow(sum, root);
 }
 
-// g ← w + T · step(T g), with the mask. Without a way to go, or where it is not known, w: 0 times a number that is not
-// finite is not 0.
+// g ← w + T · step(T g), times the mask. If the gradient is zero or not finite, copies w unchanged (0 · inf would be
+// NaN).
 template <typename T, typename Step> struct Perturb {
   typedef Wide<T> W;
 
@@ -277,7 +209,7 @@ template <typename T, typename Step> struct Perturb {
   }
 };
 
-// p = 2, and a ball without a norm: one multiplication, by ρ / ‖g‖, unless that leaves the type's range.
+// p = 2, or no norm: one multiplication, by ρ / ‖g‖, unless the factor leaves the dtype's range.
 template <typename W> struct LinearStep {
   W factor, scale, max;
   bool whole;
@@ -288,7 +220,7 @@ template <typename W> struct LinearStep {
   __device__ __forceinline__ W of(W slope) const { return whole ? factor * slope : scale * (slope / max); }
 };
 
-// Any p.
+// Any other p.
 template <typename W> struct LpStep {
   u32 kind;
   W exponent, scale;
@@ -303,7 +235,7 @@ template <typename W> struct LpStep {
   }
 };
 
-// Three blocks at a time: what they have asked for together is what the memory needs to be busy.
+// Three blocks per multiprocessor: their outstanding loads are enough to saturate the memory.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     perturb_linear(const u64 *table, u32 count, u32 pointers, const Outcome *outcome) {
   const Task mine = task(table, count);
@@ -333,7 +265,7 @@ template <typename T> struct SgdStep {
   W rate, momentum, decay;
   bool nesterov;
 
-  // The velocity has the width of the sums: N elements of it are several vectors.
+  // The velocity has the accumulation dtype: N of its elements may be several vectors.
   template <u32 N> struct In {
     static constexpr u32 M = N < LANES<W> ? N : LANES<W>;
     Pack<T, N> w, g;
@@ -362,7 +294,7 @@ template <typename T> struct SgdStep {
   }
 };
 
-// A step of stochastic gradient descent: pointers to w, g and, if there is one, the velocity.
+// One SGD step. Pointers: w, g and the velocity, or null.
 extern "C" __global__ void __launch_bounds__(THREADS)
     sgd_step(const u64 *table, u32 count, double rate, double momentum, double decay, u32 nesterov) {
   const Task mine = task(table, count);
@@ -390,7 +322,7 @@ template <typename T> struct Dot {
 };
 
 // Σ a b of each chunk.
-extern "C" __global__ void __launch_bounds__(THREADS) dot_chunks(const u64 *table, u32 count, double *parts) {
+extern "C" __global__ void __launch_bounds__(THREADS) dot_chunks(const u64 *table, u32 count, double *partials) {
   const Task mine = task(table, count);
   double sum = 0;
   WITH_TYPE(mine.type(), {
@@ -400,13 +332,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) dot_chunks(const u64 *tabl
     sum = dot.sum;
   });
   sum = over_block<Add>(sum);
-  if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 // The sum over all chunks, times a factor, by one block.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    sum_chunks(const double *parts, u32 chunks, double factor, u32 type, void *total) {
-  const double sum = over_memory<Add>(parts, chunks);
+    sum_chunks(const double *partials, u32 chunks, double factor, u32 type, void *total) {
+  const double sum = over_memory<Add>(partials, chunks);
   if (threadIdx.x == 0) write(total, type, 0, factor * sum);
 }
 

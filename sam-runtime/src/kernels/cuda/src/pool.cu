@@ -1,41 +1,35 @@
-// Pooling.
+// Max and mean pooling, and global average pooling.
 #include "device.cuh"
 
-enum Kind : u32 { MAX, MEAN };
+// The indices of window `output` along a side: [first_of, last_of).
+__device__ __forceinline__ u32 first_of(const PoolArgs &pool, u32 output) {
+  const u32 start = output * pool.stride;
+  return start > pool.padding ? start - pool.padding : 0;
+}
 
-// `step` is from one pixel to the next: 1 in planes, in rows the number of channels.
-struct Pool {
-  u32 kind, kernel, stride, padding, height, width, rows, columns, step;
+__device__ __forceinline__ u32 last_of(const PoolArgs &pool, u32 output, u32 side) {
+  return min(output * pool.stride + pool.kernel - pool.padding, side);
+}
 
-  // The places of window `output` along a side: from first() to before last().
-  __device__ __forceinline__ u32 first(u32 output) const {
-    const u32 start = output * stride;
-    return start > padding ? start - padding : 0;
-  }
-  __device__ __forceinline__ u32 last(u32 output, u32 side) const {
-    return min(output * stride + kernel - padding, side);
-  }
-
-  // The first of the largest in a window; NaN is larger than any number.
-  template <typename T> __device__ u32 largest(const T *x, u32 row, u32 column) const {
-    u32 best = first(row) * width + first(column);
-    Wide<T> most = Number<T>::widen(x[best * step]);
+// The index of the maximum of a window, the first of equals. NaN counts as larger than any number.
+template <typename T> __device__ u32 argmax(const PoolArgs &pool, const T *x, u32 row, u32 column) {
+  u32 best = first_of(pool, row) * pool.width + first_of(pool, column);
+  Wide<T> most = Number<T>::widen(x[best * pool.step]);
 #pragma unroll 1
-    for (u32 y = first(row); y < last(row, height); y++) {
+  for (u32 y = first_of(pool, row); y < last_of(pool, row, pool.height); y++) {
 #pragma unroll 1
-      for (u32 place = y * width + first(column); place < y * width + last(column, width); place++) {
-        const Wide<T> value = Number<T>::widen(x[place * step]);
-        if (!(value <= most) && most == most) {
-          best = place;
-          most = value;
-        }
+    for (u32 i = y * pool.width + first_of(pool, column); i < y * pool.width + last_of(pool, column, pool.width); i++) {
+      const Wide<T> value = Number<T>::widen(x[i * pool.step]);
+      if (!(value <= most) && most == most) {
+        best = i;
+        most = value;
       }
     }
-    return best;
   }
-};
+  return best;
+}
 
-extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool, const void *x, u64 n, void *y) {
+extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, PoolArgs pool, const void *x, u64 n, void *y) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 channel = i % pool.step, column = i / pool.step % pool.columns;
@@ -44,12 +38,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool
   WITH_TYPE(type, {
     const T *from = static_cast<const T *>(x) + image * pool.height * pool.width * pool.step + channel;
     T *to = static_cast<T *>(y) + i;
-    if (pool.kind == MAX) {
-      *to = from[pool.largest(from, row, column) * pool.step];
+    if (pool.kind == POOL_MAX) {
+      *to = from[argmax(pool, from, row, column) * pool.step];
     } else {
       Wide<T> sum = 0;
-      for (u32 r = pool.first(row); r < pool.last(row, pool.height); r++) {
-        for (u32 c = pool.first(column); c < pool.last(column, pool.width); c++) {
+      for (u32 r = first_of(pool, row); r < last_of(pool, row, pool.height); r++) {
+        for (u32 c = first_of(pool, column); c < last_of(pool, column, pool.width); c++) {
           sum += Number<T>::widen(from[(r * pool.width + c) * pool.step]);
         }
       }
@@ -58,34 +52,34 @@ extern "C" __global__ void __launch_bounds__(THREADS) pool2d(u32 type, Pool pool
   });
 }
 
-// The windows along a side that a place lies in: from first to before last.
+// The windows along a side that contain a position: [first, last).
 struct Windows {
   u32 first, last;
 
-  __device__ Windows(const Pool &pool, u32 place, u32 outputs)
+  __device__ Windows(const PoolArgs &pool, u32 place, u32 outputs)
       : first(place + pool.padding < pool.kernel ? 0 : (place + pool.padding - pool.kernel) / pool.stride + 1),
         last(min((place + pool.padding) / pool.stride + 1, outputs)) {}
 };
 
-// The gradient of one input: from the windows that it lies in, one after the other.
+// The gradient of one input: the sum over its windows, in a fixed order.
 template <typename T>
-__device__ T from_windows(const Pool &pool, const T *x, const T *dy, u32 place, Windows down, Windows right) {
+__device__ T from_windows(const PoolArgs &pool, const T *x, const T *dy, u32 place, Windows down, Windows right) {
   Wide<T> sum = 0;
 #pragma unroll 1
   for (u32 r = down.first; r < down.last; r++) {
 #pragma unroll 1
     for (u32 c = right.first; c < right.last; c++) {
-      if (pool.kind == MEAN || pool.largest(x, r, c) == place) {
+      if (pool.kind == POOL_MEAN || argmax(pool, x, r, c) == place) {
         sum += Number<T>::widen(dy[(r * pool.columns + c) * pool.step]);
       }
     }
   }
-  if (pool.kind == MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
+  if (pool.kind == POOL_MEAN) sum /= Wide<T>(pool.kernel * pool.kernel);
   return Number<T>::narrow(sum);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    pool2d_backward(u32 type, Pool pool, const void *x, const void *dy, u64 n, void *dx) {
+    pool2d_backward(u32 type, PoolArgs pool, const void *x, const void *dy, u64 n, void *dx) {
   const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= n) return;
   const u32 plane = pool.height * pool.width, channel = i % pool.step, place = i / pool.step % plane;
@@ -98,11 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   });
 }
 
-// Threads that take a plane together.
-constexpr u32 THREADS_PER_PLANE = 32;
-
-// The mean of each plane. In rows, where `step` channels lie side by side, one thread takes one; a team would meet a
-// pixel of the same channel far from the one before.
+// The mean of each plane. NCHW: THREADS_PER_PLANE threads share a plane. NHWC: one thread per plane, because
+// neighboring threads then read neighboring channels.
 extern "C" __global__ void __launch_bounds__(THREADS)
     global_avg_pool2d(u32 type, const void *x, u32 planes, u32 plane, u32 step, void *y) {
   __shared__ double sums[THREADS];
