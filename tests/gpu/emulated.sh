@@ -17,7 +17,7 @@ emulated() {
         # shellcheck disable=SC2086 # names without spaces
         tests_on_stub $only -- --skip of_candle --skip under_rust_backtrace
     done
-    EMULATED_TRACE=$out/trace tests_on_stub --test cuda -- --exact a_step_waits_for_nothing
+    EMULATED_TRACE=$out/trace tests_on_stub --test cuda -- --exact a_step_does_not_synchronize
 }
 
 # Builds the driver and NVIDIA's other libraries as one library with several names. Functions of the CUDA interface that
@@ -25,7 +25,7 @@ emulated() {
 stub_driver() { # compiler, folder
     local compiler=$1 out=$2 name
     for name in "$kernels"/*.cu; do echo "#include \"$(basename "$name")\""; done >"$out/kernels.inc"
-    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\([^)]*\) +)?[a-z_]+' |
+    cat "$kernels"/*.cu | tr '\n' ' ' | grep -oE '__global__ void +(__launch_bounds__\([^)]*\) +)?[a-z0-9_]+' |
         awk '{ printf "{\"%s\", Call<%s>::count, Call<%s>::with},\n", $NF, $NF, $NF }' >"$out/entries.inc"
     "$compiler" -std=c++17 -O2 -w -ffp-contract=off -U_FORTIFY_SOURCE -fPIC -shared -include "$emulator/emulate.h" \
         -I "$kernels" -I "$emulator" -I "$out" -o "$out/libcuda.so.1" tests/gpu/driver.cpp "$CUDA_STUBS"/*.o

@@ -132,9 +132,9 @@ fn layers_keep_channels_last() {
     assert_eq!((pooled.dims(), pooled.stride()), (&[4, 8, 4, 4][..], &[128, 1, 32, 8][..]));
 }
 
-/// On the driver that is none: what a step asks of the device is in a file.
+/// On the stub driver, which writes what a step asks of the device to a file.
 #[test]
-fn a_step_waits_for_nothing() {
+fn a_step_does_not_synchronize() {
     let (Some(cuda), Some(trace)) = (cuda(), std::env::var_os("EMULATED_TRACE")) else {
         eprintln!("skipped: only a driver that writes down what it is asked for can tell");
         return;

@@ -24,7 +24,7 @@ use candle_core::{
 use super::fused_op::{FusedOp, Output, backward, forward};
 use super::slots::{Slots, TOKEN};
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::{cuda_token, sum as add};
+use crate::kernels::{cuda_token, sum};
 
 /// The output of a layer, as a part of the graph.
 pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
@@ -163,12 +163,12 @@ impl Node {
         let Some(y) = self.output.get() else {
             candle_core::bail!("expected a forward pass before the backward pass of {}", self.layer.name())
         };
-        let mut sum: Option<Tensor> = None;
+        let mut total: Option<Tensor> = None;
         for gradient in gradients {
-            sum = Some(sum.map_or_else(|| Ok(gradient.clone()), |sum| add(&sum, &gradient))?);
+            total = Some(total.map_or_else(|| Ok(gradient.clone()), |total| sum(&total, &gradient))?);
         }
         let wanted: Vec<bool> = self.sources.iter().map(GradTarget::needs_gradient).collect();
-        let gradients = match sum {
+        let gradients = match total {
             Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &ImageLayout::of(y).arrange(&dy)?)?,
             None => vec![None; wanted.len()],
         };
@@ -418,10 +418,10 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::nn::relu;
+    use crate::nn::{add, relu};
 
     #[test]
-    fn the_way_back_is_ours_where_all_is_of_layers() -> Result<()> {
+    fn candle_is_not_needed_where_all_operations_are_fused() -> Result<()> {
         let w = Var::new(&[1f32, -2.], &Device::Cpu)?;
         let loss = add(&relu(&w)?, &w)?;
         assert!(backward_through_layers(&loss)?.is_some());
