@@ -200,7 +200,6 @@ pub fn variables<T: Variables>(variables: T) -> impl IntoIterator<Item = Var> {
 pub fn has_error<O, E>(_: &impl FnMut(Pass) -> std::result::Result<O, E>, _: PhantomData<E>) {}
 
 /// A result with errors of this type.
-#[expect(clippy::missing_errors_doc, reason = "it is the result that it is given")]
 pub fn with_error<O, E>(result: std::result::Result<O, E>, _: PhantomData<E>) -> std::result::Result<O, E> {
     result
 }

@@ -19,7 +19,7 @@ use crate::core::pass::{Step, is_inside_a_pass};
 struct List {
     /// The variables that hold w + ε̂, and the number of the step that has put it there.
     displaced: HashMap<usize, u64>,
-    /// When a variable was last changed or put back, and by which step; 0 for an optimizer. VarTensors while passes run.
+    /// When a variable was last changed or put back, and by which step; 0 for an optimizer. Entries stay while passes run.
     changed: HashMap<usize, (u64, u64)>,
     now: u64,
     /// Since when the passes that run have been running.

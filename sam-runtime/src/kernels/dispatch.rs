@@ -45,7 +45,7 @@ pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradi
 
 /// An error if the gradient is not finite. On other devices than the CPU it is not checked.
 pub(crate) fn check_finite(gradient: &Gradient, pass: Pass) -> Result<()> {
-    if !on_cpu(gradient) || cpu::params::is_finite(gradient.iter().map(|(_, grad)| grad))? {
+    if !on_cpu(gradient) || cpu::reduce::is_finite(gradient.iter().map(|(_, grad)| grad))? {
         Ok(())
     } else {
         Err(not_finite(gradient, pass)?)
@@ -75,7 +75,7 @@ pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
         return cuda::dot(pairs);
     }
     if pairs.iter().all(|(a, _)| a.device().is_cpu()) {
-        Tensor::new(cpu::params::dot(pairs.iter().copied())?, &Device::Cpu)
+        Tensor::new(cpu::reduce::dot(pairs.iter().copied())?, &Device::Cpu)
     } else {
         portable::dot(pairs)
     }
@@ -107,7 +107,7 @@ pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Res
 /// for f64.
 pub(crate) fn norm_of(a: &Tensor) -> Result<Tensor> {
     if a.device().is_cpu() {
-        return Tensor::new(cpu::params::norm(a)?, &Device::Cpu);
+        return Tensor::new(cpu::reduce::norm(a)?, &Device::Cpu);
     }
     if a.elem_count() == 0 { Tensor::zeros((), wide(a.dtype()), a.device()) } else { portable::norm(a) }
 }
@@ -205,7 +205,7 @@ pub(crate) fn cuda_token(like: &CudaStorage, shape: &Shape, dtype: DType) -> Res
 /// The error that names the first variable whose gradient is not finite.
 fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
     let mut index = 0;
-    while index + 1 < gradient.len() && cpu::params::is_finite([&gradient[index].1].into_iter())? {
+    while index + 1 < gradient.len() && cpu::reduce::is_finite([&gradient[index].1].into_iter())? {
         index += 1;
     }
     let (var, _) = &gradient[index];

@@ -10,7 +10,7 @@ use safetensors::tensor::{TensorInfo, TensorView};
 
 use crate::core::atomic_file::write_atomically;
 use crate::core::names::Names;
-use crate::kernels::cpu::params::is_finite;
+use crate::kernels::cpu::reduce::is_finite;
 
 /// What a file holds. Files of other kinds are refused.
 pub(crate) struct Kind {

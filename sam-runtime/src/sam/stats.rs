@@ -111,7 +111,7 @@ impl StepStats {
         Ok(self.perturbed_loss()?.zip(self.loss()?).map(|(there, here)| there - here))
     }
 
-    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [has_diagnostics](crate::Sam::with_diagnostics).
+    /// ‖g‖₂ over the perturbed variables. None, as the following, unless [diagnostics are on](crate::Sam::with_diagnostics).
     ///
     /// # Errors
     /// If it cannot be read.

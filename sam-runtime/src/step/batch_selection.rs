@@ -10,7 +10,7 @@ use crate::sam::Sam;
 use crate::step::shards::{SplitBatch, rows_of};
 use crate::step::shares::{Part, Shares, Weights, same_rows};
 
-/// BatchSelection chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
+/// Examples chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
 ///
 /// The loss of the whole batch is the mean of the losses of the parts, with their numbers of examples as weights. For a loss
 /// that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as tokens,
@@ -38,7 +38,7 @@ use crate::step::shares::{Part, Shares, Weights, same_rows};
 pub struct BatchSelection<'a> {
     sam: &'a Sam,
     rule: Rule,
-    /// BatchSelection in a part, or to choose.
+    /// Examples in a part, or to choose.
     size: usize,
     rows: Option<usize>,
     shares: Shares,

@@ -46,7 +46,7 @@ use crate::step::shares::{Part, Shares, Weights, same_rows};
 #[derive(Debug)]
 #[must_use]
 pub struct Shards<O> {
-    /// BatchSelection in a shard; none where the batch stays whole, because there is no perturbation.
+    /// Examples in a shard; none where the batch stays whole, because there is no perturbation.
     m: Option<usize>,
     rows: Option<usize>,
     shares: Shares,
@@ -192,7 +192,7 @@ impl<O> Shards<O> {
     }
 
     /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the shards, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each shard. BatchSelection that weigh nothing are put
+    /// their auxiliary floats are averaged with the sums of the weights in each shard. Examples that weigh nothing are put
     /// into a neighboring shard, where they would fill one.
     ///
     /// # Errors

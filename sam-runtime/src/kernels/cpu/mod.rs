@@ -11,7 +11,9 @@ pub(crate) mod float;
 pub(crate) mod matmul;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod reduce;
 pub(crate) mod softmax;
+mod storage_float;
 pub(crate) mod weight_decay;
 
 use std::sync::LazyLock;

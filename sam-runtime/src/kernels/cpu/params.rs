@@ -1,33 +1,23 @@
-//! The CPU's kernels: every element is read and written once, by all threads, in vectors as wide as the machine has.
+//! The arithmetic on variables: every element is read and written once, by all threads, in vectors as wide as the machine has.
 //!
 //! The loops are written once, over plain slices. `pulp` compiles them for AVX-512, AVX2 and the portable baseline and
 //! picks one at run time. Arithmetic is in f64 whatever the tensors hold: the square of an f32 is exact there, and the
-//! memory, not the arithmetic, sets the pace. Sums are taken in [`LANES`] lanes over chunks of [`CHUNK`] elements, and
-//! chunk after chunk: the same bits for any number of threads and any vector width.
+//! memory, not the arithmetic, sets the pace.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Storage, StorageRef, Tensor, Var};
-use half::{bf16, f16};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var};
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
-use crate::core::norm_ball::Ball;
-use crate::core::norm_ball::Power;
-use crate::kernels::operands::PerturbTarget;
-use crate::kernels::operands::SgdStep;
+use super::reduce::{CHUNK, Chunks, Max, Pair, Sum, guards, mismatch, range, reduce, reduce_max, slices};
+use super::storage_float::StorageFloat;
+use crate::core::norm_ball::{Ball, Power};
+use crate::kernels::operands::{PerturbTarget, SgdStep};
 use crate::kernels::rounding::Rounding;
-
-/// Elements that one thread takes at a time.
-const CHUNK: usize = 1 << 15;
-
-/// Partial sums that one chunk is added up in.
-const LANES: usize = 16;
 
 /// What has to be known of a gradient before its perturbation: M = max|Tg| and Σ (|Tg|/M)^q.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +33,7 @@ pub(crate) fn measure(ball: Ball, targets: &[PerturbTarget]) -> Result<Option<Me
     let targets: Vec<_> = pairs.into_iter().zip(targets.iter().map(PerturbTarget::eta)).collect();
     if ball.norm().term() == Power::Square {
         // M = 1 will do: the squares of f32 neither overflow nor vanish in f64.
-        let sum = sum(&targets, |target| target * target);
+        let sum = sum(&targets, |size| size * size);
         if sum.is_normal() {
             return Ok(Some(Measure { max: 1.0, sum }));
         }
@@ -57,15 +47,15 @@ pub(crate) fn measure(ball: Ball, targets: &[PerturbTarget]) -> Result<Option<Me
     }
     let over = 1.0 / max;
     // 1/M overflows for the smallest M, whose ratios are then taken one by one.
-    let ratio = move |target: f64| if over.is_finite() { target * over } else { target / max };
+    let ratio = move |size: f64| if over.is_finite() { size * over } else { size / max };
     let sum = match ball.norm().term() {
         Power::One => sum(&targets, |_| 1.0),
         Power::Same => sum(&targets, ratio),
-        Power::Square => sum(&targets, |target| ratio(target) * ratio(target)),
-        Power::Root => sum(&targets, |target| ratio(target).sqrt()),
-        Power::Largest => sum(&targets, |target| if target >= max { 1.0 } else { 0.0 }),
-        Power::Whole(e) => sum(&targets, |target| ratio(target).powi(e)),
-        Power::Real(e) => sum(&targets, |target| ratio(target).powf(e)),
+        Power::Square => sum(&targets, |size| ratio(size) * ratio(size)),
+        Power::Root => sum(&targets, |size| ratio(size).sqrt()),
+        Power::Largest => sum(&targets, |size| if size >= max { 1.0 } else { 0.0 }),
+        Power::Whole(e) => sum(&targets, |size| ratio(size).powi(e)),
+        Power::Real(e) => sum(&targets, |size| ratio(size).powf(e)),
     };
     Ok(Some(Measure { max, sum }))
 }
@@ -123,7 +113,7 @@ impl InplaceOp2 for Perturb {
 }
 
 impl Perturb {
-    fn write<T: Real>(&self, g: &mut [T], w: &[T]) {
+    fn write<T: StorageFloat>(&self, g: &mut [T], w: &[T]) {
         let Measure { max, sum } = self.measure;
         let norm = self.ball.norm();
         if !self.ball.normalized {
@@ -147,7 +137,7 @@ impl Perturb {
     }
 
     /// g ← w + T · `step`(T g)
-    fn fill<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64) -> f64 + Copy + Send + Sync) {
+    fn fill<T: StorageFloat>(&self, g: &mut [T], w: &[T], step: impl Fn(f64) -> f64 + Copy + Send + Sync) {
         match self.eta {
             None => self.fill_with(g, w, move |g, _| step(g)),
             Some(eta) => self.fill_with(g, w, move |g, w| (w.abs() + eta) * step((w.abs() + eta) * g)),
@@ -155,7 +145,7 @@ impl Perturb {
     }
 
     /// g ← w + `step`(g, w)
-    fn fill_with<T: Real>(&self, g: &mut [T], w: &[T], step: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
+    fn fill_with<T: StorageFloat>(&self, g: &mut [T], w: &[T], step: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
         if let Some(lost) = &self.lost {
             let sums = |(g, w): (&[T], &[T])| ARCH.dispatch(Loss { g, w, step });
             let sums: Vec<_> = g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(sums).collect();
@@ -172,7 +162,7 @@ struct Loss<'a, T, F> {
     step: F,
 }
 
-impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Loss<'_, T, F> {
+impl<T: StorageFloat, F: Fn(f64, f64) -> f64> NullaryFnOnce for Loss<'_, T, F> {
     type Output = [f64; 2];
 
     #[inline(always)]
@@ -187,27 +177,6 @@ impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Loss<'_, T, F> {
         }
         [size, lost]
     }
-}
-
-/// Σ a b, each pair in f64.
-pub(crate) fn dot<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<f64> {
-    let guards = guards(pairs);
-    Ok(reduce(&slices(&guards)?, |pair| pair.reduce(Sum(|a: f64, b: f64| a * b))))
-}
-
-/// ‖a‖₂, in f64.
-pub(crate) fn norm(a: &Tensor) -> Result<f64> {
-    let guards = guards([(a, a)].into_iter());
-    let pairs = slices(&guards)?;
-    let sum = reduce(&pairs, |pair| pair.reduce(Sum(|a: f64, _| a * a)));
-    if sum.is_normal() {
-        return Ok(sum.sqrt());
-    }
-    let max = reduce_max(&pairs, |pair| pair.reduce(Max(|a: f64, _| a.abs())));
-    if max == 0.0 || !max.is_finite() {
-        return Ok(max);
-    }
-    Ok(max * reduce(&pairs, |pair| pair.reduce(Sum(move |a: f64, _| (a / max) * (a / max)))).sqrt())
 }
 
 /// a ← a - β b, and 0 where that is less than `tolerance` times a.
@@ -231,7 +200,7 @@ impl InplaceOp2 for Residual {
 }
 
 impl Residual {
-    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+    fn write<T: StorageFloat>(&self, a: &mut [T], b: &[T]) {
         let Self { beta, tolerance } = *self;
         fill(a, b, move |a, b| {
             let rest = a - beta * b;
@@ -262,14 +231,14 @@ impl InplaceOp2 for Mix {
 }
 
 impl Mix {
-    fn write<T: Real>(&self, a: &mut [T], b: &[T]) {
+    fn write<T: StorageFloat>(&self, a: &mut [T], b: &[T]) {
         let Self { alpha, beta } = *self;
         fill(a, b, move |a, b| alpha * a + beta * b);
     }
 }
 
 /// g ← f(g, w), by all threads.
-fn fill<T: Real>(g: &mut [T], w: &[T], f: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
+fn fill<T: StorageFloat>(g: &mut [T], w: &[T], f: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
     let fill = |(g, w): (&mut [T], &[T])| ARCH.dispatch(Fill { g, w, f });
     if g.len() <= CHUNK {
         fill((g, w));
@@ -284,7 +253,7 @@ struct Fill<'a, T, F> {
     f: F,
 }
 
-impl<T: Real, F: Fn(f64, f64) -> f64> NullaryFnOnce for Fill<'_, T, F> {
+impl<T: StorageFloat, F: Fn(f64, f64) -> f64> NullaryFnOnce for Fill<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
@@ -359,12 +328,12 @@ impl InplaceOp2 for Descend<'_> {
 
 impl Descend<'_> {
     /// Without a velocity.
-    fn slide<T: Real>(&self, w: &mut [T], g: &[T]) {
+    fn slide<T: StorageFloat>(&self, w: &mut [T], g: &[T]) {
         let SgdStep { lr, weight_decay, .. } = self.params;
         fill(w, g, move |w, g| w - lr * (g + weight_decay * w));
     }
 
-    fn roll<T: Real, V: Real>(&self, w: &mut [T], g: &[T], v: &mut [V]) {
+    fn roll<T: StorageFloat, V: StorageFloat>(&self, w: &mut [T], g: &[T], v: &mut [V]) {
         let params = self.params;
         let roll = |((w, v), g)| ARCH.dispatch(Roll { params, w, v, g });
         if w.len() <= CHUNK {
@@ -382,7 +351,7 @@ struct Roll<'a, T, V> {
     g: &'a [T],
 }
 
-impl<T: Real, V: Real> NullaryFnOnce for Roll<'_, T, V> {
+impl<T: StorageFloat, V: StorageFloat> NullaryFnOnce for Roll<'_, T, V> {
     type Output = ();
 
     #[inline(always)]
@@ -397,12 +366,6 @@ impl<T: Real, V: Real> NullaryFnOnce for Roll<'_, T, V> {
             *w = T::from_f64(w.to_f64() - lr * (a * g + b * velocity));
         }
     }
-}
-
-/// Whether every element of these is a number.
-pub(crate) fn is_finite<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<bool> {
-    let guards = guards(tensors.map(|tensor| (tensor, tensor)));
-    Ok(reduce_max(&slices(&guards)?, |pair| pair.reduce(Max(|g: f64, _| g.abs()))).is_finite())
 }
 
 /// A gradient with its variable, and η where T = |w| + η.
@@ -424,194 +387,9 @@ fn max(targets: &[Part<'_>]) -> f64 {
     })
 }
 
-/// A way to make one number of many: within a chunk, lane by lane, and over the lanes and chunks.
-trait Fold: Copy + Send + Sync {
-    fn step(self, so_far: f64, g: f64, w: f64) -> f64;
-    fn join(self, a: f64, b: f64) -> f64;
-}
-
-#[derive(Clone, Copy)]
-struct Sum<F>(F);
-
-impl<F: Fn(f64, f64) -> f64 + Copy + Send + Sync> Fold for Sum<F> {
-    #[inline(always)]
-    fn step(self, so_far: f64, g: f64, w: f64) -> f64 {
-        so_far + (self.0)(g, w)
-    }
-
-    #[inline(always)]
-    fn join(self, a: f64, b: f64) -> f64 {
-        a + b
-    }
-}
-
-/// The largest number that is not negative. As bits they are in order, infinity and NaN on top, so neither gets lost.
-#[derive(Clone, Copy)]
-struct Max<F>(F);
-
-impl<F: Fn(f64, f64) -> f64 + Copy + Send + Sync> Fold for Max<F> {
-    #[inline(always)]
-    fn step(self, so_far: f64, g: f64, w: f64) -> f64 {
-        self.join(so_far, (self.0)(g, w))
-    }
-
-    #[inline(always)]
-    fn join(self, a: f64, b: f64) -> f64 {
-        larger(a, b)
-    }
-}
-
-#[inline(always)]
-fn larger(a: f64, b: f64) -> f64 {
-    f64::from_bits(a.to_bits().max(b.to_bits()))
-}
-
-/// The sum over all chunks, in their order.
-fn reduce<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
-    over_chunks(parts, f).into_iter().sum()
-}
-
-fn reduce_max<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
-    over_chunks(parts, f).into_iter().fold(0.0, larger)
-}
-
-fn over_chunks<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> Vec<f64> {
-    let chunks: Vec<_> = parts.iter().flat_map(|part| part.chunks()).collect();
-    chunks.into_par_iter().map(f).collect()
-}
-
-/// What can be reduced piece by piece.
-trait Chunks: Copy + Send + Sync {
-    fn chunks(self) -> Vec<Self>;
-}
-
 impl Chunks for Part<'_> {
     fn chunks(self) -> Vec<Self> {
         let (pair, eta) = self;
         pair.chunks().into_iter().map(|pair| (pair, eta)).collect()
     }
-}
-
-/// A gradient and its variable, or any two tensors of one type.
-#[derive(Clone, Copy)]
-enum Pair<'a> {
-    F32(&'a [f32], &'a [f32]),
-    F64(&'a [f64], &'a [f64]),
-    BF16(&'a [bf16], &'a [bf16]),
-    F16(&'a [f16], &'a [f16]),
-}
-
-impl Chunks for Pair<'_> {
-    fn chunks(self) -> Vec<Self> {
-        macro_rules! chunks {
-            ($($variant:ident)*) => {
-                match self {
-                    $(Self::$variant(g, w) => {
-                        g.chunks(CHUNK).zip(w.chunks(CHUNK)).map(|(g, w)| Self::$variant(g, w)).collect()
-                    })*
-                }
-            };
-        }
-        chunks!(F32 F64 BF16 F16)
-    }
-}
-
-impl Pair<'_> {
-    fn reduce(self, fold: impl Fold) -> f64 {
-        match self {
-            Self::F32(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
-            Self::F64(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
-            Self::BF16(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
-            Self::F16(g, w) => ARCH.dispatch(Reduce { g, w, fold }),
-        }
-    }
-}
-
-struct Reduce<'a, T, F> {
-    g: &'a [T],
-    w: &'a [T],
-    fold: F,
-}
-
-impl<T: Real, F: Fold> NullaryFnOnce for Reduce<'_, T, F> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn call(self) -> f64 {
-        let Self { g, w, fold } = self;
-        let mut lanes = [0.0; LANES];
-        let (g_blocks, g_rest) = g.as_chunks::<LANES>();
-        let (w_blocks, w_rest) = w.as_chunks::<LANES>();
-        for (g, w) in g_blocks.iter().zip(w_blocks) {
-            for i in 0..LANES {
-                lanes[i] = fold.step(lanes[i], g[i].to_f64(), w[i].to_f64());
-            }
-        }
-        for ((lane, g), w) in lanes.iter_mut().zip(g_rest).zip(w_rest) {
-            *lane = fold.step(*lane, g.to_f64(), w.to_f64());
-        }
-        lanes.into_iter().fold(0.0, |a, b| fold.join(a, b))
-    }
-}
-
-/// Locks the buffers for reading.
-fn guards<'a>(pairs: impl Iterator<Item = (&'a Tensor, &'a Tensor)>) -> Vec<[(StorageRef<'a>, &'a Layout); 2]> {
-    pairs.map(|(grad, var)| [grad.storage_and_layout(), var.storage_and_layout()]).collect()
-}
-
-fn slices<'a>(guards: &'a [[(StorageRef<'_>, &Layout); 2]]) -> Result<Vec<Pair<'a>>> {
-    let pair = |[(g, g_layout), (w, w_layout)]: &'a [(StorageRef<'_>, &Layout); 2]| {
-        let (Storage::Cpu(g), Storage::Cpu(w)) = (&**g, &**w) else {
-            candle_core::bail!("a variable and its gradient must be on the CPU")
-        };
-        let (g_range, w_range) = (range(g_layout)?, range(w_layout)?);
-        Ok(match (g, w) {
-            (CpuStorage::F32(g), CpuStorage::F32(w)) => Pair::F32(&g[g_range], &w[w_range]),
-            (CpuStorage::F64(g), CpuStorage::F64(w)) => Pair::F64(&g[g_range], &w[w_range]),
-            (CpuStorage::BF16(g), CpuStorage::BF16(w)) => Pair::BF16(&g[g_range], &w[w_range]),
-            (CpuStorage::F16(g), CpuStorage::F16(w)) => Pair::F16(&g[g_range], &w[w_range]),
-            (g, w) => mismatch(w, g)?,
-        })
-    };
-    guards.iter().map(pair).collect()
-}
-
-fn range(layout: &Layout) -> Result<Range<usize>> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(start..end),
-        None => candle_core::bail!("a variable and its gradient must be contiguous, found {layout:?}"),
-    }
-}
-
-fn mismatch<T>(w: &CpuStorage, g: &CpuStorage) -> Result<T> {
-    candle_core::bail!("a variable of {:?} with a gradient of {:?}: expected one float type", w.dtype(), g.dtype())
-}
-
-/// The floating point types of candle's training tensors.
-trait Real: Copy + Send + Sync {
-    fn to_f64(self) -> f64;
-    fn from_f64(value: f64) -> Self;
-}
-
-macro_rules! real {
-    ($($real:ty, $to:expr, $from:expr;)*) => {$(
-        impl Real for $real {
-            #[inline(always)]
-            fn to_f64(self) -> f64 {
-                $to(self)
-            }
-
-            #[inline(always)]
-            fn from_f64(value: f64) -> Self {
-                $from(value)
-            }
-        }
-    )*};
-}
-
-real! {
-    f32, f64::from, |value| value as f32;
-    f64, |value| value, |value| value;
-    bf16, bf16::to_f64, bf16::from_f64;
-    f16, f16::to_f64, f16::from_f64;
 }
