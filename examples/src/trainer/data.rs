@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
+use clap::ValueEnum as _;
 
-use crate::data::{self, Dataset, ImageSet, Pictures, add_noise};
+use crate::data::{self, Archive, Dataset, ImageSet, Pictures, add_noise};
 use crate::recipe::Recipe;
 use crate::util::numbers::count;
 
@@ -146,8 +147,10 @@ fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     let folder =
         folder.with_context(|| format!("the data set `{name}` is not compiled in: say where it is with --data"))?;
     let inner = folder.join(name);
-    if inner.is_dir() {
-        return Ok(inner);
+    // Where a download of this set is: several may be in one folder.
+    let downloaded = Archive::from_str(name, false).ok().map(|archive| folder.join(archive.spec().folder));
+    if let Some(inner) = [Some(&inner), downloaded.as_ref()].into_iter().flatten().find(|inner| inner.is_dir()) {
+        return Ok(inner.clone());
     }
     let is_called_so = folder.canonicalize().is_ok_and(|folder| folder.file_name().is_some_and(|it| it == name));
     let is_told_by_content = NAMES.iter().any(|(known, _)| *known == name);
@@ -174,6 +177,21 @@ mod tests {
 
     fn load(text: &str) -> Result<Data> {
         Data::load(&RecipePatch::parse("test", text)?.recipe(&Scale::default())?, None, 3, &Device::Cpu)
+    }
+
+    #[test]
+    fn one_of_several_downloads_in_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = |name: &str| folder.path().join(name);
+        for name in ["cifar-10-batches-bin", "cifar-100-binary", "svhn"] {
+            std::fs::create_dir(inside(name)).unwrap();
+        }
+        let place = |name| place(name, Some(folder.path())).unwrap();
+        assert_eq!(place("cifar10"), inside("cifar-10-batches-bin"));
+        assert_eq!(place("cifar100"), inside("cifar-100-binary"));
+        assert_eq!(place("svhn"), inside("svhn"));
+        std::fs::create_dir(inside("cifar10")).unwrap();
+        assert_eq!(place("cifar10"), inside("cifar10"), "a folder of that name comes first");
     }
 
     #[test]
