@@ -72,7 +72,8 @@ impl Sam {
     /// # let w = Var::new(&[3f64, -2.], &Device::Cpu)?;
     /// let sgd = Sgd::new(vec![w], ParamsSgd::default())?;
     /// let sam = Sam::momentum_sam(sgd.momentum_buffers());
-    /// # sam.validate()
+    /// # sam.validate()?;
+    /// # Ok(())
     /// # }
     /// ```
     pub fn momentum_sam(velocities: MomentumBuffers) -> Self {

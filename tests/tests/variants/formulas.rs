@@ -536,6 +536,6 @@ fn what_does_not_go_together() {
     check(Sam::new(0.1).loss_scale(0.0), "`loss_scale` is 0");
     check(Sam::gsam(0.1..=0.1), "`rate` is 0.1");
     check(Sam::le_sam(f64::NAN, 0.1), "`sigma` is NaN");
-    assert!(Sam::look_sam().shards::<Tensor>(3).unwrap_err().to_string().contains("`parts`"));
+    assert!(Sam::look_sam().shards::<Tensor>(3).unwrap_err().to_string().contains("`micro_batches`"));
     assert!(sharpest(&Sam::previous_gradient(), &net(), &batch_of(0).0, &batch_of(0).1).is_err());
 }
