@@ -1,35 +1,36 @@
-//! The trainers and what they are made of.
+//! Trainers and experiments with SAM, and what they are made of.
 //!
-//! Start with [`tutorial`]: a training loop, and the one line that turns it into a SAM loop; [`run`] repeats it for every
-//! seed and method, [`report`] tells what came of it. That is the binary `cifar`.
-//!
-//! The paper's experiments are the binaries `paper` and `train`; `spectrum` looks at what was trained:
+//! The crate has layers. A file may use its own room and the rooms below it, and no two files use each other
+//! (`tests/layering.rs`):
 //!
 //! ```text
-//! recipe     what to do: TOML files in recipes/, a base and what each cell changes
-//! data       sets of images                      augment    what is done to them
-//! batches    images as tensors, from a thread    models     networks, from a kit of layers
-//! loss       loss functions, with the attribute  method     what is trained on wrong labels
-//! trainer    the loop: log, checkpoint, resume   paper      tables of runs beside the paper's numbers
-//! spectrum   the Hessian of what was trained
+//! bin           the programs: cifar, variants, train, evaluate, predict, paper, spectrum, bench, arithmetic
+//! cli           command lines: options, terminal output, progress
+//! experiments   compare (SGD and SAM), variants, paper (the tables), hessian (the spectrum)
+//! trainer       the training loop; logs, checkpoints, deterministic resumption
+//! recipe        TOML files in recipes/: the settings of a training, and tables of them
+//! noisy_labels  the methods of the paper's Table 4: phases, batches, losses
+//! metrics       errors and losses of a model, means over seeds
+//! losses        loss functions, with the attribute #[sam]
+//! models        networks, built from the layers of sam_runtime::nn or of candle_nn
+//! data          data sets: formats, downloads, label noise; batches of tensors
+//! augment       flips and crops, Cutout, AutoAugment
+//! io            atomic files, logs, TensorBoard events, leases, tables, charts
+//! util          devices, random number streams, schedules, signals
 //! ```
+//!
+//! Where to start: [`losses`] for the attribute, [`trainer::fit()`] for the training loop,
+//! [`experiments::compare::run`] for the shortest training that uses both.
 
 pub mod augment;
-pub mod batches;
-pub mod compute;
-pub mod console;
+pub mod cli;
 pub mod data;
-pub mod kit;
-pub mod loss;
-pub mod method;
+pub mod experiments;
+pub mod io;
+pub mod losses;
+pub mod metrics;
 pub mod models;
-mod numbers;
-pub mod options;
-pub mod paper;
+pub mod noisy_labels;
 pub mod recipe;
-pub mod report;
-pub mod run;
-pub mod spectrum;
-pub mod stop;
 pub mod trainer;
-pub mod tutorial;
+pub mod util;

@@ -166,7 +166,7 @@ fn a_checkpoint_is_on_the_disk_before_it_has_its_name() {
         if !path.contains(".checkpoint.safetensors.") {
             continue;
         }
-        // The data are synchronised under another name; the next call is of the folder, and the file has its name by then.
+        // The data are synchronized under another name; the next call is of the folder, and the file has its name by then.
         assert_ne!(written, before, "{log}");
         let (path, _, named) = lines[i + 1];
         assert_eq!((Path::new(path), named), (folder.as_path(), written), "{log}");

@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use sam_examples::compute::Place;
-use sam_examples::recipe::{Changes, Scale};
+use sam_examples::recipe::{RecipePatch, Scale};
 use sam_examples::trainer::{Data, Job, Next, Outcome};
+use sam_examples::util::device::DeviceConfig;
 
 const METHODS: [&str; 11] = [
     "plain",
@@ -34,13 +34,13 @@ fn run(
     every: usize,
     tell: impl Fn(usize) -> anyhow::Result<Next>,
 ) -> anyhow::Result<Option<Outcome>> {
-    let recipe = Changes::parse("test", recipe).unwrap().recipe(&Scale::default()).unwrap();
-    let data = Data::load(&recipe, None, 1, &Place::CPU.device).unwrap();
+    let recipe = RecipePatch::parse("test", recipe).unwrap().recipe(&Scale::default()).unwrap();
+    let data = Data::load(&recipe, None, 1, &DeviceConfig::CPU.device).unwrap();
     let job = Job {
         recipe: &recipe,
         seed: 1,
         data: &data,
-        place: &Place::CPU,
+        device: &DeviceConfig::CPU,
         weights: None,
         folder,
         every,

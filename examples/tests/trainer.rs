@@ -68,8 +68,9 @@ fn a_stage_that_begins_with_an_old_model_goes_on_with_the_same_bits() {
 /// Steps that a log tells of, in a method whose trainings have so many.
 fn logged(log: &Path, steps: u64) -> u64 {
     let text = fs::read_to_string(log).unwrap_or_default();
-    // The last line may be half written.
-    let whole = text.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+    // The last line may be half written, and the first is the recipe.
+    let mut lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let whole = lines.find(|line| line["stage"].is_u64());
     whole.map_or(0, |line| {
         let number = |key: &str| line[key].as_u64().unwrap();
         // A loss is that of a step, a test error comes after one.
@@ -197,7 +198,7 @@ fn weights(path: &Path) -> std::collections::HashMap<String, Vec<u8>> {
     tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
 }
 
-/// A recipe that begins with the weights of another: normalisations keep their statistics, the head is new.
+/// A recipe that begins with the weights of another: normalizations keep their statistics, the head is new.
 #[test]
 fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
     let first = "model = \"cnn-w2\"\nimages = 200.0\nvalidation = 0.2\nbatch = 20\nepochs = 2.0\n";

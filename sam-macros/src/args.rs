@@ -1,4 +1,4 @@
-//! What the attribute says: keys and values, read and not yet judged.
+//! Parsing: the keys and values of the attribute, not yet validated.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
@@ -10,66 +10,38 @@ use syn::{
     token::Paren,
 };
 
-use crate::valid::Errors;
-
-/// Every key and how it is written: what the error messages teach.
-const FORMS: [(&str, &str); 17] = [
-    ("rho", "`rho = 0.05`"),
-    ("p", "`p = 2` or `p = inf`"),
-    ("adaptive", "`adaptive` or `adaptive = 0.01`"),
-    ("unnormalised", "`unnormalised`"),
-    ("gsam", "`gsam = 0.4`"),
-    ("wsam", "`wsam = 0.9`"),
-    ("stable", "`stable`"),
-    ("second_order", "`second_order`"),
-    ("vars", "`vars = model.vars()`"),
-    ("replay", "`replay(rng)`"),
-    ("shards", "`shards(x, y; m = 32)`"),
-    ("parts", "`parts(x, y; m = 32)`"),
-    ("hardest", "`hardest(x, y; k = 32)`"),
-    ("sharpest", "`sharpest(x, y; k = 64)`"),
-    ("plain", "`plain = plain_loss`"),
-    ("with", "`with = sam`"),
-    ("crate", "`crate = ::sam_runtime`"),
-];
-
-const WITH: &str = "`with` takes the name of an argument: add an argument `sam: &Sam` and write `with = sam`";
-
-/// What one may have meant by a key that is none, and the key that does it.
-const NEAR: [(&str, &str); 10] = [
-    ("eta", "adaptive"),
-    ("alpha", "gsam"),
-    ("gamma", "wsam"),
-    ("radius", "rho"),
-    ("m", "shards"),
-    ("k", "hardest"),
-    ("reduction", "shards"),
-    ("weights", "shards"),
-    ("unnormalized", "unnormalised"),
-    ("sam", "with"),
-];
+use crate::{
+    errors::Errors,
+    keys::{self, BatchKey, Form},
+};
 
 #[derive(Default)]
 pub(crate) struct Args {
     pub(crate) rho: Option<Keyed<Expr>>,
     pub(crate) p: Option<Keyed<Expr>>,
     pub(crate) adaptive: Option<Keyed<Option<Expr>>>,
-    pub(crate) unnormalised: Option<Keyed<()>>,
+    pub(crate) unnormalized: Option<Keyed<()>>,
     pub(crate) combination: Option<Keyed<Combination>>,
     pub(crate) vars: Option<Keyed<Expr>>,
+    pub(crate) buffers: Option<Keyed<Expr>>,
     pub(crate) replay: Option<Keyed<Vec<Ident>>>,
     pub(crate) batch: Option<Keyed<Batch>>,
     pub(crate) plain: Option<Keyed<Ident>>,
     pub(crate) with: Option<Keyed<Ident>>,
     pub(crate) krate: Option<Keyed<Path>>,
-    /// What could not be read; reported together with all else that is wrong.
+    /// All of the above, as written.
+    pub(crate) given: Vec<Ident>,
+    /// What could not be parsed, to be reported together with what validation finds.
     pub(crate) errors: Errors,
 }
 
 /// A value and the key that it was given for.
-pub(crate) type Keyed<T> = (Ident, T);
+pub(crate) struct Keyed<T> {
+    pub(crate) key: Ident,
+    pub(crate) value: T,
+}
 
-/// What the two gradients come to, other than the second.
+/// How the gradients at w and at w + ε are combined, other than by taking the second.
 pub(crate) enum Combination {
     Gsam(Expr),
     Wsam(Expr),
@@ -77,9 +49,9 @@ pub(crate) enum Combination {
     SecondOrder,
 }
 
-/// `shards(names; m = EXPR)`, and the other keys that are about the examples of a batch.
+/// `shards(names; m = EXPR)`, and the other keys that split or select the examples of a batch.
 pub(crate) struct Batch {
-    pub(crate) kind: Kind,
+    pub(crate) key: BatchKey,
     pub(crate) names: Vec<Ident>,
     pub(crate) size: Expr,
     pub(crate) weighting: Weighting,
@@ -95,45 +67,12 @@ pub(crate) enum Weighting {
     Weights(Expr),
 }
 
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
-    Shards,
-    Parts,
-    Hardest,
-    Sharpest,
-}
-
-impl Kind {
-    fn of(key: &Ident) -> Option<Self> {
-        Some(match key.to_string().as_str() {
-            "shards" => Self::Shards,
-            "parts" => Self::Parts,
-            "hardest" => Self::Hardest,
-            "sharpest" => Self::Sharpest,
-            _ => return None,
-        })
-    }
-
-    /// The name of its number.
-    pub(crate) fn size(self) -> &'static str {
-        match self {
-            Self::Shards | Self::Parts => "m",
-            Self::Hardest | Self::Sharpest => "k",
-        }
-    }
-
-    /// Whether it goes through the whole batch, piece by piece.
-    fn goes_through_all(self) -> bool {
-        matches!(self, Self::Shards | Self::Parts)
-    }
-}
-
 impl Args {
-    pub(crate) fn read(tokens: TokenStream) -> Self {
+    pub(crate) fn parse(tokens: TokenStream) -> Self {
         let mut args = Self::default();
         let all = |input: ParseStream<'_>| {
             while !input.is_empty() {
-                if let Err(error) = args.read_one(input) {
+                if let Err(error) = args.parse_key(input) {
                     args.errors.push(error);
                     skip_to_comma(input)?;
                 }
@@ -147,68 +86,93 @@ impl Args {
         args
     }
 
-    fn read_one(&mut self, input: ParseStream<'_>) -> Result<()> {
+    fn parse_key(&mut self, input: ParseStream<'_>) -> Result<()> {
         if !input.peek(Ident::peek_any) {
-            return Err(input.error(format!("expected {}", keys())));
+            return Err(input.error(format!("expected {}", keys::list())));
         }
-        let key = input.call(Ident::parse_any)?;
-        let key = &key;
+        let key = &input.call(Ident::parse_any)?;
+        // Also behind an unknown key, so that one mistake is one error.
         let value = input.parse()?;
+        let Some(syntax) = keys::find(key) else {
+            return Err(Error::new_spanned(key, keys::unknown(key)));
+        };
         if !input.is_empty() && !input.peek(Token![,]) {
             return Err(match value {
-                Value::Nothing if !input.peek(Ident::peek_any) => misspelt(key, input.parse::<TokenTree>()?),
+                Value::Nothing if !input.peek(Ident::peek_any) => {
+                    let token: TokenTree = input.parse()?;
+                    Error::new_spanned(&token, syntax.unexpected(&token.to_string()))
+                }
                 _ => input.error("expected `,`"),
             });
         }
-        match (key.to_string().as_str(), value) {
-            ("rho", Value::Is(expr)) => set(&mut self.rho, key, expr),
-            ("p", Value::Is(expr)) => set(&mut self.p, key, expr),
+        let misuse = |at: &dyn ToTokens| Error::new_spanned(at, syntax.misuse(false));
+        match (syntax.name, value) {
+            ("rho", Value::Expr(expr)) => set(&mut self.rho, key, expr),
+            ("p", Value::Expr(expr)) => set(&mut self.p, key, expr),
             ("adaptive", Value::Nothing) => set(&mut self.adaptive, key, None),
-            ("adaptive", Value::Is(expr)) => set(&mut self.adaptive, key, Some(expr)),
-            ("unnormalised", Value::Nothing) => set(&mut self.unnormalised, key, ()),
-            ("gsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Gsam(expr)),
-            ("wsam", Value::Is(expr)) => set(&mut self.combination, key, Combination::Wsam(expr)),
+            ("adaptive", Value::Expr(expr)) => set(&mut self.adaptive, key, Some(expr)),
+            ("unnormalized", Value::Nothing) => set(&mut self.unnormalized, key, ()),
+            ("gsam", Value::Expr(expr)) => set(&mut self.combination, key, Combination::Gsam(expr)),
+            ("wsam", Value::Expr(expr)) => set(&mut self.combination, key, Combination::Wsam(expr)),
             ("stable", Value::Nothing) => set(&mut self.combination, key, Combination::Stable),
             ("second_order", Value::Nothing) => set(&mut self.combination, key, Combination::SecondOrder),
-            ("vars", Value::Is(expr)) => set(&mut self.vars, key, expr),
-            ("replay", Value::List(list)) => set(&mut self.replay, key, read_list(names, key, list)?),
-            ("plain", Value::Is(expr)) => set(&mut self.plain, key, name(key, &expr)?),
-            ("with", Value::Is(expr)) => match path(&expr).and_then(Path::get_ident) {
+            ("vars", Value::Expr(expr)) => set(&mut self.vars, key, expr),
+            ("buffers", Value::Expr(expr)) => set(&mut self.buffers, key, expr),
+            ("replay", Value::List(list)) => set(&mut self.replay, key, parse_list(names, list, key, &misuse)?),
+            ("plain", Value::Expr(expr)) => match name(&expr) {
+                Some(name) => set(&mut self.plain, key, name.clone()),
+                None => Err(misuse(&expr)),
+            },
+            ("with", Value::Expr(expr)) => match name(&expr) {
                 Some(name) => set(&mut self.with, key, name.clone()),
-                None => Err(Error::new_spanned(expr, WITH)),
+                None => Err(misuse(&expr)),
             },
-            ("crate", Value::Is(expr)) => match path(&expr) {
+            ("crate", Value::Expr(expr)) => match path(&expr) {
                 Some(path) => set(&mut self.krate, key, path.clone()),
-                None => Err(misspelt(key, expr)),
+                None => Err(misuse(&expr)),
             },
-            (_, Value::List(list)) if let Some(kind) = Kind::of(key) => {
-                let (mut batch, rest) = read_list(|input: ParseStream<'_>| batch(kind, input), key, list)?;
-                batch.weighting = (|input: ParseStream<'_>| weighting(key, kind, input)).parse2(rest)?;
+            (_, Value::List(list)) if let Form::Batch(batch_key) = syntax.form => {
+                let (mut batch, options) =
+                    parse_list(|input: ParseStream<'_>| batch(batch_key, input), list, key, &misuse)?;
+                batch.weighting = (|input: ParseStream<'_>| weighting(key, batch_key, input)).parse2(options)?;
                 set(&mut self.batch, key, batch)
             }
-            _ => Err(misspelt(key, key)),
-        }
+            (_, value) => Err(Error::new_spanned(key, syntax.misuse(matches!(value, Value::Nothing)))),
+        }?;
+        self.given.push(key.clone());
+        Ok(())
+    }
+
+    /// The values that have to be numbers.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (&Ident, &Expr)> {
+        let adaptive = self.adaptive.iter().filter_map(|Keyed { key, value }| Some((key, value.as_ref()?)));
+        let combination = self.combination.iter().filter_map(|Keyed { key, value }| match value {
+            Combination::Gsam(number) | Combination::Wsam(number) => Some((key, number)),
+            Combination::Stable | Combination::SecondOrder => None,
+        });
+        let always = self.rho.iter().chain(&self.p).map(|Keyed { key, value }| (key, value));
+        always.chain(adaptive).chain(combination)
     }
 }
 
 fn set<T>(slot: &mut Option<Keyed<T>>, key: &Ident, value: T) -> Result<()> {
     match slot {
-        Some((known, _)) if known == key => {
+        Some(Keyed { key: known, .. }) if known == key => {
             return Err(Error::new_spanned(key, format!("`{key}` is given twice: keep one")));
         }
-        Some((known, _)) => {
-            return Err(Error::new_spanned(key, format!("`{key}` and `{known}` cannot be used together: keep one")));
+        Some(Keyed { key: known, .. }) => {
+            return Err(Error::new_spanned(key, format!("invalid combination: `{key}` and `{known}`: keep one")));
         }
         None => {}
     }
-    *slot = Some((key.clone(), value));
+    *slot = Some(Keyed { key: key.clone(), value });
     Ok(())
 }
 
-/// What can follow a key, whichever key it is.
+/// What can follow any key.
 enum Value {
     Nothing,
-    Is(Expr),
+    Expr(Expr),
     List(TokenStream),
 }
 
@@ -225,7 +189,7 @@ impl Parse for Value {
         if input.is_empty() || input.peek(Token![,]) {
             return Err(Error::new_spanned(equals, "expected a value after `=`"));
         }
-        Ok(Self::Is(input.parse()?))
+        Ok(Self::Expr(input.parse()?))
     }
 }
 
@@ -238,9 +202,8 @@ pub(crate) fn path(expr: &Expr) -> Option<&Path> {
     }
 }
 
-fn name(key: &Ident, expr: &Expr) -> Result<Ident> {
-    let name = path(expr).and_then(Path::get_ident);
-    name.cloned().ok_or_else(|| misspelt(key, expr))
+fn name(expr: &Expr) -> Option<&Ident> {
+    path(expr).and_then(Path::get_ident)
 }
 
 fn names(input: ParseStream<'_>) -> Result<Vec<Ident>> {
@@ -251,11 +214,11 @@ fn names(input: ParseStream<'_>) -> Result<Vec<Ident>> {
     Ok(names)
 }
 
-/// The names and the size. What may follow stays to be read.
-fn batch(kind: Kind, input: ParseStream<'_>) -> Result<(Batch, TokenStream)> {
+/// The names and the size, and the options that follow, not yet parsed.
+fn batch(key: BatchKey, input: ParseStream<'_>) -> Result<(Batch, TokenStream)> {
     let names = names(input)?;
     input.parse::<Token![;]>()?;
-    if input.parse::<Ident>()? != kind.size() {
+    if input.parse::<Ident>()? != key.size() {
         return Err(input.error("another name"));
     }
     input.parse::<Token![=]>()?;
@@ -263,76 +226,58 @@ fn batch(kind: Kind, input: ParseStream<'_>) -> Result<(Batch, TokenStream)> {
     if !input.is_empty() {
         input.parse::<Token![,]>()?;
     }
-    Ok((Batch { kind, names, size, weighting: Weighting::Mean }, input.parse()?))
+    Ok((Batch { key, names, size, weighting: Weighting::Mean }, input.parse()?))
 }
 
-/// `reduction = sum` or `weights = EXPR`, after the size of `key`.
-fn weighting(key: &Ident, kind: Kind, input: ParseStream<'_>) -> Result<Weighting> {
-    let mut found: Option<(Ident, Weighting)> = None;
+/// The options `reduction = sum` and `weights = EXPR`.
+fn weighting(key: &Ident, batch_key: BatchKey, input: ParseStream<'_>) -> Result<Weighting> {
+    let mut found: Option<Keyed<Weighting>> = None;
     while !input.is_empty() {
         let option = input.call(Ident::parse_any)?;
-        let fault = |why: String| Err(Error::new_spanned(&option, why));
-        let name = option.to_string();
-        let is_known = matches!(&*name, "reduction" | "weights");
-        if !kind.goes_through_all() {
-            return fault(if is_known {
-                format!("`{option}` is for `shards` and `parts`: `{key}` averages over its examples")
+        let is_known = option == "reduction" || option == "weights";
+        if !batch_key.uses_all_examples() {
+            let why = if is_known {
+                format!("`{key}` has no `{option}`: it averages over the examples that it selects")
             } else {
-                format!("unknown option `{option}` of `{key}`: there is only `{}`", kind.size())
-            });
+                format!("unknown option `{option}` of `{key}`: expected only `{}`", batch_key.size())
+            };
+            return Err(Error::new_spanned(option, why));
         }
         if !is_known {
-            let forms = "expected `reduction = sum` or `weights = EXPR`";
-            return fault(format!("unknown option `{option}` of `{key}`: {forms}"));
-        }
-        match &found {
-            Some((known, _)) if *known == option => return fault(format!("`{option}` is given twice: keep one")),
-            Some((known, _)) => {
-                return fault(format!("`{option}` and `{known}` cannot be used together: keep one"));
-            }
-            None => {}
+            let why = format!("unknown option `{option}` of `{key}`: expected `reduction = sum` or `weights = EXPR`");
+            return Err(Error::new_spanned(option, why));
         }
         if input.parse::<Option<Token![=]>>()?.is_none() || input.is_empty() || input.peek(Token![,]) {
-            let form = if name == "weights" { "`weights = EXPR`" } else { "`reduction = sum` or `reduction = mean`" };
-            return fault(format!("`{option}` is written {form}"));
+            let values = if option == "weights" { ", e.g. `weights = [1.0, 0.5]`" } else { ": `sum` or `mean`" };
+            return Err(Error::new_spanned(&option, format!("`{option}` needs a value{values}")));
         }
         let value: Expr = input.parse()?;
-        let weighting = match (&*name, path(&value).and_then(Path::get_ident).map(Ident::to_string).as_deref()) {
-            ("weights", _) => Weighting::Weights(value),
-            (_, Some("sum")) => Weighting::Sum,
-            (_, Some("mean")) => Weighting::Mean,
-            _ => return Err(Error::new_spanned(value, "`reduction` is `sum` or `mean`")),
+        let weighting = if option == "weights" {
+            Weighting::Weights(value)
+        } else {
+            match name(&value) {
+                Some(sum) if sum == "sum" => Weighting::Sum,
+                Some(mean) if mean == "mean" => Weighting::Mean,
+                _ => return Err(Error::new_spanned(value, "`reduction` must be `sum` or `mean`")),
+            }
         };
-        found = Some((option, weighting));
+        set(&mut found, &option, weighting)?;
         if !input.is_empty() && input.parse::<Option<Token![,]>>()?.is_none() {
             return Err(input.error("expected `,`"));
         }
     }
-    Ok(found.map_or(Weighting::Mean, |(_, weighting)| weighting))
+    Ok(found.map_or(Weighting::Mean, |found| found.value))
 }
 
-fn read_list<T>(read: impl Fn(ParseStream<'_>) -> Result<T>, key: &Ident, list: TokenStream) -> Result<T> {
+/// `misuse`: the error for a list that `parse` does not take.
+fn parse_list<T>(
+    parse: impl Fn(ParseStream<'_>) -> Result<T>,
+    list: TokenStream,
+    key: &Ident,
+    misuse: &dyn Fn(&dyn ToTokens) -> Error,
+) -> Result<T> {
     let at = if list.is_empty() { key.to_token_stream() } else { list.clone() };
-    read.parse2(list).map_err(|_| misspelt(key, at))
-}
-
-fn misspelt(key: &Ident, at: impl ToTokens) -> Error {
-    let message = match form(&key.to_string()) {
-        Some(form) => format!("`{key}` is written {form}"),
-        None => match NEAR.iter().find(|(near, _)| key == near).and_then(|(_, meant)| form(meant)) {
-            Some(form) => format!("unknown key `{key}`: write {form}"),
-            None => format!("unknown key `{key}`: expected {}", keys()),
-        },
-    };
-    Error::new_spanned(at, message)
-}
-
-fn form(key: &str) -> Option<&'static str> {
-    FORMS.iter().find(|(known, _)| *known == key).map(|(_, form)| *form)
-}
-
-fn keys() -> String {
-    format!("one of {}", FORMS.map(|(key, _)| format!("`{key}`")).join(", "))
+    parse.parse2(list).map_err(|_| misuse(&at))
 }
 
 fn skip_to_comma(input: ParseStream<'_>) -> Result<()> {

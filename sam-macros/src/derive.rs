@@ -1,4 +1,4 @@
-//! `#[derive(Aux)]` and `#[derive(Output)]`: what the runtime asks of a value, asked of each of its fields.
+//! `#[derive(Aux)]` and `#[derive(LossOutput)]`: each method calls the same method of every field.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
@@ -39,13 +39,18 @@ use syn::{
 //         }
 //     }
 //
-// with all names as paths. An enum has no `join_shards`: the trait's own is an error.
+// with all names as paths. An enum keeps the trait's `join_shards`, which is an error at run time.
 pub(crate) fn aux(input: TokenStream) -> Result<TokenStream> {
     let item = syn::parse2(input)?;
     let (ident, attrs, generics) = match &item {
         Item::Struct(item) => (&item.ident, &item.attrs, &item.generics),
         Item::Enum(item) => (&item.ident, &item.attrs, &item.generics),
-        other => return Err(Error::new_spanned(other, "`Aux` is derived for structs and enums: implement it by hand")),
+        other => {
+            return Err(Error::new_spanned(
+                other,
+                "`Aux` can be derived only for structs and enums: implement it by hand",
+            ));
+        }
     };
     let names = Names::new(attrs)?;
     let Names { krate, candle, result, vec, f64 } = &names;
@@ -85,12 +90,14 @@ pub(crate) fn aux(input: TokenStream) -> Result<TokenStream> {
     })
 }
 
-// As above, with `Output` for the field of the loss and `Aux` for the others, and with the methods that `Output` has more.
-pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
+// As above, with `LossOutput` for the field of the loss and `Aux` for the others, and with the two methods that `Aux`
+// lacks.
+pub(crate) fn loss_output(input: TokenStream) -> Result<TokenStream> {
     let item = match syn::parse2(input)? {
         Item::Struct(item) => item,
         other => {
-            let why = "`Output` is derived for structs: a loss function returns a `Tensor`, a tuple or a struct";
+            let why =
+                "`LossOutput` can be derived only for structs: a loss function returns a `Tensor`, a tuple or a struct";
             return Err(Error::new_spanned(other, why));
         }
     };
@@ -104,20 +111,20 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
         _ => None,
     };
     let Some(loss) = loss else {
-        let why = "`Output` needs the loss: add a field `loss: Tensor`";
+        let why = "`LossOutput` needs the loss: add a field `loss: Tensor`";
         return Err(Error::new_spanned(&item.ident, why));
     };
-    let output = Trait { path: parse_quote!(#krate::Output), detached: "into_detached" };
+    let loss_output = Trait { path: parse_quote!(#krate::LossOutput), detached: "into_detached" };
     let aux = Trait { path: parse_quote!(#krate::Aux), detached: "detached" };
-    let traits: Vec<_> = (0..item.fields.len()).map(|i| if i == loss { &output } else { &aux }).collect();
+    let traits: Vec<_> = (0..item.fields.len()).map(|i| if i == loss { &loss_output } else { &aux }).collect();
     let (arm, join) = (arm(&quote!(Self), &item.fields, &traits), join(&item.fields, &traits, &names));
     let field = item.fields.iter().nth(loss).map(|field| &field.ty);
     let member = members(&item.fields).swap_remove(loss);
-    let (ident, path) = (&item.ident, &output.path);
+    let (ident, path) = (&item.ident, &loss_output.path);
     let generics = bounded(&item.generics, &aux.path);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let loss_span = field.map_or_else(Span::mixed_site, |ty| ty.span().resolved_at(Span::mixed_site()));
-    // What is no tensor is reported under the type of the field.
+    // Another type than `Tensor` is reported at the type of the field.
     let this = Ident::new("self", loss_span);
     let a_tensor = quote_spanned!(loss_span=> &#this.#member);
     Ok(quote! {
@@ -139,13 +146,13 @@ pub(crate) fn output(input: TokenStream) -> Result<TokenStream> {
     })
 }
 
-/// A trait that a field has to implement, and what it calls the method that takes the graph away.
+/// A trait that a field has to implement, and its name for the method that removes the graph.
 struct Trait {
     path: Path,
     detached: &'static str,
 }
 
-/// Paths that mean the same wherever they stand.
+/// Paths that mean the same in any scope.
 struct Names {
     krate: Path,
     candle: Path,
@@ -168,7 +175,7 @@ impl Names {
             })?;
         }
         Ok(Self {
-            candle: parse_quote_spanned!(site=> #krate::argument::candle_core),
+            candle: parse_quote_spanned!(site=> #krate::__private::candle_core),
             result: parse_quote_spanned!(site=> ::core::result::Result),
             vec: parse_quote_spanned!(site=> ::std::vec::Vec),
             f64: parse_quote_spanned!(site=> ::core::primitive::f64),
@@ -216,7 +223,7 @@ fn join(fields: &Fields, traits: &[&Trait], Names { result, vec, .. }: &Names) -
     }
 }
 
-/// The method of each field's type. What the type lacks is reported there.
+/// Calls the method of each field's type. A missing implementation is reported at the type.
 fn calls(method: fn(&Trait) -> &str, fields: &Fields, traits: &[&Trait], values: &[Ident]) -> Vec<TokenStream> {
     let call = |((field, of), value): ((&Field, &&Trait), &Ident)| {
         let (ty, at) = (&field.ty, field.ty.span().resolved_at(Span::mixed_site()));

@@ -1,12 +1,11 @@
-//! Sharpness-Aware Minimization (Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, <https://arxiv.org/abs/2010.01412>) for
+//! Sharpness-Aware Minimization (SAM; Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, <https://arxiv.org/abs/2010.01412>) for
 //! candle: one attribute on a loss function.
 //!
-//! The paper turns a loss L into another loss, L<sup>SAM</sup>(w) = max L(w + ε) over ‖ε‖ₚ ≤ ρ. So does the attribute:
+//! The paper replaces a loss L by L<sup>SAM</sup>(w) = max L(w + ε) over ‖ε‖ₚ ≤ ρ, to first order. So does the attribute:
 //!
 //! ```
 //! use candle_core::{DType, Device, Result, Tensor};
-//! use candle_nn::{Linear, Module, Optimizer, VarBuilder, VarMap};
-//! use sam_runtime::optim::{ParamsSgd, Sgd};
+//! use candle_nn::{AdamW, Linear, Module, Optimizer, VarBuilder, VarMap};
 //! use sam_runtime::sam;
 //!
 //! /// Cross-entropy of one batch.
@@ -18,175 +17,141 @@
 //! # fn main() -> Result<()> {
 //! let vars = VarMap::new();
 //! let model = candle_nn::linear(4, 3, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
-//! let mut opt = Sgd::new(vars.all_vars(), ParamsSgd::default())?;
+//! let mut opt = AdamW::new_lr(vars.all_vars(), 0.01)?;
 //! # let batch = || Ok::<_, candle_core::Error>((
 //! #     Tensor::randn(0f32, 1., (8, 4), &Device::Cpu)?,
 //! #     Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1], &Device::Cpu)?,
 //! # ));
 //! # let batches = [batch()?, batch()?];
 //! for (x, y) in batches {
-//!     opt.backward_step(&loss(&model, &x, &y)?)?; // not a character of the loop has changed
+//!     opt.backward_step(&loss(&model, &x, &y)?)?; // the training loop does not change
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Same name, same signature, same value. **The annotated function returns what it returned before; only its gradient is
-//! SAM's**: `loss(..)?.backward()?` gives ∇L at w + ε̂(w). So every optimizer, gradient clipping, accumulation and
-//! learning rate schedule that is written for candle works unchanged.
+//! **The annotated function returns what it returned before; only its gradient is SAM's**: `loss(..)?.backward()?` gives
+//! ∇L(w + ε̂(w)). So every optimizer, gradient clipping and learning rate schedule that is written for candle works unchanged. A
+//! step costs two forward and backward passes, and one more copy of the weights.
 //!
-//! # What a step promises
+//! # Where to look
+//!
+//! | | |
+//! | --- | --- |
+//! | the attribute, with every key | [`sam`](macro@sam) |
+//! | without the attribute, and the variants of SAM | [`Sam`], [`variants`] |
+//! | batch normalization, dropout and other layers | [`nn`] |
+//! | SGD with momentum | [`optim`] |
+//! | what a loss function may return | [`LossOutput`], [`Aux`] |
+//! | errors, and how to match them | [`Error`], [`Error::of`] |
+//! | evaluation, accumulation, clipping, mixed precision, resuming, threads | [`guide`] |
+//! | what goes wrong, and why | [`faq`] |
+//! | which promises are kept, and by which test | [`guarantees`] |
+//!
+//! # Batch normalization and dropout
+//!
+//! A step runs the loss function twice. The layers of [`nn`] take that into account: their batch normalization moves its running
+//! statistics in the first pass alone, their dropout draws the same masks in both. With candle's own batch normalization pass
+//! its statistics as `buffers = ..` ([worked example](guide#batch-normalization)). Candle's own dropout, and `Tensor::randn`
+//! on the CPU, cannot be rewound: use [`nn::Dropout`], or draw the numbers from a seeded generator that is an argument, and
+//! name it in `replay(rng)` ([example](guide#dropout-and-other-random-numbers)).
+//!
+//! # What a step guarantees
 //!
 //! - The value, and every [auxiliary value](Aux), is that of the plain function at w, bitwise on the CPU. (Of the
-//!   [variants] with a single pass, at w + ε̂.) It is a value of its own: also where the function returns a variable or a view
-//!   of one, later changes of the variable do not reach it.
-//! - The gradient is ∇L(w + ε̂), times whatever is done to the loss afterwards, for every variable that the loss depends on.
-//! - The weights are bitwise what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not
-//!   copied: buffers change places. After an error the running statistics of [`nn::BatchNorm`], and all that `vars` lists, are
-//!   what they were before the step as well.
-//! - One graph is alive at a time; a step's peak memory is that of a plain step and one copy of the weights. [Variants](variants)
-//!   that remember or mix gradients say what they keep in addition.
-//! - A zero gradient gives ε̂ = 0. A loss or a gradient that is not finite is an [`Error`] that says where, before any
-//!   weight is touched (on the CPU; on other devices values are not checked, and ε̂ = 0). Steps without a perturbation are
-//!   checked in the same way.
-//! - The same bits for any number of threads, and for every order in which a map hands out its variables.
+//!   [variants] with a single pass, at w + ε̂.) Later changes of a variable do not reach it, even if the function returns a view.
+//! - The gradient is ∇L(w + ε̂), scaled by whatever is done to the loss afterwards, for every variable that the loss depends on.
+//! - The weights are bitwise what they were, after `Ok`, `Err`, `?`, an early `return` and a panic. They are not copied:
+//!   storages are swapped. After an error the running statistics of [`nn::BatchNorm`], and all `buffers`, are what they were
+//!   before the step as well.
+//! - One graph is alive at a time: a step's peak memory is that of a plain step and one copy of the weights. [Variants](variants)
+//!   that remember or combine gradients document their extra memory.
+//! - A zero gradient gives ε̂ = 0. A loss or a gradient that is not finite is an [`Error`] that says where, before any weight is
+//!   touched. (On the CPU; on other devices values are not checked, see [`skipped_step_count`].)
+//! - It is deterministic: bitwise the same for any number of threads, and for every order in which a map returns its variables.
 //!
 //! What would not be a sharpness-aware gradient is an error that says what to do: see [`Error`].
 //!
 //! # Graphs
 //!
 //! Each pass has to make its graph itself. A tensor that was computed from variables outside of the loss function, or in an
-//! earlier pass, stays where it was when the weights move: logits or features from outside, a weight derived once, a cached
-//! hidden state. A loss whose gradient goes through one is refused ([`Error::StaleGraph`]); compute it inside, or `detach()`
-//! it. Views of variables move with them and may be made outside. So may a loss with a sharpness-aware gradient, which is
-//! that gradient everywhere.
+//! earlier pass, stays where it was when the weights move. A loss whose gradient goes through one is refused
+//! ([`Error::StaleGraph`]): compute it inside, or `detach()` it. Views of variables move with them and may be made outside.
 //!
 //! An operation without a backward pass cuts the graph, and candle does not say so: `candle_nn`'s `layer_norm`, `rms_norm`,
 //! `softmax_last_dim`, `rope` and `sdpa` are such. What lies before it is neither perturbed nor trained. With `vars` a
-//! variable that is listed, gets no gradient, and is not changed by the first pass either, is an error
-//! ([`Error::NoGradient`]); without it nobody knows that the variable exists.
-//!
-//! Backward passes may run inside backward passes, as in gradient checkpointing, and several at once through one graph. (On
-//! CUDA two that are nested on one thread must not share layers of [`nn`].)
+//! variable that is listed and gets no gradient is an error ([`Error::NoGradient`]); without it the variable is not known.
 //!
 //! # Threads
 //!
-//! Trainings may run side by side, on plain threads, on tokio's blocking pool, and on one rayon pool (`spawn`, `scope`,
-//! `join`, parallel iterators): each ends with the bits that it has alone, provided that each has a model and an optimizer of
-//! its own, and a [`Sam`] of its own if that remembers something. Steps that meet on the same variables are refused
+//! While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that. Trainings may run at the
+//! same time, on plain threads, on tokio's blocking pool, and on one rayon pool, if each has a model and an optimizer of its own,
+//! and a [`Sam`] of its own if that remembers something. Steps that overlap on the same variables are refused
 //! ([`Error::Displaced`]), and so is a step of [`Sgd`](optim::Sgd) on variables that hold w + ε̂ ([`Error::Moved`]).
 //!
-//! The passes of a step are told apart on the thread that runs the loss function. On threads that the loss function uses
-//! itself they are not: there [`Pass::current`] is [`Pass::Plain`], dropout draws other masks in each pass, and batch
-//! normalisation moves its statistics in both. [`Context`] carries the pass to them.
+//! The passes of a step are known on the thread that runs the loss function. On threads that the loss function uses itself they
+//! are not: there [`Pass::current`] is [`Pass::Plain`]. [`Context`] carries the pass to them. An annotated function that is
+//! called inside another one is a part of that loss, and runs plainly; on a thread of a rayon pool call it as [`plain`]`(|| ..)`,
+//! otherwise the outer step is an error ([`Error::Nested`]).
 //!
-//! An annotated function that is called inside another one is a part of that loss, and runs plainly. On a thread of a rayon
-//! pool it cannot be told from the step of another training, which rayon may give to a thread that waits inside a pass; there
-//! call it as [`plain`]`(|| ..)`, or the outer step is an error ([`Error::Nested`]).
+//! # Cargo features
 //!
-//! # State and randomness
-//!
-//! A step runs the loss function twice. The layers of [`nn`] know it: their batch normalisation takes its statistics from
-//! the first pass alone, their dropout draws the same masks in both. For candle's own batch normalisation pass `vars = ..`.
-//! Candle's own dropout, and `Tensor::randn` on the CPU, cannot be replayed: use [`nn::Dropout`]. A seeded generator of
-//! your own is an argument, `rng: &mut StdRng`, and `replay(rng)` makes both passes draw the same numbers from it; see
-//! [`argument`] for what else can be replayed. [`Pass::current`] tells which pass is running. [`plain`] runs annotated
-//! functions without SAM.
-//!
-//! # Variants
-//!
-//! What the literature has made of SAM differs in a few pieces: which direction is climbed, in which metric, how far, when,
-//! on which examples, and what the two gradients come to. A [`Sam`] is put together from them, or made by the name of a
-//! publication; [`variants`] has the table. A loss function takes one as an argument:
-//!
-//! ```
-//! use candle_core::{DType, Device, Result, Tensor, Var};
-//! use sam_runtime::variants::{Combination, Direction};
-//! use sam_runtime::{Sam, sam};
-//!
-//! #[sam(with = sam)]
-//! fn loss(sam: &Sam, w: &Var, x: &Tensor) -> Result<Tensor> {
-//!     x.broadcast_mul(w)?.sqr()?.mean_all()
-//! }
-//!
-//! #[sam(rho = 0.1, gsam = 0.4)] // what needs no memory is a key as well
-//! fn gsam_loss(w: &Var, x: &Tensor) -> Result<Tensor> {
-//!     x.broadcast_mul(w)?.sqr()?.mean_all()
-//! }
-//!
-//! # fn main() -> Result<()> {
-//! # let (w, x) = (Var::ones(3, DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (8, 3), &Device::Cpu)?);
-//! let look_sam = Sam::look_sam();
-//! loss(&look_sam, &w, &x)?;
-//! let mine = Sam::new(0.1).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch();
-//! loss(&mine, &w, &x)?;
-//! println!("{:?} at w, {:?} above", mine.last().unwrap().loss()?, mine.last().unwrap().perturbed_loss()?);
-//! # gsam_loss(&w, &x)?;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! # CUDA
-//!
-//! With the feature `cudnn`, or `cuda` alone, the whole step stays on the device: SAM's arithmetic and [`Sgd`](optim::Sgd) take
-//! one launch for all variables, the layers of [`nn`] have kernels of their own around cuDNN's convolutions, and the host waits
-//! for nothing. So nobody looks at numbers either: a gradient that is not finite gives ε̂ = 0 and is counted,
-//! [`not_finite_steps`]. None of this has run on a GPU yet; the kernels are tested on the processor, see the README.
-//!
-//! # Without the attribute
-//!
-//! [`Sam::loss`] takes a closure. The four stages that the attribute writes are public, and each is a type of its own, so
-//! that no other order compiles: [`Sam::ascend`], [`Ascent::perturb`], [`Perturbed::descend`], [`Descent::restore`].
+//! `cudnn`, or `cuda` without cuDNN: the whole step stays on a CUDA device. SAM's arithmetic and [`Sgd`](optim::Sgd) take one
+//! launch for all variables, and nothing synchronizes with the host, so values are not checked there. No kernel has run on a GPU
+//! yet; they are tested on the CPU. `metal`, `mkl` and `accelerate` are candle's.
 //!
 //! # Limits
 //!
-//! - While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that.
-//! - A loss function should be a function: what it does in addition to computing a value it does twice.
+//! - A loss function should have no side effects, or name what it changes in `replay` or `buffers`: it runs twice.
 //! - Optimizers of other crates write to variables without asking. A step that one takes between the two passes is undone
-//!   when the weights return.
+//!   when the weights are restored.
 //! - A loss keeps its gradient alive, which is as large as the weights. Keep `loss.detach()` or its number for a curve.
-//! - Two optimizers that take steps on one plain loss see what the other has moved, as in PyTorch.
-//! - Variables in f16 or bf16 round w + ε̂ to their type. Where more than half of ε̂ is lost the step is an error: keep weights
+//! - Variables in f16 or bf16 round w + ε̂ to their dtype. Where more than half of ε̂ is lost the step is an error: keep weights
 //!   in f32.
 
-pub mod argument;
-mod checkpoint;
-mod course;
-mod dual_norm;
-mod error;
-mod examples;
-mod gradient;
-mod graph;
+#[doc(hidden)]
+#[path = "macro_support.rs"]
+pub mod __private;
+mod autograd;
+mod core;
 mod kernels;
-mod last;
-mod mean;
-mod names;
 pub mod nn;
 pub mod optim;
-mod output;
-mod overlap;
-mod pass;
 mod sam;
-mod shards;
-mod shares;
-mod stages;
+mod step;
 pub mod variants;
-mod weights;
 
-pub use checkpoint::write_atomically;
-pub use error::Error;
-pub use examples::Examples;
-pub use kernels::not_finite_steps;
-pub use last::Last;
-pub use names::name_variables;
-pub use output::{Aux, Output, Plain};
-pub use pass::{Context, Pass, plain};
+pub use crate::core::atomic_file::write_atomically;
+pub use crate::core::error::Error;
+pub use crate::core::names::name_variables;
+pub use crate::core::pass::{Context, Pass, plain};
+pub use kernels::skipped_step_count;
 pub use sam::Sam;
-pub use shards::{Shard, Shards, Split};
-pub use shares::Weights;
-pub use stages::{Ascent, Descent, Perturbed};
-pub use variants::Functional;
+pub use sam::stats::StepStats;
+pub use step::batch_selection::BatchSelection;
+pub use step::output::{Aux, LossOutput, Plain};
+pub use step::shards::{Shard, Shards, SplitBatch};
+pub use step::shares::Weights;
+pub use step::stages::{Ascent, Descent, Perturbed};
+pub use variants::FunctionalSam;
 
+/// Training guide.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
+
+/// Frequently asked questions.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/faq.md")]
+pub mod faq {}
+
+/// Guarantees, and the tests that check them.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
+
+/// # A radius that changes
+///
 /// The radius may be any expression of the arguments, and so may the norm:
 ///
 /// ```
@@ -214,7 +179,7 @@ pub use variants::Functional;
 /// # }
 /// ```
 ///
-/// A model as the receiver, an error type of one's own, and the logits beside the loss:
+/// # Methods, custom errors and auxiliary values
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor, Var};
@@ -239,7 +204,7 @@ pub use variants::Functional;
 /// # }
 /// ```
 ///
-/// The statistics of a stock batch normalisation, a generator, and m-sharpness:
+/// # Stock batch normalization, a generator, and m-sharpness
 ///
 /// ```
 /// # use candle_core::{DType, Device, Result, Tensor};
@@ -247,13 +212,14 @@ pub use variants::Functional;
 /// # use rand::{RngExt, SeedableRng};
 /// # use rand_chacha::ChaCha8Rng;
 /// # use sam_runtime::sam;
+/// # use sam_runtime::variants::named;
 /// struct Net {
 ///     vars: VarMap,
 ///     norm: BatchNorm,
 ///     head: Linear,
 /// }
 ///
-/// #[sam(vars = net.vars.all_vars(), replay(rng), shards(x; m = 4))]
+/// #[sam(buffers = named(&net.vars, |name| name.contains("running")), replay(rng), shards(x; m = 4))]
 /// fn loss(net: &Net, x: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
 ///     let brightness = rng.random_range(0.8..1.2);
 ///     net.head.forward(&net.norm.forward_t(&(x * brightness)?, true)?)?.sqr()?.mean_all()
@@ -271,7 +237,7 @@ pub use variants::Functional;
 /// # }
 /// ```
 ///
-/// A configured [`Sam`] from outside, and the plain function beside:
+/// # A configured `Sam`, and the plain function
 ///
 /// ```
 /// # use candle_core::{Device, Result, Tensor, Var};
@@ -290,7 +256,7 @@ pub use variants::Functional;
 ///
 #[doc(inline)]
 pub use sam_macros::sam;
-pub use sam_macros::{Aux, Output};
+pub use sam_macros::{Aux, LossOutput};
 
 /// The example of the README, as a test.
 #[cfg(doctest)]

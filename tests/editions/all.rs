@@ -25,6 +25,7 @@ files! {
     arguments_by_value
     auxiliary_values
     blanket_traits
+    buffers
     control_flow
     error_of_anyhow
     error_of_ones_own

@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Conv2dConfig, Module, ModuleT, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::{Sam, nn, not_finite_steps};
+use sam_runtime::{Sam, nn, skipped_step_count};
 use sam_tests::{bits, copy, device, tensor, values};
 
 /// The CUDA device that tests are to run on, if they are.
@@ -56,7 +56,7 @@ impl Net {
         let y = nn::add(&self.norm.forward_add_relu(&y, &y, true)?, &self.norm.forward_t(&y, true)?)?;
         let y = nn::max_pool2d(&self.strided.forward(&y)?, 3, 2, 1)?;
         let logits = self.head.forward(&nn::relu(&nn::global_avg_pool2d(&y)?)?)?;
-        nn::cross_entropy_smoothed(&nn::to_dtype(&logits, self.norm.running_mean().dtype())?, labels, 0.1)
+        nn::cross_entropy_with_label_smoothing(&nn::to_dtype(&logits, self.norm.running_mean().dtype())?, labels, 0.1)
     }
 
     /// The loss of a SAM step, the gradients and the running statistics.
@@ -118,12 +118,12 @@ fn dropout_draws_the_masks_of_the_cpu() {
 #[test]
 fn layers_keep_channels_last() {
     let Some(cuda) = cuda() else { return };
-    let (net, draws) = (Net::new(DType::F32, cuda), nn::Draws::seeded(1));
+    let (net, draws) = (Net::new(DType::F32, cuda), nn::RngStream::new(1));
     let x = nn::channels_last(&tensor(&[4, 3, 8, 8], DType::F32, 1)).unwrap();
     let a = net.conv.forward(&x).unwrap();
     let b = net.norm.forward_add_relu(&a, &a.contiguous().unwrap(), true).unwrap();
     let c = nn::Dropout::seeded(0.3, 7).forward(&nn::relu(&nn::add(&b, &a).unwrap()).unwrap(), true).unwrap();
-    let d = nn::Shake::new(draws.clone()).forward(&c, &b, true).unwrap();
+    let d = nn::ShakeShake::new(draws.clone()).forward(&c, &b, true).unwrap();
     let e = nn::ShakeDrop::new(0.5, draws).forward(&d, true).unwrap();
     for y in [&a, &b, &c, &d, &e] {
         assert_eq!((y.dims(), y.stride()), (&[4, 8, 8, 8][..], &[512, 1, 64, 8][..]));
@@ -132,9 +132,9 @@ fn layers_keep_channels_last() {
     assert_eq!((pooled.dims(), pooled.stride()), (&[4, 8, 4, 4][..], &[128, 1, 32, 8][..]));
 }
 
-/// On the driver that is none: what a step asks of the device is in a file.
+/// On the stub driver, which writes what a step asks of the device to a file.
 #[test]
-fn a_step_waits_for_nothing() {
+fn a_step_does_not_synchronize() {
     let (Some(cuda), Some(trace)) = (cuda(), std::env::var_os("EMULATED_TRACE")) else {
         eprintln!("skipped: only a driver that writes down what it is asked for can tell");
         return;
@@ -152,7 +152,7 @@ fn a_step_waits_for_nothing() {
         step();
         let step = std::fs::read_to_string(&trace).unwrap();
         let step: Vec<_> = step.lines().skip(before).collect();
-        assert!(step.iter().any(|line| line.starts_with("sam_climb on")), "{step:?}");
+        assert!(step.iter().any(|line| line.starts_with("perturb_linear on")), "{step:?}");
         let by_cudnn = step.iter().filter(|line| line.starts_with("convolution")).count();
         assert_eq!(by_cudnn, if std::env::var_os("EMULATED_CUDNN").is_some() { 10 } else { 0 });
         // Neither waits, nor words to and from the host, nor candle's sums with zeros. In each of the two passes there is
@@ -208,9 +208,9 @@ fn images_that_begin_anywhere() {
 fn a_gradient_that_is_not_finite_is_counted() {
     let Some(cuda) = cuda() else { return };
     let (w, zero) = (copy(&tensor(&[4], DType::F32, 1)), Var::zeros(3, DType::F32, cuda).unwrap());
-    let (before, count) = (bits(&w), not_finite_steps(cuda).unwrap());
+    let (before, count) = (bits(&w), skipped_step_count(cuda).unwrap());
     let loss = || -> Result<Tensor> { w.sqr()?.sum_all()? + zero.sqrt()?.sum_all()? };
     let grads = Sam::new(0.1).loss(loss).unwrap().backward().unwrap();
     assert_eq!(values(grads.get(&w).unwrap()), values(&(w.as_detached_tensor() * 2.0).unwrap()));
-    assert_eq!((bits(&w), not_finite_steps(cuda).unwrap()), (before, count + 1));
+    assert_eq!((bits(&w), skipped_step_count(cuda).unwrap()), (before, count + 1));
 }

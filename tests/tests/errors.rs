@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
 use candle_core::{DType, Result, Tensor, Var};
-use sam_runtime::{Pass, Sam, sam};
+use sam_runtime::{Error, Pass, Sam, sam};
 use sam_tests::{Net, batch, copy, device, gradient, is_for_the_cpu, tensor, values};
 
 #[sam(rho = rho, p = p, adaptive = eta, shards(x, y; m = m))]
@@ -111,4 +111,18 @@ fn a_constant_is_no_error() {
         Tensor::new(3f32, device())
     });
     assert_eq!((values(&loss.unwrap()), passes), (vec![3.], 1));
+}
+
+/// Whatever candle and anyhow put around it.
+#[test]
+fn the_kind_of_an_error_is_kept() {
+    let w = Var::new(&[3f64, 4.], device()).unwrap();
+    let refused = || Sam::new(-1.).loss(|| -> Result<Tensor> { w.sqr()?.sum_all() }).unwrap_err();
+    assert!(matches!(Error::of(&refused()), Some(Error::Rho(rho)) if *rho == -1.));
+    let wrapped = refused().context("epoch 3").with_path("model.safetensors").bt();
+    assert!(matches!(Error::of(&wrapped), Some(Error::Rho(_))));
+    let text = refused().to_string();
+    assert!(text.starts_with("`rho` is -1: the radius of the ball must be a finite number, 0 or more"), "{text}");
+    let foreign = candle_core::Error::Io(std::io::Error::other("a disk"));
+    assert!(Error::of(&foreign).is_none() && Error::of(&candle_core::Error::msg("`rho` is -1")).is_none());
 }

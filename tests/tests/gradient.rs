@@ -67,7 +67,7 @@ fn equals_the_formula() {
 #[test]
 fn equals_the_formula_in_shards() {
     for dtype in [DType::F32, DType::F64] {
-        for (p, eta) in ORDERS.into_iter().flat_map(|p| [(p, None), (p, Some(Sam::ETA))]) {
+        for (p, eta) in ORDERS.into_iter().flat_map(|p| [(p, None), (p, Some(Sam::ASAM_ETA))]) {
             let (net, (x, y)) = (Net::new(dtype, 3), batch(20, dtype, 8));
             let loss = if eta.is_none() { sharded_loss } else { adaptive_sharded_loss };
             let found = gradient(&loss(&net, &x, y.clone(), 0.1, p, 8).unwrap(), &net.vars);

@@ -70,10 +70,10 @@ fn layers(dtype: DType) -> Vec<Pair> {
         }
         pairs.push(alone(format!("dropout, train: {train}"), move |x| nn::Dropout::seeded(0.5, 1).forward(x, train)));
         pairs.push(alone(format!("shake, train: {train}"), move |x| {
-            nn::Shake::new(nn::Draws::seeded(1)).forward(x, x, train)
+            nn::ShakeShake::new(nn::RngStream::new(1)).forward(x, x, train)
         }));
         pairs.push(alone(format!("shake-drop, train: {train}"), move |x| {
-            nn::ShakeDrop::new(0.5, nn::Draws::seeded(1)).forward(x, train)
+            nn::ShakeDrop::new(0.5, nn::RngStream::new(1)).forward(x, train)
         }));
     }
     // candle's gradients of pools are others, also where windows do not overlap: `layers.rs` has the definitions.
@@ -97,9 +97,9 @@ fn layers(dtype: DType) -> Vec<Pair> {
             move |x| candle_nn::loss::cross_entropy(x, &labels(x)?),
         ));
         pairs.push(alone(format!("ignoring, {dtype:?}"), move |x| nn::cross_entropy_ignoring(x, &labels(x)?, 0)));
-        pairs.push(alone("smoothed", move |x| nn::cross_entropy_smoothed(x, &labels(x)?, 0.3)));
+        pairs.push(alone("smoothed", move |x| nn::cross_entropy_with_label_smoothing(x, &labels(x)?, 0.3)));
     }
-    pairs.push(alone("soft", |x| nn::cross_entropy_soft(x, x)));
+    pairs.push(alone("soft", |x| nn::cross_entropy_with_probs(x, x)));
     pairs.push(alone("channels last", nn::channels_last));
     pairs
 }

@@ -198,7 +198,7 @@ fn digest() -> Vec<Vec<u64>> {
         let labels = Tensor::zeros(rows, DType::U8, device()).unwrap();
         let f = |t: &[Tensor]| {
             let y = nn::Linear::new(t[1].clone(), Some(t[2].clone())).forward(&t[0])?;
-            nn::cross_entropy_smoothed(&nn::relu(&y)?, &labels, 0.1)
+            nn::cross_entropy_with_label_smoothing(&nn::relu(&y)?, &labels, 0.1)
         };
         let (y, grads) = run(f, &inputs, 4);
         digest.push(bits(&y));
@@ -284,7 +284,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn normalisation(
+    fn normalization(
         n in 2usize..9, channels in 1usize..9, space in prop::collection::vec(1usize..9, 0..3), train: bool, double: bool,
         affine: bool, remove_mean: bool, which in 0..3, seed in 0u64..1000,
     ) {
@@ -351,11 +351,11 @@ proptest! {
         let pairs: [(Tensor, Tensor); 3] = [
             (run(|t| nn::cross_entropy(&t[0], &labels), &logits, 1), run(|t| candle_nn::loss::cross_entropy(&t[0], &labels), &logits, 1)),
             (
-                run(|t| nn::cross_entropy_smoothed(&t[0], &labels, smoothing), &logits, 1),
+                run(|t| nn::cross_entropy_with_label_smoothing(&t[0], &labels, smoothing), &logits, 1),
                 run(|t| (candle_nn::loss::nll(&log(t)?, &labels)? * (1. - smoothing))? - (log(t)?.mean_all()? * smoothing)?, &logits, 1),
             ),
             (
-                run(|t| nn::cross_entropy_soft(&t[0], &soft), &logits, 1),
+                run(|t| nn::cross_entropy_with_probs(&t[0], &soft), &logits, 1),
                 run(|t| (log(t)? * &soft)?.sum_all()? * (-1. / n as f64), &logits, 1),
             ),
         ].map(|((y, grads), (stock, stock_grads))| {
@@ -462,7 +462,7 @@ fn cross_entropies_of_extreme_logits() {
                 }
             };
             check(&|t| nn::cross_entropy(&t[0], &targets));
-            check(&|t| nn::cross_entropy_soft(&t[0], &hot));
+            check(&|t| nn::cross_entropy_with_probs(&t[0], &hot));
         }
     }
 }
@@ -490,8 +490,11 @@ fn cross_entropies_of_tokens_and_pixels() {
     let all = whole.zeros_like().unwrap();
     let (loss, _) = cross_entropy_in_f64(&values(&rows), &[Some(0); 12]);
     assert!((values(&nn::cross_entropy(&logits, &all).unwrap())[0] - loss).abs() < 1e-14);
-    let smooth = nn::cross_entropy_smoothed(&logits, &all, 0.3).unwrap();
-    assert_eq!(bits(&smooth), bits(&nn::cross_entropy_smoothed(&rows, &all.flatten_all().unwrap(), 0.3).unwrap()));
+    let smooth = nn::cross_entropy_with_label_smoothing(&logits, &all, 0.3).unwrap();
+    assert_eq!(
+        bits(&smooth),
+        bits(&nn::cross_entropy_with_label_smoothing(&rows, &all.flatten_all().unwrap(), 0.3).unwrap())
+    );
     if is_for_the_cpu("labels are not checked on other devices") {
         return;
     }
@@ -581,8 +584,8 @@ fn all_layers(x: &Tensor, vars: &[Tensor], bn: &nn::BatchNorm) -> Result<Tensor>
     let b = conv(&a, 2, None, config(1, 2))?;
     let shortcut = conv(&a, 3, None, Conv2dConfig::default())?;
     let c = bn.forward_add_relu(&b, &shortcut, true)?;
-    let draws = nn::Draws::seeded(5);
-    let c = nn::ShakeDrop::new(0.5, draws.clone()).forward(&nn::Shake::new(draws).forward(&c, &b, true)?, true)?;
+    let draws = nn::RngStream::new(5);
+    let c = nn::ShakeDrop::new(0.5, draws.clone()).forward(&nn::ShakeShake::new(draws).forward(&c, &b, true)?, true)?;
     let dropped = nn::Dropout::seeded(0.3, 5).forward(&nn::add(&c, &a)?, true)?;
     let d = nn::max_pool2d(&nn::relu(&bn.forward_train(&dropped)?)?, 3, 2, 1)?;
     // Some of candle's between, which knows nothing of formats.

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{BatchNorm, ModuleT, VarBuilder, VarMap};
+use sam_runtime::variants::named;
 use sam_runtime::{Pass, Sam, sam};
 use sam_tests::{Net, batch, bits, copy, device, is_for_the_cpu, tensor, values};
 
@@ -89,7 +90,7 @@ fn when_a_stage_is_dropped() {
 }
 
 #[test]
-fn of_a_batch_normalisation() {
+fn of_a_batch_normalization() {
     let vars = VarMap::new();
     let bn = candle_nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
     let (x, _) = batch(9, DType::F32, 3);
@@ -117,8 +118,8 @@ fn of_a_batch_normalisation() {
     assert_eq!(all(&twin), once);
     run(&twin_bn, false).unwrap();
 
-    // With `vars` they are state: those of the first pass stay if the step ends well, and go back if it does not.
-    let sam = Sam::new(0.5).vars(vars.all_vars());
+    // As `buffers` those of the first pass stay if the step ends well, and go back if it does not.
+    let sam = Sam::new(0.5).buffers(named(&vars, |name| name.starts_with("running")));
     sam.loss(|| run(&bn, false)).unwrap();
     assert_eq!(all(&vars), all(&twin));
     sam.loss(|| run(&bn, true)).unwrap_err();

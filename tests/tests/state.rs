@@ -8,8 +8,8 @@ use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sam_runtime::nn::{self, Draws, Dropout, Shake};
-use sam_runtime::{Context, Functional, Pass, Sam, plain, sam};
+use sam_runtime::nn::{self, Dropout, RngStream, ShakeShake};
+use sam_runtime::{Context, FunctionalSam, Pass, Sam, plain, sam};
 use sam_tests::{Net, batch, bits, device, values};
 
 /// Adds noise, and tells what it drew.
@@ -65,9 +65,9 @@ fn replay_gives_both_passes_the_same_numbers() {
     assert_eq!((counter.get(), seen.take()), (4, vec![3, 3]));
 }
 
-/// The batch normalisation of this crate needs no `vars`.
+/// The batch normalization of this crate needs no `vars`.
 #[test]
-fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
+fn batch_normalization_keeps_the_statistics_of_the_first_pass() {
     let build = || {
         let vars = VarMap::new();
         let bn = nn::batch_norm(6, 1e-5, VarBuilder::from_varmap(&vars, DType::F32, device())).unwrap();
@@ -81,7 +81,7 @@ fn batch_normalisation_keeps_the_statistics_of_the_first_pass() {
     let flat = plain(|| sam.loss(|| loss(&twin))).unwrap();
     let sharp = sam.loss(|| loss(&bn)).unwrap();
     assert_eq!(statistics(&bn), statistics(&twin));
-    // The second pass normalises by its batch all the same: it sees the moved weight, and gives another gradient.
+    // The second pass normalizes by its batch all the same: it sees the moved weight, and gives another gradient.
     let weight = |bn: &nn::BatchNorm, loss: &Tensor| {
         values(loss.backward().unwrap().get(bn.weight_and_bias().unwrap().0).unwrap())
     };
@@ -226,7 +226,7 @@ fn steps_that_are_interleaved_keep_their_masks() {
 #[test]
 fn passes_beyond_the_first_replay_its_masks() {
     let dropout = Dropout::seeded(0.5, 1);
-    let four = masks(&Sam::new(0.05).ascents(3, 1.0), || mask(&dropout));
+    let four = masks(&Sam::new(0.05).ascent_steps(3, 1.0), || mask(&dropout));
     assert_eq!(four.len(), 4);
     assert!(four.iter().all(|mask| *mask == four[0]));
     let more = masks(&Sam::new(0.05), || {
@@ -264,18 +264,18 @@ fn clones_of_a_dropout_draw_masks_of_their_own() {
     assert_ne!(first[0], second[0]);
 
     // Of a stream that can be sought in, all use that.
-    let draws = Draws::seeded(7);
-    let (a, b) = (Dropout::of(0.5, draws.clone()), Dropout::of(0.5, draws.clone()).clone());
+    let draws = RngStream::new(7);
+    let (a, b) = (Dropout::with_rng(0.5, draws.clone()), Dropout::with_rng(0.5, draws.clone()).clone());
     let drawn = [mask(&a), mask(&b)];
     assert_ne!(drawn[0], drawn[1]);
-    draws.seek(0);
+    draws.set_position(0);
     assert_eq!([mask(&a), mask(&b)], drawn);
 }
 
 /// A random number of another kind: a stream shared by several layers and by threads.
 #[test]
 fn shake_shake_replays_its_step() {
-    let shake = Shake::new(Draws::seeded(3));
+    let shake = ShakeShake::new(RngStream::new(3));
     let (a, b) = (ones().reshape((8, 8)).unwrap(), ones().zeros_like().unwrap().reshape((8, 8)).unwrap());
     let drawn = masks(&Sam::new(0.05), || {
         let drawn = bits(&shake.forward(&a, &b, true).unwrap());
@@ -360,7 +360,7 @@ fn statistics_go_back_with_a_step_that_fails() {
 }
 
 /// Fails in the last part, of two rows, when those before have moved statistics.
-#[sam(rho = 0.5, parts(x; m = 3))]
+#[sam(rho = 0.5, micro_batches(x; m = 3))]
 fn in_parts(x: &Tensor, square: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     if x.dim(0)? == 2 {
         candle_core::bail!("on purpose")
@@ -425,13 +425,13 @@ fn functional_gradient(w: &[f64], rho: f64) -> Vec<f64> {
 /// Other steps between the passes, and outputs that are a view.
 #[test]
 fn functional_sam_knows_its_step() {
-    let functional = Functional::default();
+    let functional = FunctionalSam::default();
     let train = |w: &[f64], inner: &dyn Fn()| {
         let padded = [&[7.], w].concat();
         let var = Var::new(&padded[..], device()).unwrap();
         let loss = Sam::new(0.1)
             .loss(|| -> Result<Tensor> {
-                let z = functional.of(&var.sqr()?.narrow(0, 1, w.len())?)?;
+                let z = functional.apply(&var.sqr()?.narrow(0, 1, w.len())?)?;
                 let loss = z.sqr()?.sum_all()?;
                 inner();
                 Ok(loss)

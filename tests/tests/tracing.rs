@@ -52,5 +52,5 @@ fn each_step_is_an_event() {
     let plain = ["message", "passes", "loss", "perturbed_loss"];
     assert_eq!(events(&Sam::new(0.3)), plain);
     let watched = ["gradient_norm", "perturbation_norm", "cosine", "curvature"];
-    assert_eq!(events(&Sam::new(0.3).watch()), [plain, watched].concat());
+    assert_eq!(events(&Sam::new(0.3).with_diagnostics()), [plain, watched].concat());
 }

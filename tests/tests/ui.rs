@@ -23,6 +23,7 @@ pub mod ui {
         pub mod arguments_by_value;
         pub mod auxiliary_values;
         pub mod blanket_traits;
+        pub mod buffers;
         pub mod control_flow;
         pub mod error_of_anyhow;
         pub mod error_of_ones_own;

@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 
 use image::{GrayImage, Luma};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use sam_examples::compute::Place;
-use sam_examples::recipe::{Changes, Recipe, Scale};
+use sam_examples::recipe::{Recipe, RecipePatch, Scale};
 use sam_examples::trainer::{Data, Job, Next};
+use sam_examples::util::device::DeviceConfig;
 use sha2::{Digest as _, Sha256};
 
 /// Stands in the place of the digest.
@@ -18,7 +18,7 @@ const NO_DIGEST: &[u8] = &[b'0'; 64];
 static RECIPE: LazyLock<Recipe> = LazyLock::new(|| {
     let text = "data = \"pictures\"\nmodel = \"mlp-w1\"\nbatch = 4\nepochs = 8.0\nrho = 0.1\nmethod = \"o2u\"\n\
                 noise = 0.2\nema = 0.9\n";
-    Changes::parse("recipe", text).unwrap().recipe(&Scale::default()).unwrap()
+    RecipePatch::parse("recipe", text).unwrap().recipe(&Scale::default()).unwrap()
 });
 
 /// Four pictures of each of two classes to train on, and as many to test on.
@@ -31,7 +31,7 @@ static DATA: LazyLock<Data> = LazyLock::new(|| {
             GrayImage::from_pixel(2, 2, Luma([200 * class + i])).save(folder.join(format!("{i}.png"))).unwrap();
         }
     }
-    Data::load(&RECIPE, Some(folder.path()), 0, &Place::CPU.device).unwrap()
+    Data::load(&RECIPE, Some(folder.path()), 0, &DeviceConfig::CPU.device).unwrap()
 });
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -46,7 +46,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         recipe: &RECIPE,
         seed: 0,
         data: &DATA,
-        place: &Place::CPU,
+        device: &DeviceConfig::CPU,
         weights: None,
         folder: folder.path(),
         every: 0,

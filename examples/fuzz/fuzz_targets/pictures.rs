@@ -8,8 +8,7 @@ use std::fs;
 
 use image::{GrayImage, Luma};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use sam_examples::batches::Source;
-use sam_examples::data::Pictures;
+use sam_examples::data::{ImageSet, Pictures};
 
 const NAMES: [&str; 4] = ["0.png", "0.jpg", "0.webp", "0.bmp"];
 
@@ -25,7 +24,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     common::load_and_check(folder.path(), (choice / 4 % 2 == 1).then_some(3));
     let pictures = Pictures::list(folder.path(), 3).unwrap();
     assert_eq!(pictures.digest().unwrap().len(), 64);
-    let [train, _] = Source::files(&pictures);
+    let [train, _] = ImageSet::files(&pictures);
     for batch in train.in_order(1) {
         if let Ok((x, _)) = batch {
             assert_eq!(x.dims(), [1, 3, 3, 3]);

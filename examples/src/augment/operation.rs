@@ -2,9 +2,9 @@
 
 use rand::{Rng, RngExt};
 
-use super::Picture;
+use super::picture::Picture;
 
-/// What is done to a picture.
+/// An operation on a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     ShearX,
@@ -93,7 +93,7 @@ impl Operation {
                 let hole = Hole::draw(2 * usize::from(level), picture.height, picture.width, rng);
                 let (width, fill) = (picture.width, picture.fill);
                 for (plane, fill) in picture.planes_mut().zip(fill) {
-                    hole.places(width).for_each(|place| plane[place] = *fill);
+                    hole.indices(width).for_each(|place| plane[place] = *fill);
                 }
             }
         }
@@ -107,17 +107,17 @@ pub(super) struct Hole {
 }
 
 impl Hole {
-    /// Of this side, its centre anywhere in the picture.
+    /// Of this side, its center anywhere in the picture.
     pub(super) fn draw(side: usize, height: usize, width: usize, rng: &mut impl Rng) -> Self {
         let mut range = |length: usize| {
-            let centre = rng.random_range(0..length);
-            centre.saturating_sub(side / 2)..(centre + side / 2).min(length)
+            let center = rng.random_range(0..length);
+            center.saturating_sub(side / 2)..(center + side / 2).min(length)
         };
         Self { rows: range(height), columns: range(width) }
     }
 
     /// Places in a plane of this width.
-    pub(super) fn places(&self, width: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn indices(&self, width: usize) -> impl Iterator<Item = usize> {
         self.rows.clone().flat_map(move |y| self.columns.clone().map(move |x| y * width + x))
     }
 }
@@ -160,13 +160,13 @@ fn equalize(plane: &mut [u8]) {
     }
 }
 
-/// The mean of the neighbourhood, the centre counting five times; the border as it is.
+/// The mean of the neighborhood, the center counting five times; the border as it is.
 fn smoothed(plane: &[u8], height: usize, width: usize) -> Vec<u8> {
     let mut smooth = plane.to_vec();
     for y in 1..height.saturating_sub(1) {
         for x in 1..width.saturating_sub(1) {
-            let neighbours = (y - 1..=y + 1).flat_map(|y| (x - 1..=x + 1).map(move |x| y * width + x));
-            let sum: u32 = neighbours.map(|place| u32::from(plane[place])).sum();
+            let neighbors = (y - 1..=y + 1).flat_map(|y| (x - 1..=x + 1).map(move |x| y * width + x));
+            let sum: u32 = neighbors.map(|place| u32::from(plane[place])).sum();
             smooth[y * width + x] = ((2 * (sum + 4 * u32::from(plane[y * width + x])) + 13) / 26) as u8;
         }
     }

@@ -37,7 +37,7 @@ pub(super) const PAPER: [[Step; 2]; 25] = [
     [(TranslateY, 7, 9), (AutoContrast, 9, 1)],
 ];
 
-/// The 95 sub-policies of the code of SAM's authors, in 19 groups of five.
+/// The 95 sub-policies of the code of Foret et al., in 19 groups of five.
 pub(super) const CODE: [[Step; 2]; 95] = [
     [(Invert, 1, 7), (Contrast, 2, 6)],
     [(Rotate, 7, 2), (TranslateX, 3, 9)],

@@ -1,15 +1,16 @@
-//! Times SAM's own arithmetic (norm, perturbation, putting back) on so many parameters, and prints one JSON line: the bytes
-//! that have to move, four for each byte of a parameter, by the time, beside a copy.
+//! Times SAM's own arithmetic (norm, perturbation, restoration) on parameters without a network, and prints one JSON line: the
+//! effective bandwidth, with four bytes moved per byte of a parameter, and that of a copy.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Result as Candle, Tensor, Var};
+use candle_core::{DType, Result as Candle, Tensor, Var};
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say};
-use sam_examples::options::{MOST, parse, within};
+use sam_examples::cli::console::{exit, say};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, within};
+use sam_examples::util::numbers::MOST;
+use sam_examples::util::timing::seconds;
 use sam_runtime::{Pass, Sam};
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ struct Options {
     #[arg(default_value_t = 36_479_194)]
     parameters: usize,
 
-    /// Variables that they are in
+    /// Number of variables
     #[arg(long, default_value_t = 80)]
     variables: usize,
 
@@ -29,12 +30,12 @@ struct Options {
     #[arg(long, default_value_t = 8)]
     steps: usize,
 
-    /// How often
+    /// Number of repetitions
     #[arg(long, default_value_t = 5)]
     iters: usize,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 }
 
 fn main() -> ExitCode {
@@ -45,20 +46,20 @@ fn main() -> ExitCode {
 }
 
 fn arithmetic(options: &Options) -> Result<Value> {
-    let Options { parameters, variables, steps, iters, compute } = options;
-    // Eight numbers of four bytes are held for each: 64 GiB.
+    let Options { parameters, variables, steps, iters, device } = options;
+    // Eight numbers of four bytes are kept for each: 64 GiB.
     ensure!((1..=1 << 31).contains(parameters), "there are {parameters} parameters: expected 1 to {}", 1u64 << 31);
     within("variables", *variables, 1..=(*parameters).min(MOST as usize))?;
     within("steps", *steps, 1..=1000)?;
     within("iters", *iters, 1..=MOST as usize)?;
     ensure!(
-        !compute.is_bf16(),
+        !device.is_bf16(),
         "--bf16 has no effect: SAM's arithmetic is that of the weights, which are f32; leave it out"
     );
-    let device = compute.place()?.device;
+    let device = device.config()?.device;
     let sizes = (0..*variables).map(|i| parameters / variables + usize::from(i < parameters % variables));
     let vars = sizes.map(|n| Var::ones(n, DType::F32, &device)).collect::<Candle<Vec<_>>>()?;
-    // Of all parameters at once: many small copies would measure how fast they are asked for.
+    // One copy of all parameters: many small copies would measure the launches.
     let (from, to) = (Tensor::ones(*parameters, DType::F32, &device)?, Var::zeros(*parameters, DType::F32, &device)?);
     let mut loss = |_: Pass| -> Candle<Tensor> {
         let mut sum = Tensor::zeros((), DType::F32, &device)?;
@@ -92,13 +93,4 @@ fn arithmetic(options: &Options) -> Result<Value> {
         "copy_gib_per_second": copied,
         "of_copy": moved / copied,
     }))
-}
-
-/// Until the device has done it.
-fn seconds(device: &Device, f: impl FnOnce() -> Candle<()>) -> Candle<f64> {
-    device.synchronize()?;
-    let start = Instant::now();
-    f()?;
-    device.synchronize()?;
-    Ok(start.elapsed().as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the fewest milliseconds of each part.
+//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the minimum milliseconds of each part.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,18 +9,19 @@ use candle_nn::Optimizer as _;
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say};
-use sam_examples::kit::{Kit, Ours, Stock};
+use sam_examples::cli::console::{exit, say};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, within};
+use sam_examples::models::layers::{CandleNn, LayerSet, SamRuntime};
 use sam_examples::models::{Architecture, Model};
-use sam_examples::options::{MOST, parse, within};
+use sam_examples::util::numbers::MOST;
+use sam_examples::util::timing::seconds;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Ascent, Sam, nn};
 use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::LevelFilter;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
 /// Time a plain SGD step and a SAM step.
 #[derive(Debug, Parser)]
@@ -42,13 +43,13 @@ struct Options {
     stock: bool,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 
-    /// How often each part is timed
+    /// Number of repetitions
     #[arg(long, default_value_t = 5)]
     iters: usize,
 
-    /// Say on the standard error which of cuDNN's plans were tried, how long they took, and which was picked
+    /// Print which of cuDNN's plans were tried, how long they took, and which was chosen, on the standard error
     #[arg(long)]
     verbose: bool,
 }
@@ -58,14 +59,14 @@ fn main() -> ExitCode {
     if options.verbose {
         tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(std::io::stderr).init();
     }
-    let outcome = if options.stock { bench::<Stock>(&options) } else { bench::<Ours>(&options) };
+    let outcome = if options.stock { bench::<CandleNn>(&options) } else { bench::<SamRuntime>(&options) };
     exit(outcome.map(|line| {
         say(line);
         ExitCode::SUCCESS
     }))
 }
 
-fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
+fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     within("iters", options.iters, 1..=MOST as usize)?;
     within("batch", options.batch.unwrap_or(1), 1..=1 << 16)?;
     let architecture = options.model;
@@ -76,16 +77,17 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     };
     let batch =
         options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
-    let place = options.compute.place()?;
-    if options.stock && place.dtype != DType::F32 {
+    let device = options.device.config()?;
+    if options.stock && device.dtype != DType::F32 {
         bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
     }
-    let model = Model::<K>::at(&place, architecture, shape, 10, 0)?;
-    let (mut x, y) = batch_of(batch, shape, &place.device)?;
-    if place.channels_last {
+    let model = Model::<K>::at(&device, architecture, shape, 10, 0)?;
+    let (mut x, y) = batch_of(batch, shape, &device.device)?;
+    if device.channels_last {
         x = nn::channels_last(&x)?;
     }
-    let clock = |f: &mut dyn FnMut() -> candle_core::Result<()>| clock(&place.device, f);
+    let clock =
+        |f: &mut dyn FnMut() -> candle_core::Result<()>| Ok::<_, anyhow::Error>(1e3 * seconds(&device.device, f)?);
     let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
     let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
     let sam = Sam::default();
@@ -124,12 +126,12 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
     let table = |pick: fn(&[f64]) -> f64| -> Map<String, Value> {
         times.iter().map(|(name, times)| ((*name).to_owned(), json!(rounded(pick(times))))).collect()
     };
-    // How soon the host is back while the device works: it waits for nothing if this is little.
-    place.device.synchronize()?;
+    // The time until the host returns while the device works: short if it does not synchronize.
+    device.device.synchronize()?;
     let start = Instant::now();
     sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?)?;
     let enqueued = start.elapsed().as_secs_f64() * 1e3;
-    // That it is a number, and what it should be, is a part of the figures.
+    // The loss shows that the step has computed the right thing.
     let loss = model.cross_entropy(&x, &y)?.to_scalar::<f32>()?;
     let overhead = median("sam") / (2.0 * median("forward_backward") + median("optimizer"));
     Ok(json!({
@@ -137,10 +139,10 @@ fn bench<K: Kit + 'static>(options: &Options) -> Result<Value> {
         "model": options.model.to_string(),
         "batch": batch,
         "threads": rayon::current_num_threads(),
-        "device": format!("{:?}", place.device.location()),
-        "dtype": place.dtype.as_str(),
-        "tf32": place.tf32,
-        "channels_last": place.channels_last,
+        "device": format!("{:?}", device.device.location()),
+        "dtype": device.dtype.as_str(),
+        "tf32": device.tf32,
+        "channels_last": device.channels_last,
         "params": model.parameters(),
         "median_ms": table(|times| times[times.len() / 2]),
         "min_ms": table(|times| times[0]),
@@ -159,20 +161,11 @@ fn batch_of(n: usize, shape: [usize; 3], device: &Device) -> Result<(Tensor, Ten
     Ok((x, Tensor::from_vec(labels, n, device)?))
 }
 
-/// Milliseconds, until the device has done it.
-fn clock(device: &Device, f: &mut dyn FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
-    device.synchronize()?;
-    let start = Instant::now();
-    f()?;
-    device.synchronize()?;
-    Ok(start.elapsed().as_secs_f64() * 1e3)
-}
-
 fn rounded(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
 }
 
-/// The most memory that the process ever had, in MiB, where the system tells.
+/// The peak memory of the process in MiB, on Linux.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -11,20 +11,22 @@ use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
-use sam_examples::compute::{Compute, Place};
-use sam_examples::console::{bar, exit, say, warn};
+use sam_examples::cli::console::{bar, exit, say, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{above_0, at_least_0, parse, seeds, within};
+use sam_examples::cli::out::Out;
 use sam_examples::data::{self, Archive, Dataset, Noise};
+use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, run};
+use sam_examples::experiments::compare::{curves, report};
+use sam_examples::io::atomic::write_atomic;
+use sam_examples::io::jsonl::Log;
 use sam_examples::models::Architecture;
-use sam_examples::options::{MOST, Out, above_0, at_least_0, parse, seeds, within};
-use sam_examples::report::{self, Log};
-use sam_examples::run::{Epoch, Method, Plan, run};
-use sam_examples::tutorial::Ball;
+use sam_examples::util::device::DeviceConfig;
+use sam_examples::util::numbers::MOST;
 use sam_runtime::Sam;
 use sam_runtime::optim::ParamsSgd;
 
-/// The system's allocator gives every large buffer back and takes it anew.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
 const EXAMPLES: &str = "Examples:
   cifar                                              the set that is compiled in, 40 % wrong labels
@@ -45,7 +47,7 @@ struct Options {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Fetch a data set, into the folder `--data` or `data`
+    /// Download a data set, into the folder `--data` or `data`
     #[arg(long, value_enum)]
     download: Option<Archive>,
 
@@ -63,13 +65,13 @@ struct Options {
 
     /// Train with one method only
     #[arg(long, value_enum)]
-    only: Option<Method>,
+    only: Option<TrainMode>,
 
     /// Passes over the training images
     #[arg(long, default_value_t = 40)]
     epochs: usize,
 
-    /// How often the whole is repeated, with other weights, order and wrong labels
+    /// Number of repetitions, with other weights, order and wrong labels
     #[arg(long, default_value_t = 3)]
     seeds: u64,
 
@@ -81,7 +83,7 @@ struct Options {
     #[arg(long)]
     noise: Option<f64>,
 
-    /// How labels go wrong [default: exclusive]
+    /// How wrong labels are drawn [default: exclusive]
     #[arg(long, value_enum)]
     noise_kind: Option<Noise>,
 
@@ -118,7 +120,7 @@ struct Options {
     augment: bool,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 
     #[command(flatten)]
     out: Out,
@@ -144,7 +146,7 @@ fn check(options: &Options) -> Result<()> {
     within("momentum", options.momentum, 0.0..=0.999_999)?;
     at_least_0("weight-decay", options.weight_decay)?;
     ensure!(!options.nesterov || options.momentum > 0.0, "--nesterov has no effect with --momentum 0: leave out one");
-    if options.only == Some(Method::Sgd) {
+    if options.only == Some(TrainMode::Sgd) {
         for (option, is_set) in [("rho", options.rho.is_some()), ("p", options.p.is_some())] {
             ensure!(!is_set, "--{option} has no effect with --only sgd: leave out one");
         }
@@ -163,7 +165,7 @@ fn check(options: &Options) -> Result<()> {
         within("image-size", size, 1..=data::MAX_IMAGE_SIZE)?;
     }
     let ball = ball(options);
-    Sam::new(ball.rho).p(ball.p).check()?;
+    Sam::new(ball.rho).p(ball.p).validate()?;
     Ok(())
 }
 
@@ -177,36 +179,36 @@ fn noise(options: &Options) -> (f64, Noise) {
 }
 
 fn ball(options: &Options) -> Ball {
-    let usual = if is_embedded(options) { 0.2 } else { Sam::RHO };
+    let usual = if is_embedded(options) { 0.2 } else { Sam::DEFAULT_RHO };
     Ball { rho: options.rho.unwrap_or(usual), p: options.p.unwrap_or(2.0) }
 }
 
 fn compare(options: &Options) -> Result<()> {
     check(options)?;
     let out = options.out.folder("runs/cifar", &FILES)?;
-    let place = options.compute.place()?;
+    let device = options.device.config()?;
     let screen = if options.quiet {
         MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden())
     } else {
         MultiProgress::new()
     };
     let set = Arc::new(read(options, &screen)?);
-    let plan = plan(options, &set, place)?;
-    let methods = options.only.map_or(vec![Method::Sgd, Method::Sam], |only| vec![only]);
-    let title = title(options, &plan, &set);
+    let config = config(options, &set, device)?;
+    let modes = options.only.map_or(vec![TrainMode::Sgd, TrainMode::Sam], |only| vec![only]);
+    let title = title(options, &config, &set);
     say(format_args!("{title}\n"));
 
     let start = Instant::now();
     let mut file = Log::create(&out.join(FILES[0]))?;
     let mut log: Vec<Epoch> = Vec::new();
-    let total = screen.add(bar((methods.len() as u64) * options.seeds * plan.epochs as u64, "all", options.quiet));
+    let total = screen.add(bar((modes.len() as u64) * options.seeds * config.epochs as u64, "all", options.quiet));
     for seed in options.seed..options.seed + options.seeds {
-        for &method in &methods {
+        for &mode in &modes {
             let line = screen.insert_before(
                 &total,
-                bar(plan.epochs as u64, &format!("{} seed {seed}", method.name()), options.quiet),
+                bar(config.epochs as u64, &format!("{} seed {seed}", mode.name()), options.quiet),
             );
-            run(&plan, &set, method, seed, |epoch| {
+            run(&config, &set, mode, seed, |epoch| {
                 line.set_message(format!("test error {:.1} %", 100.0 * epoch.test_error));
                 line.inc(1);
                 total.inc(1);
@@ -219,10 +221,10 @@ fn compare(options: &Options) -> Result<()> {
     }
     total.finish_and_clear();
 
-    let table = report::table(&log, &methods);
-    let said = said(options, &plan);
-    report::write_whole(&out.join(FILES[1]), format!("{title}\n\n{table}\n{said}\n").as_bytes())?;
-    report::picture(&log, &methods, &title, plan.noise.0 > 0.0, &out.join(FILES[2]))?;
+    let table = report::table(&log, &modes);
+    let command = command_line(options, &config);
+    write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{command}\n").as_bytes())?;
+    curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
     say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
     say("\"Best epoch\" is chosen on the test images: what early stopping could give at most.");
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
@@ -256,15 +258,15 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
     Ok(set)
 }
 
-fn plan(options: &Options, set: &Dataset, place: Place) -> Result<Plan> {
+fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<CompareConfig> {
     if options.batch > set.train.len() {
         bail!("--batch is {}, but there are only {} training images", options.batch, set.train.len());
     }
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;
     let usual = if is_embedded(options) { Architecture::Mlp(128) } else { Architecture::Cnn(16) };
-    Ok(Plan {
-        place,
+    Ok(CompareConfig {
+        device,
         architecture: options.model.unwrap_or(usual),
         epochs: options.epochs,
         batch: options.batch,
@@ -280,9 +282,9 @@ fn plan(options: &Options, set: &Dataset, place: Place) -> Result<Plan> {
     })
 }
 
-/// The command line with which it runs again, every option said.
-fn said(options: &Options, plan: &Plan) -> String {
-    let Plan { architecture, epochs, batch, sgd, ball, noise, place, .. } = plan;
+/// The command line that repeats the run, with every option.
+fn command_line(options: &Options, config: &CompareConfig) -> String {
+    let CompareConfig { architecture, epochs, batch, sgd, ball, noise, device, .. } = config;
     let mut words = vec![
         format!("--model {architecture} --epochs {epochs} --batch {batch} --lr {} --momentum {}", sgd.lr, sgd.momentum),
         format!("--weight-decay {} --seeds {} --seed {}", sgd.weight_decay, options.seeds, options.seed),
@@ -290,8 +292,8 @@ fn said(options: &Options, plan: &Plan) -> String {
     let kind = if noise.1 == Noise::Exclusive { "exclusive" } else { "inclusive" };
     words.push(if noise.0 > 0.0 { format!("--noise {} --noise-kind {kind}", noise.0) } else { "--noise 0".to_owned() });
     match options.only {
-        Some(Method::Sgd) => words.push("--only sgd".to_owned()),
-        Some(Method::Sam) => words.push(format!("--rho {} --p {} --only sam", ball.rho, ball.p)),
+        Some(TrainMode::Sgd) => words.push("--only sgd".to_owned()),
+        Some(TrainMode::Sam) => words.push(format!("--rho {} --p {} --only sam", ball.rho, ball.p)),
         None => words.push(format!("--rho {} --p {}", ball.rho, ball.p)),
     }
     for (is_set, option) in [(sgd.nesterov, "--nesterov"), (options.augment, "--augment")] {
@@ -299,14 +301,14 @@ fn said(options: &Options, plan: &Plan) -> String {
     }
     words.extend(options.limit.map(|limit| format!("--limit {limit}")));
     words.extend(options.image_size.map(|size| format!("--image-size {size}")));
-    let on = if place.is_default() { String::new() } else { format!(", on {place}") };
+    let on = if device.is_default() { String::new() } else { format!(", on {device}") };
     format!("Options: `{}`{on}", words.join(" "))
 }
 
-fn title(options: &Options, plan: &Plan, set: &Dataset) -> String {
-    let model = plan.architecture;
+fn title(options: &Options, config: &CompareConfig, set: &Dataset) -> String {
+    let model = config.architecture;
     let noise =
-        if plan.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * plan.noise.0) } else { String::new() };
+        if config.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * config.noise.0) } else { String::new() };
     let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
-    format!("{}, {} images{noise}, {model}, SAM ρ = {}, {seeds}", set.name, set.train.len(), plan.ball.rho)
+    format!("{}, {} images{noise}, {model}, SAM ρ = {}, {seeds}", set.name, set.train.len(), config.ball.rho)
 }

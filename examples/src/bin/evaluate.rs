@@ -5,22 +5,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say, warn};
-use sam_examples::options::parse;
-use sam_examples::recipe::{Changes, Scale};
-use sam_examples::trainer::{About, Data, top_5_error};
-use sam_examples::tutorial::error_rate;
+use sam_examples::cli::console::{exit, say, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::parse;
+use sam_examples::data::TEST_BATCH;
+use sam_examples::metrics::{error_rate, top_5_error};
+use sam_examples::recipe::{RecipePatch, Scale};
+use sam_examples::trainer::{Data, WeightsInfo};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Images that are looked at together.
-const BATCH: usize = 500;
+sam_examples::use_mimalloc!();
 
 /// Test a network that was trained, on the test images of its data set.
 ///
-/// The file of weights says which network it is and what it was trained on.
+/// The file of weights names the network and its data set.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = "Example:\n  evaluate runs/train/best.safetensors --data data")]
 struct Options {
@@ -33,7 +30,7 @@ struct Options {
     data: Option<PathBuf>,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 }
 
 fn main() -> ExitCode {
@@ -41,24 +38,24 @@ fn main() -> ExitCode {
 }
 
 fn evaluate(options: &Options) -> Result<()> {
-    let place = options.compute.place()?;
-    let (about, model) = About::load(&options.weights, &place)?;
+    let device = options.device.config()?;
+    let (info, model) = WeightsInfo::load(&options.weights, &device)?;
     let name = options.weights.display().to_string();
-    let recipe = Changes::parse(&name, &about.recipe)?.recipe(&Scale::default())?;
-    let data = Data::load(&recipe, options.data.as_deref(), about.seed, &place.device)?;
+    let recipe = RecipePatch::parse(&name, &info.recipe)?.recipe(&Scale::default())?;
+    let data = Data::load(&recipe, options.data.as_deref(), info.seed, &device.device)?;
     for note in &data.notes {
         warn(note);
     }
     ensure!(
-        data.class_names == about.classes && data.test.shape() == about.shape,
+        data.class_names == info.classes && data.test.shape() == info.shape,
         "{name} is of {} classes and images of {:?}: expected the {} classes and images of {:?} of {}",
-        about.classes.len(),
-        about.shape,
+        info.classes.len(),
+        info.shape,
         data.classes,
         data.test.shape(),
         data.name
     );
-    let error = error_rate(&model, data.test.in_order(BATCH)).context("cannot test the network")?;
+    let error = error_rate(&model, data.test.in_order(TEST_BATCH)).context("cannot test the network")?;
     let top_5 = top_5_error(&model, &data.test)?
         .map_or_else(String::new, |error| format!(", top-5 error {:.2} %", 100.0 * error));
     say(format_args!(
@@ -66,8 +63,8 @@ fn evaluate(options: &Options) -> Result<()> {
         data.name,
         100.0 * error,
         data.test.len(),
-        about.model,
-        about.epoch
+        info.model,
+        info.epoch
     ));
     Ok(())
 }

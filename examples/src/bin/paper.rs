@@ -1,4 +1,4 @@
-//! Runs the paper's tables, one command each, and shows its numbers and ours beside each other.
+//! Runs the paper's tables, one command each, and compares its numbers with ours.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use sam_examples::compute::Compute;
-use sam_examples::console::{Progress, exit, print, say, warn};
-use sam_examples::options::{parse, seeds, within};
-use sam_examples::paper::{Ended, Found, Holder, Settings, number, write};
+use sam_examples::cli::console::{exit, print, say, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, seeds, within};
+use sam_examples::cli::progress::ProgressDisplay;
+use sam_examples::experiments::paper::{Ended, Found, Settings, number, write};
+use sam_examples::io::lease::Holder;
 use sam_examples::recipe::{self, Cell, Scale, Table, table, tables};
-use sam_examples::stop::{STOPPED, Stop};
 use sam_examples::trainer::Next;
+use sam_examples::util::stop::{STOPPED, Stop};
 
-/// The system's allocator gives every large buffer back and takes it anew.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
 const EXAMPLES: &str = "Examples:
   paper table1 --data data --only 'wrn-28-10/basic/*' --seeds 3
@@ -26,17 +26,17 @@ const EXAMPLES: &str = "Examples:
   paper list --deviations
   paper report table1 table4";
 
-/// The exit code if runs are left to processes that may be dead.
+/// The exit code if runs are left to processes that may have died.
 const TRY_AGAIN: u8 = 75;
 
-/// The least of `--stale`: a process that the machine has no time for shows no sign of life for some seconds.
+/// The least `--stale`: on a busy machine heartbeats may be late by some seconds.
 const LEAST_STALE: u64 = 10;
 
 /// Run what is missing of a table of the paper, and write the table.
 ///
 /// Several processes, on one machine or on many that share a folder, may work on one table: no run is done twice. A
-/// process that is told to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1) saves everything; the next one goes on with the same
-/// bits. The exit code is 75 if runs are left to processes of other machines that are not known to live.
+/// process that is told to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1) saves everything; the next one resumes, bitwise
+/// identically. The exit code is 75 if runs are left to processes of other machines that are not known to live.
 #[derive(Debug, Parser)]
 #[command(
     name = "paper",
@@ -61,7 +61,7 @@ enum Command {
         /// Of this table only
         table: Option<String>,
 
-        /// Print what the recipes do otherwise than the authors instead, as a table in Markdown
+        /// Print the deviations of the recipes from the publications instead, as a table in Markdown
         #[arg(long, conflicts_with = "table")]
         deviations: bool,
     },
@@ -71,7 +71,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Work {
-    /// Tables: table1, table4, rho-grid, .. (see `list`), or files of your own
+    /// Tables: table1, table4, rho-grid, .. (see `list`), or custom files
     #[arg(required = true)]
     tables: Vec<String>,
 
@@ -80,13 +80,13 @@ struct Work {
     data: Option<PathBuf>,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 
     /// Only these cells: the beginning of a name, `*` for any part
     #[arg(long, value_name = "CELL")]
     only: Vec<String>,
 
-    /// How often each cell is run
+    /// Number of seeds of each cell
     #[arg(long, default_value_t = 5)]
     seeds: u64,
 
@@ -102,12 +102,12 @@ struct Work {
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
 
-    /// Steps between checkpoints; 0 for none until it is told to stop
+    /// Steps between checkpoints; 0 for one when it is stopped only
     #[arg(long, value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
-    /// Seconds without a sign of life after which the run of a process of another machine is taken over; that of a dead
-    /// process of this machine is taken over at once
+    /// Seconds without a heartbeat after which the run of a process of another machine is taken over; that of a dead process
+    /// of this machine is taken over at once
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     stale: u64,
 
@@ -146,7 +146,7 @@ fn settings(work: &Work) -> Result<Settings> {
     within("stale", work.stale, LEAST_STALE..=30 * 24 * 3600)?;
     Ok(Settings {
         data: work.data.clone(),
-        place: work.compute.place()?,
+        device: work.device.config()?,
         out: work.out.clone(),
         scale: work.scale,
         set: work.set.clone(),
@@ -172,7 +172,7 @@ fn report(work: &Work) -> Result<ExitCode> {
 
 fn run(work: &Work) -> Result<ExitCode> {
     let (settings, stop) = (settings(work)?, Stop::on_signals()?);
-    // What is wrong with a recipe is said before anything runs.
+    // Errors in recipes are reported before anything runs.
     let chosen = work
         .tables
         .iter()
@@ -197,7 +197,7 @@ fn run(work: &Work) -> Result<ExitCode> {
         }
         say(format_args!("\n{}", write(whole, &work.only, &worker.settings)?.text));
     }
-    // Meanwhile others may have finished, or died.
+    // Meanwhile the other processes may have finished, or died.
     let mut left = Vec::new();
     for (table, cell, seed) in others {
         match worker.run(table, cell, seed)? {
@@ -223,7 +223,7 @@ fn run(work: &Work) -> Result<ExitCode> {
     }))
 }
 
-/// What runs have in common.
+/// The settings of all runs.
 struct Worker<'a> {
     work: &'a Work,
     settings: Settings,
@@ -234,17 +234,17 @@ struct Worker<'a> {
 /// What to do after a run.
 enum After {
     Next,
-    /// It is another process's.
+    /// Another process has it.
     Others(Holder),
     Stop,
 }
 
 impl Worker<'_> {
-    /// Does a run, unless it is done, and shows what came of it.
+    /// Runs a cell, unless it has finished, and prints the result.
     fn run(&mut self, table: &Table, cell: &Cell, seed: u64) -> Result<After> {
         let Self { work, settings, stop, .. } = self;
         let name = format!("{} seed {seed}", cell.name);
-        let mut progress = Progress::new(&name, work.quiet);
+        let mut progress = ProgressDisplay::new(&name, work.quiet);
         let found = settings.run(cell, seed)?.do_it(settings, stop, |status| {
             progress.show(status);
             Ok(Next::GoOn)
@@ -254,9 +254,9 @@ impl Worker<'_> {
             Ok(Found::Done(_)) => (),
             Ok(Found::Finished(Ended::Diverged { diverged })) => say(format_args!("{name}: {diverged}")),
             Ok(Found::Finished(Ended::Trained(outcome))) => {
-                let number = number(table.measure, table.measure.of(&outcome), None);
+                let number = number(table.measure, outcome.value(table.measure), None);
                 let (measure, seconds) = (table.measure.name(), outcome.seconds);
-                say(format_args!("{name}: {measure} {number}, {seconds:.0} s{}", outcome.told()));
+                say(format_args!("{name}: {measure} {number}, {seconds:.0} s{}", outcome.scaled_note()));
             }
             Ok(Found::Taken(holder)) => return Ok(After::Others(holder)),
             Ok(Found::Stopped) => {

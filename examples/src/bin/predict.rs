@@ -1,4 +1,4 @@
-//! Names what pictures show, by a network that `train` has written.
+//! Classifies pictures with a network that `train` has written.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,16 +6,15 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use candle_nn::ops::softmax;
 use clap::Parser;
-use sam_examples::compute::Compute;
-use sam_examples::console::{exit, say, warn};
+use sam_examples::cli::console::{exit, say, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, within};
 use sam_examples::data::read_like;
-use sam_examples::options::{parse, within};
-use sam_examples::trainer::About;
+use sam_examples::trainer::WeightsInfo;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
-/// Name the likeliest classes of pictures.
+/// Print the likeliest classes of pictures.
 ///
 /// A picture of another size than those of the training is cropped to its central square and scaled.
 #[derive(Debug, Parser)]
@@ -33,12 +32,12 @@ struct Options {
     #[arg(required = true, value_name = "PICTURE")]
     pictures: Vec<PathBuf>,
 
-    /// Classes that are named of each, the likeliest first
+    /// Number of classes printed for each, the likeliest first
     #[arg(long, value_name = "N", default_value_t = 1)]
     top: usize,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 }
 
 fn main() -> ExitCode {
@@ -46,20 +45,20 @@ fn main() -> ExitCode {
 }
 
 fn predict(options: &Options) -> Result<ExitCode> {
-    let place = options.compute.place()?;
-    let (about, model) = About::load(&options.weights, &place)?;
-    within("top", options.top, 1..=about.classes.len())?;
+    let device = options.device.config()?;
+    let (info, model) = WeightsInfo::load(&options.weights, &device)?;
+    within("top", options.top, 1..=info.classes.len())?;
     let mut failed = false;
     for path in &options.pictures {
         let probabilities = || -> Result<Vec<f32>> {
             ensure!(!path.is_dir(), "it is a folder: name the pictures in it");
-            let image = read_like(path, about.shape, about.lazy)?;
-            let logits = model.forward(&about.normalised(&[image], &place)?, false)?;
+            let image = read_like(path, info.shape, info.lazy)?;
+            let logits = model.forward(&info.normalized(&[image], &device)?, false)?;
             Ok(softmax(&logits.to_dtype(candle_core::DType::F32)?, 1)?.squeeze(0)?.to_vec1()?)
         };
         match probabilities().with_context(|| format!("cannot classify {}", path.display())) {
             Ok(probabilities) => {
-                let mut classes: Vec<_> = about.classes.iter().zip(probabilities).collect();
+                let mut classes: Vec<_> = info.classes.iter().zip(probabilities).collect();
                 classes.sort_by(|a, b| b.1.total_cmp(&a.1));
                 let words = classes[..options.top].iter().map(|(class, p)| format!("{class} {:.1} %", 100.0 * p));
                 say(format_args!("{}: {}", path.display(), words.collect::<Vec<_>>().join(", ")));

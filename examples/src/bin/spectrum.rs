@@ -1,4 +1,4 @@
-//! The Hessian's largest eigenvalues of trained networks, and a picture of the whole spectrum (section 4.2, Figure 3).
+//! The largest eigenvalues of the Hessian of trained networks, and a chart of the whole spectrum (section 4.2, Figure 3).
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -7,27 +7,30 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::DType;
 use clap::Parser;
 use plotters::prelude::*;
-use sam_examples::compute::Compute;
-use sam_examples::console::{bar, exit, print};
-use sam_examples::kit::Stock;
+use sam_examples::cli::console::{bar, exit, print};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, within};
+use sam_examples::cli::out::Out;
+use sam_examples::cli::recipe_args::RecipeArgs;
+use sam_examples::experiments::hessian::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
+use sam_examples::io::atomic::write_atomic;
+use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
+use sam_examples::io::table::align;
 use sam_examples::models::Model;
-use sam_examples::options::{MOST, Out, parse, within};
-use sam_examples::recipe::Told;
-use sam_examples::report::{Area, COLORS, Drawn, INK, align, legend, png, write_whole};
-use sam_examples::spectrum::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
+use sam_examples::models::layers::CandleNn;
 use sam_examples::trainer::{Data, load_weights};
+use sam_examples::util::numbers::MOST;
 use serde_json::json;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
 /// Files that are written.
 const FILES: [&str; 3] = ["spectrum.md", "spectrum.json", "spectrum.png"];
 
-/// Show how sharp the minima are that `train` has found.
+/// Show the sharpness of the minima that `train` has found.
 ///
-/// Recipe, scale, settings and seed are those that the networks were trained with: they say which network it is and what
-/// the training images and their labels are.
+/// Recipe, scale, settings and seed are those that the networks were trained with: they determine the network, the
+/// training images and their labels.
 #[derive(Debug, Parser)]
 #[command(
     name = "spectrum",
@@ -36,16 +39,16 @@ const FILES: [&str; 3] = ["spectrum.md", "spectrum.json", "spectrum.png"];
 )]
 struct Options {
     #[command(flatten)]
-    told: Told,
+    recipe: RecipeArgs,
 
-    /// Weights to look at, each with a name: sgd=runs/sgd/weights.safetensors
+    /// Weights, each with a name: sgd=runs/sgd/weights.safetensors
     #[arg(required = true, value_name = "NAME=FILE")]
     weights: Vec<String>,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 
-    /// Training images that the loss is taken of, the first ones; 0 for all
+    /// Number of training images of the loss, from the first one on; 0 for all
     #[arg(long, default_value_t = 0)]
     images: usize,
 
@@ -69,7 +72,8 @@ fn main() -> ExitCode {
     exit(with_graph())
 }
 
-/// This program once more, in the same process where the system can, in an environment that candle looks at when it starts.
+/// Executes this program again, in the same process where the system can, with the environment variable that candle reads at its
+/// start.
 fn with_graph() -> Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
@@ -99,22 +103,22 @@ fn look(options: &Options) -> Result<()> {
         weights.push((name, Path::new(path)));
     }
     let out = options.out.folder("runs/spectrum", &FILES)?;
-    let place = options.compute.place()?;
+    let place = options.device.config()?;
     if place.dtype != DType::F32 || place.tf32 {
         bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
     }
-    let recipe = options.told.recipe()?;
-    let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
-    let places = data.train.places();
+    let recipe = options.recipe.recipe()?;
+    let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &place.device)?;
+    let places = data.train.indices();
     let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
     let source = data.train.part(places[..count].to_vec());
     let (mut found, mut rows) = (Vec::new(), Vec::new());
     rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
     for (name, path) in weights {
-        let model: Model<Stock> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
+        let model: Model<CandleNn> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(path, &model, |_| true)?;
         let bar = bar(options.order as u64, name, options.quiet);
-        let spectrum = of_loss(&model, &source, options.order, options.told.seed, || bar.inc(1))?;
+        let spectrum = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
         bar.finish_and_clear();
         let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));
         rows.push(vec![
@@ -127,24 +131,24 @@ fn look(options: &Options) -> Result<()> {
         found.push((name.to_owned(), spectrum));
     }
     let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
-    let scaled = options.told.scaled();
+    let scaled = options.recipe.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
     let table = format!("# {title}\n\n{note}{}", align(&rows));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    write_whole(&out.join(FILES[0]), table.as_bytes())?;
+    write_atomic(&out.join(FILES[0]), table.as_bytes())?;
     let all: Vec<_> = found
         .iter()
         .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values, "weights": spectrum.weights }))
         .collect();
-    write_whole(&out.join(FILES[1]), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
+    write_atomic(&out.join(FILES[1]), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
     png(&out.join(FILES[2]), (1200, 750), |area| draw(area, &found, &title, note.trim()))?;
-    // The files first: whoever reads this may be gone.
+    // The files first: the standard output may be closed.
     print(&table);
     Ok(())
 }
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.
-fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) -> Drawn {
+fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) -> DrawResult {
     const LEAST: f64 = 1e-6;
     let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values.iter().copied());
     let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));

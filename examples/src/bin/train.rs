@@ -1,43 +1,46 @@
-//! Trains one network by a recipe: a cell of the paper's tables, or a file of one's own.
+//! Trains one network from a recipe: a cell of the paper's tables, or a custom file.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use sam_examples::compute::{Compute, Place};
-use sam_examples::console::{Progress, exit, print, say, warn};
+use sam_examples::cli::console::{exit, print, say, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{parse, within};
+use sam_examples::cli::out::{Out, numbered};
+use sam_examples::cli::progress::ProgressDisplay;
+use sam_examples::cli::recipe_args::RecipeArgs;
+use sam_examples::io::atomic::write_atomic;
 use sam_examples::models::Model;
-use sam_examples::options::{Out, numbered, parse, within};
-use sam_examples::recipe::{self, Recipe, Told};
-use sam_examples::report::write_whole;
-use sam_examples::stop::{STOPPED, Stop};
-use sam_examples::trainer::{Begin, Data, Held, Job, Next, Session, has_results};
+use sam_examples::recipe::{self, Recipe};
+use sam_examples::trainer::{Begin, Data, DirLock, Job, Next, Session, has_results};
+use sam_examples::util::device::DeviceConfig;
+use sam_examples::util::stop::{STOPPED, Stop};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+sam_examples::use_mimalloc!();
 
 const EXAMPLES: &str = "Examples:
-  train my.toml --out runs/mine                      a recipe of your own
-  train my.toml --out runs/mine --resume             go on with it
+  train my.toml --out runs/mine                      a custom recipe
+  train my.toml --out runs/mine --resume             resume it
   train my.toml --out runs/mine --resume --set epochs=20.0
                                                      prolong it
   train table1/wrn-28-10/basic/cifar10/sam --data data --scale epochs=0.1,images=0.1,width=0.25
   train my.toml --dry-run                            show the whole recipe, and train nothing";
 
-/// Train one network, and leave it alone.
+/// Train one network, unattended.
 ///
 /// Log (log.jsonl), table of epochs (epochs.csv), TensorBoard events, checkpoint, the weights of the lowest test error
-/// (best.safetensors) and of the end (weights.safetensors) and result.json go to a folder. Told to stop (SIGINT, SIGTERM,
-/// SIGHUP, SIGUSR1), it saves everything first; `--resume` goes on with the same bits.
+/// (best.safetensors) and of the end (weights.safetensors) and result.json go to a folder. Stopped by a signal (SIGINT,
+/// SIGTERM, SIGHUP, SIGUSR1), it saves everything first; `--resume` continues bitwise identically.
 #[derive(Debug, Parser)]
 #[command(name = "train", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", recipe::keys()))]
 struct Options {
     #[command(flatten)]
-    told: Told,
+    recipe: RecipeArgs,
 
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceArgs,
 
     /// Threads that load and augment images [default: those that compute]
     #[arg(long, value_name = "N")]
@@ -46,11 +49,11 @@ struct Options {
     #[command(flatten)]
     out: Out,
 
-    /// Steps between checkpoints; 0 for none until it is told to stop
+    /// Steps between checkpoints; 0 for one when it is stopped only
     #[arg(long, value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
-    /// Go on from the checkpoint in the folder, or begin if there is none; with PATH, from that of another training. A
+    /// Resume from the checkpoint in the folder, or start if there is none; with PATH, from that of another training. A
     /// recipe whose `epochs`, `steps` or `stretch` are larger prolongs a training
     #[arg(long, value_name = "PATH", conflicts_with = "overwrite")]
     #[expect(clippy::option_option, reason = "an option whose value may be left out")]
@@ -65,7 +68,7 @@ struct Options {
     quiet: bool,
 }
 
-/// The folder, unless it is said.
+/// The default folder.
 const USUAL: &str = "runs/train";
 
 fn main() -> ExitCode {
@@ -77,8 +80,8 @@ fn train(options: &Options) -> Result<ExitCode> {
     if let Some(workers) = options.workers {
         within("workers", workers, 1..=1024)?;
     }
-    let recipe = options.told.recipe()?;
-    let place = options.compute.place()?;
+    let recipe = options.recipe.recipe()?;
+    let device = options.device.config()?;
     let (out, begin) = folder(options);
     let from = options.resume.as_ref().and_then(|from| from.as_deref()).map(checkpoint);
     if let Some(from) = &from {
@@ -88,28 +91,28 @@ fn train(options: &Options) -> Result<ExitCode> {
         begin.check(&out)?;
     }
     let data = stop.while_nothing_is_to_save(|| {
-        let data = Data::load(&recipe, options.told.data.as_deref(), options.told.seed, &place.device)?;
+        let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &device.device)?;
         data.with_workers(options.workers)
     })?;
     for note in &data.notes {
         warn(note);
     }
     if options.dry_run {
-        return dry_run(&recipe, &data, &place);
+        return dry_run(&recipe, &data, &device);
     }
     let job = Job {
         recipe: &recipe,
-        seed: options.told.seed,
+        seed: options.recipe.seed,
         data: &data,
-        place: &place,
-        weights: options.told.data.as_deref(),
+        device: &device,
+        weights: options.recipe.data.as_deref(),
         folder: &out,
         every: options.every,
         keep_weights: true,
-        scaled: options.told.scaled(),
+        scaled: options.recipe.scaled(),
     };
-    let _held = Held::take(&out, begin)?;
-    let mut progress = Progress::new(&options.told.name, options.quiet);
+    let _lock = DirLock::take(&out, begin)?;
+    let mut progress = ProgressDisplay::new(&options.recipe.name, options.quiet);
     let session = Session { stop, from, may_prolong: begin == Begin::Resume };
     let outcome = job.run_in(&session, |status| {
         progress.show(status);
@@ -120,20 +123,20 @@ fn train(options: &Options) -> Result<ExitCode> {
         say(format_args!("saved in {}: --resume goes on", out.display()));
         return Ok(ExitCode::from(STOPPED));
     };
-    write_whole(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
+    write_atomic(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
     say(format_args!(
         "{}: test error {:.2} %, {} steps, {:.0} s{}; {}",
         outcome.data,
         100.0 * outcome.test_error,
         outcome.steps,
         outcome.seconds,
-        outcome.told(),
+        outcome.scaled_note(),
         out.display()
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where everything goes, and what is done with what is there.
+/// The folder of the results, and how earlier results are treated.
 fn folder(options: &Options) -> (PathBuf, Begin) {
     let begin = match (&options.resume, options.out.overwrites()) {
         (Some(_), _) => Begin::Resume,
@@ -143,7 +146,7 @@ fn folder(options: &Options) -> (PathBuf, Begin) {
     if let Some(out) = options.out.named() {
         return (out.to_owned(), begin);
     }
-    // A folder that cannot be read is not empty: what is wrong with it is said later.
+    // A folder that cannot be read counts as not empty: the error is reported later.
     let is_free = |folder: &Path| !has_results(folder).unwrap_or(true);
     let free = numbered(USUAL, is_free);
     let out = match (begin, &options.resume) {
@@ -164,8 +167,8 @@ fn checkpoint(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("checkpoint.safetensors") } else { path.to_owned() }
 }
 
-fn dry_run(recipe: &Recipe, data: &Data, place: &Place) -> Result<ExitCode> {
-    let model: Model = Model::at(place, recipe.model, data.train.shape(), data.classes, 0)?;
+fn dry_run(recipe: &Recipe, data: &Data, device: &DeviceConfig) -> Result<ExitCode> {
+    let model: Model = Model::at(device, recipe.model, data.train.shape(), data.classes, 0)?;
     print(&recipe.to_toml()?);
     let per_epoch = data.train.steps(recipe.batch);
     say(format_args!(

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use super::{DataError, Dataset, Split, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// How one of the two sets lies on disk.
+/// The files of one of the two sets.
 pub(super) struct Layout {
     pub(super) name: &'static str,
     /// The folder that the official archive unpacks to.
@@ -139,7 +140,7 @@ pub(super) mod tests {
     use super::super::load;
     use super::*;
 
-    /// Records whose pixels tell which channel and record they are of.
+    /// Records whose pixels identify channel and record.
     fn records(layout: &Layout, labels: &[u8]) -> Vec<u8> {
         let record = |(number, &label): (usize, &u8)| {
             let mut bytes = vec![7; layout.label_bytes - 1];

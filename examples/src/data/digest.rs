@@ -1,4 +1,4 @@
-//! Digests of data sets, by which a program notices that it resumes with other data.
+//! Digests of data sets, which tell a resumed training that its data has changed.
 
 use std::fs;
 use std::path::Path;
@@ -6,13 +6,16 @@ use std::path::Path;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::{DataError, Dataset, Pictures, Split, hex};
+use super::dataset::{Dataset, Split};
+use super::error::DataError;
+use super::pictures::Pictures;
+use crate::util::hex::hex;
 
 /// SHA-256 over fields of known length: no two sequences of fields give the same bytes.
 struct Fields(Sha256);
 
 impl Fields {
-    /// `kind` tells the digests of this module apart.
+    /// `kind` separates the digests of different types.
     fn new(kind: &str) -> Self {
         let mut fields = Self(Sha256::new());
         fields.bytes(kind.as_bytes());

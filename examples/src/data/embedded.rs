@@ -1,7 +1,8 @@
-//! The data set that is always there: a part of Fashion-MNIST, compiled into the program.
+//! The data set that is compiled in: a part of Fashion-MNIST.
 
+use super::dataset::Dataset;
+use super::error::DataError;
 use super::idx::{self, IdxFile};
-use super::{DataError, Dataset};
 
 macro_rules! file {
     ($name:literal) => {
@@ -9,7 +10,7 @@ macro_rules! file {
     };
 }
 
-/// See `README.md` beside these files for where they are from.
+/// Their origin: `README.md` in the same folder.
 const FILES: [(&str, &[u8]); 4] = [
     file!("train-images-idx3-ubyte.gz"),
     file!("train-labels-idx1-ubyte.gz"),

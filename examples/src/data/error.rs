@@ -1,4 +1,4 @@
-//! What can go wrong between a file and a [`Dataset`](super::Dataset).
+//! The errors of data sets.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub enum DataError {
         advice: String,
     },
 
-    /// The data set is looked for in something that is not a folder.
+    /// The path of the data set is not a folder.
     #[error("`{path}` is not a folder: name the folder that holds the data set")]
     NotAFolder {
         /// What was named.
@@ -37,18 +37,18 @@ pub enum DataError {
         source: io::Error,
     },
 
-    /// No format was recognised.
+    /// No format was recognized.
     #[error("found no data set in `{path}`: {hint}looked for {looked_for}")]
-    Unrecognised {
+    Unrecognized {
         /// The folder that was searched.
         path: PathBuf,
         /// What is probably wrong and what to do, and a semicolon; empty if nothing is known.
         hint: String,
-        /// The files and folders that would have told a format.
+        /// The files and folders of the known formats.
         looked_for: String,
     },
 
-    /// More than one data set was recognised.
+    /// More than one data set was recognized.
     #[error("`{path}` holds more than one data set ({found}): name the folder of one of them, or move the others away")]
     Ambiguous {
         /// The folder that was searched.
@@ -88,7 +88,7 @@ pub enum DataError {
         found: u64,
     },
 
-    /// A file goes on after the last record that its header announces.
+    /// A file continues after the last record that its header announces.
     #[error("`{path}` goes on after the {records} records that its header announces; download or copy it again")]
     Surplus {
         /// The file.
@@ -97,7 +97,7 @@ pub enum DataError {
         records: u32,
     },
 
-    /// An IDX file does not begin as it should.
+    /// An IDX file has another magic number.
     #[error(
         "`{path}` begins with {found:#010x}, expected the magic number {expected:#010x} of {what}: is it another file?"
     )]
@@ -125,7 +125,7 @@ pub enum DataError {
         width: u32,
     },
 
-    /// A file of SVHN's that is not as it should be.
+    /// An invalid file of SVHN.
     #[error("`{path}` is not a MATLAB file of SVHN: {problem}; get it again with `cifar --download svhn`")]
     Matlab {
         /// The file.
@@ -143,7 +143,7 @@ pub enum DataError {
         source: io::Error,
     },
 
-    /// A label that no class has.
+    /// An out-of-range label.
     #[error("`{path}`, record {record}: found label {label}, expected 0 to {}", .classes - 1)]
     LabelOutOfRange {
         /// The file.
@@ -244,7 +244,7 @@ pub enum DataError {
         source: image::ImageError,
     },
 
-    /// An image size that no picture can be brought to.
+    /// An image size that is out of range.
     #[error("image size {size} is out of range: choose 1 to {max}")]
     ImageSize {
         /// The size asked for, in pixels.
@@ -262,7 +262,7 @@ pub enum DataError {
         format: &'static str,
     },
 
-    /// A noise rate that is no probability.
+    /// A noise rate outside of 0 to 1.
     #[error("noise rate {rate} is out of range: choose 0 to 1")]
     NoiseRate {
         /// The rate asked for.
@@ -287,7 +287,7 @@ pub enum DataError {
         source: Option<rustls_native_certs::Error>,
     },
 
-    /// A download did not begin, or broke off.
+    /// A download failed to start, or was interrupted.
     #[error("cannot download {url}: check the network and try again")]
     Network {
         /// Where from.

@@ -1,36 +1,21 @@
-//! Any folder of pictures: `train/CLASS/*.png` and `test/CLASS/*.png`.
+//! A folder of pictures as a data set in memory.
 
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::fs::{self, File};
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{DataError, Dataset, Split, expect_folder, folder_name, hints};
+use super::dataset::{Dataset, Split};
+use super::decode::{central_square, header, open};
+use super::error::DataError;
+use super::listing::{Listed, Picture, list_halves};
+use super::paths::folder_name;
 
-/// The largest `image_size` that [`load`](super::load) takes, in pixels.
+/// The largest `image_size` that [`load`](super::load()) takes, in pixels.
 pub const MAX_IMAGE_SIZE: u32 = 1024;
 
-/// Pictures that are decoded before they are put in place: bounds the memory beside the data set itself.
+/// The number of pictures that are decoded at a time, which bounds the additional memory.
 const CHUNK: usize = 256;
-
-/// Names of the folder to test on; the first one that is there is read.
-const TEST: [&str; 4] = ["test", "val", "valid", "validation"];
-
-/// The files that are taken for pictures.
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "webp", "bmp"];
-
-pub(super) fn is_in(dir: &Path) -> bool {
-    TEST.iter().chain(&["train"]).any(|half| dir.join(half).is_dir())
-}
 
 pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataError> {
     if let Some(size) = image_size.filter(|size| !(1..=MAX_IMAGE_SIZE).contains(size)) {
@@ -50,191 +35,23 @@ pub(super) fn load(dir: &Path, image_size: Option<u32>) -> Result<Dataset, DataE
     })
 }
 
-/// What a folder of pictures holds. No picture has been opened.
-pub(super) struct Listed {
-    /// Names of the classes, by label.
-    pub(super) classes: Vec<String>,
-    /// In a random order that is always the same, so that the first of them are of all classes.
-    pub(super) train: Vec<Picture>,
-    /// Class by class.
-    pub(super) test: Vec<Picture>,
-    /// What has been skipped.
-    pub(super) notes: Vec<String>,
-}
-
-pub(super) fn list_halves(dir: &Path) -> Result<Listed, DataError> {
-    expect_folder(dir)?;
-    if !is_in(dir) {
-        return Err(hints::unrecognised(dir));
-    }
-    let train_dir = dir.join("train");
-    let mut test_dirs = TEST.iter().map(|half| dir.join(half)).filter(|half| half.is_dir());
-    let test_dir = test_dirs.next().unwrap_or_else(|| dir.join("test"));
-    let classes = same_classes(&train_dir, &test_dir)?;
-    let mut notes = Vec::new();
-    let mut train = list(&train_dir, &classes, &mut notes)?;
-    train.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
-    let test = list(&test_dir, &classes, &mut notes)?;
-    notes
-        .extend(test_dirs.map(|other| format!("skipped `{}`: `{}` is tested on", other.display(), test_dir.display())));
-    let classes = classes.iter().map(|class| class.to_string_lossy().into_owned()).collect();
-    Ok(Listed { classes, train, test, notes })
-}
-
-/// The names of the class folders, which must be the same in both halves.
-fn same_classes(train: &Path, test: &Path) -> Result<BTreeSet<OsString>, DataError> {
-    let [in_train, in_test] = [class_names(train)?, class_names(test)?];
-    if let Some(class) = in_train.symmetric_difference(&in_test).next() {
-        let (present, absent) = if in_train.contains(class) { (train, test) } else { (test, train) };
-        return Err(DataError::ClassMissing {
-            class: class.to_string_lossy().into_owned(),
-            present: present.to_path_buf(),
-            absent: absent.to_path_buf(),
-        });
-    }
-    if in_train.len() < 2 {
-        let mut others = Skipped::default();
-        for name in entries(train)?.difference(&in_train) {
-            others.add(&train.join(name));
-        }
-        let (path, found) = (train.to_path_buf(), in_train.len());
-        return Err(DataError::TooFewClasses { path, found, skipped: others.to_string() });
-    }
-    Ok(in_train)
-}
-
-fn class_names(half: &Path) -> Result<BTreeSet<OsString>, DataError> {
-    let folders = entries(half)?.into_iter().filter(|entry| half.join(entry).is_dir());
-    Ok(folders.collect())
-}
-
-/// A picture that has not been opened, and its label.
-type Picture = (PathBuf, u32);
-
-/// The pictures of one half, class by class, in the order of their names; a note of everything else in it.
-fn list(half: &Path, classes: &BTreeSet<OsString>, notes: &mut Vec<String>) -> Result<Vec<Picture>, DataError> {
-    let mut pictures = Vec::new();
-    let mut skipped = Skipped::default();
-    for name in entries(half)?.difference(classes) {
-        skipped.add(&half.join(name));
-    }
-    for (label, class) in (0..).zip(classes) {
-        let folder = half.join(class);
-        let before = pictures.len();
-        let mut others = Skipped::default();
-        for path in entries(&folder)?.into_iter().map(|name| folder.join(name)) {
-            if is_picture(&path) {
-                pictures.push((path, label));
-            } else {
-                others.add(&path);
-            }
-        }
-        if pictures.len() == before {
-            return Err(DataError::NoPictures { path: folder, skipped: others.to_string() });
-        }
-        skipped.merge(others);
-    }
-    if !skipped.is_empty() {
-        notes.push(format!("skipped {skipped} in `{}`", half.display()));
-    }
-    Ok(pictures)
-}
-
-/// What is not read in a folder of pictures.
-#[derive(Default)]
-struct Skipped {
-    /// Pictures outside of class folders.
-    pictures: usize,
-    /// Other files, and their extensions.
-    files: usize,
-    extensions: BTreeSet<String>,
-    folders: usize,
-}
-
-impl Skipped {
-    fn add(&mut self, path: &Path) {
-        if path.is_dir() {
-            self.folders += 1;
-            return;
-        }
-        if is_picture(path) {
-            self.pictures += 1;
-            return;
-        }
-        self.files += 1;
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        self.extensions.insert(extension.map_or_else(|| "no extension".to_owned(), |known| format!(".{known}")));
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.pictures += other.pictures;
-        self.files += other.files;
-        self.folders += other.folders;
-        self.extensions.extend(other.extensions);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.pictures + self.files + self.folders == 0
-    }
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let extensions = self.extensions.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let kinds = [
-            (self.pictures, "picture outside of class folders", "pictures outside of class folders", String::new()),
-            (self.files, "file that is not a picture", "files that are not pictures", format!(" ({extensions})")),
-            (self.folders, "nested folder", "nested folders", String::new()),
-        ];
-        let kinds = kinds.into_iter().filter(|(count, ..)| *count > 0);
-        let parts: Vec<_> = kinds
-            .map(|(count, one, many, more)| format!("{count} {}{more}", if count == 1 { one } else { many }))
-            .collect();
-        f.write_str(&parts.join(" and "))
-    }
-}
-
-/// Whether a path is a file with the extension of a picture.
-pub(super) fn is_picture(path: &Path) -> bool {
-    has_extension(path) && path.is_file()
-}
-
-pub(super) fn has_extension(path: &Path) -> bool {
-    let is = |extension: &OsStr| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known));
-    path.extension().is_some_and(is)
-}
-
-/// Names in a folder, sorted, without hidden ones (`.DS_Store`, `._cat.png`).
-fn entries(dir: &Path) -> Result<BTreeSet<OsString>, DataError> {
-    let advice = "a folder of pictures has train/CLASS/ and the same classes in test/, val/, valid/ or validation/";
-    let failed = |source| DataError::reading(dir, advice, source);
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if !name.as_encoded_bytes().starts_with(b".") {
-            names.insert(name);
-        }
-    }
-    Ok(names)
-}
-
-/// What all pictures of a data set have in common.
+/// The common size and channels of all pictures.
 struct Shape {
     channels: usize,
     /// Width and height.
     size: (u32, u32),
     /// Whether pictures of another size are brought to this one.
     resize: bool,
-    /// The picture that told the size.
+    /// The picture with the reference size.
     reference: PathBuf,
 }
 
 impl Shape {
-    /// Looks at the headers of all pictures: the first tells the size, and one with colours makes all coloured.
+    /// Reads the headers of all pictures: the first gives the size, and one with colors makes all colored.
     fn of(train: &[Picture], test: &[Picture], image_size: Option<u32>) -> Result<Self, DataError> {
         let pictures: Vec<_> = train.iter().chain(test).collect();
         let headers: Vec<_> = pictures.par_iter().map(|(path, _)| header(path)).collect();
-        // Judged in order, so that the same picture is blamed every time.
+        // Checked in order, so that the error names the same picture every time.
         let headers = headers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let first = headers.first().map_or((0, 0), |header| header.size);
         Ok(Self {
@@ -279,43 +96,13 @@ impl Shape {
     }
 }
 
-/// Decodes a picture.
-pub(super) fn open(path: &Path) -> Result<DynamicImage, DataError> {
-    reader(path)?.decode().map_err(unsound(path))
-}
-
-/// Cropping comes before scaling: a picture of 60,000 x 1 never becomes one of 60,000 x 1 times the scale.
-pub(super) fn central_square(picture: &DynamicImage) -> DynamicImage {
-    let (width, height) = (picture.width(), picture.height());
-    let side = width.min(height);
-    picture.crop_imm((width - side) / 2, (height - side) / 2, side, side)
-}
-
-struct Header {
-    size: (u32, u32),
-    has_color: bool,
-}
-
-fn header(path: &Path) -> Result<Header, DataError> {
-    let decoder = reader(path)?.into_decoder().map_err(unsound(path))?;
-    Ok(Header { size: decoder.dimensions(), has_color: decoder.color_type().has_color() })
-}
-
-/// A reader that goes by the content, not by the extension, and refuses pictures of more than 512 MiB.
-fn reader(path: &Path) -> Result<ImageReader<BufReader<File>>, DataError> {
-    let reader = File::open(path).and_then(|file| ImageReader::new(BufReader::new(file)).with_guessed_format());
-    reader.map_err(|source| DataError::reading(path, "it has gone since the folder was listed", source))
-}
-
-fn unsound(path: &Path) -> impl FnOnce(ImageError) -> DataError {
-    |source| DataError::Picture { path: path.to_path_buf(), source }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use image::{GrayImage, Luma, Rgb, RgbImage};
+    use std::fs;
+
+    use image::{GrayImage, ImageError, Luma, Rgb, RgbImage};
 
     use super::super::{Pictures, load};
     use super::*;
@@ -325,7 +112,7 @@ pub(super) mod tests {
         GrayImage::from_pixel(side, side, Luma([value])).save(path).unwrap();
     }
 
-    fn coloured(path: &Path, width: u32, height: u32) {
+    fn colored(path: &Path, width: u32, height: u32) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let picture = RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, 100 + y as u8, 200]));
         picture.save(path).unwrap();
@@ -389,9 +176,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_coloured_picture_makes_all_coloured() {
+    fn one_colored_picture_makes_all_colored() {
         let dir = small();
-        coloured(&dir.path().join("test/dog/z.png"), 8, 8);
+        colored(&dir.path().join("test/dog/z.png"), 8, 8);
         let set = load(dir.path(), None).unwrap();
         assert_eq!(set.channels, 3);
         assert!(set.train.images.chunks(192).all(|image| image.iter().all(|x| *x == image[0] && *x < 3)));
@@ -427,8 +214,8 @@ pub(super) mod tests {
     #[test]
     fn webp_and_bmp_are_read() {
         let dir = small();
-        coloured(&dir.path().join("train/dog/1.webp"), 8, 8);
-        coloured(&dir.path().join("test/dog/1.BMP"), 8, 8);
+        colored(&dir.path().join("train/dog/1.webp"), 8, 8);
+        colored(&dir.path().join("test/dog/1.BMP"), 8, 8);
         let set = load(dir.path(), None).unwrap();
         assert_eq!((set.channels, set.train.len(), set.test.len()), (3, 4, 3));
         assert_eq!(set.test.images[192 + 7], 7);
@@ -459,7 +246,7 @@ pub(super) mod tests {
     #[test]
     fn a_picture_of_another_size_is_named_and_can_be_resized() {
         let dir = small();
-        coloured(&dir.path().join("train/dog/wide.png"), 20, 10);
+        colored(&dir.path().join("train/dog/wide.png"), 20, 10);
         let error = load(dir.path(), None).unwrap_err();
         assert!(error.to_string().contains("wide.png` is 20 x 10 (width x height), expected 8 x 8 as in"), "{error}");
         assert!(error.to_string().contains("--image-size"), "{error}");

@@ -1,21 +1,24 @@
-//! What is usually wrong with a folder in which no data set is recognised.
+//! Hints for a folder in which no data set is recognized.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{Archive, DataError, Found, folder, looked_for};
+use super::archives::Archive;
+use super::error::DataError;
+use super::found::{Found, looked_for};
+use super::listing;
 
 /// Endings of archives, of which nothing is read.
 const ARCHIVES: [&str; 7] = [".tar.gz", ".tgz", ".zip", ".tar", ".tar.bz2", ".tar.xz", ".7z"];
 
 /// The error for a folder without a data set.
-pub(super) fn unrecognised(dir: &Path) -> DataError {
+pub(super) fn unrecognized(dir: &Path) -> DataError {
     let hint = hint(dir).map_or_else(String::new, |hint| format!("{hint}; "));
-    DataError::Unrecognised { path: dir.to_path_buf(), hint, looked_for: looked_for() }
+    DataError::Unrecognized { path: dir.to_path_buf(), hint, looked_for: looked_for() }
 }
 
-/// What a user probably meant, and what to do.
+/// The probable mistake, and what to do.
 fn hint(dir: &Path) -> Option<String> {
     let entries = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let names: BTreeSet<String> = entries.filter(|name| !name.starts_with('.')).collect();
@@ -38,7 +41,7 @@ fn python(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
     } else {
         return None;
     };
-    let url = archive.source().downloads.first()?.url;
+    let url = archive.spec().downloads.first()?.url;
     Some(format!(
         "it holds the Python version of {set}, expected the binary version: get it with `cifar --download {option}`, or \
          unpack {url}"
@@ -64,7 +67,7 @@ fn inner(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
 
 /// Pictures without folders.
 fn flat(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
-    let pictures = names.iter().filter(|name| folder::is_picture(&dir.join(name))).count();
+    let pictures = names.iter().filter(|name| listing::is_picture(&dir.join(name))).count();
     (pictures > 0).then(|| {
         format!(
             "it holds {pictures} pictures without folders of their classes: move them to train/CLASS/ and test/CLASS/"
@@ -76,7 +79,7 @@ fn flat(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
 fn undivided(dir: &Path, names: &BTreeSet<String>) -> Option<String> {
     let holds_pictures = |path: &Path| {
         let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-        entries.any(|entry| folder::is_picture(&entry.path()))
+        entries.any(|entry| listing::is_picture(&entry.path()))
     };
     let mut classes = names.iter().filter(|name| holds_pictures(&dir.join(name)));
     let first = classes.next()?;
@@ -96,14 +99,14 @@ mod tests {
     use super::super::{Pictures, cifar, load};
     use super::*;
 
-    /// What is said of a folder with these files, by those who load it and by those who list pictures.
+    /// The hint for a folder with these files, both from loading and from listing pictures.
     #[track_caller]
     fn assert_hint(files: &[&str], hint: &str) {
         let dir = tempfile::tempdir().unwrap();
         for file in files {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            if folder::has_extension(&path) {
+            if listing::has_extension(&path) {
                 GrayImage::new(2, 2).save(path).unwrap();
             } else {
                 fs::write(path, "content").unwrap();

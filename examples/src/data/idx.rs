@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use super::{DataError, Dataset, Split, folder_name, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
+use super::paths::folder_name;
 
 /// The four files; each may end in `.gz`.
 pub(super) const NAMES: [&str; 4] =
@@ -267,7 +269,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn fashion_mnist_is_recognised_by_its_labels() {
+    fn fashion_mnist_is_recognized_by_its_labels() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path());
         fs::write(dir.path().join("train-images-idx3-ubyte"), images(16, 2, 3)).unwrap();

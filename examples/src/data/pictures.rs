@@ -1,12 +1,15 @@
-//! Pictures of a folder that are decoded when they are needed: for sets that do not fit into memory, such as ImageNet.
+//! Folders of pictures that are decoded when they are needed, for sets that do not fit into memory, such as ImageNet.
 
 use std::path::{Path, PathBuf};
 
 use image::imageops::FilterType;
 use rand::{Rng, RngExt};
 
-use super::DataError;
-use super::folder::{self, Listed, MAX_IMAGE_SIZE};
+use super::error::DataError;
+use super::folder::MAX_IMAGE_SIZE;
+use super::listing::{self, Listed};
+use super::paths::expect_folder;
+use super::{decode, hints};
 
 /// Where the pictures of a folder are, `train/CLASS/*.jpg` and the same classes in `test/` or `val/`, and their labels.
 #[derive(Clone, Debug)]
@@ -15,11 +18,11 @@ pub struct Pictures {
     pub folder: PathBuf,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// What to train on, in a random order that is always the same: the first of them are of all classes.
+    /// The training pictures, in a fixed random order, so that the first of them are of all classes.
     pub train: Vec<(PathBuf, u32)>,
-    /// What to test on, class by class.
+    /// The test pictures, class by class.
     pub test: Vec<(PathBuf, u32)>,
-    /// Pixels of a side that each is brought to.
+    /// The size in pixels that each is scaled to.
     pub side: u32,
     /// What was left out of the set, for the user.
     pub notes: Vec<String>,
@@ -34,7 +37,11 @@ impl Pictures {
         if !(1..=MAX_IMAGE_SIZE).contains(&side) {
             return Err(DataError::ImageSize { size: side, max: MAX_IMAGE_SIZE });
         }
-        let Listed { classes, train, test, notes } = folder::list_halves(dir)?;
+        expect_folder(dir)?;
+        if !listing::is_in(dir) {
+            return Err(hints::unrecognized(dir));
+        }
+        let Listed { classes, train, test, notes } = listing::list_halves(dir)?;
         Ok(Self { folder: dir.to_path_buf(), classes, train, test, side, notes })
     }
 }
@@ -44,36 +51,36 @@ pub(crate) enum Crop<'a, R: Rng> {
     /// A random part: 8 to 100 % of the area, 3/4 to 4/3 as wide as high (Szegedy et al. 2015).
     Random(&'a mut R),
     /// The central square, but for the border of 32 pixels that a scaled picture of 256 would have.
-    Centre,
+    Center,
 }
 
-/// The planes of a picture in three colours, cropped and scaled to `side` pixels.
+/// The planes of a picture in three colors, cropped and scaled to `side` pixels.
 pub(crate) fn read<R: Rng>(path: &Path, side: u32, crop: Crop<'_, R>) -> Result<Vec<u8>, DataError> {
-    let picture = folder::open(path)?;
+    let picture = decode::open(path)?;
     let (width, height) = (picture.width(), picture.height());
-    let centre = |side: u32| [(width - side) / 2, (height - side) / 2, side, side];
+    let center = |side: u32| [(width - side) / 2, (height - side) / 2, side, side];
     let [x, y, w, h] = match crop {
-        Crop::Random(rng) => random_part(width, height, rng).unwrap_or_else(|| centre(width.min(height))),
-        Crop::Centre => centre((u64::from(width.min(height)) * u64::from(side) / u64::from(side + 32)).max(1) as u32),
+        Crop::Random(rng) => random_part(width, height, rng).unwrap_or_else(|| center(width.min(height))),
+        Crop::Center => center((u64::from(width.min(height)) * u64::from(side) / u64::from(side + 32)).max(1) as u32),
     };
     let part = picture.crop_imm(x, y, w, h).resize_exact(side, side, FilterType::CatmullRom).into_rgb8().into_raw();
     Ok((0..3).flat_map(|channel| part.iter().skip(channel).step_by(3).copied()).collect())
 }
 
-/// The planes of a picture of any size, as those that a network was trained on: `shape` are channels, height and width; as
-/// [`read`] crops the centre where pictures were decoded one by one (`lazy`), otherwise the central square, scaled.
+/// The planes of a picture of any size, processed like the training images of a network: `shape` is channels, height and width;
+/// the center is cropped as for pictures that are decoded one by one (`lazy`), otherwise the central square is scaled.
 ///
 /// # Errors
-/// If it is no sound picture.
+/// If it is not a valid picture.
 pub fn read_like(path: &Path, shape: [usize; 3], lazy: bool) -> Result<Vec<u8>, DataError> {
     let [channels, height, width] = shape;
     if lazy {
-        return read(path, width as u32, Crop::<rand_chacha::ChaCha8Rng>::Centre);
+        return read(path, width as u32, Crop::<rand_chacha::ChaCha8Rng>::Center);
     }
     let (width, height) = (width as u32, height as u32);
-    let mut picture = folder::open(path)?;
+    let mut picture = decode::open(path)?;
     if (picture.width(), picture.height()) != (width, height) {
-        picture = folder::central_square(&picture).resize_exact(width, height, FilterType::Triangle);
+        picture = decode::central_square(&picture).resize_exact(width, height, FilterType::Triangle);
     }
     let pixels = if channels == 1 { picture.into_luma8().into_raw() } else { picture.into_rgb8().into_raw() };
     Ok((0..channels).flat_map(|channel| pixels.iter().skip(channel).step_by(channels).copied()).collect())
@@ -128,7 +135,7 @@ mod tests {
         }
         let pictures = Pictures::list(dir.path(), 32).unwrap();
         assert_eq!((pictures.classes.len(), pictures.train.len(), pictures.test[1].1), (2, 2, 1));
-        let planes = read(&pictures.test[0].0, 32, Crop::<ChaCha8Rng>::Centre).unwrap();
+        let planes = read(&pictures.test[0].0, 32, Crop::<ChaCha8Rng>::Center).unwrap();
         assert_eq!((planes.len(), planes[0], planes[31], planes[1024], planes[2048]), (3 * 1024, 200, 0, 100, 50));
         let random = |seed| read(&pictures.train[0].0, 8, Crop::Random(&mut ChaCha8Rng::seed_from_u64(seed))).unwrap();
         assert_eq!(random(1), random(1));

@@ -15,9 +15,10 @@ use std::path::Path;
 
 use flate2::read::ZlibDecoder;
 
-use super::{DataError, Dataset, Split, numbered};
+use super::dataset::{Dataset, Split, numbered};
+use super::error::DataError;
 
-/// The file to train on and the file to test on.
+/// The training file and the test file.
 pub(super) const FILES: [&str; 2] = ["train_32x32.mat", "test_32x32.mat"];
 
 /// Further training images, which are not read.
@@ -26,7 +27,7 @@ const EXTRA: &str = "extra_32x32.mat";
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// More than the largest file has (531,131): bounds what a damaged one can ask for.
+/// More than the largest file has (531,131): a bound for damaged files.
 const MOST: u32 = 1 << 20;
 
 pub(super) fn is_in(dir: &Path) -> bool {
@@ -346,7 +347,7 @@ pub(super) mod tests {
         fs::write(dir.join(FILES[1]), file(&[x(2), y(&[10, 4])])).unwrap();
     }
 
-    /// What is said of a test file with these bytes.
+    /// The error for a test file with these bytes.
     fn problem(bytes: &[u8]) -> String {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path());

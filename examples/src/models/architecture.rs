@@ -1,13 +1,13 @@
-//! The names of the networks, and how a network is made narrower.
+//! Networks by name, and narrower versions of them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Error, bail};
 
-use crate::numbers::count;
+use crate::util::numbers::count;
 
-/// Which network. Read from a name, and written as one: `wrn-28-10`, `resnet20-w8`.
+/// A network, by its name: `wrn-28-10`, `resnet20-w8`.
 ///
 /// ```
 /// use sam_examples::models::Architecture;
@@ -22,7 +22,7 @@ use crate::numbers::count;
 pub enum Architecture {
     /// A perceptron with one hidden layer of this width.
     Mlp(usize),
-    /// The same, with a batch normalisation before the ReLU.
+    /// The same, with a batch normalization before the ReLU.
     MlpNorm(usize),
     /// A perceptron with two hidden layers of this width.
     MlpWide(usize),
@@ -44,10 +44,10 @@ pub enum Architecture {
         depth: usize,
         /// Channels of the first group: 16 k.
         width: usize,
-        /// What goes past a block that changes the shape.
+        /// The skip connection of a block that changes the shape.
         skip: Skip,
     },
-    /// WideResNet of the authors without batch normalisation, for the Hessian's spectrum.
+    /// WideResNet without batch normalization, as in Foret et al., for the spectrum of the Hessian.
     WidePlain {
         /// Layers.
         depth: usize,
@@ -62,7 +62,7 @@ pub enum Architecture {
         depth: usize,
         /// Channels that are added from the first block to the last.
         alpha: usize,
-        /// Whether branches are shaken (Yamada et al. 2018).
+        /// Whether it has ShakeDrop (Yamada et al. 2018).
         shake_drop: bool,
     },
     /// The network that MentorMix (Jiang et al. 2020) calls ResNet-32, very likely that of the paper's Table 4.
@@ -76,7 +76,7 @@ pub enum Architecture {
     },
 }
 
-/// What goes past a block of a WideResNet that changes the shape.
+/// The skip connection of a WideResNet block that changes the shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Skip {
     /// A 1x1 convolution, as in the publication of the network.
@@ -85,7 +85,7 @@ pub enum Skip {
     Pad,
 }
 
-/// More would be a slip of the keyboard.
+/// A larger number is a typing error.
 const MOST_CHANNELS: usize = 65_536;
 
 /// Every form of name, for messages and help.
@@ -94,7 +94,7 @@ pub const NAMES: &str = "mlp, mlp-norm, mlp-wide, cnn, resnet20 (6 n + 2), resne
     resnet152, each also narrower with -wWIDTH";
 
 impl Architecture {
-    /// The width that its name does not tell.
+    /// The default width, which a name leaves out.
     fn usual_width(self) -> usize {
         match self {
             Self::Mlp(_) | Self::MlpNorm(_) => 128,

@@ -1,37 +1,36 @@
-//! The weights that a network begins with, from a seed: candle cannot seed its own on the CPU.
+//! Initial weights from a seed: candle cannot seed its own generator on the CPU.
 
 use candle_core::{Result, Tensor, Var};
 use candle_nn::VarMap;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
-/// How weights are drawn. Biases begin at 0, normalisations as the identity.
+use super::params::named;
+use crate::util::rng::Stream;
+
+/// The initialization of weights. Biases start at 0, normalizations as the identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Init {
     /// PyTorch's: uniform in ±1/√(inputs of a unit).
     Uniform,
-    /// That of the paper's authors for CIFAR: normal of variance 2 / (outputs of a kernel), the head uniform in
-    /// ±1/√classes. Without normalisation Fixup's (Zhang et al. 2019): each block begins as the identity.
+    /// That of Foret et al. for CIFAR: normal of variance 2 / (outputs of a kernel), the head uniform in
+    /// ±1/√classes. Without normalization Fixup's (Zhang et al. 2019): each block begins as the identity.
     Authors,
-    /// That of the paper's authors for ImageNet: truncated normal of variance 1 / inputs, and 0 for the scale of each
-    /// block's last normalisation.
+    /// That of Foret et al. for ImageNet: truncated normal of variance 1 / inputs, and 0 for the scale of each
+    /// block's last normalization.
     #[serde(rename = "imagenet")]
     ImageNet,
 }
 
-/// Sets all variables of a network. `plain_blocks` is the number of blocks of a network without normalisation.
-pub(super) fn initialise(vars: &VarMap, init: Init, plain_blocks: Option<usize>, seed: u64) -> Result<()> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut names: Vec<_> = vars.keys().collect();
-    names.sort();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    for name in names {
-        let var = &vars[name];
+/// Sets all variables of a network. `plain_blocks` is the number of blocks of a network without normalization.
+pub(super) fn initialize(vars: &VarMap, init: Init, plain_blocks: Option<usize>, seed: u64) -> Result<()> {
+    let mut rng = Stream::Default.rng(seed);
+    for (name, var) in named(vars) {
         if var.rank() >= 2 {
-            set(var, weights(name, var, init, plain_blocks, &mut rng)?)?;
+            set(&var, weights(&name, &var, init, plain_blocks, &mut rng)?)?;
         } else if name.ends_with("bias") || (init == Init::ImageNet && name.ends_with("third.norm.weight")) {
             var.set(&var.zeros_like()?)?;
         }
@@ -69,7 +68,7 @@ fn weights(name: &str, var: &Var, init: Init, plain_blocks: Option<usize>, rng: 
                 _ => normal(deviation, f64::INFINITY, rng),
             }
         }
-        // The variance of a normal distribution that is cut off at two standard deviations is that much smaller.
+        // The variance of a normal distribution that is truncated at two standard deviations is smaller by the square of this factor.
         Init::ImageNet => normal((1.0 / inputs as f64).sqrt() / 0.879_625_661_034_239_8, 2.0, rng),
     })
 }
@@ -92,7 +91,7 @@ mod tests {
             (Init::Authors, 2.0 / (9.0 * 64.0), 1.0 / 100.0 / 3.0),
             (Init::ImageNet, 1.0 / 288.0, 1.0 / 640.0),
         ] {
-            initialise(&vars, init, None, 1).unwrap();
+            initialize(&vars, init, None, 1).unwrap();
             for (name, variance) in [("conv.weight", conv), ("head.weight", head)] {
                 let values = vars.data().lock().unwrap()[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 let found = values.iter().map(|x| f64::from(x * x)).sum::<f64>() / values.len() as f64;

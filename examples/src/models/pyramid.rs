@@ -2,11 +2,11 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder};
-use sam_runtime::nn::{Draws, ShakeDrop};
+use sam_runtime::nn::{RngStream, ShakeDrop};
 
+use super::layers::LayerSet;
+use super::net::{Net, pad_channels};
 use super::resnet::ConvNorm;
-use super::{Net, pad_channels};
-use crate::kit::Kit;
 
 /// Channels before the first block.
 const STEM: usize = 16;
@@ -14,17 +14,17 @@ const STEM: usize = 16;
 /// Of the output to the inner channels.
 const EXPANSION: usize = 4;
 
-/// The last block's branch is kept with one half, the others with more, along a line.
+/// The survival probability of the last block; it grows linearly towards the first.
 const LAST_SURVIVAL: f64 = 0.5;
 
 /// 9n + 2 layers, whose channels grow from block to block.
-pub(super) struct Pyramid<K: Kit> {
+pub(super) struct Pyramid<K: LayerSet> {
     stem: ConvNorm<K>,
     blocks: Vec<Block<K>>,
     norm: K::Norm,
 }
 
-struct Block<K: Kit> {
+struct Block<K: LayerSet> {
     norm: K::Norm,
     first: ConvNorm<K>,
     second: ConvNorm<K>,
@@ -40,7 +40,7 @@ fn widths(depth: usize, alpha: usize) -> Vec<usize> {
     (1..=blocks).map(|k| STEM + (2 * k * alpha + blocks) / (2 * blocks)).collect()
 }
 
-impl<K: Kit> Pyramid<K> {
+impl<K: LayerSet> Pyramid<K> {
     /// Channels of the features.
     pub(super) fn features(alpha: usize) -> usize {
         EXPANSION * (STEM + alpha)
@@ -50,7 +50,7 @@ impl<K: Kit> Pyramid<K> {
         channels: usize,
         depth: usize,
         alpha: usize,
-        draws: Option<&Draws>,
+        draws: Option<&RngStream>,
         vb: &VarBuilder<'_>,
     ) -> Result<Self> {
         let stem = ConvNorm::new(channels, STEM, 3, 1, &vb.pp("stem"))?;
@@ -76,7 +76,7 @@ impl<K: Kit> Pyramid<K> {
     }
 }
 
-impl<K: Kit> Net for Pyramid<K> {
+impl<K: LayerSet> Net for Pyramid<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.stem.forward(x, train)?;
         for block in &self.blocks {
@@ -86,7 +86,7 @@ impl<K: Kit> Net for Pyramid<K> {
     }
 }
 
-impl<K: Kit> Block<K> {
+impl<K: LayerSet> Block<K> {
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = self.first.forward_relu(&self.norm.forward_t(x, train)?, train)?;
         let y = self.third.forward(&self.second.forward_relu(&y, train)?, train)?;

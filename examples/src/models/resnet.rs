@@ -1,18 +1,18 @@
-//! ResNets: blocks that normalise after their convolutions (He et al. 2016).
+//! ResNets: blocks that normalize after their convolutions (He et al. 2016).
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
 
-use super::{Net, groups};
-use crate::kit::Kit;
+use super::layers::LayerSet;
+use super::net::{Net, groups};
 
-/// A convolution and its normalisation.
-pub(super) struct ConvNorm<K: Kit> {
+/// A convolution and its normalization.
+pub(super) struct ConvNorm<K: LayerSet> {
     conv: K::Conv,
     norm: K::Norm,
 }
 
-impl<K: Kit> ConvNorm<K> {
+impl<K: LayerSet> ConvNorm<K> {
     pub(super) fn new(from: usize, to: usize, size: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         Ok(Self { conv: K::conv(from, to, size, stride, vb.pp("conv"))?, norm: K::norm(to, vb.pp("norm"))? })
     }
@@ -31,12 +31,12 @@ impl<K: Kit> ConvNorm<K> {
 }
 
 /// A ResNet for images of 32 pixels.
-pub(super) struct ResNet<K: Kit> {
+pub(super) struct ResNet<K: LayerSet> {
     stem: ConvNorm<K>,
     blocks: Vec<Basic<K>>,
 }
 
-impl<K: Kit> ResNet<K> {
+impl<K: LayerSet> ResNet<K> {
     pub(super) fn new(channels: usize, widths: &[usize], depth: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let stem = ConvNorm::new(channels, widths[0], 3, 1, &vb.pp("stem"))?;
         let depths = vec![depth; widths.len()];
@@ -44,7 +44,7 @@ impl<K: Kit> ResNet<K> {
     }
 }
 
-impl<K: Kit> Net for ResNet<K> {
+impl<K: LayerSet> Net for ResNet<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.stem.forward_relu(x, train)?;
         for block in &self.blocks {
@@ -55,22 +55,22 @@ impl<K: Kit> Net for ResNet<K> {
 }
 
 /// Two convolutions of 3x3.
-struct Basic<K: Kit> {
+struct Basic<K: LayerSet> {
     first: ConvNorm<K>,
     second: ConvNorm<K>,
     skip: Option<ConvNorm<K>>,
 }
 
 /// A 1x1 convolution where the shape changes.
-fn projection<K: Kit>(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Option<ConvNorm<K>>> {
+fn projection<K: LayerSet>(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Option<ConvNorm<K>>> {
     (stride != 1 || from != to).then(|| ConvNorm::new(from, to, 1, stride, &vb.pp("skip"))).transpose()
 }
 
-fn past<K: Kit>(skip: Option<&ConvNorm<K>>, x: &Tensor, train: bool) -> Result<Tensor> {
+fn past<K: LayerSet>(skip: Option<&ConvNorm<K>>, x: &Tensor, train: bool) -> Result<Tensor> {
     skip.map_or_else(|| Ok(x.clone()), |skip| skip.forward(x, train))
 }
 
-impl<K: Kit> Basic<K> {
+impl<K: LayerSet> Basic<K> {
     fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         Ok(Self {
             first: ConvNorm::new(from, to, 3, stride, &vb.pp("first"))?,
@@ -85,14 +85,14 @@ impl<K: Kit> Basic<K> {
     }
 }
 
-/// A ResNet for images of 224 pixels, of bottlenecks with the stride on the 3x3 convolution. As in the authors' code there is
-/// no ReLU between the stem's normalisation and the max-pool.
-pub(super) struct ImageNet<K: Kit> {
+/// A ResNet for images of 224 pixels, of bottlenecks with the stride on the 3x3 convolution. As in the code of Foret et al. there is
+/// no ReLU between the stem's normalization and the max-pool.
+pub(super) struct ImageNet<K: LayerSet> {
     stem: ConvNorm<K>,
     blocks: Vec<Bottleneck<K>>,
 }
 
-impl<K: Kit> ImageNet<K> {
+impl<K: LayerSet> ImageNet<K> {
     /// Channels of the features, for channels of the stem.
     pub(super) fn features(width: usize) -> usize {
         32 * width
@@ -111,7 +111,7 @@ impl<K: Kit> ImageNet<K> {
     }
 }
 
-impl<K: Kit> Net for ImageNet<K> {
+impl<K: LayerSet> Net for ImageNet<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = K::max_pool(&self.stem.forward(x, train)?)?;
         for block in &self.blocks {
@@ -122,14 +122,14 @@ impl<K: Kit> Net for ImageNet<K> {
 }
 
 /// Convolutions of 1x1, 3x3 and 1x1, the inner ones with a quarter of the channels.
-struct Bottleneck<K: Kit> {
+struct Bottleneck<K: LayerSet> {
     first: ConvNorm<K>,
     second: ConvNorm<K>,
     third: ConvNorm<K>,
     skip: Option<ConvNorm<K>>,
 }
 
-impl<K: Kit> Bottleneck<K> {
+impl<K: LayerSet> Bottleneck<K> {
     fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let inner = to / 4;
         Ok(Self {
@@ -153,17 +153,17 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::kit::{Ours, Stock};
+    use crate::models::layers::{CandleNn, SamRuntime};
 
-    /// What goes into the first block of a network whose other blocks do nothing.
-    fn after_the_stem<K: Kit>() -> Vec<f32> {
+    /// The input of the first block of a network whose other blocks do nothing.
+    fn after_the_stem<K: LayerSet>() -> Vec<f32> {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
         let stem = ConvNorm::<K>::new(1, 1, 7, 2, &vb.pp("stem")).unwrap();
         for (name, var) in vars.data().lock().unwrap().iter() {
             let value = match name.as_str() {
                 "stem.conv.weight" => 1.0,
-                // A normalisation that takes 100 off.
+                // A normalization that subtracts 100.
                 "stem.norm.bias" => -100.0,
                 _ => continue,
             };
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_stem_has_no_relu() {
-        for found in [after_the_stem::<Ours>(), after_the_stem::<Stock>()] {
+        for found in [after_the_stem::<SamRuntime>(), after_the_stem::<CandleNn>()] {
             // At most 7 x 7 ones less 100.
             assert!(found.len() == 1 && (-100.0..-50.0).contains(&found[0]), "{found:?}");
         }

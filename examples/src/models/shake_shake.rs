@@ -1,41 +1,41 @@
-//! Shake-Shake 26 2x96d, as the paper's authors build it.
+//! Shake-Shake 26 2x96d, as in the code of Foret et al.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
-use sam_runtime::nn::{Draws, Shake};
+use sam_runtime::nn::{self, RngStream};
 
+use super::layers::LayerSet;
+use super::net::{Net, groups};
 use super::resnet::ConvNorm;
-use super::{Net, groups};
-use crate::kit::Kit;
 
 /// Three groups of four blocks of `width` to 4 `width` channels.
-pub(super) struct ShakeShake<K: Kit> {
+pub(super) struct ShakeShake<K: LayerSet> {
     stem: ConvNorm<K>,
     blocks: Vec<Block<K>>,
 }
 
-struct Block<K: Kit> {
+struct Block<K: LayerSet> {
     branches: [Branch<K>; 2],
-    shake: Shake,
+    shake: nn::ShakeShake,
     skip: Option<Halves<K>>,
 }
 
-/// ReLU, convolution, normalisation, ReLU, convolution, normalisation.
-struct Branch<K: Kit> {
+/// ReLU, convolution, normalization, ReLU, convolution, normalization.
+struct Branch<K: LayerSet> {
     first: ConvNorm<K>,
     second: ConvNorm<K>,
 }
 
-/// Past a block that changes the shape: half of the channels from the pixels that the stride meets, half from those one
+/// The skip connection of a block that changes the shape: half of the channels from the pixels that the stride meets, half from those one
 /// down and to the right.
-struct Halves<K: Kit> {
+struct Halves<K: LayerSet> {
     stride: usize,
     parts: [K::Conv; 2],
     norm: K::Norm,
 }
 
-impl<K: Kit> ShakeShake<K> {
-    pub(super) fn new(channels: usize, width: usize, draws: &Draws, vb: &VarBuilder<'_>) -> Result<Self> {
+impl<K: LayerSet> ShakeShake<K> {
+    pub(super) fn new(channels: usize, width: usize, draws: &RngStream, vb: &VarBuilder<'_>) -> Result<Self> {
         let widths = [width, 2 * width, 4 * width];
         let block = |from, to, stride, vb: &VarBuilder<'_>| Block::new(from, to, stride, draws, vb);
         Ok(Self {
@@ -45,7 +45,7 @@ impl<K: Kit> ShakeShake<K> {
     }
 }
 
-impl<K: Kit> Net for ShakeShake<K> {
+impl<K: LayerSet> Net for ShakeShake<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.stem.forward(x, train)?;
         for block in &self.blocks {
@@ -55,8 +55,8 @@ impl<K: Kit> Net for ShakeShake<K> {
     }
 }
 
-impl<K: Kit> Block<K> {
-    fn new(from: usize, to: usize, stride: usize, draws: &Draws, vb: &VarBuilder<'_>) -> Result<Self> {
+impl<K: LayerSet> Block<K> {
+    fn new(from: usize, to: usize, stride: usize, draws: &RngStream, vb: &VarBuilder<'_>) -> Result<Self> {
         let branch = |name: &str| -> Result<_> {
             let vb = vb.pp(name);
             Ok(Branch {
@@ -65,7 +65,7 @@ impl<K: Kit> Block<K> {
             })
         };
         let skip = (from != to).then(|| Halves::new(from, to, stride, &vb.pp("skip"))).transpose()?;
-        Ok(Self { branches: [branch("left")?, branch("right")?], shake: Shake::new(draws.clone()), skip })
+        Ok(Self { branches: [branch("left")?, branch("right")?], shake: nn::ShakeShake::new(draws.clone()), skip })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -79,7 +79,7 @@ impl<K: Kit> Block<K> {
     }
 }
 
-impl<K: Kit> Halves<K> {
+impl<K: LayerSet> Halves<K> {
     fn new(from: usize, to: usize, stride: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let left = K::conv(from, to / 2, 1, 1, vb.pp("left"))?;
         let right = K::conv(from, to - to / 2, 1, 1, vb.pp("right"))?;

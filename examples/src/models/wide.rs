@@ -1,44 +1,45 @@
-//! WideResNets: blocks that normalise before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
+//! WideResNets: blocks that normalize before their convolutions (Zagoruyko & Komodakis 2016), and two relatives.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, ModuleT, VarBuilder};
 
-use super::{Net, Skip, groups, pad_channels};
-use crate::kit::Kit;
+use super::architecture::Skip;
+use super::layers::LayerSet;
+use super::net::{Net, groups, pad_channels};
 
 /// Depth 6n + 4 and width 16k.
-pub(super) struct WideResNet<K: Kit> {
+pub(super) struct WideResNet<K: LayerSet> {
     stem: K::Conv,
     blocks: Vec<PreActivation<K>>,
     norm: Option<K::Norm>,
 }
 
 /// A WideResNet's block.
-struct PreActivation<K: Kit> {
+struct PreActivation<K: LayerSet> {
     first: Half<K>,
     second: Half<K>,
     skip: Past<K>,
 }
 
-/// A normalisation, if there is one, a ReLU and a convolution.
-struct Half<K: Kit> {
+/// A normalization, if there is one, a ReLU and a convolution.
+struct Half<K: LayerSet> {
     norm: Option<K::Norm>,
     conv: K::Conv,
 }
 
-/// What goes past the block.
-enum Past<K: Kit> {
+/// The skip connection.
+enum Past<K: LayerSet> {
     Same,
     Conv(K::Conv),
     /// The mean over the stride, and this many channels of zeros.
     Pad(usize, usize),
 }
 
-fn activated<K: Kit>(norm: Option<&K::Norm>, x: &Tensor, train: bool) -> Result<Tensor> {
+fn activated<K: LayerSet>(norm: Option<&K::Norm>, x: &Tensor, train: bool) -> Result<Tensor> {
     norm.map_or_else(|| K::relu(x), |norm| K::norm_relu(norm, x, train))
 }
 
-impl<K: Kit> WideResNet<K> {
+impl<K: LayerSet> WideResNet<K> {
     pub(super) fn new(
         channels: usize,
         depth: usize,
@@ -57,7 +58,7 @@ impl<K: Kit> WideResNet<K> {
     }
 }
 
-impl<K: Kit> Net for WideResNet<K> {
+impl<K: LayerSet> Net for WideResNet<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.stem.forward(x)?;
         for (i, block) in self.blocks.iter().enumerate() {
@@ -67,7 +68,7 @@ impl<K: Kit> Net for WideResNet<K> {
     }
 }
 
-impl<K: Kit> PreActivation<K> {
+impl<K: LayerSet> PreActivation<K> {
     fn new(from: usize, to: usize, stride: usize, skip: Skip, with_norm: bool, vb: &VarBuilder<'_>) -> Result<Self> {
         let half = |from, stride, name: &str| -> Result<_> {
             let vb = vb.pp(name);
@@ -85,7 +86,8 @@ impl<K: Kit> PreActivation<K> {
         Ok(Self { first: half(from, stride, "first")?, second: half(to, 1, "second")?, skip })
     }
 
-    /// With zeros for channels, the very first block has its activated input go past; the others their input as it is.
+    /// With channels of zeros, the skip connection of the very first block starts at its activated input, that of others at their
+    /// input.
     fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
         let before = activated::<K>(self.first.norm.as_ref(), x, train)?;
         let y = activated::<K>(self.second.norm.as_ref(), &self.first.conv.forward(&before)?, train)?;
@@ -103,13 +105,13 @@ impl<K: Kit> PreActivation<K> {
 }
 
 /// MentorMix's ResNet-32 (Jiang et al. 2020): blocks as above, of 128 to 512 channels, with leaky ReLUs.
-pub(super) struct MentorMix<K: Kit> {
+pub(super) struct MentorMix<K: LayerSet> {
     stem: K::Conv,
     blocks: Vec<LeakyBlock<K>>,
     norm: K::Norm,
 }
 
-struct LeakyBlock<K: Kit> {
+struct LeakyBlock<K: LayerSet> {
     first: (K::Norm, K::Conv),
     second: (K::Norm, K::Conv),
     stride: usize,
@@ -117,17 +119,17 @@ struct LeakyBlock<K: Kit> {
 }
 
 /// max(x, 0.1 x)
-fn leaky_relu<K: Kit>(x: &Tensor) -> Result<Tensor> {
+fn leaky_relu<K: LayerSet>(x: &Tensor) -> Result<Tensor> {
     const SLOPE: f64 = 0.1;
     K::relu(x)? * (1.0 - SLOPE) + (x * SLOPE)?
 }
 
-/// A normalisation, and a leaky ReLU after it.
-fn normalised<K: Kit>(norm: &K::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+/// A normalization, and a leaky ReLU after it.
+fn normalized<K: LayerSet>(norm: &K::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
     leaky_relu::<K>(&norm.forward_t(x, train)?)
 }
 
-impl<K: Kit> MentorMix<K> {
+impl<K: LayerSet> MentorMix<K> {
     const EPS: f64 = 1e-3;
     const BLOCKS: usize = 5;
 
@@ -153,26 +155,26 @@ impl<K: Kit> MentorMix<K> {
     }
 }
 
-impl<K: Kit> Net for MentorMix<K> {
+impl<K: LayerSet> Net for MentorMix<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.stem.forward(x)?;
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x, i == 0, train)?;
         }
-        K::mean(&normalised::<K>(&self.norm, &x, train)?)
+        K::mean(&normalized::<K>(&self.norm, &x, train)?)
     }
 }
 
-impl<K: Kit> LeakyBlock<K> {
-    /// The very first block activates its input before it normalises it, and has the result go past.
+impl<K: LayerSet> LeakyBlock<K> {
+    /// The very first block activates its input before it normalizes it, and its skip connection starts there.
     fn forward(&self, x: &Tensor, is_first: bool, train: bool) -> Result<Tensor> {
         let [(first_norm, first), (second_norm, second)] = [&self.first, &self.second];
         let before = if is_first {
             first_norm.forward_t(&leaky_relu::<K>(x)?, train)?
         } else {
-            normalised::<K>(first_norm, x, train)?
+            normalized::<K>(first_norm, x, train)?
         };
-        let y = second.forward(&normalised::<K>(second_norm, &first.forward(&before)?, train)?)?;
+        let y = second.forward(&normalized::<K>(second_norm, &first.forward(&before)?, train)?)?;
         let x = if is_first { &before } else { x };
         let x = if self.stride == 1 { x.clone() } else { K::avg_pool(x, self.stride)? };
         K::add(&y, &pad_channels(&x, self.zeros / 2, self.zeros - self.zeros / 2)?)
@@ -185,14 +187,14 @@ mod tests {
     use candle_nn::VarMap;
 
     use super::*;
-    use crate::kit::Stock;
+    use crate::models::layers::CandleNn;
 
-    /// With a second convolution of zeros a block is what goes past it.
+    /// With a second convolution of zeros a block is its skip connection.
     #[test]
-    fn mentormix_activates_before_it_normalises_in_its_first_block() {
+    fn mentormix_activates_before_it_normalizes_in_its_first_block() {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-        let network = MentorMix::<Stock>::new(1, 2, &vb).unwrap();
+        let network = MentorMix::<CandleNn>::new(1, 2, &vb).unwrap();
         let zero = &vars.data().lock().unwrap()["group0.block0.second.conv.weight"];
         zero.set(&zero.zeros_like().unwrap()).unwrap();
         let pixels: Vec<f32> = (0..4 * 2 * 16).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
@@ -212,7 +214,7 @@ mod tests {
             let expected = (active - mean) / (variance + 1e-3).sqrt();
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
-        // The other blocks have their input go past as it is.
+        // The skip connection of the other blocks starts at their input.
         assert_eq!(channel(&past(false)), channel(&pad_channels(&x, 1, 1).unwrap()));
     }
 }

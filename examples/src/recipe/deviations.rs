@@ -1,15 +1,15 @@
-//! What the recipes do otherwise than the authors of the paper and of the methods: the one list of it.
+//! The deviations of the recipes from the paper and from the publications of the methods: the only list of them.
 
 use std::fmt::Write as _;
 
-/// Something that is not as its authors have it.
+/// A deviation from a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deviation {
     /// What it is about: a part of the recipes, or a method.
     pub of: &'static str,
-    /// What is different here, and how it is at the authors'.
+    /// What is different here, and how it is in the publication.
     pub what: &'static str,
-    /// Where the authors have it.
+    /// The place in the publication or its code.
     pub source: &'static str,
 }
 

@@ -1,15 +1,19 @@
-//! What a run is made of, as TOML: a base, what each cell of a table changes, and the recipe that comes out.
+//! Recipes in TOML: the settings of one training, and tables of them: a base, and overrides per cell.
 
+mod bases;
+mod check;
+mod derived;
 mod deviations;
-mod fields;
-mod place;
+mod keys;
+mod patterns;
 mod scale;
+mod spans;
 mod table;
-mod told;
+mod tables;
 
 pub use deviations::{DEVIATIONS, Deviation, deviations};
-pub use fields::{Changes, Recipe, keys};
-pub use place::{Blame, line_of};
+pub use keys::{AscentDirection, Recipe, RecipePatch, keys};
 pub use scale::Scale;
-pub use table::{Cell, Measure, Published, Table, table, tables};
-pub use told::Told;
+pub use spans::{WithSpan, line_of};
+pub use table::{Cell, Measure, Published, Table};
+pub use tables::{table, tables};

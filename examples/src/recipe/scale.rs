@@ -1,12 +1,9 @@
-//! Runs that are smaller than the paper's, and say so.
+//! Scaled-down runs, which are labelled as such.
 
 use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Error, bail};
-
-use super::Recipe;
-use crate::numbers::count;
 
 /// Shares of a run: of its epochs or steps, of its training images, of the network's width. Read from one number for all three,
 /// or `epochs=0.1,images=0.2,width=0.25`.
@@ -38,25 +35,12 @@ impl Default for Scale {
 }
 
 impl Scale {
-    /// How a recipe is changed by this and by further settings, `key = value`, in words: empty if it is not.
+    /// A label for a recipe that is changed by this and by further settings, `key = value`; empty if it is not changed.
     #[must_use]
     pub fn with(&self, set: &[String]) -> String {
         let scale = Some(self.to_string()).filter(|_| *self != Self::default());
         let word = |set: &String| set.chars().filter(|c| !c.is_whitespace() && !"\"'/\\".contains(*c)).collect();
         scale.into_iter().chain(set.iter().map(word)).collect::<Vec<String>>().join(",")
-    }
-
-    pub(super) fn of(&self, mut recipe: Recipe) -> Recipe {
-        recipe.epochs *= self.epochs;
-        recipe.keep_epochs.iter_mut().for_each(|at| *at *= self.epochs);
-        if recipe.steps > 0 {
-            recipe.steps = count(recipe.steps as f64 * self.epochs).max(1);
-        }
-        recipe.images *= self.images;
-        if self.width != 1.0 {
-            recipe.model = recipe.model.narrowed(self.width);
-        }
-        recipe
     }
 }
 

@@ -1,22 +1,22 @@
-//! From a recipe's data set to what is trained and tested on.
+//! The training and test images of a recipe.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
+use clap::ValueEnum as _;
 
-use crate::batches::Source;
-use crate::data::{self, Dataset, Pictures, add_noise};
-use crate::numbers::count;
+use crate::data::{self, Archive, Dataset, ImageSet, Pictures, add_noise};
 use crate::recipe::Recipe;
+use crate::util::numbers::count;
 
 /// The images of a run.
 #[derive(Clone, Debug)]
 pub struct Data {
-    /// What it is called in reports, and whether it is not what it is called after.
+    /// The name in reports, with a note if it is not the original set.
     pub name: String,
-    /// How many classes there are.
+    /// The number of classes.
     pub classes: usize,
     /// Their names, by label.
     pub class_names: Vec<String>,
@@ -24,13 +24,13 @@ pub struct Data {
     pub digest: String,
     /// What was left out of the set, for the user.
     pub notes: Vec<String>,
-    /// What to train on, its labels noisy if the recipe says so.
-    pub train: Source,
-    /// What to test on.
-    pub test: Source,
+    /// The training images, with label noise if the recipe has it.
+    pub train: ImageSet,
+    /// The test images.
+    pub test: ImageSet,
 }
 
-/// Folders of a recipe's name, and what a set in it must be called.
+/// Names of data sets in recipes, and the names of the sets.
 const NAMES: [(&str, &str); 5] = [
     ("cifar10", "CIFAR-10"),
     ("cifar100", "CIFAR-100"),
@@ -39,14 +39,14 @@ const NAMES: [(&str, &str); 5] = [
     ("svhn", "SVHN"),
 ];
 
-/// Mean and standard deviation of the training images, as published by everybody: another copy has others.
+/// The published means of the training images; those of other copies differ.
 const ORIGINALS: [(&str, [f64; 3]); 2] = [
     ("CIFAR-10", [0.491_399_68, 0.482_158_41, 0.446_530_91]),
     ("CIFAR-100", [0.507_075_16, 0.486_548_87, 0.440_917_84]),
 ];
 
 impl Data {
-    /// The same, whose images are loaded by so many threads of their own; by those that compute, if it is not said.
+    /// The same, whose images are loaded by so many threads of their own; `None` for the threads that compute.
     ///
     /// # Errors
     /// If they cannot be started.
@@ -60,7 +60,7 @@ impl Data {
     /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device.
     ///
     /// # Errors
-    /// If it is not there, or damaged, or too small.
+    /// If it is missing, damaged, or too small.
     pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
         let Stored { name, class_names, digest, notes, halves: [train, test] } = Stored::read(recipe, folder)?;
         let classes = class_names.len();
@@ -69,11 +69,11 @@ impl Data {
             images => images.min(train.len() as f64).round(),
         };
         let held_out = (images * recipe.validation).round();
-        let places = |from: f64, to: f64| train.places()[count(from)..count(to)].to_vec();
-        let train_part = train.part(places(0.0, images - held_out));
+        let indices = |from: f64, to: f64| train.indices()[count(from)..count(to)].to_vec();
+        let train_part = train.part(indices(0.0, images - held_out));
         let mut data = Self { train: train_part, test, name, classes, class_names, digest, notes };
         if recipe.validation > 0.0 {
-            data.test = train.part(places(images - held_out, images));
+            data.test = train.part(indices(images - held_out, images));
         }
         ensure!(
             data.train.len() >= recipe.batch,
@@ -95,7 +95,7 @@ struct Stored {
     class_names: Vec<String>,
     digest: String,
     notes: Vec<String>,
-    halves: [Source; 2],
+    halves: [ImageSet; 2],
 }
 
 impl Stored {
@@ -111,11 +111,11 @@ impl Stored {
                 class_names: pictures.classes.clone(),
                 digest: pictures.digest()?,
                 notes: pictures.notes.clone(),
-                halves: Source::files(&pictures),
+                halves: ImageSet::files(&pictures),
             });
         }
         let size = (recipe.image_size > 0).then_some(recipe.image_size);
-        // Sets of one size are kept as they are, and augmented so.
+        // Sets of a fixed size are augmented at that size.
         let known = NAMES.iter().find(|(name, _)| *name == recipe.data);
         let set = data::load(&folder, size.filter(|_| known.is_none()))?;
         let Some((_, expected)) = known else {
@@ -131,24 +131,26 @@ impl Stored {
         let name =
             if is_a_copy(&set) { format!("{}, a copy with other pixels (JPEG?)", set.name) } else { set.name.clone() };
         let (class_names, digest, notes) = (set.classes.clone(), set.digest(), set.notes.clone());
-        Self { name, class_names, digest, notes, halves: Source::both(&Arc::new(set)) }
+        Self { name, class_names, digest, notes, halves: ImageSet::both(&Arc::new(set)) }
     }
 
-    /// Brought to a size, if one is said.
+    /// The same set, with images scaled to a size unless that is 0.
     fn sized(self, side: u32) -> Self {
         let halves = if side == 0 { self.halves } else { self.halves.map(|half| half.sized(side as usize)) };
         Self { halves, ..self }
     }
 }
 
-/// Where a set lies: in a folder of its name in the folder of all, or in that itself, if it is called so or holds a set
-/// that can be told by its content.
+/// The folder of a set: a folder of its name in the data folder, or the data folder itself, if that has the name or the set is
+/// recognized by its content.
 fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     let folder =
         folder.with_context(|| format!("the data set `{name}` is not compiled in: say where it is with --data"))?;
     let inner = folder.join(name);
-    if inner.is_dir() {
-        return Ok(inner);
+    // Where a download of this set is: several may be in one folder.
+    let downloaded = Archive::from_str(name, false).ok().map(|archive| folder.join(archive.spec().folder));
+    if let Some(inner) = [Some(&inner), downloaded.as_ref()].into_iter().flatten().find(|inner| inner.is_dir()) {
+        return Ok(inner.clone());
     }
     let is_called_so = folder.canonicalize().is_ok_and(|folder| folder.file_name().is_some_and(|it| it == name));
     let is_told_by_content = NAMES.iter().any(|(known, _)| *known == name);
@@ -160,7 +162,7 @@ fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// Whether a set that has the name of a well-known one has other images.
+/// Whether a set with a well-known name has other images.
 fn is_a_copy(set: &Dataset) -> bool {
     let known = ORIGINALS.iter().find(|(name, _)| set.name == *name);
     known.is_some_and(|(_, mean)| {
@@ -171,10 +173,25 @@ fn is_a_copy(set: &Dataset) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{Changes, Scale};
+    use crate::recipe::{RecipePatch, Scale};
 
     fn load(text: &str) -> Result<Data> {
-        Data::load(&Changes::parse("test", text)?.recipe(&Scale::default())?, None, 3, &Device::Cpu)
+        Data::load(&RecipePatch::parse("test", text)?.recipe(&Scale::default())?, None, 3, &Device::Cpu)
+    }
+
+    #[test]
+    fn one_of_several_downloads_in_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = |name: &str| folder.path().join(name);
+        for name in ["cifar-10-batches-bin", "cifar-100-binary", "svhn"] {
+            std::fs::create_dir(inside(name)).unwrap();
+        }
+        let place = |name| place(name, Some(folder.path())).unwrap();
+        assert_eq!(place("cifar10"), inside("cifar-10-batches-bin"));
+        assert_eq!(place("cifar100"), inside("cifar-100-binary"));
+        assert_eq!(place("svhn"), inside("svhn"));
+        std::fs::create_dir(inside("cifar10")).unwrap();
+        assert_eq!(place("cifar10"), inside("cifar10"), "a folder of that name comes first");
     }
 
     #[test]
@@ -183,7 +200,7 @@ mod tests {
         assert_eq!((all.train.len(), all.test.len(), all.classes), (5000, 10_000, 10));
         let some = load("images = 1000.0\nvalidation = 0.1\nnoise = 0.5").unwrap();
         assert_eq!((some.train.len(), some.test.len()), (900, 100));
-        assert_eq!((some.train.places()[899], some.test.places()[0]), (899, 900));
+        assert_eq!((some.train.indices()[899], some.test.indices()[0]), (899, 900));
         assert_eq!(some.test.labels(), all.train.labels(), "held-out labels are true");
         let wrong = (0..900).filter(|i| some.train.labels()[*i] != all.train.labels()[*i]).count();
         assert!((350..550).contains(&wrong), "{wrong}");
@@ -210,11 +227,11 @@ mod tests {
         }
         for lazy in ["lazy = true\nimage-size = 4\n", ""] {
             let text = format!("data = \"pictures\"\nbatch = 8\nimages = 0.5\nvalidation = 0.25\n{lazy}");
-            let recipe = Changes::parse("test", &text).unwrap().recipe(&Scale::default()).unwrap();
+            let recipe = RecipePatch::parse("test", &text).unwrap().recipe(&Scale::default()).unwrap();
             let data = Data::load(&recipe, Some(folder.path()), 0, &Device::Cpu).unwrap();
             assert_eq!((data.train.len(), data.test.len()), (24, 8));
             for source in [&data.train, &data.test] {
-                let mut classes: Vec<_> = source.places().iter().map(|i| source.labels()[*i as usize]).collect();
+                let mut classes: Vec<_> = source.indices().iter().map(|i| source.labels()[*i as usize]).collect();
                 classes.sort_unstable();
                 classes.dedup();
                 assert!(classes.len() >= 3, "{classes:?}");
@@ -222,7 +239,7 @@ mod tests {
         }
     }
 
-    /// A name that is not there does not become whatever else lies in the folder.
+    /// A missing set is not replaced by another one in the folder.
     #[test]
     fn a_set_is_the_one_of_its_name() {
         let folder = tempfile::tempdir().unwrap();
@@ -232,7 +249,7 @@ mod tests {
             image::GrayImage::new(4, 4).save(folder.join("0.png")).unwrap();
         }
         let load = |name: &str, folder: &Path| {
-            let recipe = Changes::parse("test", &format!("data = \"{name}\"\nbatch = 2")).unwrap();
+            let recipe = RecipePatch::parse("test", &format!("data = \"{name}\"\nbatch = 2")).unwrap();
             Data::load(&recipe.recipe(&Scale::default()).unwrap(), Some(folder), 0, &Device::Cpu)
         };
         let pictures = folder.path().join("pictures");

@@ -1,4 +1,4 @@
-//! Files of weights, which hold all that is needed to use them: the network, its classes, and how images become numbers.
+//! Files of weights, with all that is needed to use them: the network, its classes, and the normalization of images.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -9,27 +9,28 @@ use candle_nn::VarMap;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use super::Job;
-use crate::compute::Place;
+use super::job::Job;
 use crate::data::MeanStd;
-use crate::kit::Kit;
+use crate::io::atomic::write_atomic;
+use crate::models::layers::LayerSet;
+use crate::models::params::named;
 use crate::models::{Architecture, Model};
-use crate::report::write_whole;
+use crate::util::device::DeviceConfig;
 
-/// What a file of weights says about them.
+/// The metadata of a file of weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct About {
+pub struct WeightsInfo {
     /// The network.
     pub model: Architecture,
     /// Channels, height and width of its images.
     pub shape: [usize; 3],
     /// The names of its classes, by label.
     pub classes: Vec<String>,
-    /// By which images are normalised.
+    /// The statistics that images are normalized by.
     pub scale: MeanStd,
     /// Whether images come from files of any size (`lazy`), cropped as such.
     pub lazy: bool,
-    /// What it was trained on.
+    /// The data set that it was trained on.
     pub data: String,
     /// The recipe, in TOML.
     pub recipe: String,
@@ -37,14 +38,14 @@ pub struct About {
     pub seed: u64,
     /// The epoch, from 1.
     pub epoch: usize,
-    /// The share of the test images that it gets wrong.
+    /// Its test error.
     pub test_error: f64,
 }
 
-/// The key of this in the file's metadata.
+/// The key of this in the metadata of the file.
 const ABOUT: &str = "about";
 
-impl About {
+impl WeightsInfo {
     pub(super) fn of(job: &Job<'_>, epoch: usize, test_error: f64) -> Result<Self> {
         let Job { recipe, data, seed, .. } = job;
         Ok(Self {
@@ -64,27 +65,27 @@ impl About {
     /// Writes weights with this.
     pub(super) fn write(&self, weights: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
         let about = HashMap::from([(ABOUT.to_owned(), serde_json::to_string(self)?)]);
-        write_whole(path, &safetensors::serialize(weights, Some(about))?)
+        write_atomic(path, &safetensors::serialize(weights, Some(about))?)
     }
 
-    /// What a file of weights says about them, and the network with these weights.
+    /// The metadata of a file of weights, and the network with these weights.
     ///
     /// # Errors
-    /// If the file cannot be read, does not say it, or has not all weights of the network.
-    pub fn load(path: &Path, place: &Place) -> Result<(Self, Model)> {
+    /// If the file cannot be read, has no such metadata, or lacks a weight of the network.
+    pub fn load(path: &Path, device: &DeviceConfig) -> Result<(Self, Model)> {
         let cannot = || format!("cannot use {}", path.display());
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let about = Self::from_bytes(&bytes).with_context(cannot)?;
-        let model = Model::at(place, about.model, about.shape, about.classes.len(), 0).with_context(cannot)?;
+        let model = Model::at(device, about.model, about.shape, about.classes.len(), 0).with_context(cannot)?;
         put(&tensors(&bytes).with_context(cannot)?, model.vars(), |_| true).with_context(cannot)?;
         Ok((about, model))
     }
 
-    /// The bytes of images (n, channels, height, width) as the network sees them.
+    /// The bytes of images as the input (n, channels, height, width) of the network.
     ///
     /// # Errors
     /// If there are not as many bytes as images of its shape have.
-    pub fn normalised(&self, images: &[Vec<u8>], place: &Place) -> Result<Tensor> {
+    pub fn normalized(&self, images: &[Vec<u8>], device: &DeviceConfig) -> Result<Tensor> {
         let [channels, height, width] = self.shape;
         let plane = (height * width).max(1);
         let mut pixels = Vec::with_capacity(images.len() * channels * plane);
@@ -100,7 +101,7 @@ impl About {
                 pixels.extend(bytes.iter().map(|byte| (f32::from(*byte) / 255.0 - mean) / std));
             }
         }
-        Ok(Tensor::from_vec(pixels, (images.len(), channels, height, width), &place.device)?)
+        Ok(Tensor::from_vec(pixels, (images.len(), channels, height, width), &device.device)?)
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
@@ -117,16 +118,16 @@ impl About {
         );
         ensure!(!classes.is_empty(), "it names no classes");
         let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
-        ensure!(is_scale, "it does not say how images of {channels} channels are normalised");
+        ensure!(is_scale, "it does not say how images of {channels} channels are normalized");
         Ok(about)
     }
 }
 
-/// Puts the weights of a safetensors file into the variables of a model whose names are `wanted`.
+/// Loads the weights of a safetensors file into the variables of a model whose names are `wanted`.
 ///
 /// # Errors
-/// If it cannot be read, or has not all of them, or one in another shape.
-pub fn load_weights<K: Kit + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
+/// If it cannot be read, lacks a weight, or has one of another shape.
+pub fn load_weights<K: LayerSet + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let load = || put(&tensors(&bytes)?, model.vars(), wanted);
     load().with_context(|| format!("cannot use {}", path.display()))
@@ -138,17 +139,17 @@ fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
 
 /// Sets variables to weights of their names and shapes, all or none.
 pub(super) fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut values = Vec::new();
-    for (name, var) in vars.iter().filter(|(name, _)| wanted(name)) {
-        let weight = weights.get(name).with_context(|| format!("it has no weight `{name}`"))?;
+    for (name, var) in named(vars).into_iter().filter(|(name, _)| wanted(name)) {
+        let weight = weights.get(&name).with_context(|| format!("it has no weight `{name}`"))?;
         ensure!(
             weight.dims() == var.dims(),
             "its weight `{name}` has shape {:?}: expected {:?}",
             weight.dims(),
             var.dims()
         );
-        values.push((var, weight.to_dtype(var.dtype())?.to_device(var.device())?));
+        let value = weight.to_dtype(var.dtype())?.to_device(var.device())?;
+        values.push((var, value));
     }
     for (var, value) in values {
         var.set(&value)?;
@@ -160,8 +161,8 @@ pub(super) fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: imp
 mod tests {
     use super::*;
 
-    fn about() -> About {
-        About {
+    fn about() -> WeightsInfo {
+        WeightsInfo {
             model: Architecture::Mlp(3),
             shape: [1, 2, 2],
             classes: vec!["cat".to_owned(), "dog".to_owned()],
@@ -183,23 +184,23 @@ mod tests {
         let vars = model.vars().data().lock().unwrap();
         let weights: BTreeMap<_, _> = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
         about().write(&weights, &path).unwrap();
-        let (found, loaded) = About::load(&path, &Place::CPU).unwrap();
+        let (found, loaded) = WeightsInfo::load(&path, &DeviceConfig::CPU).unwrap();
         assert_eq!(found, about());
         let x = Tensor::new(&[[[[0.1f32, 0.2], [0.3, 0.4]]]], &Device::Cpu).unwrap();
         let logits = |model: &Model| model.forward(&x, false).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(logits(&loaded), logits(&model));
 
-        let refused = |about: &About| {
+        let refused = |about: &WeightsInfo| {
             about.write(&weights, &path).unwrap();
-            format!("{:#}", About::load(&path, &Place::CPU).err().unwrap())
+            format!("{:#}", WeightsInfo::load(&path, &DeviceConfig::CPU).err().unwrap())
         };
-        assert!(refused(&About { model: Architecture::Mlp(4), ..about() }).contains("has shape"));
-        assert!(refused(&About { shape: [2, 2, 2], ..about() }).contains("expected 1 or 3 channels"));
-        assert!(refused(&About { classes: vec![], ..about() }).contains("names no classes"));
+        assert!(refused(&WeightsInfo { model: Architecture::Mlp(4), ..about() }).contains("has shape"));
+        assert!(refused(&WeightsInfo { shape: [2, 2, 2], ..about() }).contains("expected 1 or 3 channels"));
+        assert!(refused(&WeightsInfo { classes: vec![], ..about() }).contains("names no classes"));
         let no_scale = MeanStd { mean: vec![], std: vec![] };
-        assert!(refused(&About { scale: no_scale, ..about() }).contains("normalised"));
-        write_whole(&path, &safetensors::serialize(&weights, None).unwrap()).unwrap();
-        let error = format!("{:#}", About::load(&path, &Place::CPU).err().unwrap());
+        assert!(refused(&WeightsInfo { scale: no_scale, ..about() }).contains("normalized"));
+        write_atomic(&path, &safetensors::serialize(&weights, None).unwrap()).unwrap();
+        let error = format!("{:#}", WeightsInfo::load(&path, &DeviceConfig::CPU).err().unwrap());
         assert!(error.contains("weights.safetensors") && error.contains("which network"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What holds of the macros for any text.
+//! The properties of the macros that the fuzzer checks for any text.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use rewrite::rewrite;
@@ -7,22 +7,32 @@ use rewrite::rewrite;
 mod args;
 #[path = "../../src/derive.rs"]
 mod derive;
+#[path = "../../src/errors.rs"]
+mod errors;
 #[path = "../../src/expand.rs"]
 mod expand;
-#[path = "../../src/item.rs"]
-mod item;
+#[path = "../../src/function.rs"]
+mod function;
+#[path = "../../src/keys.rs"]
+mod keys;
+#[path = "../../src/optimizer_step.rs"]
+mod optimizer_step;
+#[path = "../../src/plain.rs"]
+mod plain;
+#[path = "../../src/rebind.rs"]
+mod rebind;
 #[path = "../../src/rewrite.rs"]
 mod rewrite;
-#[path = "../../src/valid.rs"]
-mod valid;
+#[path = "../../src/validate.rs"]
+mod validate;
 
-/// The first line is what stands in the parentheses of `#[sam(..)]`, the rest is the item below it.
+/// Checks that the macros do not panic, expand to items what they accept, and emit as written what they refuse.
 ///
-/// No text makes the macros panic. What they accept expands to items, and what they refuse stays where it is.
+/// The first line of the text is the arguments of `#[sam(..)]`, the rest is the item below it.
 ///
 /// # Panics
 ///
-/// If that is not so.
+/// If they do not.
 pub fn check(text: &str) {
     let (args, item) = text.split_once('\n').unwrap_or((text, ""));
     // Without a limit, the parser's own recursion ends the run.
@@ -31,13 +41,13 @@ pub fn check(text: &str) {
     }
     let (Ok(args), Ok(item)) = (args.parse::<TokenStream>(), item.parse::<TokenStream>()) else { return };
     let written = syn::parse2::<syn::Item>(item.clone());
-    for derive in [derive::aux, derive::output] {
+    for derive in [derive::aux, derive::loss_output] {
         if let Ok(implementation) = derive(item.clone()) {
             assert!(syn::parse2::<syn::File>(implementation.clone()).is_ok(), "no items: {implementation}");
         }
     }
     let output = rewrite(args.clone(), item.clone());
-    let refused = valid::check(args::Args::read(args), syn::parse2(item.clone())).is_err();
+    let refused = validate::validate(args::Args::parse(args), syn::parse2(item.clone())).is_err();
     if refused {
         let (names, kept) = (names(item), names(output.clone()));
         assert!(kept.contains("compile_error"), "no error: {output}");

@@ -1,24 +1,25 @@
-//! The fuzz target without libFuzzer and without a nightly toolchain: mutates the corpus for some seconds, from a seed.
+//! The fuzz target without libFuzzer and without a nightly toolchain: seeded mutations of the corpus.
 //!
 //! `cargo run --release --bin mutate -- SECONDS SEED`, in this directory.
 
 use std::time::{Duration, Instant};
 use std::{env, fs, panic, process};
 
-/// Pieces that mean something to the macros.
-const PIECES: [&str; 58] = [
+/// Tokens that the macros know.
+const PIECES: [&str; 59] = [
     "rho",
     "p",
     "adaptive",
-    "unnormalised",
+    "unnormalized",
     "gsam",
     "wsam",
     "stable",
     "second_order",
     "vars",
+    "buffers",
     "replay",
     "shards",
-    "parts",
+    "micro_batches",
     "hardest",
     "sharpest",
     "plain",

@@ -45,15 +45,15 @@ unsafe fn loss(
     let __sam_held_stream = stream;
     let __sam_held_f = f;
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        let mut x @ (_) = ::sam_runtime::argument::again(&__sam_held_x);
-        let logits @ (_) = ::sam_runtime::argument::again(&__sam_held_logits);
-        let mut y @ (_) = ::sam_runtime::argument::again(&__sam_held_y);
-        let mask @ (_) = ::sam_runtime::argument::again(&__sam_held_mask);
+        let mut x @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_x);
+        let logits @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_logits);
+        let mut y @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_y);
+        let mask @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_mask);
         let mut best @ (_) = best;
         let rng @ (_) = &mut *rng;
         #[cfg(feature = "cuda")]
-        let stream @ (_) = ::sam_runtime::argument::again(&__sam_held_stream);
-        let f @ (_) = ::sam_runtime::argument::again(&__sam_held_f);
+        let stream @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_stream);
+        let f @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_f);
         match () {
             () => {
                 x = f(&x)?;

@@ -16,7 +16,7 @@ for Metrics<'a, T, N>
 where
     T: 'a,
 {
-    fn detached(self) -> ::sam_runtime::argument::candle_core::Result<Self> {
+    fn detached(self) -> ::sam_runtime::__private::candle_core::Result<Self> {
         ::core::result::Result::Ok(
             match self {
                 Self { name: __sam_0, r#type: __sam_1 } => {
@@ -30,7 +30,7 @@ where
     }
     fn join_shards(
         __sam_parts: ::std::vec::Vec<(::core::primitive::f64, Self)>,
-    ) -> ::sam_runtime::argument::candle_core::Result<Self> {
+    ) -> ::sam_runtime::__private::candle_core::Result<Self> {
         let mut __sam_0 = ::std::vec::Vec::new();
         let mut __sam_1 = ::std::vec::Vec::new();
         for (__sam_share, __sam_part) in __sam_parts {

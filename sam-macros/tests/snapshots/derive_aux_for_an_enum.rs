@@ -11,7 +11,7 @@
 
 #[automatically_derived]
 impl crate::runtime::Aux for Phase {
-    fn detached(self) -> crate::runtime::argument::candle_core::Result<Self> {
+    fn detached(self) -> crate::runtime::__private::candle_core::Result<Self> {
         ::core::result::Result::Ok(
             match self {
                 Self::Warm {} => Self::Warm {},

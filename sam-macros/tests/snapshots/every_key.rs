@@ -1,7 +1,7 @@
 // Input
 //
 //     #[sam(
-//         rho = 0.05, p = inf, adaptive, vars = model.vars(), replay(rng), shards(x; m = 32),
+//         rho = 0.05, p = inf, adaptive, vars = model.vars(), buffers = model.buffers(), replay(rng), shards(x; m = 32),
 //         plain = plain_loss, crate = ::facade::sam,
 //     )]
 //     fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
@@ -13,14 +13,18 @@
 fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
     let __sam = ::facade::sam::Sam::new(0.05);
     let __sam = ::facade::sam::Sam::p(__sam, ::core::primitive::f64::INFINITY);
-    let __sam = ::facade::sam::Sam::adaptive(__sam, ::facade::sam::Sam::ETA);
+    let __sam = ::facade::sam::Sam::adaptive(__sam, ::facade::sam::Sam::ASAM_ETA);
     let __sam = ::facade::sam::Sam::vars(
         __sam,
-        ::facade::sam::argument::variables(model.vars()),
+        ::facade::sam::__private::variables(model.vars()),
+    );
+    let __sam = ::facade::sam::Sam::buffers(
+        __sam,
+        ::facade::sam::__private::variables(model.buffers()),
     );
     let __sam_size: ::core::primitive::usize = 32;
     let __sam_shards = ::facade::sam::Sam::shards(&__sam, __sam_size)?;
-    let mut __sam_held_rng = ::facade::sam::argument::Replay::new(rng)?;
+    let mut __sam_held_rng = ::facade::sam::__private::Replay::new(rng)?;
     let __sam_shards = ::facade::sam::Shards::split(__sam_shards, x)?;
     let mut __sam_shards = __sam_shards;
     while let ::core::option::Option::Some(__sam_shard) = ::facade::sam::Shards::next_shard(
@@ -28,7 +32,7 @@ fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
     ) {
         let mut __sam_body = |__sam_pass: ::facade::sam::Pass| -> Result<Tensor> {
             let x @ (_) = &::facade::sam::Shard::of(&__sam_shard, x)?;
-            let rng @ (_) = ::facade::sam::argument::Replay::turn(
+            let rng @ (_) = ::facade::sam::__private::Replay::for_pass(
                 &mut __sam_held_rng,
                 __sam_pass,
             );

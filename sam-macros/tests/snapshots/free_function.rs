@@ -13,7 +13,7 @@
 /// Cross-entropy of one batch.
 #[allow(clippy::let_and_return)]
 pub(crate) fn loss(model: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO);
+    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::DEFAULT_RHO);
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
         let logits = model.forward_t(x, true)?;
         cross_entropy(&logits, y)

@@ -29,7 +29,7 @@ where
         let logits = model.logits(x)?;
         Ok((logits.mean_all()?, logits))
     };
-    ::sam_runtime::argument::has_error(&__sam_body, __sam_error);
+    ::sam_runtime::__private::has_error(&__sam_body, __sam_error);
     let __sam_ascent = ::sam_runtime::Sam::ascend(&__sam, &mut __sam_body)?;
     let __sam_perturbed = ::sam_runtime::Ascent::perturb(__sam_ascent)?;
     let __sam_descent = ::sam_runtime::Perturbed::descend(
@@ -37,5 +37,5 @@ where
         &mut __sam_body,
     )?;
     let __sam_loss = ::sam_runtime::Descent::restore(__sam_descent);
-    ::sam_runtime::argument::with_error(__sam_loss, __sam_error)
+    ::sam_runtime::__private::with_error(__sam_loss, __sam_error)
 }

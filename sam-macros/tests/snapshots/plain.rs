@@ -26,7 +26,7 @@ pub fn loss(x: &Tensor, y: Tensor, rho: f64) -> Result<Tensor> {
     let __sam = ::sam_runtime::Sam::new(rho);
     let __sam_held_y = y;
     let mut __sam_body = |_: ::sam_runtime::Pass| -> Result<Tensor> {
-        let mut y @ (_) = ::sam_runtime::argument::again(&__sam_held_y);
+        let mut y @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_y);
         match () {
             () => {
                 y = (x - y)?;

@@ -15,22 +15,22 @@ fn loss(
     dropout: &Dropout,
     seed: u64,
 ) -> Result<Tensor> {
-    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO);
+    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::DEFAULT_RHO);
     let __sam = ::sam_runtime::Sam::p(__sam, 1.5);
     let __sam = ::sam_runtime::Sam::adaptive(__sam, 0.1);
-    let mut __sam_held_rng = ::sam_runtime::argument::Replay::new(rng)?;
-    let mut __sam_held_dropout = ::sam_runtime::argument::ReplayRef::new(dropout)?;
-    let __sam_held_seed = ::sam_runtime::argument::replayed(seed)?;
+    let mut __sam_held_rng = ::sam_runtime::__private::Replay::new(rng)?;
+    let mut __sam_held_dropout = ::sam_runtime::__private::ReplayRef::new(dropout)?;
+    let __sam_held_seed = ::sam_runtime::__private::replayed(seed)?;
     let mut __sam_body = |__sam_pass: ::sam_runtime::Pass| -> Result<Tensor> {
-        let rng @ (_) = ::sam_runtime::argument::Replay::turn(
+        let rng @ (_) = ::sam_runtime::__private::Replay::for_pass(
             &mut __sam_held_rng,
             __sam_pass,
         );
-        let mut dropout @ (_) = ::sam_runtime::argument::ReplayRef::turn(
+        let mut dropout @ (_) = ::sam_runtime::__private::ReplayRef::for_pass(
             &mut __sam_held_dropout,
             __sam_pass,
         );
-        let mut seed @ (_) = ::sam_runtime::argument::again(&__sam_held_seed);
+        let mut seed @ (_) = ::sam_runtime::__private::clone_for_pass(&__sam_held_seed);
         match () {
             () => {
                 seed += 1;

@@ -36,7 +36,9 @@ fn loss(
                 &__sam_shard,
                 &__sam_held_weight,
             )?;
-            let scale @ (_) = ::sam_runtime::argument::again(&__sam_held_scale);
+            let scale @ (_) = ::sam_runtime::__private::clone_for_pass(
+                &__sam_held_scale,
+            );
             match () {
                 () => {
                     y = (y * &scale)?;

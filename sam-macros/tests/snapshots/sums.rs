@@ -8,7 +8,7 @@
 // Output
 
 fn loss(model: &Net, x: &Tensor) -> Result<Tensor> {
-    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::RHO);
+    let __sam = ::sam_runtime::Sam::new(::sam_runtime::Sam::DEFAULT_RHO);
     let __sam_size: ::core::primitive::usize = 32;
     let __sam_shards = ::sam_runtime::Sam::shards(&__sam, __sam_size)?;
     let __sam_shards = ::sam_runtime::Shards::sum(__sam_shards);

@@ -29,10 +29,10 @@ impl Subject {
             1 => Sam::f_sam(),
             2 => Sam::vasso(),
             3 => Sam::look_sam(),
-            4 => Sam::stale(),
+            4 => Sam::previous_gradient(),
             5 => Sam::wsam(),
             6 => Sam::ae_sam(100),
-            7 => Sam::sparse(10),
+            7 => Sam::sparse_sam(10),
             8 => with_rate(),
             9 => Sam::rst().seed(u64::MAX),
             _ => return Self::Sgd(Sgd::new(vars.to_vec(), ParamsSgd::default()).unwrap()),
@@ -44,7 +44,7 @@ impl Subject {
         match self {
             Self::Sgd(sgd) => sgd.backward_step(&loss(vars)?),
             Self::Sam(sam) => {
-                sam.finish(0.01)?;
+                sam.apply_decoupled(0.01)?;
                 sam.loss(|| loss(vars)).map(drop)
             }
         }

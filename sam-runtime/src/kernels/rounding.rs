@@ -1,14 +1,14 @@
 //! What is left of a perturbation where the variables are f16 or bf16.
 //!
-//! Between two neighbouring numbers of bf16 lies 1/256 of their size, and a perturbation is usually less than that in each
+//! Between two neighboring numbers of bf16 lies 1/256 of their size, and a perturbation is usually less than that in each
 //! coordinate: w + ε̂ rounds to w, or to a point in another direction. A step whose perturbation is lost is not a
 //! sharpness-aware one, so it is refused.
 
 use candle_core::{DType, Result, Tensor, Var};
 
-use super::Slope;
-use crate::Error;
-use crate::names::describe;
+use super::operands::PerturbTarget;
+use crate::core::error::Error;
+use crate::core::names::describe;
 
 /// The largest ‖lost‖ / ‖ε̂‖ that passes.
 const LARGEST: f64 = 0.5;
@@ -25,10 +25,10 @@ pub(crate) struct Rounding {
 }
 
 impl Rounding {
-    /// Nothing yet. None where there is nothing to lose, or where looking would synchronise with a device.
-    pub(super) fn of(slopes: &[Slope]) -> Option<Self> {
-        let on_cpu = slopes.iter().all(|slope| slope.var.device().is_cpu());
-        (on_cpu && slopes.iter().any(|slope| is_half(&slope.var))).then(Self::default)
+    /// Nothing yet. None where there is nothing to lose, or where looking would synchronize with a device.
+    pub(super) fn of(targets: &[PerturbTarget]) -> Option<Self> {
+        let on_cpu = targets.iter().all(|target| target.var.device().is_cpu());
+        (on_cpu && targets.iter().any(|target| is_half(&target.var))).then(Self::default)
     }
 
     /// Counts the squared norms of one variable's perturbation and of what rounding takes from it.

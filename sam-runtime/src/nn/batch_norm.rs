@@ -1,4 +1,4 @@
-//! Batch normalisation whose running statistics come from the first pass alone.
+//! Batch normalization whose running statistics come from the first pass alone.
 
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -8,20 +8,20 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
 
-use super::layer::{Layer, apply};
-use super::{ready, ready_beside, ready_for};
-use crate::Pass;
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::core::pass::{Pass, Step, WeakStep};
+use crate::core::storage::SwapGuard;
+use crate::kernels::cpu::batch_norm::{self as norm, Norm, Statistics};
+use crate::kernels::cpu::float::{Float, View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
-use crate::kernels::cuda::{self, BatchNormed, Normalisation};
-use crate::kernels::float::{Float, View, for_float, like, output, view};
-use crate::kernels::is_known;
-use crate::kernels::norm::{self, Norm, Statistics};
-use crate::pass::{Step, WeakStep};
-use crate::weights::Displaced;
+use crate::kernels::cuda::{self, BatchNormInput, StatisticsSource};
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, to_layout_of, weight_for};
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
-/// The second pass still normalises by the statistics of its batch, as the authors' code does; without this layer it
+/// The second pass still normalizes by the statistics of its batch, as the authors' code does; without this layer it
 /// would also move the running ones a second time, towards those of the perturbed network. A step that fails, because its
 /// loss is not finite for instance, puts the running statistics back. Outside a step they move as in PyTorch: a batch with a NaN
 /// makes them NaN.
@@ -39,7 +39,7 @@ pub struct BatchNorm {
     seen: Arc<Mutex<Vec<WeakStep>>>,
 }
 
-/// A batch normalisation over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
+/// A batch normalization over `num_features` channels, dimension 1 of its input, with its variables from `vb`:
 /// `weight`, `bias`, `running_mean` and `running_var`, as in `candle_nn`.
 ///
 /// # Errors
@@ -67,7 +67,7 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: 
 }
 
 impl BatchNorm {
-    /// Normalises by the statistics of the batch, and moves the running ones towards them in all but the second pass.
+    /// Normalizes by the statistics of the batch, and moves the running ones towards them in all but the second pass.
     ///
     /// # Errors
     /// If `x` has no dimension 1, or one of another size than the layer, or fewer than two values for each channel.
@@ -94,7 +94,7 @@ impl BatchNorm {
     fn forward(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool) -> Result<Tensor> {
         let channels = self.layer.running_mean().dim(0)?;
         if x.rank() < 2 || x.dim(1)? != channels {
-            candle_core::bail!("expected a batch of {channels} channels to normalise, found {:?}", x.dims())
+            candle_core::bail!("expected a batch of {channels} channels to normalize, found {:?}", x.dims())
         }
         if let Some(shortcut) = shortcut.filter(|shortcut| shortcut.dims() != x.dims()) {
             candle_core::bail!("expected a shortcut of {:?}, found {:?}", x.dims(), shortcut.dims())
@@ -107,10 +107,10 @@ impl BatchNorm {
             )
         }
         if !x.dtype().is_float() {
-            candle_core::bail!("expected a batch of floats to normalise, found {:?}", x.dtype())
+            candle_core::bail!("expected a batch of floats to normalize, found {:?}", x.dtype())
         }
         let moves = train && self.begin_move()?;
-        if is_known(x.device()) && x.elem_count() > 0 {
+        if has_fused_kernels(x.device()) && x.elem_count() > 0 {
             self.fused(x, shortcut, relu, train, moves)
         } else {
             let mut y = if train { self.stock_train(x, moves)? } else { self.layer.forward_t(x, false)? };
@@ -143,20 +143,20 @@ impl BatchNorm {
 
     fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool, moves: bool) -> Result<Tensor> {
         let dtype = x.dtype();
-        let x = ready(x)?;
+        let x = to_compute_dtype(x)?;
         let norm = Norm {
             channels: x.dim(1)?,
             plane: x.dims()[2..].iter().product(),
             eps: self.layer.eps(),
-            centred: self.remove_mean,
+            centered: self.remove_mean,
             relu,
         };
         let mut args = vec![x.clone()];
         if let Some((weight, bias)) = self.layer.weight_and_bias() {
-            args.extend([ready_for(&x, weight)?, ready_for(&x, bias)?]);
+            args.extend([weight_for(&x, weight)?, weight_for(&x, bias)?]);
         }
         if let Some(shortcut) = shortcut {
-            args.push(ready_beside(&x, &shortcut.to_dtype(dtype)?)?);
+            args.push(to_layout_of(&x, &shortcut.to_dtype(dtype)?)?);
         }
         let affine = self.layer.weight_and_bias().is_some();
         let statistics = Arc::new(OnceLock::new());
@@ -168,7 +168,7 @@ impl BatchNorm {
             train,
             statistics: OnceLock::new(),
         };
-        let layer = Normalise {
+        let layer = Normalize {
             norm,
             affine,
             fixed,
@@ -211,7 +211,7 @@ impl BatchNorm {
         if moves {
             return self.layer.forward_train(x);
         }
-        let mut statistics = Displaced::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
+        let mut statistics = SwapGuard::new(&Step::current().unwrap_or_else(Step::begin), Vec::new())?;
         statistics.keep(&[Var::from_tensor(self.running_mean())?, Var::from_tensor(self.running_var())?])?;
         let y = self.layer.forward_train(x)?;
         statistics.restore()?;
@@ -235,7 +235,7 @@ impl ModuleT for BatchNorm {
 }
 
 /// Of x, γ and β if there are any, and a shortcut if there is one.
-struct Normalise {
+struct Normalize {
     norm: Norm,
     /// Whether there are γ and β.
     affine: bool,
@@ -258,7 +258,7 @@ struct OnDevice {
     statistics: OnceLock<Tensor>,
 }
 
-impl Normalise {
+impl Normalize {
     fn weight_and_bias<'a>(&self, args: &'a [Tensor]) -> Option<[&'a Tensor; 2]> {
         self.affine.then(|| [&args[1], &args[2]])
     }
@@ -279,7 +279,7 @@ impl Normalise {
     }
 }
 
-impl Layer for Normalise {
+impl FusedOp for Normalize {
     fn name(&self) -> &'static str {
         "batch-norm"
     }
@@ -296,7 +296,7 @@ impl Layer for Normalise {
 
     fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Some(statistics) = self.statistics.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalization")
         };
         let (x, y, dy_view) = (view(&args[0]), view(y), view(dy));
         // Without a ReLU the shortcut's gradient is that of the sum.
@@ -323,8 +323,8 @@ impl Layer for Normalise {
         let OnDevice { running: [mean, var], momentum, train, statistics } = &self.on_device;
         let running = [mean, var];
         let from = match train {
-            true => BatchNormed::Batch(momentum.map(|momentum| (running, momentum))),
-            false => BatchNormed::Fixed(running),
+            true => StatisticsSource::Batch(momentum.map(|momentum| (running, momentum))),
+            false => StatisticsSource::Fixed(running),
         };
         let (y, found) = cuda::batch_norm(self.on(args), from)?;
         statistics.get_or_init(|| found);
@@ -334,7 +334,7 @@ impl Layer for Normalise {
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, args: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Some(statistics) = self.on_device.statistics.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of a batch normalisation")
+            candle_core::bail!("expected a forward pass before the backward pass of a batch normalization")
         };
         let gradients = cuda::batch_norm_back(self.on(args), statistics, !self.on_device.train, y, dy)?;
         let [x, weight, bias, residual] = gradients;
@@ -345,9 +345,9 @@ impl Layer for Normalise {
 }
 
 #[cfg(feature = "cuda")]
-impl Normalise {
-    fn on<'a>(&'a self, args: &'a [Tensor]) -> Normalisation<'a> {
+impl Normalize {
+    fn on<'a>(&'a self, args: &'a [Tensor]) -> BatchNormInput<'a> {
         let [weight, bias] = self.weight_and_bias(args).map_or([None; 2], |affine| affine.map(Some));
-        Normalisation { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }
+        BatchNormInput { norm: &self.norm, x: &args[0], weight, bias, residual: args.get(self.shortcut()) }
     }
 }

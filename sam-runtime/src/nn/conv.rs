@@ -8,13 +8,14 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder};
 
-use super::layer::{Layer, apply};
-use super::{ready, ready_for};
-use crate::kernels::conv::{self, Conv, Side};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{View, for_float, like, output, view};
-use crate::kernels::is_known;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, weight_for};
 
 /// `candle_nn::Conv2d`, except that on the CPU it is several times as fast, and more so backward.
 ///
@@ -61,7 +62,7 @@ pub fn conv2d(
     candle_nn::conv2d(in_channels, out_channels, kernel_size, config, vb).map(Conv2d::from)
 }
 
-/// [`conv2d`] without a bias, for layers that a normalisation follows.
+/// [`conv2d`] without a bias, for layers that a normalization follows.
 ///
 /// # Errors
 /// If `vb` has a variable of another shape.
@@ -114,15 +115,15 @@ impl From<candle_nn::Conv2d> for Conv2d {
 impl Module for Conv2d {
     /// From `(images, in_channels, height, width)` to `(images, out_channels, height, width)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !is_known(x.device()) {
+        if !has_fused_kernels(x.device()) {
             return self.stock().forward(x);
         }
         let layer = Convolve::new(sizes(x.dims(), self.weight.dims(), &self.config)?);
-        let (wide, weight) = (ready(x)?, ready_for(x, &self.weight)?);
+        let (wide, weight) = (to_compute_dtype(x)?, weight_for(x, &self.weight)?);
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
             Some(bias) if bias.dims() == [layer.sizes.filters] => {
-                apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?
+                apply(layer, &[&wide, &weight, &weight_for(x, bias)?])?
             }
             Some(bias) => {
                 candle_core::bail!("expected a bias of {} channels, found {:?}", layer.sizes.filters, bias.dims())
@@ -183,7 +184,7 @@ impl Convolve {
     }
 }
 
-impl Layer for Convolve {
+impl FusedOp for Convolve {
     fn name(&self) -> &'static str {
         "conv2d"
     }

@@ -4,19 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, DType, Device, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use candle_nn::ModuleT;
-use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::draws::{Draws, uniform};
-use super::layer::{Layer, apply};
-use super::without_gaps;
+use super::rng_stream::RngStream;
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::core::rng::hash;
+use crate::kernels::cpu::dropout::DropoutMask;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{output, view};
-use crate::kernels::is_known;
-use crate::variants::hash;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::dense;
 
 /// Keeps the seeds of clones apart from those of masks.
 const CLONES: u64 = 0x636c_6f6e_6573;
@@ -25,7 +24,7 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 ///
 /// The mask is a function of the seed and of how often the layer has been called, so a run can be repeated, also on the
 /// CPU, whose generator candle cannot seed. Both passes of a sharpness-aware step see the same masks, as in the authors'
-/// code, also if other threads or evaluation use the layer between the passes (see [`Draws`]). No mask is stored: the
+/// code, also if other threads or evaluation use the layer between the passes (see [`RngStream`]). No mask is stored: the
 /// backward pass computes it again.
 ///
 /// # Clones
@@ -36,7 +35,7 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::{Draws, Dropout};
+/// use sam_runtime::nn::{RngStream, Dropout};
 ///
 /// # fn main() -> Result<()> {
 /// let x = Tensor::ones(1000, DType::F32, &Device::Cpu)?;
@@ -46,11 +45,11 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 /// assert_ne!(y, a.forward(&x, true)?.to_vec1::<f32>()?);
 /// assert!(y.iter().all(|&y| y == 0. || y == 2.));
 ///
-/// let draws = Draws::seeded(7);
-/// let c = Dropout::of(0.5, draws.clone());
-/// draws.seek(1); // after the first call
+/// let draws = RngStream::new(7);
+/// let c = Dropout::with_rng(0.5, draws.clone());
+/// draws.set_position(1); // after the first call
 /// assert_ne!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
-/// draws.seek(0);
+/// draws.set_position(0);
 /// assert_eq!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
 /// # Ok(())
 /// # }
@@ -58,9 +57,9 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 #[derive(Debug)]
 pub struct Dropout {
     drop_p: f32,
-    draws: Draws,
+    draws: RngStream,
     /// Seeds of clones. None if they use the same stream.
-    clones: Option<Draws>,
+    clones: Option<RngStream>,
 }
 
 impl Dropout {
@@ -74,13 +73,13 @@ impl Dropout {
     /// With this seed. Layers with the same seed draw the same masks.
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
-        let clones = Draws::seeded(hash(seed ^ CLONES));
-        Self { drop_p, draws: Draws::seeded(seed), clones: Some(clones) }
+        let clones = RngStream::new(hash(seed ^ CLONES));
+        Self { drop_p, draws: RngStream::new(seed), clones: Some(clones) }
     }
 
-    /// With the numbers of this stream, in which a training that is resumed can [seek](Draws::seek).
+    /// With the numbers of this stream, in which a training that is resumed can [seek](RngStream::set_position).
     #[must_use]
-    pub fn of(drop_p: f32, draws: Draws) -> Self {
+    pub fn with_rng(drop_p: f32, draws: RngStream) -> Self {
         Self { drop_p, draws, clones: None }
     }
 
@@ -95,8 +94,12 @@ impl Dropout {
         if !(0.0..1.0).contains(&self.drop_p) {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
-        let mask = Mask { drop_p: self.drop_p, seed: self.draws.next_seed() };
-        if is_known(x.device()) { mask.of(x) } else { x * mask.tensor(x)? }
+        let mask = DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() };
+        if has_fused_kernels(x.device()) {
+            return apply(mask, &[&dense(x)?]);
+        }
+        let factors = Tensor::from_vec(mask.factors(x.elem_count()), x.shape(), &Device::Cpu)?;
+        x * factors.to_dtype(x.dtype())?.to_device(x.device())?
     }
 }
 
@@ -104,7 +107,7 @@ impl Clone for Dropout {
     fn clone(&self) -> Self {
         match &self.clones {
             Some(clones) => Self::seeded(self.drop_p, clones.next_seed()),
-            None => Self::of(self.drop_p, self.draws.clone()),
+            None => Self::with_rng(self.drop_p, self.draws.clone()),
         }
     }
 }
@@ -115,59 +118,17 @@ impl ModuleT for Dropout {
     }
 }
 
-/// What an element is multiplied by, as a function of its place.
-#[derive(Clone, Copy)]
-pub(crate) struct Mask {
-    pub(crate) drop_p: f32,
-    pub(crate) seed: u64,
-}
-
-impl Mask {
-    /// Of a tensor on the CPU or a CUDA device.
-    pub(crate) fn of(self, x: &Tensor) -> Result<Tensor> {
-        apply(self, &[&without_gaps(x)?])
-    }
-
-    fn keeps(self, place: usize) -> bool {
-        uniform(self.seed, place as u64) >= self.drop_p
-    }
-
-    fn scale(self) -> f32 {
-        1.0 / (1.0 - self.drop_p)
-    }
-
-    /// For devices without a kernel.
-    fn tensor(self, like: &Tensor) -> Result<Tensor> {
-        let factors: Vec<f32> =
-            (0..like.elem_count()).map(|i| if self.keeps(i) { self.scale() } else { 0.0 }).collect();
-        Tensor::from_vec(factors, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
-    }
-}
-
-impl Layer for Mask {
+impl FusedOp for DropoutMask {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        macro_rules! masked {
-            ($($dtype:ident $element:ty, $scale:expr;)*) => {
-                match args[0].dtype() {
-                    $(DType::$dtype => {
-                        let (x, scale) = (view(&args[0]), $scale(self.scale()));
-                        let masked = x.elements::<$element>()?.par_iter().enumerate().with_min_len(1 << 14);
-                        let masked = masked.map(|(i, &x)| if self.keeps(i) { x * scale } else { Default::default() });
-                        Ok(output(masked.collect::<Vec<$element>>(), args[0].shape()))
-                    })*
-                    dtype => Err(candle_core::Error::UnsupportedDTypeForOp(dtype, self.name()).bt()),
-                }
-            };
-        }
-        masked! { F32 f32, f32::from; F64 f64, f64::from; BF16 bf16, bf16::from_f32; F16 f16, f16::from_f32; }
+        self.apply(&args[0])
     }
 
     fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        self.of(&dy.detach()).map(|dx| vec![Some(dx)])
+        apply(*self, &[&dense(&dy.detach())?]).map(|dx| vec![Some(dx)])
     }
 
     #[cfg(feature = "cuda")]

@@ -1,21 +1,19 @@
 //! ReLU, sums and conversions: what is done to each element by itself.
 
 #[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Result, Shape, Storage, Tensor};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, Storage};
 
-use super::layer::{Layer, apply};
-use super::{ready, ready_beside, without_gaps};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::elementwise;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{Float, for_float, like, output, view};
-use crate::kernels::format::Format;
-use crate::kernels::is_known;
-
-/// Elements that one thread takes at a time.
-const CHUNK: usize = 1 << 14;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{dense, to_compute_dtype, to_layout_of};
 
 /// max(x, 0). As in PyTorch the gradient at 0 is 0 and NaN stays NaN, where candle has 1 and 0.
 ///
@@ -35,31 +33,22 @@ const CHUNK: usize = 1 << 14;
 /// # }
 /// ```
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    if is_known(x.device()) { apply(Relu, &[&ready(x)?])?.to_dtype(x.dtype()) } else { x.relu() }
+    if has_fused_kernels(x.device()) { apply(Relu, &[&to_compute_dtype(x)?])?.to_dtype(x.dtype()) } else { x.relu() }
 }
 
 struct Relu;
 
-impl Layer for Relu {
+impl FusedOp for Relu {
     fn name(&self) -> &'static str {
         "relu"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let x = view(&args[0]);
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let (x, zero) = (x.elements::<T>()?, T::default());
-            Ok(output(map(x, x, |x, _| if x < zero { zero } else { x }), args[0].shape()))
-        })
+        elementwise::relu(&args[0])
     }
 
     fn backward(&self, _: &[Tensor], _: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (y_view, dy) = (view(y), view(dy));
-        for_float!(y.dtype(), self.name(), |T| {
-            let zero = T::default();
-            let dx = map(dy.elements::<T>()?, y_view.elements()?, |dy, y| if y > zero { dy } else { zero });
-            Ok(vec![Some(like(dx, y)?)])
-        })
+        Ok(vec![Some(elementwise::relu_back(y, dy)?)])
     }
 
     #[cfg(feature = "cuda")]
@@ -93,9 +82,9 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
         candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
     }
-    if is_known(x.device()) && x.device().same_device(y.device()) {
-        let wide = ready(x)?;
-        apply(Add, &[&wide, &ready_beside(&wide, y)?])?.to_dtype(x.dtype())
+    if has_fused_kernels(x.device()) && x.device().same_device(y.device()) {
+        let wide = to_compute_dtype(x)?;
+        apply(Add, &[&wide, &to_layout_of(&wide, y)?])?.to_dtype(x.dtype())
     } else {
         x + y
     }
@@ -103,16 +92,13 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 
 struct Add;
 
-impl Layer for Add {
+impl FusedOp for Add {
     fn name(&self) -> &'static str {
         "add"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (x, y) = (view(&args[0]), view(&args[1]));
-        for_float!(args[0].dtype(), self.name(), |T| {
-            Ok(output(map(x.elements::<T>()?, y.elements()?, |x, y| x + y), args[0].shape()))
-        })
+        elementwise::add(&args[0], &args[1])
     }
 
     fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -149,38 +135,35 @@ impl Layer for Add {
 /// # }
 /// ```
 pub fn to_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
-    if x.dtype() == dtype || !is_known(x.device()) {
+    if x.dtype() == dtype || !has_fused_kernels(x.device()) {
         return x.to_dtype(dtype);
     }
     if !x.dtype().is_float() || !dtype.is_float() {
         candle_core::bail!("expected types of floats, found {:?} and {dtype:?}", x.dtype())
     }
-    apply(Cast(dtype), &[&without_gaps(x)?])
+    apply(Cast(dtype), &[&dense(x)?])
 }
 
 struct Cast(DType);
 
-impl Layer for Cast {
+impl FusedOp for Cast {
     fn name(&self) -> &'static str {
         "to-dtype"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        match &*args[0].storage_and_layout().0 {
-            Storage::Cpu(x) => Ok((x.to_dtype(args[0].layout(), self.0)?, args[0].shape().clone())),
-            _ => candle_core::bail!("expected a tensor on the CPU"),
-        }
+        elementwise::to_dtype(&args[0], self.0)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let format = Format::of(dy);
+        let format = ImageLayout::of(dy);
         let dx = format.in_memory(&dy.detach())?.to_dtype(args[0].dtype())?;
         Ok(vec![Some(format.named(&dx)?)])
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        let x = Format::of(&args[0]).in_memory(&args[0])?;
+        let x = ImageLayout::of(&args[0]).in_memory(&args[0])?;
         match &*x.storage_and_layout().0 {
             Storage::Cuda(storage) => Ok((storage.to_dtype(x.layout(), self.0)?, args[0].shape().clone())),
             _ => candle_core::bail!("expected a tensor on a CUDA device"),
@@ -191,8 +174,4 @@ impl Layer for Cast {
     fn cuda_backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         self.backward(args, wanted, y, dy)
     }
-}
-
-fn map<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Sync) -> Vec<T> {
-    a.par_iter().zip(b).with_min_len(CHUNK).map(|(a, b)| f(*a, *b)).collect()
 }

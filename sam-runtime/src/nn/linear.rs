@@ -5,13 +5,14 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-use super::layer::{Layer, apply};
-use super::{ready, ready_for};
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::kernels::cpu::float::{for_float, like, output, view, zeros};
+use crate::kernels::cpu::matmul::{Matrix, add_product, column_sums};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{for_float, like, output, view, zeros};
-use crate::kernels::is_known;
-use crate::kernels::matmul::{Matrix, add_product, column_sums};
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, weight_for};
 
 /// `candle_nn::Linear`, except that on the CPU the bias is a part of the product, and its gradient no sum over copies.
 ///
@@ -81,7 +82,7 @@ impl From<candle_nn::Linear> for Linear {
 impl Module for Linear {
     /// From `(.., in_dim)` to `(.., out_dim)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !is_known(x.device()) {
+        if !has_fused_kernels(x.device()) {
             return candle_nn::Linear::new(self.weight.clone(), self.bias.clone()).forward(x);
         }
         let (out_dim, in_dim) = self.weight.dims2()?;
@@ -92,11 +93,11 @@ impl Module for Linear {
         shape.pop();
         let layer = Product { rows: shape.iter().product(), in_dim, out_dim };
         shape.push(out_dim);
-        let (wide, weight) = (ready(x)?, ready_for(x, &self.weight)?);
+        let (wide, weight) = (to_compute_dtype(x)?, weight_for(x, &self.weight)?);
         let wide = if x.rank() == 2 { wide } else { wide.reshape((layer.rows, in_dim))? };
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
-            Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &ready_for(x, bias)?])?,
+            Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &weight_for(x, bias)?])?,
             Some(bias) => candle_core::bail!("expected a bias of {out_dim}, found {:?}", bias.dims()),
         };
         let y = y.to_dtype(x.dtype())?;
@@ -111,7 +112,7 @@ struct Product {
     out_dim: usize,
 }
 
-impl Layer for Product {
+impl FusedOp for Product {
     fn name(&self) -> &'static str {
         "linear"
     }

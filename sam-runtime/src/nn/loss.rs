@@ -5,14 +5,14 @@ use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::layer::{Layer, apply};
-use super::ready;
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::kernels::cpu::cross_entropy::Targets;
+use crate::kernels::cpu::softmax::Normalizer;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{for_float, like, output, view};
-use crate::kernels::softmax::{self, Exp, Normaliser, Subtract};
+use crate::kernels::prepare::to_compute_dtype;
 
 /// The mean cross entropy of `logits` (n, classes) with the labels `target` (n), which are of an integer type.
 ///
@@ -24,7 +24,7 @@ use crate::kernels::softmax::{self, Exp, Normaliser, Subtract};
 ///
 /// # Errors
 /// If the shapes do not fit, if there are no labels, or if a label is not one of the classes. On CUDA labels are not checked
-/// (checking would synchronise with the device): the loss is NaN where one is out of range.
+/// (checking would synchronize with the device): the loss is NaN where one is out of range.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -44,8 +44,8 @@ pub fn cross_entropy(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
 /// [`cross_entropy`] without the labels that are `ignored`: they have no cost and no gradient, and the mean is over the
 /// others. For padded tokens, or pixels without a class.
 ///
-/// It is `ignore_index` in PyTorch, where it is -100 if nothing else is said. Labels of unsigned types are compared as `i64`: mark
-/// those in `u8` with 255, say.
+/// It is `ignore_index` in PyTorch, where the default is -100. Labels of unsigned types are compared as `i64`: for `u8`
+/// use 255, for example.
 ///
 /// # Errors
 /// As [`cross_entropy`], and if all labels are ignored. On other devices than the CPU the loss is then NaN.
@@ -70,7 +70,7 @@ pub fn cross_entropy_ignoring(logits: &Tensor, target: &Tensor, ignored: i64) ->
 ///
 /// # Errors
 /// As [`cross_entropy`], and if `smoothing` is not in [0, 1].
-pub fn cross_entropy_smoothed(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<Tensor> {
+pub fn cross_entropy_with_label_smoothing(logits: &Tensor, target: &Tensor, smoothing: f64) -> Result<Tensor> {
     if !(0.0..=1.0).contains(&smoothing) {
         candle_core::bail!("expected a label smoothing in [0, 1], found {smoothing}")
     }
@@ -97,7 +97,7 @@ fn of_labels(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
     #[cfg(feature = "cuda")]
     if logits.device().is_cuda() && ignored.is_none() {
         let target = target.to_dtype(DType::I64)?.contiguous()?;
-        return mean_cost(&logits, Targets::OnDevice { target, smoothing });
+        return mean_cost(&logits, Target::Cuda { target, smoothing });
     }
     if !logits.device().is_cpu() {
         return by_candle(&logits, &target, smoothing, ignored);
@@ -116,7 +116,7 @@ fn of_labels(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
     if count == 0 {
         candle_core::bail!("expected a label that counts, found {} labels that are all ignored", labels.len())
     }
-    mean_cost(&logits, Targets::Labels { labels, count, smoothing })
+    mean_cost(&logits, Target::Cpu(Targets::Labels { labels, count, smoothing }))
 }
 
 /// Logits as rows (n, classes).
@@ -155,7 +155,7 @@ fn by_candle(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
 ///
 /// # Errors
 /// If the shapes do not fit, or are those of nothing.
-pub fn cross_entropy_soft(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     let (n, _) = logits.dims2()?;
     if target.dims() != logits.dims() {
         candle_core::bail!("expected probabilities of {:?}, found {:?}", logits.dims(), target.dims())
@@ -166,161 +166,118 @@ pub fn cross_entropy_soft(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if logits.device().is_cuda() {
         let target = target.detach().contiguous()?;
-        return mean_cost(logits, Targets::OnDevice { target, smoothing: 0.0 });
+        return mean_cost(logits, Target::Cuda { target, smoothing: 0.0 });
     }
     if logits.device().is_cpu() {
         let dtype = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let target = target.detach().to_device(logits.device())?.to_dtype(dtype)?.contiguous()?;
-        mean_cost(logits, Targets::Soft(target))
+        mean_cost(logits, Target::Cpu(Targets::Soft(target)))
     } else {
         let product = (candle_nn::ops::log_softmax(logits, 1)? * target.detach())?;
         product.sum_all()? * (-1.0 / n as f64)
     }
 }
 
-fn mean_cost(logits: &Tensor, targets: Targets) -> Result<Tensor> {
-    let layer = CrossEntropy { targets, normalisers: OnceLock::new() };
-    apply(layer, &[&ready(logits)?])?.to_dtype(logits.dtype())
+/// The cross entropy of each row of `logits` (n, classes) with its label, as a tensor (n): for
+/// [`Sam::hardest`](crate::Sam::hardest) and [`Sam::sharpest`](crate::Sam::sharpest), and for custom weights. It is
+/// `reduction = "none"` in PyTorch.
+///
+/// # Errors
+/// If the shapes do not fit, or a label is out of range.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor};
+/// use sam_runtime::nn;
+///
+/// # fn main() -> Result<()> {
+/// let logits = Tensor::new(&[[0f32, 0.], [3., 3.]], &Device::Cpu)?;
+/// let losses = nn::cross_entropy_per_example(&logits, &Tensor::new(&[0u32, 1], &Device::Cpu)?)?;
+/// assert_eq!(losses.dims(), [2]);
+/// assert!((losses.to_vec1::<f32>()?[1] - 2f32.ln()).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+pub fn cross_entropy_per_example(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let (n, _) = logits.dims2()?;
+    if target.dims() != [n] || !target.dtype().is_int() {
+        candle_core::bail!(
+            "expected integer labels [{n}] for logits {:?}, found {:?} of {:?}",
+            logits.dims(),
+            target.dims(),
+            target.dtype()
+        )
+    }
+    let log = candle_nn::ops::log_softmax(logits, D::Minus1)?;
+    log.gather(&target.to_dtype(DType::U32)?.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
 }
 
-enum Targets {
-    Labels {
-        /// None is ignored.
-        labels: Vec<Option<usize>>,
-        /// How many are not.
-        count: usize,
-        smoothing: f64,
-    },
-    /// Probabilities in the type that is computed in.
-    Soft(Tensor),
+fn mean_cost(logits: &Tensor, target: Target) -> Result<Tensor> {
+    let layer = CrossEntropy { target, normalizers: OnceLock::new() };
+    apply(layer, &[&to_compute_dtype(logits)?])?.to_dtype(logits.dtype())
+}
+
+enum Target {
+    Cpu(Targets),
     /// Labels in i64, or probabilities, where the logits are.
     #[cfg(feature = "cuda")]
-    OnDevice { target: Tensor, smoothing: f64 },
+    Cuda {
+        target: Tensor,
+        smoothing: f64,
+    },
 }
 
 struct CrossEntropy {
-    targets: Targets,
+    target: Target,
     /// Of each row, for the backward pass.
-    normalisers: OnceLock<Vec<Normaliser>>,
+    normalizers: OnceLock<Vec<Normalizer>>,
 }
 
 impl CrossEntropy {
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "on CUDA there is another target"))]
+    fn on_cpu(&self) -> Result<&Targets> {
+        match &self.target {
+            Target::Cpu(targets) => Ok(targets),
+            #[cfg(feature = "cuda")]
+            Target::Cuda { .. } => candle_core::bail!("expected a target on the CPU"),
+        }
+    }
+
     #[cfg(feature = "cuda")]
-    fn on_device(&self) -> Result<(&Tensor, f64)> {
-        match &self.targets {
-            Targets::OnDevice { target, smoothing } => Ok((target, *smoothing)),
-            _ => candle_core::bail!("expected a target on the device of the logits"),
+    fn on_cuda(&self) -> Result<(&Tensor, f64)> {
+        match &self.target {
+            Target::Cuda { target, smoothing } => Ok((target, *smoothing)),
+            Target::Cpu(_) => candle_core::bail!("expected a target on the device of the logits"),
         }
     }
-
-    /// The mean cost of the rows.
-    fn mean<T: Exp>(&self, logits: &[T], classes: usize) -> Result<f64> {
-        let rows = softmax::normalisers(logits, classes);
-        let least = softmax::rows_at_a_time(classes);
-        let all = || logits.par_chunks_exact(classes).zip(&rows).with_min_len(least);
-        let (costs, count): (Vec<f64>, usize) = match &self.targets {
-            Targets::Labels { labels, count, smoothing } => {
-                let cost = |((x, row), label): ((&[T], &Normaliser), &Option<usize>)| {
-                    label.map_or(0.0, |label| smoothed_cost(x, *row, label, *smoothing))
-                };
-                (all().zip(labels).map(cost).collect(), *count)
-            }
-            Targets::Soft(target) => {
-                let target = view(target);
-                let cost = |((x, row), target): ((&[T], &Normaliser), &[T])| soft_cost(x, *row, target);
-                (all().zip(target.elements::<T>()?.par_chunks_exact(classes)).map(cost).collect(), rows.len())
-            }
-            #[cfg(feature = "cuda")]
-            Targets::OnDevice { .. } => candle_core::bail!("expected a target on the CPU"),
-        };
-        self.normalisers.get_or_init(|| rows);
-        Ok(costs.into_iter().sum::<f64>() / count as f64)
-    }
-
-    /// `scale` times the gradient.
-    fn gradient<T: Exp>(&self, logits: &[T], classes: usize, scale: f64) -> Result<Vec<T>> {
-        let Some(normalisers) = self.normalisers.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of a cross entropy")
-        };
-        let mut dx = vec![T::default(); logits.len()];
-        let rows = dx.par_chunks_exact_mut(classes).zip(logits.par_chunks_exact(classes)).zip(normalisers);
-        let rows = rows.with_min_len(softmax::rows_at_a_time(classes));
-        match &self.targets {
-            Targets::Labels { labels, count, smoothing } => {
-                let (scale, even) = (scale / *count as f64, smoothing / classes as f64);
-                rows.zip(labels).for_each(|(((dx, x), row), label)| {
-                    let Some(label) = *label else { return };
-                    softmax::scaled(dx, x, *row, scale, Subtract::Even(even * scale));
-                    // In f64: the difference may be small.
-                    dx[label] = T::narrow((row.probability(x[label].wide()) - (1.0 - smoothing + even)) * scale);
-                });
-            }
-            Targets::Soft(target) => {
-                let (target, scale) = (view(target), scale / normalisers.len() as f64);
-                let targets = target.elements::<T>()?.par_chunks_exact(classes);
-                rows.zip(targets).for_each(|(((dx, x), row), target)| {
-                    let all: f64 = target.iter().map(|target| target.wide()).sum();
-                    softmax::scaled(dx, x, *row, scale * all, Subtract::Each(target, scale));
-                });
-            }
-            #[cfg(feature = "cuda")]
-            Targets::OnDevice { .. } => candle_core::bail!("expected a target on the CPU"),
-        }
-        Ok(dx)
-    }
 }
 
-fn smoothed_cost<T: Exp>(x: &[T], row: Normaliser, label: usize, smoothing: f64) -> f64 {
-    let cost = row.cost(x[label].wide());
-    if smoothing == 0.0 {
-        return cost;
-    }
-    let mean = x.iter().map(|x| row.cost(x.wide())).sum::<f64>() / x.len() as f64;
-    // Without 0 · ∞.
-    if smoothing == 1.0 { mean } else { (1.0 - smoothing) * cost + smoothing * mean }
-}
-
-fn soft_cost<T: Exp>(x: &[T], row: Normaliser, target: &[T]) -> f64 {
-    // A class of probability 0 costs nothing, also where its logit is -∞.
-    let cost = |(x, target): (&T, &T)| match target.wide() {
-        0.0 => 0.0,
-        target => target * row.cost(x.wide()),
-    };
-    x.iter().zip(target).map(cost).sum()
-}
-
-impl Layer for CrossEntropy {
+impl FusedOp for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (_, classes) = args[0].dims2()?;
-        let logits = view(&args[0]);
-        for_float!(args[0].dtype(), self.name(), |T| {
-            Ok(output(vec![self.mean::<T>(logits.elements()?, classes)? as T], ()))
-        })
+        let (mean, rows) = self.on_cpu()?.forward(&args[0])?;
+        self.normalizers.get_or_init(|| rows);
+        Ok(mean)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (_, classes) = args[0].dims2()?;
-        let scale = dy.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        let logits = view(&args[0]);
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let dx = self.gradient::<T>(logits.elements()?, classes, scale)?;
-            Ok(vec![Some(like(dx, &args[0])?)])
-        })
+        let Some(rows) = self.normalizers.get() else {
+            candle_core::bail!("expected a forward pass before the backward pass of a cross entropy")
+        };
+        Ok(vec![Some(self.on_cpu()?.backward(&args[0], rows, dy)?)])
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        let (target, smoothing) = self.on_device()?;
+        let (target, smoothing) = self.on_cuda()?;
         cuda::cross_entropy(&args[0], target, smoothing)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (target, smoothing) = self.on_device()?;
+        let (target, smoothing) = self.on_cuda()?;
         Ok(vec![Some(cuda::cross_entropy_back(&args[0], target, smoothing, dy)?)])
     }
 }

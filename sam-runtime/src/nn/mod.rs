@@ -1,6 +1,6 @@
 //! Layers that know which pass is running, and that train fast on the CPU: drop-in replacements for those of `candle_nn`.
 //!
-//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalisation leaves
+//! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalization leaves
 //! its running statistics alone, and dropout draws the masks of the first. Both know the step they belong to, so other
 //! trainings and evaluation may use other threads, or the same layers, between the passes. Threads that the loss function uses
 //! itself have to enter its [`Context`](crate::Context).
@@ -38,33 +38,33 @@
 
 mod batch_norm;
 mod conv;
-mod draws;
 mod dropout;
 mod elementwise;
-mod layer;
 mod linear;
 mod loss;
-mod penalty;
 mod pool;
+mod rng_stream;
 mod shake;
+mod weight_decay;
 
+pub use crate::autograd::gradient::backward;
 pub use batch_norm::{BatchNorm, batch_norm};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 pub use candle_nn::{BatchNormConfig, Conv2dConfig};
 pub use conv::{Conv2d, conv2d, conv2d_no_bias};
-pub use draws::Draws;
 pub use dropout::Dropout;
-#[cfg(test)]
-pub(crate) use dropout::Mask;
 pub use elementwise::{add, relu, to_dtype};
-pub(crate) use layer::{backward_through_layers, is_mark};
 pub use linear::{Linear, linear, linear_no_bias};
-pub use loss::{cross_entropy, cross_entropy_ignoring, cross_entropy_smoothed, cross_entropy_soft};
-pub use penalty::{backward, l2_penalty};
+pub use loss::{
+    cross_entropy, cross_entropy_ignoring, cross_entropy_per_example, cross_entropy_with_label_smoothing,
+    cross_entropy_with_probs,
+};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
-pub use shake::{Shake, ShakeDrop};
+pub use rng_stream::RngStream;
+pub use shake::{ShakeDrop, ShakeShake};
+pub use weight_decay::l2_penalty;
 
-use crate::kernels::format::Format;
+use crate::core::image_layout::ImageLayout;
 
 /// The same images with the channels of each pixel side by side in memory, as PyTorch's `channels_last` has it: the shape
 /// stays (images, channels, height, width), and everything can be done with them that could be done before.
@@ -90,29 +90,5 @@ use crate::kernels::format::Format;
 /// ```
 pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     x.dims4()?;
-    Format::ChannelsLast.arrange(x)
-}
-
-/// Contiguous; images on CUDA perhaps channels last.
-fn without_gaps(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous() } else { Format::of(x).arrange(x) }
-}
-
-/// The same, and on the CPU bf16 and f16 as f32, in which its kernels compute.
-fn ready(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() && matches!(x.dtype(), DType::BF16 | DType::F16) {
-        return x.to_dtype(DType::F32)?.contiguous();
-    }
-    without_gaps(x)
-}
-
-/// Ready, in the format of an input that is.
-fn ready_beside(x: &Tensor, other: &Tensor) -> Result<Tensor> {
-    Format::of(x).arrange(&ready(other)?)
-}
-
-/// A layer's weights, ready for an input: on the CPU in the type that it is computed in. On CUDA kernels read them in
-/// their own, so that weights in f32 train a network that computes in bf16.
-fn ready_for(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { weight.to_dtype(ready(x)?.dtype())?.contiguous() } else { weight.contiguous() }
+    ImageLayout::Nhwc.arrange(x)
 }

@@ -1,20 +1,21 @@
-//! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
+//! Shake-ShakeShake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::draws::{Draws, uniform};
-use super::layer::{Layer, apply};
-use super::{ready, ready_beside};
-use crate::Pass;
+use super::rng_stream::RngStream;
+use crate::autograd::fused_op::FusedOp;
+use crate::autograd::tape::apply;
+use crate::core::pass::Pass;
+use crate::core::rng::uniform_f32;
+use crate::kernels::cpu::branch_mix;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::float::{Float, for_float, like, output, view, zeros};
-use crate::kernels::is_known;
+use crate::kernels::has_fused_kernels;
+use crate::kernels::prepare::{to_compute_dtype, to_layout_of};
 
-/// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
+/// Shake-ShakeShake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
 ///
 /// In a sharpness-aware step both passes see the same numbers, and the first takes the true gradient, β = α, as the
@@ -22,11 +23,11 @@ use crate::kernels::is_known;
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};
-/// use sam_runtime::nn::{Draws, Shake};
+/// use sam_runtime::nn::{RngStream, ShakeShake};
 ///
 /// # fn main() -> Result<()> {
 /// let (a, b) = (Tensor::ones((8, 3), DType::F32, &Device::Cpu)?, Tensor::zeros((8, 3), DType::F32, &Device::Cpu)?);
-/// let shake = Shake::new(Draws::seeded(0));
+/// let shake = ShakeShake::new(RngStream::new(0));
 /// assert_eq!(shake.forward(&a, &b, false)?.to_vec2::<f32>()?, [[0.5; 3]; 8]);
 /// let alpha = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
 /// assert!(alpha.iter().flatten().all(|alpha| (0.0..1.0).contains(alpha)));
@@ -34,24 +35,24 @@ use crate::kernels::is_known;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Shake {
-    draws: Draws,
+pub struct ShakeShake {
+    draws: RngStream,
 }
 
 /// ShakeDrop (Yamada et al. 2018): in training an example's branch is kept with the probability `survival` and otherwise
 /// multiplied by α uniform in [-1, 1], backward by β uniform in [0, 1]; otherwise it is multiplied by `survival`, the mean.
 ///
-/// Passes of a sharpness-aware step are as in [`Shake`].
+/// Passes of a sharpness-aware step are as in [`ShakeShake`].
 #[derive(Clone, Debug)]
 pub struct ShakeDrop {
     survival: f32,
-    draws: Draws,
+    draws: RngStream,
 }
 
-impl Shake {
+impl ShakeShake {
     /// With numbers of this stream.
     #[must_use]
-    pub fn new(draws: Draws) -> Self {
+    pub fn new(draws: RngStream) -> Self {
         Self { draws }
     }
 
@@ -71,7 +72,7 @@ impl Shake {
         };
         let mixture = if train {
             let seed = self.draws.next_seed();
-            Mixture::new(weights(&|i| uniform(seed, 2 * i)), weights(&|i| uniform(seed, 2 * i + 1)))
+            Mixture::new(weights(&|i| uniform_f32(seed, 2 * i)), weights(&|i| uniform_f32(seed, 2 * i + 1)))
         } else {
             Mixture { forward: weights(&|_| 0.5), backward: weights(&|_| 0.5) }
         };
@@ -82,7 +83,7 @@ impl Shake {
 impl ShakeDrop {
     /// With this probability of survival, and numbers of this stream.
     #[must_use]
-    pub fn new(survival: f32, draws: Draws) -> Self {
+    pub fn new(survival: f32, draws: RngStream) -> Self {
         Self { survival, draws }
     }
 
@@ -101,11 +102,11 @@ impl ShakeDrop {
         }
         let seed = self.draws.next_seed();
         let factors = |draw: &dyn Fn(u64) -> f32| {
-            let factor = |i: u64| if uniform(seed, 3 * i) < survival { 1.0 } else { draw(i) };
+            let factor = |i: u64| if uniform_f32(seed, 3 * i) < survival { 1.0 } else { draw(i) };
             vec![(0..n).map(factor).collect()]
         };
-        let forward = factors(&|i| 2.0 * uniform(seed, 3 * i + 1) - 1.0);
-        Mixture::new(forward, factors(&|i| uniform(seed, 3 * i + 2))).of(&[x])
+        let forward = factors(&|i| 2.0 * uniform_f32(seed, 3 * i + 1) - 1.0);
+        Mixture::new(forward, factors(&|i| uniform_f32(seed, 3 * i + 2))).of(&[x])
     }
 }
 
@@ -135,10 +136,10 @@ impl Mixture {
                 candle_core::bail!("expected branches of one type, on one device, to mix, found {a:?} and {b:?}")
             }
         }
-        let first = ready(args[0])?;
-        if is_known(first.device()) {
-            let beside = args[1..].iter().map(|arg| ready_beside(&first, arg)).collect::<Result<Vec<_>>>()?;
-            let wide: Vec<_> = std::iter::once(&first).chain(&beside).collect();
+        let first = to_compute_dtype(args[0])?;
+        if has_fused_kernels(first.device()) {
+            let others = args[1..].iter().map(|arg| to_layout_of(&first, arg)).collect::<Result<Vec<_>>>()?;
+            let wide: Vec<_> = std::iter::once(&first).chain(&others).collect();
             return apply(self, &wide)?.to_dtype(args[0].dtype());
         }
         // Σ b x has the gradient, and Σ (f - b) x, a constant, makes the value right.
@@ -156,60 +157,34 @@ impl Mixture {
     }
 }
 
-/// A number for each example, beside a tensor.
-fn column(numbers: &[f32], beside: &Tensor) -> Result<Tensor> {
-    let mut shape = vec![1; beside.rank()];
+/// A number for each example, of the rank, dtype and device of a tensor.
+fn column(numbers: &[f32], like: &Tensor) -> Result<Tensor> {
+    let mut shape = vec![1; like.rank()];
     shape[0] = numbers.len();
-    Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(beside.dtype())?.to_device(beside.device())
+    Tensor::new(numbers, &Device::Cpu)?.reshape(shape)?.to_dtype(like.dtype())?.to_device(like.device())
 }
 
-impl Layer for Mixture {
+impl FusedOp for Mixture {
     fn name(&self) -> &'static str {
         "shake"
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let example = args[0].elem_count() / self.forward[0].len();
-        let views: Vec<_> = args.iter().map(view).collect();
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let mut y = zeros::<T>(args[0].elem_count());
-            for (weights, x) in self.forward.iter().zip(&views) {
-                let rows = y.par_chunks_mut(example).zip(x.elements::<T>()?.par_chunks(example)).zip(weights);
-                rows.for_each(|((y, x), &weight)| {
-                    let weight = T::narrow(weight.into());
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y += *x * weight);
-                });
-            }
-            Ok(output(y, args[0].shape()))
-        })
+        branch_mix::mix(args, &self.forward)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let example = dy.elem_count() / self.backward[0].len();
-        let dy = view(dy);
-        for_float!(args[0].dtype(), self.name(), |T| {
-            let dy = dy.elements::<T>()?;
-            let gradient = |(weights, arg): (&Vec<f32>, &Tensor)| {
-                let mut dx = zeros::<T>(dy.len());
-                let rows = dx.par_chunks_mut(example).zip(dy.par_chunks(example)).zip(weights);
-                rows.for_each(|((dx, dy), &weight)| {
-                    let weight = T::narrow(weight.into());
-                    dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = *dy * weight);
-                });
-                like(dx, arg).map(Some)
-            };
-            self.backward.iter().zip(args).map(gradient).collect()
-        })
+        branch_mix::mix_back(args, &self.backward, dy)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
-        cuda::mixture(args, &self.forward)
+        cuda::branch_mix(args, &self.forward)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        cuda::mixture_back(dy, &self.backward)
+        cuda::branch_mix_back(dy, &self.backward)
     }
 }
 
@@ -233,7 +208,7 @@ mod tests {
 
     #[test]
     fn forward_and_backward_have_numbers_of_their_own() {
-        let shake = Shake::new(Draws::seeded(3));
+        let shake = ShakeShake::new(RngStream::new(3));
         let zeros = Tensor::zeros((1000, 1), DType::F32, &Device::Cpu).unwrap();
         let (alpha, beta) = factors(|x| shake.forward(x, &zeros, true).unwrap(), 1000);
         assert_ne!(alpha, beta);
@@ -246,7 +221,7 @@ mod tests {
 
     #[test]
     fn shake_drop_keeps_its_share_and_its_mean() {
-        let drop = ShakeDrop::new(0.7, Draws::seeded(4));
+        let drop = ShakeDrop::new(0.7, RngStream::new(4));
         let (forward, backward) = factors(|x| drop.forward(x, true).unwrap(), 4000);
         let kept = forward.iter().filter(|x| **x == 1.0).count() as f64 / 4000.0;
         assert!((kept - 0.7).abs() < 4.0 * (0.21f64 / 4000.0).sqrt(), "{kept}");
@@ -255,14 +230,14 @@ mod tests {
         }
         let x = Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(drop.forward(&x, false).unwrap().to_vec2::<f32>().unwrap(), [[0.7; 2]; 2]);
-        let never = ShakeDrop::new(1.5, Draws::seeded(4)).forward(&x, true).unwrap_err();
+        let never = ShakeDrop::new(1.5, RngStream::new(4)).forward(&x, true).unwrap_err();
         assert!(never.to_string().contains("1.5"), "{never}");
     }
 
     /// In a sharpness-aware step: the same α in both passes, β = α in the first, another in the second.
     #[test]
     fn the_first_pass_takes_the_true_gradient() {
-        let shake = Shake::new(Draws::seeded(5));
+        let shake = ShakeShake::new(RngStream::new(5));
         let w = Var::new(1f32, &Device::Cpu).unwrap();
         let zeros = Tensor::zeros((6, 1), DType::F32, &Device::Cpu).unwrap();
         let mut seen = Vec::new();
@@ -284,7 +259,7 @@ mod tests {
     #[test]
     fn branches_must_fit() {
         let (shake, zeros) =
-            (Shake::new(Draws::seeded(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
+            (ShakeShake::new(RngStream::new(0)), |n| Tensor::zeros((n, 3), DType::F32, &Device::Cpu).unwrap());
         let error = shake.forward(&zeros(2), &zeros(3), true).unwrap_err().to_string();
         assert!(error.contains("[2, 3] and [3, 3]"), "{error}");
         assert!(shake.forward(&zeros(0), &zeros(0), true).is_err());

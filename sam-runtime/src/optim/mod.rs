@@ -6,6 +6,9 @@
 //! moved its variables, and gradients that depend on their values are those at the moved ones, as in candle in general. (The
 //! gradient of a sharpness-aware loss is fixed when the loss is returned, and does not change.)
 
+mod momentum;
 mod sgd;
+pub(crate) mod state_file;
 
+pub use momentum::MomentumBuffers;
 pub use sgd::{ParamsSgd, Sgd};

@@ -7,12 +7,14 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
-use crate::checkpoint::{self, Contents, Kind, StateFile, checked};
-use crate::gradient::gradient_to_read;
-use crate::kernels::{self, Move};
-use crate::names::{Names, describe, storage_of};
-use crate::overlap::{check_may_move, note_moved};
-use crate::variants::Velocities;
+use super::momentum::MomentumBuffers;
+use super::state_file::{self, Contents, Kind, StateFile, checked};
+use crate::autograd::fixed_gradient::registered_gradient_or_backward;
+use crate::core::dtype::wide;
+use crate::core::identity::storage_of;
+use crate::core::names::{Names, describe};
+use crate::core::overlap::{check_may_move, note_moved};
+use crate::kernels::{self, Move, SgdStep};
 
 const FILE: Kind = Kind { label: "sam-runtime sgd velocities", what: "the velocities of an `Sgd`", version: 1 };
 
@@ -78,7 +80,7 @@ impl Default for ParamsSgd {
 pub struct Sgd {
     vars: Vec<Moving>,
     params: ParamsSgd,
-    shown: Velocities,
+    shown: MomentumBuffers,
 }
 
 /// A variable and its velocity, which it has from its first step on.
@@ -95,7 +97,7 @@ impl Optimizer for Sgd {
         let mut seen = HashSet::new();
         let vars = vars.into_iter().filter(|var| var.dtype().is_float() && seen.insert(storage_of(var)));
         let vars = vars.map(|var| Moving { var, velocity: None }).collect();
-        Ok(Self { vars, params, shown: Velocities::default() })
+        Ok(Self { vars, params, shown: MomentumBuffers::default() })
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
@@ -104,7 +106,8 @@ impl Optimizer for Sgd {
 
     /// The backward pass and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, are not copied.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        let gradient: HashMap<_, _> = gradient_to_read(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        let gradient: HashMap<_, _> =
+            registered_gradient_or_backward(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
         self.advance(|var| gradient.get(&var.id()))
     }
 
@@ -137,7 +140,7 @@ impl Sgd {
             let grad = if written.contains(&storage_of(grad)) { grad.copy()? } else { grad.contiguous()? };
             let velocity = match velocity {
                 None if self.params.momentum != 0.0 => {
-                    Some(Tensor::zeros(var.shape(), kernels::wide(var.dtype()), var.device())?)
+                    Some(Tensor::zeros(var.shape(), wide(var.dtype()), var.device())?)
                 }
                 velocity => velocity.clone(),
             };
@@ -151,7 +154,8 @@ impl Sgd {
                 velocity: velocity.as_ref(),
             })
             .collect();
-        kernels::sgd(self.params, &moves)?;
+        let ParamsSgd { lr, momentum, nesterov, weight_decay } = self.params;
+        kernels::sgd(SgdStep { lr, momentum, nesterov, weight_decay }, &moves)?;
         note_moved(moves.iter().map(|step| step.var));
 
         let mut new = false;
@@ -172,7 +176,7 @@ impl Sgd {
     /// # Errors
     /// If a variable has no name, or the file cannot be written.
     pub fn save(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        checkpoint::write(path.as_ref(), &self.to_bytes(names)?)
+        state_file::write(path.as_ref(), &self.to_bytes(names)?)
     }
 
     /// What [`save`](Self::save) writes, for a checkpoint that holds more than this.
@@ -201,7 +205,7 @@ impl Sgd {
     /// If the file cannot be read or holds something else, if it has a velocity for a variable that is not here, or one of
     /// another shape or type, or one that is not finite.
     pub fn load(&mut self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        checkpoint::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
+        state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
     }
 
     /// As [`load`](Self::load), from the bytes of such a file.
@@ -210,7 +214,7 @@ impl Sgd {
     /// As [`load`](Self::load).
     pub fn load_bytes(&mut self, names: &VarMap, bytes: &[u8]) -> Result<()> {
         let names = Names::of(names);
-        let velocities = checkpoint::parse(bytes, &FILE, |file| self.velocities_of(&names, &file))?;
+        let velocities = state_file::parse(bytes, &FILE, |file| self.velocities_of(&names, &file))?;
         for (moving, velocity) in self.vars.iter_mut().zip(velocities) {
             moving.velocity = velocity;
         }
@@ -229,7 +233,7 @@ impl Sgd {
                 candle_core::bail!("the velocity of `{name}` belongs to no variable of this optimizer")
             };
             let var = &self.vars[*i].var;
-            let velocity = checked(&format!("the velocity of `{name}`"), view, var, kernels::wide(var.dtype()))?;
+            let velocity = checked(&format!("the velocity of `{name}`"), view, var, wide(var.dtype()))?;
             if !file.is_labelled() && is_value_of(var, &velocity)? {
                 candle_core::bail!("`{name}` holds the values of the variable: expected {}, found weights", FILE.what)
             }
@@ -246,7 +250,7 @@ impl Sgd {
     /// The velocities, for [`Direction::Momentum`](crate::variants::Direction::Momentum) or your own use: what they are after
     /// the latest step.
     #[must_use]
-    pub fn velocities(&self) -> Velocities {
+    pub fn momentum_buffers(&self) -> MomentumBuffers {
         self.shown.clone()
     }
 

@@ -1,13 +1,16 @@
-//! What the gradients at w and at w + ε̂ come to together.
+//! How the gradients at w and at w + ε̂ are combined.
 
 use std::mem;
 
 use candle_core::{Result, Tensor};
 
 use super::factor::LossFactor;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::kernels::{self, dot, epsilon, number, square};
+use super::state::State;
+use crate::core::dtype::epsilon;
+use crate::core::error::{Error, at_least};
+use crate::core::var_list::{Gradient, VarTensors};
+use crate::kernels::vars::{mixed, paired, ratio};
+use crate::kernels::{dot, mix_all, number, square};
 
 /// The gradient that the caller gets: of g at w and g₂ at w + ε̂.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -15,7 +18,7 @@ use crate::kernels::{self, dot, epsilon, number, square};
 pub enum Combination {
     /// g₂, as in the paper.
     #[default]
-    Second,
+    PerturbedGradient,
     /// g₂ - α g⊥, with g⊥ the part of g that is orthogonal to g₂: the loss falls, and so does the surrogate gap (GSAM,
     /// Zhuang et al. 2022, <https://arxiv.org/abs/2203.08065>).
     Gsam {
@@ -27,7 +30,7 @@ pub enum Combination {
         /// γ, from 0 up to but not 1; the authors: 0.9.
         gamma: f64,
     },
-    /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::finish`](crate::Sam::finish) does that. WSAM as its
+    /// g, and after the optimizer's step w ← w - lr a (g₂ - g): [`Sam::apply_decoupled`](crate::Sam::apply_decoupled) does that. WSAM as its
     /// authors run it: the sharpness takes no part in momentum.
     ///
     /// Whatever the loss is multiplied by before its backward pass multiplies g₂ - g as well. Clipping is done to the
@@ -42,87 +45,102 @@ pub enum Combination {
     ///
     /// A step is one with g₂ also where one of its variables has no gᵥ from the last k steps. So losses that share some or
     /// none of their variables can take turns with one `Sam`.
-    Look {
+    LookSam {
         /// k; the authors: 5.
         every: u64,
         /// α; the authors: 0.7.
         alpha: f64,
     },
     /// (‖g‖ / ‖g₂‖) g₂ (Stable SAM, Tan et al. 2024, <https://arxiv.org/abs/2401.07250>).
-    Stable,
+    Rescaled,
     /// g₂ + H u, u = (ρ / ‖g‖) (g₂ - ĝ ĝᵀg₂): the whole gradient of L(w + ε̂(w)), with the term that the paper drops
     /// (appendix C.4). H u is a central difference of two more gradients. For p = 2.
     SecondOrder,
 }
 
 impl Combination {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Gsam { alpha } => at_least("alpha", alpha, 0.0),
+            Self::Wsam { gamma } | Self::WsamDecoupled { gamma } if !(0.0..1.0).contains(&gamma) => {
+                let expected = "a number from 0 up to but not 1";
+                Err(Error::Setting { what: "gamma", value: gamma, expected })
+            }
+            Self::LookSam { every, alpha } => {
+                at_least("every", every as f64, 1.0)?;
+                at_least("alpha", alpha, 0.0)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it needs g after the perturbation.
     pub(crate) fn needs_first(self) -> bool {
-        self != Self::Second
+        self != Self::PerturbedGradient
     }
 
     pub(crate) fn has_memory(self) -> bool {
-        matches!(self, Self::Look { .. } | Self::WsamDecoupled { .. })
+        matches!(self, Self::LookSam { .. } | Self::WsamDecoupled { .. })
     }
 
     /// Whether this step, whose gradient is `first`, does without a second pass.
     pub(crate) fn is_between(self, first: &Gradient, state: &State) -> bool {
-        let Self::Look { every, .. } = self else { return false };
+        let Self::LookSam { every, .. } = self else { return false };
         !state.steps.is_multiple_of(every) && first.iter().all(|(var, _)| state.kept.get(var).is_some())
     }
 
     /// Makes the gradient of such a step out of that at w.
     pub(crate) fn mix_in(self, first: &Gradient, state: &State) -> Result<()> {
-        let Self::Look { alpha, .. } = self else { return Ok(()) };
+        let Self::LookSam { alpha, .. } = self else { return Ok(()) };
         let pairs = paired(first, &state.kept);
-        let Some((beside, _)) = pairs.first() else { return Ok(()) };
+        let Some((like, _)) = pairs.first() else { return Ok(()) };
         let size = square(pairs.iter().map(|(g, _)| *g))?.sqrt()?;
         let kept = square(pairs.iter().map(|(_, v)| *v))?.sqrt()?;
         let factor = (ratio(&size, &kept)? * alpha)?;
-        mix_all(&pairs, &number(beside, 1.0)?, &factor)
+        mix_all(&pairs, &number(like, 1.0)?, &factor)
     }
 
     /// Writes the combination over `second`. A variable that has the second gradient only keeps that;
     /// one that has the first only has none, as with SAM.
     pub(crate) fn combine(self, first: &Gradient, second: &Gradient, state: &mut State) -> Result<()> {
-        let kept = Kept::new(first.clone());
+        let kept = VarTensors::new(first.clone());
         let pairs = paired(second, &kept);
-        let Some((beside, _)) = pairs.first() else { return Ok(()) };
-        let one = number(beside, 1.0)?;
+        let Some((like, _)) = pairs.first() else { return Ok(()) };
+        let one = number(like, 1.0)?;
         let second_square = || square(pairs.iter().map(|(a, _)| *a));
         let first_square = || square(pairs.iter().map(|(_, b)| *b));
         match self {
-            Self::Second | Self::SecondOrder => Ok(()),
+            Self::PerturbedGradient | Self::SecondOrder => Ok(()),
             Self::Gsam { alpha } => {
                 // g₂ - α (g - c g₂), with c = <g, g₂> / ‖g₂‖²
                 let along = ratio(&dot(&pairs)?, &second_square()?)?;
-                mix_all(&pairs, &(&one + (along * alpha)?)?, &number(beside, -alpha)?)
+                mix_all(&pairs, &(&one + (along * alpha)?)?, &number(like, -alpha)?)
             }
             Self::Wsam { gamma } => {
                 let a = gamma / (1.0 - gamma);
-                mix_all(&pairs, &number(beside, a)?, &number(beside, 1.0 - a)?)
+                mix_all(&pairs, &number(like, a)?, &number(like, 1.0 - a)?)
             }
             Self::WsamDecoupled { gamma } => {
-                let a = number(beside, gamma / (1.0 - gamma))?;
-                state.remainder = Kept::new(mixed(second, &a, &kept, &a.neg()?)?);
+                let a = number(like, gamma / (1.0 - gamma))?;
+                state.remainder = VarTensors::new(mixed(second, &a, &kept, &a.neg()?)?);
                 state.factor = LossFactor::new();
-                mix_all(&pairs, &number(beside, 0.0)?, &one)
+                mix_all(&pairs, &number(like, 0.0)?, &one)
             }
-            Self::Look { every, .. } => {
+            Self::LookSam { every, .. } => {
                 let along = ratio(&dot(&pairs)?, &first_square()?)?.neg()?;
                 let across = mixed(second, &one, &kept, &along)?;
                 without_rounding(&across, second, &second_square()?)?;
                 // Every k steps all are found anew, so that none is older.
                 let before =
-                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.kept) };
+                    if state.steps.is_multiple_of(every) { VarTensors::default() } else { mem::take(&mut state.kept) };
                 // A variable without a second gradient has no such part.
                 let zeros = first.iter().map(|(var, grad)| Ok((var.clone(), grad.zeros_like()?)));
                 state.kept = before.with(zeros.collect::<Result<_>>()?).with(across);
                 Ok(())
             }
-            Self::Stable => {
+            Self::Rescaled => {
                 let factor = ratio(&first_square()?, &second_square()?)?.sqrt()?;
-                mix_all(&pairs, &factor, &number(beside, 0.0)?)
+                mix_all(&pairs, &factor, &number(like, 0.0)?)
             }
         }
     }
@@ -134,47 +152,20 @@ fn without_rounding(across: &Gradient, second: &Gradient, second_square: &Tensor
     let epsilon = across.iter().map(|(_, across)| epsilon(across.dtype())).fold(0.0, f64::max);
     let size = square(across.iter().map(|(_, across)| across))?.sqrt()?;
     let is_more = size.gt(&(second_square.sqrt()? * (2.0 * epsilon))?)?.to_dtype(size.dtype())?;
-    let second = Kept::new(second.clone());
+    let second = VarTensors::new(second.clone());
     let pairs = paired(across, &second);
-    let Some((beside, _)) = pairs.first() else { return Ok(()) };
-    mix_all(&pairs, &is_more, &number(beside, 0.0)?)
+    let Some((like, _)) = pairs.first() else { return Ok(()) };
+    mix_all(&pairs, &is_more, &number(like, 0.0)?)
 }
 
 /// u of the second-order term, and what it leads to: the direction in which the gradient is differentiated.
 pub(crate) fn second_order_direction(rho: f64, first: &Gradient, second: &Gradient) -> Result<Gradient> {
-    let kept = Kept::new(second.clone());
+    let kept = VarTensors::new(second.clone());
     let pairs = paired(first, &kept);
-    let Some((beside, _)) = pairs.first() else { return Ok(Gradient::new()) };
+    let Some((like, _)) = pairs.first() else { return Ok(Gradient::new()) };
     let square = square(pairs.iter().map(|(g, _)| *g))?;
     // u = (ρ / ‖g‖) g₂ - (ρ <g, g₂> / ‖g‖³) g
-    let scale = ratio(&number(beside, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
+    let scale = ratio(&number(like, rho)?.to_dtype(square.dtype())?, &square.sqrt()?)?;
     let along = (ratio(&dot(&pairs)?, &square)? * &scale)?.neg()?;
     mixed(first, &along, &kept, &scale)
-}
-
-/// α a + β b for each variable of both, in buffers of their own.
-pub(crate) fn mixed(a: &Gradient, alpha: &Tensor, b: &Kept, beta: &Tensor) -> Result<Gradient> {
-    let mut sums = Gradient::with_capacity(a.len());
-    for (var, a) in a {
-        let Some(b) = b.get(var) else { continue };
-        let sum = a.copy()?;
-        kernels::mix(&sum, alpha, b, beta)?;
-        sums.push((var.clone(), sum));
-    }
-    Ok(sums)
-}
-
-/// Each gradient with what is kept for its variable.
-pub(crate) fn paired<'a>(gradient: &'a Gradient, kept: &'a Kept) -> Vec<(&'a Tensor, &'a Tensor)> {
-    gradient.iter().filter_map(|(var, grad)| Some((grad, kept.get(var)?))).collect()
-}
-
-/// a ← α a + β b, for every pair.
-pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tensor) -> Result<()> {
-    kernels::mix_all(pairs, alpha, beta)
-}
-
-/// a / b, and 0 where b is 0.
-pub(crate) fn ratio(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    b.eq(&b.zeros_like()?)?.where_cond(&a.zeros_like()?, &(a / b)?)
 }

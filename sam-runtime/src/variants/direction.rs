@@ -1,14 +1,15 @@
 //! What the perturbation follows.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use candle_core::{Result, Tensor, Var};
 
-use super::noise::gaussian;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::graph::number_of;
-use crate::kernels::{self, epsilon, number, wide};
+use super::state::State;
+use crate::core::dtype::{epsilon, wide};
+use crate::core::error::{Error, at_least, share};
+use crate::core::identity::number_of;
+use crate::core::rng::gaussian;
+use crate::core::var_list::{Gradient, VarTensors};
+use crate::kernels::{self, number};
+use crate::optim::MomentumBuffers;
 
 /// The direction that is climbed; the paper's is the gradient.
 ///
@@ -25,7 +26,7 @@ pub enum Direction {
     Gradient,
     /// d ← (1 - θ) d + θ g, from d = g: less noise (VaSSO, Li and Giannakis 2023, <https://arxiv.org/abs/2309.15639>;
     /// the authors' code: θ = 0.9).
-    Average {
+    Ema {
         /// θ, from 0 to 1.
         theta: f64,
     },
@@ -33,45 +34,39 @@ pub enum Direction {
     /// <https://arxiv.org/abs/2403.12350>). As in the authors' code (`utils.py` of nblt/F-SAM) the m of the step before is
     /// taken away, the first step follows g, and m begins as its g. Coordinates in which g and σ m differ by rounding alone
     /// are not perturbed.
-    Residual {
+    MinusEma {
         /// σ; the authors: 1.
         sigma: f64,
         /// λ, from 0 to 1; the authors: 0.9 as the default of their class, 0.6 or 0.95 in their run script.
         lambda: f64,
     },
-    /// -v, v being the optimizer's velocity: [`Sgd::velocities`](crate::optim::Sgd::velocities) (MSAM, Becker et al. 2024,
+    /// -v, v being the optimizer's velocity: [`Sgd::momentum_buffers`](crate::optim::Sgd::momentum_buffers) (MSAM, Becker et al. 2024,
     /// <https://arxiv.org/abs/2401.12033>; with the sign of the authors' code).
-    Momentum(Velocities),
+    Momentum(MomentumBuffers),
     /// The last gradient of each variable, in one ball around all variables that had one. In the spirit of AsyncSAM, which
     /// takes it from another device. For losses that take turns on different variables, use a `Sam` for each: otherwise the
     /// perturbation is shared out among the variables of both.
-    Last,
+    PreviousGradient,
     /// z ~ N(0, 1), the paper's comparison. Needs [`vars`](crate::Sam::vars) to know what to perturb before the only pass:
     /// without those that are state, whose new values would be lost.
     Random,
 }
 
-/// An optimizer's velocities, as they are when they are asked for. This crate's [`Sgd`](crate::optim::Sgd) hands out its
-/// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
-#[derive(Clone, Debug, Default)]
-pub struct Velocities(Arc<Mutex<Gradient>>);
-
-impl Velocities {
-    /// Sets what they are now. Until there is one a step along them is a plain step. Of a variable that is listed several
-    /// times the first counts.
-    pub fn set(&self, velocities: impl IntoIterator<Item = (Var, Tensor)>) {
-        *self.lock() = velocities.into_iter().collect();
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Direction {
+    pub(crate) fn validate(&self) -> std::result::Result<(), Error> {
+        match *self {
+            Self::Ema { theta } => share("theta", theta),
+            Self::MinusEma { sigma, lambda } => {
+                at_least("sigma", sigma, 0.0)?;
+                share("lambda", lambda)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it takes the gradient at w to know it.
     pub(crate) fn needs_gradient(&self) -> bool {
-        matches!(self, Self::Gradient | Self::Average { .. } | Self::Residual { .. })
+        matches!(self, Self::Gradient | Self::Ema { .. } | Self::MinusEma { .. })
     }
 
     /// Whether it is the gradient of this step and nothing else.
@@ -87,7 +82,7 @@ impl Direction {
     /// The direction, given the gradient at w: in new buffers, unless it is the gradient.
     pub(crate) fn along(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
         match *self {
-            Self::Average { theta } => {
+            Self::Ema { theta } => {
                 state.average = averaged(&state.average, &gradient, [1.0 - theta, theta])?;
                 let own = |(var, grad): (Var, Tensor)| {
                     let mean = state.average.get(&var).map_or(Ok(grad), |mean| in_own_type(&var, mean))?;
@@ -95,7 +90,7 @@ impl Direction {
                 };
                 gradient.into_iter().map(own).collect()
             }
-            Self::Residual { sigma, lambda } => {
+            Self::MinusEma { sigma, lambda } => {
                 let mut residual = Gradient::with_capacity(gradient.len());
                 for (var, grad) in &gradient {
                     let along = match state.average.get(var) {
@@ -124,7 +119,9 @@ impl Direction {
                 along.dedup_by_key(|(var, _)| var.id());
                 Ok(along)
             }
-            Self::Last => state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect(),
+            Self::PreviousGradient => {
+                state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect()
+            }
             Self::Random => {
                 let mut floats: Vec<_> = vars.iter().filter(|var| var.dtype().is_float()).collect();
                 floats.sort_by_key(|var| number_of(var.id()));
@@ -138,7 +135,7 @@ impl Direction {
 
 /// m ← a m + b g, and m = g for a variable that has no m yet. Variables without a gradient in this step keep theirs. f16 and
 /// bf16 are averaged in f32.
-fn averaged(kept: &Kept, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<Kept> {
+fn averaged(kept: &VarTensors, gradient: &Gradient, [a, b]: [f64; 2]) -> Result<VarTensors> {
     let mut means = Gradient::with_capacity(gradient.len());
     for (var, grad) in gradient {
         let grad = grad.to_dtype(wide(grad.dtype()))?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
-use super::state::Kept;
+use crate::core::var_list::VarTensors;
 use crate::kernels::{mix, number};
 
 /// The derivative of what was differentiated with respect to a loss, as the last backward pass through the loss has found
@@ -30,25 +30,25 @@ impl LossFactor {
         }
     }
 
-    /// `value` times the factor, as a number for tensors like `beside`.
-    pub(crate) fn times(&self, value: f64, beside: &Tensor) -> Result<Tensor> {
-        let Some(found) = &self.0 else { return number(beside, value) };
+    /// `value` times the factor, as a number for tensors like `like`.
+    pub(crate) fn times(&self, value: f64, like: &Tensor) -> Result<Tensor> {
+        let Some(found) = &self.0 else { return number(like, value) };
         let Some(factor) = found.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
-            return number(beside, 0.0);
+            return number(like, 0.0);
         };
-        let value = number(beside, value)?;
+        let value = number(like, value)?;
         let factor = factor.flatten_all()?.squeeze(0)?.to_dtype(value.dtype())?.to_device(value.device())?;
         value * factor
     }
 
     /// These tensors times the factor.
-    pub(crate) fn applied(&self, kept: &Kept) -> Result<Kept> {
+    pub(crate) fn applied(&self, kept: &VarTensors) -> Result<VarTensors> {
         let applied = kept.iter().map(|(var, value)| {
             let scaled = value.copy()?;
             mix(&scaled, &self.times(1.0, value)?, value, &number(value, 0.0)?)?;
             Ok((var.clone(), scaled))
         });
-        applied.collect::<Result<_>>().map(Kept::new)
+        applied.collect::<Result<_>>().map(VarTensors::new)
     }
 }
 

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
-use crate::Pass;
-use crate::pass::{Run, Step, WeakStep};
+use crate::core::pass::{Pass, Run, Step, WeakStep};
 
 /// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
 /// first, so that the result of the step is J(w + ε̂)ᵀ ∂L/∂z at w: the sharpness of the network as a function, without that
@@ -18,12 +17,12 @@ use crate::pass::{Run, Step, WeakStep};
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
-/// use sam_runtime::{Functional, Sam};
+/// use sam_runtime::{FunctionalSam, Sam};
 ///
 /// # fn main() -> Result<()> {
-/// let (w, functional) = (Var::new(&[1f64, 2.], &Device::Cpu)?, Functional::default());
+/// let (w, functional) = (Var::new(&[1f64, 2.], &Device::Cpu)?, FunctionalSam::default());
 /// let loss = Sam::new(0.1).loss(|| -> Result<Tensor> {
-///     let z = functional.of(&w.sqr()?)?;               // the network: z = w²
+///     let z = functional.apply(&w.sqr()?)?;               // the network: z = w²
 ///     z.sqr()?.sum_all()                               // the loss: Σ z²
 /// })?;
 /// let g = loss.backward()?.get(&w).unwrap().to_vec1::<f64>()?;
@@ -35,7 +34,7 @@ use crate::pass::{Run, Step, WeakStep};
 /// # }
 /// ```
 #[derive(Debug, Default)]
-pub struct Functional(Arc<Mutex<Vec<First>>>);
+pub struct FunctionalSam(Arc<Mutex<Vec<First>>>);
 
 /// The slopes of the first pass of a step, one for each part of the batch.
 #[derive(Debug)]
@@ -45,12 +44,12 @@ struct First {
     slopes: Vec<(Run, Tensor)>,
 }
 
-impl Functional {
+impl FunctionalSam {
     /// `outputs`, as they are.
     ///
     /// # Errors
     /// If candle fails. In the backward pass: if the second pass has outputs of another shape than the first.
-    pub fn of(&self, outputs: &Tensor) -> Result<Tensor> {
+    pub fn apply(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(step) = Step::current() else { return Ok(outputs.clone()) };
         let slope =
             Slope { first: Arc::clone(&self.0), number: step.number(), step: step.downgrade(), run: Run::current() };
@@ -98,7 +97,7 @@ impl CustomOp1 for Slope {
                 });
                 let slopes = &mut steps[index].slopes;
                 if slopes.get(self.run.part).is_some_and(|(run, _)| *run == self.run) {
-                    candle_core::bail!("`Functional::of` was called twice in a pass: make one for each output")
+                    candle_core::bail!("`FunctionalSam::apply` was called twice in a pass: make one for each output")
                 }
                 slopes.truncate(self.run.part);
                 slopes.push((self.run, dz.detach()));

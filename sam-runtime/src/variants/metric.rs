@@ -5,10 +5,12 @@ use std::mem;
 
 use candle_core::{DType, Device, Result, Tensor, TensorId, Var};
 
-use super::noise::bernoulli;
-use super::state::{Kept, State};
-use crate::gradient::Gradient;
-use crate::kernels::{Scaling, Slope, exact, norm_of};
+use super::state::State;
+use crate::core::dtype::exact;
+use crate::core::error::{Error, at_least};
+use crate::core::rng::bernoulli;
+use crate::core::var_list::{Gradient, VarTensors};
+use crate::kernels::{PerturbTarget, Scale, norm_of};
 
 /// T of the ball ‖T⁻¹ ε‖ₚ ≤ ρ, so that ε̂ = T ε̂(T g).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -18,7 +20,7 @@ pub enum Metric {
     #[default]
     Euclidean,
     /// |w| + η: a rescaled layer is perturbed alike (ASAM, Kwon et al. 2021, <https://arxiv.org/abs/2102.11600>).
-    Weights {
+    Adaptive {
         /// η; the authors: 0.01.
         eta: f64,
     },
@@ -28,9 +30,9 @@ pub enum Metric {
         /// η
         eta: f64,
     },
-    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::Variable) it is LayerSAM's. A variable of zeros
+    /// ‖w‖₂ of the whole variable. With a [ball for each variable](Scope::PerVariable) it is LayerSAM's. A variable of zeros
     /// is not perturbed.
-    Layer,
+    LayerNormalized,
 }
 
 /// Which coordinates are perturbed at all; the ball is that of all of them.
@@ -48,7 +50,7 @@ pub enum Mask {
     /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
     /// the batch). Finding them reads the gradient on the host. A variable that has taken no part since the last search
     /// gets its mask in the next step that it takes part in, among the variables of that step that have none.
-    Largest {
+    TopK {
         /// The share of coordinates that stay where they are, from 0 up to but not 1; the authors: 0.5.
         sparsity: f64,
         /// Steps between two searches.
@@ -62,27 +64,27 @@ pub enum Mask {
 pub enum Scope {
     /// All variables together, as in the paper.
     #[default]
-    Joint,
+    Global,
     /// Each variable by itself, every one with radius ρ.
-    Variable,
+    PerVariable,
     /// Each of these groups, every one with radius ρ, and one more around the variables that are in none. A variable in
     /// several groups belongs to the first of them.
     Groups(Vec<Vec<Var>>),
 }
 
 impl Scope {
-    /// The slopes of each ball.
-    pub(crate) fn balls(&self, slopes: Vec<Slope>) -> Vec<Vec<Slope>> {
+    /// The targets of each ball.
+    pub(crate) fn balls(&self, targets: Vec<PerturbTarget>) -> Vec<Vec<PerturbTarget>> {
         match self {
-            Self::Joint => vec![slopes],
-            Self::Variable => slopes.into_iter().map(|slope| vec![slope]).collect(),
+            Self::Global => vec![targets],
+            Self::PerVariable => targets.into_iter().map(|target| vec![target]).collect(),
             Self::Groups(groups) => {
                 let groups: Vec<HashSet<_>> =
                     groups.iter().map(|group| group.iter().map(|var| var.id()).collect()).collect();
                 let mut balls: Vec<_> = (0..=groups.len()).map(|_| Vec::new()).collect();
-                for slope in slopes {
-                    let place = groups.iter().position(|group| group.contains(&slope.var.id()));
-                    balls[place.unwrap_or(groups.len())].push(slope);
+                for target in targets {
+                    let place = groups.iter().position(|group| group.contains(&target.var.id()));
+                    balls[place.unwrap_or(groups.len())].push(target);
                 }
                 balls.retain(|ball| !ball.is_empty());
                 balls
@@ -92,16 +94,24 @@ impl Scope {
 }
 
 impl Metric {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Adaptive { eta } if !(eta.is_finite() && eta >= 0.0) => Err(Error::Eta(eta)),
+            Self::Fisher { eta } => at_least("eta", eta, 0.0),
+            _ => Ok(()),
+        }
+    }
+
     /// T for one variable. `only`: those that it is for, where it is not for all.
-    pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scaling> {
+    pub(crate) fn at(self, var: &Var, grad: &Tensor, only: Option<&HashSet<TensorId>>) -> Result<Scale> {
         if only.is_some_and(|only| !only.contains(&var.id())) {
-            return Ok(Scaling::One);
+            return Ok(Scale::One);
         }
         Ok(match self {
-            Self::Euclidean => Scaling::One,
-            Self::Weights { eta } => Scaling::Weights(eta),
-            Self::Fisher { eta } => Scaling::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
-            Self::Layer => Scaling::Given(norm_of(&var.as_detached_tensor())?),
+            Self::Euclidean => Scale::One,
+            Self::Adaptive { eta } => Scale::Weights(eta),
+            Self::Fisher { eta } => Scale::Given(inverse_root(&(exact(grad)? * eta.sqrt())?)?),
+            Self::LayerNormalized => Scale::Given(norm_of(&var.as_detached_tensor())?),
         })
     }
 }
@@ -114,23 +124,37 @@ fn inverse_root(x: &Tensor) -> Result<Tensor> {
 }
 
 impl Mask {
+    pub(crate) fn validate(self) -> std::result::Result<(), Error> {
+        match self {
+            Self::Random { keep } if !(keep > 0.0 && keep <= 1.0) => {
+                Err(Error::Setting { what: "keep", value: keep, expected: "a probability above 0, up to 1" })
+            }
+            Self::TopK { sparsity, .. } if !(0.0..1.0).contains(&sparsity) => {
+                let expected = "a number from 0 up to but not 1";
+                Err(Error::Setting { what: "sparsity", value: sparsity, expected })
+            }
+            Self::TopK { every, .. } => at_least("every", every as f64, 1.0),
+            Self::Random { .. } => Ok(()),
+        }
+    }
+
     pub(crate) fn has_memory(self) -> bool {
-        matches!(self, Self::Largest { .. })
+        matches!(self, Self::TopK { .. })
     }
 
     /// Factors for each variable of `along`.
-    pub(crate) fn draw(self, along: &Gradient, state: &mut State, seed: u64) -> Result<Kept> {
+    pub(crate) fn draw(self, along: &Gradient, state: &mut State, seed: u64) -> Result<VarTensors> {
         match self {
             Self::Random { keep } => {
                 let mask = |(i, (var, _)): (usize, &(Var, Tensor))| {
                     Ok((var.clone(), bernoulli(var, keep, [seed, state.steps, i as u64])?))
                 };
-                along.iter().enumerate().map(mask).collect::<Result<_>>().map(Kept::new)
+                along.iter().enumerate().map(mask).collect::<Result<_>>().map(VarTensors::new)
             }
-            Self::Largest { sparsity, every } => {
+            Self::TopK { sparsity, every } => {
                 // Every so many steps all are found anew, so that none is older; between them those that are missing.
                 let known =
-                    if state.steps.is_multiple_of(every) { Kept::default() } else { mem::take(&mut state.mask) };
+                    if state.steps.is_multiple_of(every) { VarTensors::default() } else { mem::take(&mut state.mask) };
                 let missing: Gradient = along.iter().filter(|(var, _)| known.get(var).is_none()).cloned().collect();
                 state.mask = known.with(largest(&missing, sparsity)?);
                 Ok(state.mask.clone())

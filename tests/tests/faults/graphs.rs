@@ -1,6 +1,6 @@
 //! A part of the graph that was begun outside of the loss function.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use sam_runtime::variants::{Combination, Direction};
 use sam_runtime::{Sam, nn, plain, sam};
 
@@ -78,10 +78,10 @@ fn a_state_that_hangs_on_a_variable() {
 #[test]
 fn directions_of_a_single_pass() {
     let w = var(&[0.5]);
-    let sam = Sam::random(0.1, [w.clone()]);
+    let sam = Sam::random_direction(0.1, [w.clone()]);
     let y = w.exp().unwrap();
     refused(sam.loss(|| y.sum_all()), &WORDS);
-    let stale = Sam::new(0.1).direction(Direction::Last);
+    let stale = Sam::new(0.1).direction(Direction::PreviousGradient);
     stale.loss(|| w.exp()?.sum_all()).unwrap();
     refused(stale.loss(|| y.sum_all()), &WORDS);
     assert_eq!(numbers(&w), [0.5]);
@@ -93,7 +93,7 @@ fn what_may_be_made_before() -> Result<()> {
     let w = var(&[1., 2., 3., 4.]);
     let (square, part) = (w.reshape((2, 2))?.t()?, w.narrow(0, 1, 2)?);
     let (half, constant) = ((&square.detach() * 0.5)?, Tensor::ones((2, 2), w.dtype(), w.device())?);
-    for combination in [Combination::Second, Combination::Gsam { alpha: 0.3 }, Combination::SecondOrder] {
+    for combination in [Combination::PerturbedGradient, Combination::Gsam { alpha: 0.3 }, Combination::SecondOrder] {
         let loss = || {
             let sum = ((square.sqr()? + &half)? * &constant)?.sum_all()?;
             sum + part.exp()?.sum_all()?
@@ -114,17 +114,25 @@ fn what_may_be_made_before() -> Result<()> {
 
 /// Of bert's 39 variables two got a gradient, and nobody said so.
 #[test]
-fn a_listed_variable_without_a_gradient() {
+fn a_listed_variable_without_a_gradient() -> Result<()> {
     let (v, w) = (var(&[1.]), var(&[2.]));
     let listed = |vars: &[&Var]| Sam::new(0.1).vars(vars.iter().map(|var| (*var).clone()).collect::<Vec<_>>());
     let cut = || -> Result<Tensor> { (v.sqr()?.detach() + w.sqr()?)?.sum_all() };
     refused(listed(&[&v, &w]).loss(cut), &["`vars`", "F64 [1]", "leave it out"]);
     listed(&[&w]).loss(cut).unwrap();
-    // One that the first pass changes is state.
-    let loss = listed(&[&v, &w]).loss(|| {
+    // One that the first pass changes, too: it is a buffer.
+    let counted = || {
         v.set(&(v.as_tensor() + 1.)?)?;
         w.sqr()?.sum_all()
-    });
+    };
+    refused(listed(&[&v, &w]).loss(counted), &["`vars`", "F64 [1]", "list it as `buffers`"]);
+    v.set(&Tensor::new(&[1f64], &Device::Cpu)?)?;
+    let loss = listed(&[&w]).buffers([v.clone()]).loss(counted);
     close(&gradient(&loss.unwrap(), &w), &[4.2]);
     assert_eq!(numbers(&v), [2.], "the second pass does not change it");
+    // A buffer that gets a gradient is not perturbed, and keeps its gradient.
+    let loss = Sam::new(0.1).buffers([v.clone()]).loss(|| (v.sqr()? + w.sqr()?)?.sum_all())?;
+    close(&gradient(&loss, &v), &[4.]);
+    close(&gradient(&loss, &w), &[4.2]);
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! A step without a perturbation is checked like any other.
 
 use candle_core::{Result, Tensor};
-use sam_runtime::variants::{Direction, Velocities, When};
+use sam_runtime::variants::{Direction, MomentumBuffers, Schedule};
 use sam_runtime::{Sam, plain};
 
 use super::{close, gradient, refused, var};
@@ -9,11 +9,11 @@ use super::{close, gradient, refused, var};
 fn steps() -> [Sam; 6] {
     [
         Sam::new(0.),
-        Sam::new(0.1).when(When::Every(2)),
-        Sam::new(0.1).when(When::After(9)),
-        Sam::new(0.1).when(When::Chance(0.)),
-        Sam::m_sam(Velocities::default()),
-        Sam::new(0.1).direction(Direction::Last),
+        Sam::new(0.1).schedule(Schedule::Every(2)),
+        Sam::new(0.1).schedule(Schedule::FromStep(9)),
+        Sam::new(0.1).schedule(Schedule::Random(0.)),
+        Sam::momentum_sam(MomentumBuffers::default()),
+        Sam::new(0.1).direction(Direction::PreviousGradient),
     ]
 }
 

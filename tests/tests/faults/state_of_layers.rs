@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
-use sam_runtime::variants::Direction;
+use sam_runtime::variants::{Direction, named};
 use sam_runtime::{Pass, Sam, nn, sam};
 use sam_tests::tensor;
 
@@ -71,16 +71,17 @@ fn running_statistics_of_shards() {
     assert_ne!(statistics(&norm), before);
 }
 
-/// Stock layers, with `vars`.
+/// Stock layers, with `buffers`.
 #[test]
 fn listed_state_goes_back() {
     let vars = VarMap::new();
     let norm = candle_nn::batch_norm(3, 1e-5, VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu)).unwrap();
     let x = tensor(&[8, 3], DType::F64, 1);
+    let statistics = || named(&vars, |name| name.starts_with("running"));
     let all = || vars.all_vars().iter().map(|var| numbers(var)).collect::<Vec<_>>();
     let before = all();
     refused(
-        Sam::new(0.1).vars(vars.all_vars()).loss(|| {
+        Sam::new(0.1).buffers(statistics()).loss(|| {
             let loss = norm.forward_t(&x, true)?.sqr()?.sum_all()?;
             if Pass::current() == Pass::Descent { Err(Error::msg("on purpose")) } else { Ok(loss) }
         }),
@@ -89,7 +90,7 @@ fn listed_state_goes_back() {
     assert_eq!(all(), before);
     // Without a perturbation.
     refused(
-        Sam::new(0.).vars(vars.all_vars()).loss(|| norm.forward_t(&x, true)?.sqr()?.sum_all()? * f64::NAN),
+        Sam::new(0.).buffers(statistics()).loss(|| norm.forward_t(&x, true)?.sqr()?.sum_all()? * f64::NAN),
         &["NaN"],
     );
     assert_eq!(all(), before);

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use sam_runtime::variants::Direction;
-use sam_runtime::{Functional, Sam, plain};
+use sam_runtime::{FunctionalSam, Sam, plain};
 
 use super::{close, gradient, numbers, var};
 
@@ -22,8 +22,8 @@ fn a_loss_that_is_a_view() {
 
 #[test]
 fn outputs_that_are_views_for_functional_sam() {
-    let (w, functional) = (var(&[1., 2., 3., 4.]), Functional::default());
-    let loss = Sam::new(0.5).loss(|| functional.of(&w.sqr()?.reshape((2, 2))?.t()?.get(1)?)?.sum_all()).unwrap();
+    let (w, functional) = (var(&[1., 2., 3., 4.]), FunctionalSam::default());
+    let loss = Sam::new(0.5).loss(|| functional.apply(&w.sqr()?.reshape((2, 2))?.t()?.get(1)?)?.sum_all()).unwrap();
     assert_eq!(numbers(&loss), [4. + 16.]);
 }
 
@@ -33,7 +33,7 @@ fn a_loss_that_is_a_variable() {
     let w = var(&[3.]);
     let sam = Sam::new(0.5);
     let loss = sam.loss(|| Ok::<_, candle_core::Error>(w.as_tensor().clone())).unwrap();
-    let last = sam.last().unwrap();
+    let last = sam.last_stats().unwrap();
     let seen = || (last.loss().unwrap(), last.perturbed_loss().unwrap());
     assert_eq!((numbers(&loss), seen()), (vec![3.], (Some(3.), Some(3.5))));
     w.set(&Tensor::new(&[7.], w.device()).unwrap()).unwrap();
@@ -46,7 +46,7 @@ fn a_loss_that_is_a_variable() {
 #[test]
 fn values_of_a_single_pass() {
     let w = var(&[3.]);
-    let sam = Sam::new(0.5).direction(Direction::Last);
+    let sam = Sam::new(0.5).direction(Direction::PreviousGradient);
     let step = || sam.loss(|| Ok::<_, candle_core::Error>((w.sqr()?.sum_all()?, w.as_tensor().clone(), w.detach())));
     step().unwrap();
     let (loss, variable, view) = step().unwrap();

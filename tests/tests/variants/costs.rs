@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Ten
 use candle_nn::Optimizer;
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::variants::{Combination, Radius};
-use sam_runtime::{Examples, Sam};
+use sam_runtime::{BatchSelection, Sam};
 use sam_tests::Net;
 
 use crate::reference::*;
@@ -39,7 +39,7 @@ impl CustomOp1 for Counter {
 
 /// Passes a step over so many steps: a forward pass is a third, a backward pass two. `choose` has the loss function
 /// return a loss for each example.
-fn cost(net: &Net, sam: &Sam, steps: u64, choose: Option<fn(&Sam) -> Result<Examples<'_>>>) -> f64 {
+fn cost(net: &Net, sam: &Sam, steps: u64, choose: Option<fn(&Sam) -> Result<BatchSelection<'_>>>) -> f64 {
     let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd { lr: 0.02, ..Default::default() }).unwrap();
     let (forward, backward) = (Cell::new(0), Arc::new(AtomicUsize::new(0)));
     let mut said = 0.0;
@@ -58,7 +58,7 @@ fn cost(net: &Net, sam: &Sam, steps: u64, choose: Option<fn(&Sam) -> Result<Exam
                 stages.restore::<candle_core::Error>().unwrap()
             }
         };
-        said += sam.last().unwrap().passes();
+        said += sam.last_stats().unwrap().passes();
         sgd.backward_step(&loss).unwrap();
     }
     let examples = (steps as usize * BATCH) as f64;
@@ -89,11 +89,11 @@ fn of_every_variant() {
     assert_cost(&Sam::rst(), 1.45..=1.55);
     assert_cost(&Sam::ae_sam(400), 1.4..=1.6);
     assert_cost(&Sam::second_order(), 4.0..=4.0);
-    assert_cost(&Sam::new(0.05).ascents(3, 0.5), 4.0..=4.0);
-    assert_cost(&Sam::stale(), 1.0..=1.0);
+    assert_cost(&Sam::new(0.05).ascent_steps(3, 0.5), 4.0..=4.0);
+    assert_cost(&Sam::previous_gradient(), 1.0..=1.0);
 
     let net = net();
-    assert!((cost(&net, &Sam::random(0.05, net.vars.to_vec()), 10, None) - 1.0).abs() < 1e-9);
+    assert!((cost(&net, &Sam::random_direction(0.05, net.vars.to_vec()), 10, None) - 1.0).abs() < 1e-9);
 }
 
 /// MSAM is one pass. It needs the optimizer that trains.
@@ -101,7 +101,7 @@ fn of_every_variant() {
 fn of_m_sam() {
     let net = net();
     let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd::default()).unwrap();
-    let sam = Sam::m_sam(sgd.velocities()).radius(Radius::Constant(0.3));
+    let sam = Sam::momentum_sam(sgd.momentum_buffers()).radius(Radius::Constant(0.3));
     let runs = Cell::new(0);
     for number in 0..10 {
         let Step { x, y, .. } = Step::new(number);
@@ -110,7 +110,7 @@ fn of_m_sam() {
             net.loss(&x, &y)
         });
         sgd.backward_step(&loss.unwrap()).unwrap();
-        assert!((sam.last().unwrap().passes() - 1.0).abs() < 1e-12);
+        assert!((sam.last_stats().unwrap().passes() - 1.0).abs() < 1e-12);
     }
     assert_eq!(runs.get(), 10);
 }

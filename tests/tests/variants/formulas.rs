@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Scope, When, named};
-use sam_runtime::{Functional, Sam, sam};
+use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Schedule, Scope, named};
+use sam_runtime::{FunctionalSam, Sam, sam};
 use sam_tests::{Net, device, gradient, values};
 
 use crate::reference::*;
@@ -105,7 +105,7 @@ fn wsam() {
     for number in 0..STEPS {
         let step = Step::new(number);
         sgd.backward_step(&sam.loss(|| net.loss(&step.x, &step.y)).unwrap()).unwrap();
-        sam.finish(0.05).unwrap();
+        sam.apply_decoupled(0.05).unwrap();
 
         let (g, gp) = both(&w, &step, 0.05);
         v = mix(0.9, &v, 1.0, &g);
@@ -115,7 +115,7 @@ fn wsam() {
     assert_close(&weights(&net), &w, 1e-10);
     sam.loss(|| net.vars[0].sqr()?.sum_all()).unwrap();
     let error = sam.loss(|| net.vars[0].sqr()?.sum_all()).unwrap_err().to_string();
-    assert!(error.contains("`Sam::finish`"), "{error}");
+    assert!(error.contains("`Sam::apply_decoupled`"), "{error}");
 }
 
 #[test]
@@ -142,9 +142,9 @@ fn stable_sam() {
 }
 
 #[test]
-fn unnormalised_sam() {
+fn unnormalized_sam() {
     assert_is(&Sam::usam(0.5), |w, step| step.g(&add(w, &times(0.5, &step.g(w)))));
-    let scaled = Sam::usam(0.5).metric(Metric::Weights { eta: 0.1 });
+    let scaled = Sam::usam(0.5).metric(Metric::Adaptive { eta: 0.1 });
     assert_is(&scaled, |w, step| {
         let t: Vector = w.iter().map(|w| w.abs() + 0.1).collect();
         step.g(&add(w, &times(0.5, &product(&t, &product(&t, &step.g(w))))))
@@ -169,7 +169,7 @@ fn directions_that_remember() {
         step.g(&add(w, &along(0.2, &average)))
     });
     let mut last: Option<Vector> = None;
-    assert_is(&Sam::stale(), |w, step| {
+    assert_is(&Sam::previous_gradient(), |w, step| {
         let e = last.as_ref().map_or(vec![0.0; 83], |last| along(0.05, last));
         let g = step.g(&add(w, &e));
         last = Some(g.clone());
@@ -182,7 +182,7 @@ fn m_sam() {
     let net = net();
     let params = ParamsSgd { lr: 0.05, momentum: 0.9, nesterov: false, weight_decay: 1e-3 };
     let mut sgd = Sgd::new(net.vars.to_vec(), params).unwrap();
-    let sam = Sam::m_sam(sgd.velocities());
+    let sam = Sam::momentum_sam(sgd.momentum_buffers());
     let (mut w, mut v) = (weights(&net), vec![0.0; 83]);
     for number in 0..STEPS {
         let step = Step::new(number);
@@ -233,7 +233,7 @@ fn scopes() {
 #[test]
 fn masks() {
     let mut mask = Vec::new();
-    assert_is(&Sam::sparse(3), |w, step| {
+    assert_is(&Sam::sparse_sam(3), |w, step| {
         let g = step.g(w);
         if step.number % 3 == 0 {
             let mut sizes: Vec<f64> = g.iter().map(|g| g.abs()).collect();
@@ -275,7 +275,7 @@ fn random_masks() {
 #[test]
 fn random_directions() {
     let net = net();
-    let sam = Sam::random(0.4, net.vars.to_vec()).seed(3);
+    let sam = Sam::random_direction(0.4, net.vars.to_vec()).seed(3);
     let mut seen = Vec::new();
     for step in 0..200 {
         let (x, y) = batch_of(step);
@@ -309,10 +309,13 @@ fn radii() {
 fn when() {
     let sam = |w: &[f64], step: &Step| step.g(&add(w, &along(0.4, &step.g(w))));
     assert_is(
-        &Sam::new(0.4).when(When::Every(3)),
+        &Sam::new(0.4).schedule(Schedule::Every(3)),
         |w, step| if step.number % 3 == 0 { sam(w, step) } else { step.g(w) },
     );
-    assert_is(&Sam::new(0.4).when(When::After(4)), |w, step| if step.number >= 4 { sam(w, step) } else { step.g(w) });
+    assert_is(
+        &Sam::new(0.4).schedule(Schedule::FromStep(4)),
+        |w, step| if step.number >= 4 { sam(w, step) } else { step.g(w) },
+    );
 
     let (mut mean, mut variance) = (None, 0.0);
     let (mut sharp, mut flat) = (0, 0);
@@ -337,7 +340,7 @@ fn when() {
 
 #[test]
 fn several_ascents() {
-    assert_is(&Sam::new(0.4).ascents(3, 0.5), |w, step| {
+    assert_is(&Sam::new(0.4).ascent_steps(3, 0.5), |w, step| {
         let mut e = vec![0.0; 83];
         for _ in 0..3 {
             e = add(&e, &along(0.2, &step.g(&add(w, &e))));
@@ -359,7 +362,7 @@ fn sharpest(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     losses(net, x, y)
 }
 
-#[sam(with = sam, parts(x, y; m = 5))]
+#[sam(with = sam, micro_batches(x, y; m = 5))]
 fn in_parts(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     net.loss(x, y)
 }
@@ -410,7 +413,7 @@ fn parts_are_one_step() {
 
 #[test]
 fn functional_sam() {
-    let functional = Functional::default();
+    let functional = FunctionalSam::default();
     let net = net();
     let expected = descend(STEPS, |w, step| {
         let there = add(w, &along(0.3, &step.g(w)));
@@ -425,7 +428,7 @@ fn functional_sam() {
     for number in 0..STEPS {
         let step = Step::new(number);
         let loss = sam.loss(|| -> Result<Tensor> {
-            let logits = functional.of(&net.forward(&step.x)?)?;
+            let logits = functional.apply(&net.forward(&step.x)?)?;
             let hit = logits.gather(&step.y.unsqueeze(1)?, 1)?.squeeze(1)?;
             (logits.exp()?.sum(1)?.log()? - hit)?.mean_all()
         });
@@ -505,28 +508,34 @@ fn what_does_not_go_together() {
         let error = sam.loss(|| net().vars[0].sqr()?.sum_all()).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     };
-    check(Sam::new(0.1).unnormalised().p(3), "`unnormalised`");
+    check(Sam::new(0.1).unnormalized().p(3), "`unnormalized`");
     check(Sam::second_order().adaptive(0.1), "`second_order`");
-    check(Sam::new(0.1).ascents(2, 0.5).p(1), "`ascents`");
-    check(Sam::new(0.1).ascents(0, 0.5), "`ascents` is 0");
-    check(Sam::new(0.1).ascents(1, 2.0).p(1), "`ascents`");
-    check(Sam::second_order().ascents(1, 0.5), "`second_order`");
+    check(Sam::new(0.1).ascent_steps(2, 0.5).p(1), "`ascents`");
+    check(Sam::new(0.1).ascent_steps(0, 0.5), "`ascents` is 0");
+    check(Sam::new(0.1).ascent_steps(1, 2.0).p(1), "`ascents`");
+    check(Sam::second_order().ascent_steps(1, 0.5), "`second_order`");
     check(Sam::second_order().radius(Radius::LossBudget { sigma: 0.1, largest: 1.0 }), "`second_order`");
     check(Sam::vasso().metric(Metric::Fisher { eta: 1.0 }), "`direction`");
-    check(Sam::new(0.1).when(When::Sharp { steps: 9, from: f64::NAN, to: 0.0, memory: 0.9 }), "`from and to` is NaN");
+    check(
+        Sam::new(0.1).schedule(Schedule::GradNormAdaptive { steps: 9, from: f64::NAN, to: 0.0, memory: 0.9 }),
+        "`from and to` is NaN",
+    );
     check(Sam::new(0.1).rho_schedule(|_| f64::NAN), "`rho` is NaN");
-    check(Sam::stale().combination(Combination::Stable), "`combination`");
-    check(Sam::stale().when(When::Sharp { steps: 9, from: 1.0, to: -1.0, memory: 0.9 }), "`direction`");
+    check(Sam::previous_gradient().combination(Combination::Rescaled), "`combination`");
+    check(
+        Sam::previous_gradient().schedule(Schedule::GradNormAdaptive { steps: 9, from: 1.0, to: -1.0, memory: 0.9 }),
+        "`direction`",
+    );
     check(Sam::new(0.1).direction(Direction::Random), "`vars`");
     check(Sam::new(0.1).combination(Combination::Gsam { alpha: -1.0 }), "`alpha` is -1");
     check(Sam::new(0.1).combination(Combination::Wsam { gamma: 1.0 }), "`gamma` is 1");
     check(Sam::new(0.1).mask(Mask::Random { keep: 0.0 }), "`keep` is 0");
-    check(Sam::new(0.1).mask(Mask::Largest { sparsity: 1.0, every: 1 }), "`sparsity` is 1");
-    check(Sam::new(0.1).when(When::Every(0)), "`every` is 0");
-    check(Sam::new(0.1).when(When::Chance(1.5)), "`chance` is 1.5");
+    check(Sam::new(0.1).mask(Mask::TopK { sparsity: 1.0, every: 1 }), "`sparsity` is 1");
+    check(Sam::new(0.1).schedule(Schedule::Every(0)), "`every` is 0");
+    check(Sam::new(0.1).schedule(Schedule::Random(1.5)), "`chance` is 1.5");
     check(Sam::new(0.1).loss_scale(0.0), "`loss_scale` is 0");
     check(Sam::gsam(0.1..=0.1), "`rate` is 0.1");
     check(Sam::le_sam(f64::NAN, 0.1), "`sigma` is NaN");
-    assert!(Sam::look_sam().shards::<Tensor>(3).unwrap_err().to_string().contains("`parts`"));
-    assert!(sharpest(&Sam::stale(), &net(), &batch_of(0).0, &batch_of(0).1).is_err());
+    assert!(Sam::look_sam().shards::<Tensor>(3).unwrap_err().to_string().contains("`micro_batches`"));
+    assert!(sharpest(&Sam::previous_gradient(), &net(), &batch_of(0).0, &batch_of(0).1).is_err());
 }

@@ -1,8 +1,8 @@
 //! What a variant comes to at the edges of its constants, and what it does not depend on.
 
 use candle_core::{Result, Tensor, Var};
-use sam_runtime::variants::{Combination, Direction, Mask, Metric, Radius, Velocities, When};
-use sam_runtime::{Functional, Sam};
+use sam_runtime::variants::{Combination, Direction, Mask, Metric, MomentumBuffers, Radius, Schedule};
+use sam_runtime::{FunctionalSam, Sam};
 use sam_tests::{Net, bits, gradient};
 
 use crate::promises::all;
@@ -50,16 +50,16 @@ fn what_is_sam_to_the_bit() {
     assert_ne!(sam, plain_bits());
     let base = || Sam::new(0.3);
     for (name, same) in [
-        ("look, k = 1", base().combination(Combination::Look { every: 1, alpha: 0.7 })),
-        ("F-SAM, sigma = 0", base().direction(Direction::Residual { sigma: 0.0, lambda: 0.9 })),
-        ("VaSSO, theta = 1", base().direction(Direction::Average { theta: 1.0 })),
-        ("every step", base().when(When::Every(1))),
-        ("always by chance", base().when(When::Chance(1.0))),
-        ("one ascent", base().ascents(1, 1.0)),
+        ("look, k = 1", base().combination(Combination::LookSam { every: 1, alpha: 0.7 })),
+        ("F-SAM, sigma = 0", base().direction(Direction::MinusEma { sigma: 0.0, lambda: 0.9 })),
+        ("VaSSO, theta = 1", base().direction(Direction::Ema { theta: 1.0 })),
+        ("every step", base().schedule(Schedule::Every(1))),
+        ("always by chance", base().schedule(Schedule::Random(1.0))),
+        ("one ascent", base().ascent_steps(1, 1.0)),
         ("GSAM, alpha = 0", base().combination(Combination::Gsam { alpha: 0.0 })),
         ("WSAM, gamma = 1/2", base().combination(Combination::Wsam { gamma: 0.5 })),
         ("an endless budget", base().radius(Radius::LossBudget { sigma: 1e9, largest: 0.3 })),
-        ("watched", base().watch()),
+        ("watched", base().with_diagnostics()),
     ] {
         assert_eq!(bits_of(&same), sam, "{name}");
     }
@@ -75,7 +75,7 @@ fn what_is_sam_to_rounding() {
     let sam = flat(&Sam::new(0.3));
     for (name, same) in [
         ("every coordinate kept", Sam::new(0.3).mask(Mask::Random { keep: 1.0 })),
-        ("none left out", Sam::new(0.3).mask(Mask::Largest { sparsity: 0.0, every: 2 })),
+        ("none left out", Sam::new(0.3).mask(Mask::TopK { sparsity: 0.0, every: 2 })),
         ("Fisher, eta = 0", Sam::new(0.3).metric(Metric::Fisher { eta: 0.0 })),
     ] {
         println!("{name}");
@@ -91,11 +91,11 @@ fn the_order_of_the_variables_does_not_matter() {
         let sam = make(order.map(|i| net.vars[i].clone()).to_vec());
         bits_after(&sam, &net)
     };
-    let random = |vars| Sam::random(0.3, vars);
+    let random = |vars| Sam::random_direction(0.3, vars);
     let momentum = |vars: Vec<Var>| {
-        let velocities = Velocities::default();
+        let velocities = MomentumBuffers::default();
         velocities.set(vars.iter().map(|var| (var.clone(), (var.as_detached_tensor() * 0.7).unwrap())));
-        Sam::m_sam(velocities).mask(Mask::Random { keep: 0.5 })
+        Sam::momentum_sam(velocities).mask(Mask::Random { keep: 0.5 })
     };
     for make in [random as fn(Vec<Var>) -> Sam, momentum] {
         assert_eq!(run([0, 1, 2, 3], make), run([2, 0, 3, 1], make));
@@ -132,7 +132,7 @@ fn asam_does_not_see_a_rescaling_of_layers() {
 
 /// c L has c times the gradient, and the same ε̂. A power of two, so that all is to the bit.
 #[test]
-fn what_is_normalised_does_not_see_the_scale_of_the_loss() {
+fn what_is_normalized_does_not_see_the_scale_of_the_loss() {
     for variant in all() {
         if variant.sees_scale {
             continue;
@@ -146,7 +146,7 @@ fn what_is_normalised_does_not_see_the_scale_of_the_loss() {
                 let loss = sam.loss(|| net.loss(&x, &y)? * scale).unwrap();
                 let update = gradient(&loss, &net.vars).concat();
                 set_weights(&net, &mix(1.0, &weights(&net), -LR / scale, &update));
-                sam.finish(LR / scale).unwrap();
+                sam.apply_decoupled(LR / scale).unwrap();
                 all.push(net.bits());
             }
             all
@@ -157,12 +157,12 @@ fn what_is_normalised_does_not_see_the_scale_of_the_loss() {
 
 #[test]
 fn functional_sam_of_a_linear_loss_is_sam() {
-    let run = |functional: Option<Functional>| {
+    let run = |functional: Option<FunctionalSam>| {
         let net = net();
         let (x, _) = batch_of(0);
-        let of = |z: Tensor| functional.as_ref().map_or(Ok(z.clone()), |functional| functional.of(&z));
+        let of = |z: Tensor| functional.as_ref().map_or(Ok(z.clone()), |functional| functional.apply(&z));
         let loss = Sam::new(0.3).loss(|| of(net.forward(&x)?)?.sum_all()).unwrap();
         gradient(&loss, &net.vars)
     };
-    assert_eq!(run(Some(Functional::default())), run(None));
+    assert_eq!(run(Some(FunctionalSam::default())), run(None));
 }

@@ -78,7 +78,7 @@ fn means_of_losses_that_take_turns() {
 /// The last gradient of each variable, in one ball.
 #[test]
 fn stale_directions() {
-    let (a, b, sam) = (scalar(1.), scalar(1.), Sam::stale());
+    let (a, b, sam) = (scalar(1.), scalar(1.), Sam::previous_gradient());
     step(&sam, &[(1., &a), (1., &b)]); // (2, 2)
     let along = 0.05 / 2f64.sqrt();
     let g = step(&sam, &[(3., &a)]);
@@ -92,7 +92,7 @@ fn stale_directions() {
 fn passes(sam: &Sam, steps: &[&[(f64, &Var)]]) -> Vec<f64> {
     let count = |terms: &&[(f64, &Var)]| {
         step(sam, terms);
-        sam.last().unwrap().passes()
+        sam.last_stats().unwrap().passes()
     };
     steps.iter().map(count).collect()
 }
@@ -100,7 +100,7 @@ fn passes(sam: &Sam, steps: &[&[(f64, &Var)]]) -> Vec<f64> {
 #[test]
 fn look_sam_looks_where_there_is_something_to_look_at() {
     let vector = |x: [f64; 2]| Var::new(&x, device()).unwrap();
-    let look = |every| Sam::new(0.1).combination(Combination::Look { every, alpha: 0.7 });
+    let look = |every| Sam::new(0.1).combination(Combination::LookSam { every, alpha: 0.7 });
     let (a, b) = (vector([1., 2.]), vector([3., -1.]));
     let (a, b) = ([(1., &a)], [(1., &b)]);
     // By turns: each has its own second pass, and no part is older than k steps.
@@ -118,7 +118,7 @@ fn look_sam_looks_where_there_is_something_to_look_at() {
 fn masks_of_losses_that_take_turns() {
     let start = |x: [f64; 4]| Var::new(&x, device()).unwrap();
     let (a, b) = (start([1., 2., 3., 4.]), start([4., 3., 2., 1.]));
-    let sam = Sam::new(0.1).mask(Mask::Largest { sparsity: 0.5, every: 2 });
+    let sam = Sam::new(0.1).mask(Mask::TopK { sparsity: 0.5, every: 2 });
     for _ in 0..3 {
         let moved = |var: &Var| -> Vec<bool> {
             let (home, there) = (values(var), RefCell::new(Vec::new()));
@@ -151,13 +151,13 @@ fn a_variable_listed_twice() {
     };
     let norm = |e: Vec<f64>| e.iter().map(|e| e * e).sum::<f64>().sqrt();
     let twice = || [w.clone(), v.clone(), w.clone()];
-    let random = perturbation(&Sam::random(0.5, twice()));
-    assert_eq!(random, perturbation(&Sam::random(0.5, [w.clone(), v.clone()])));
+    let random = perturbation(&Sam::random_direction(0.5, twice()));
+    assert_eq!(random, perturbation(&Sam::random_direction(0.5, [w.clone(), v.clone()])));
     assert!((norm(random) - 0.5).abs() < 1e-12);
 
-    let velocities = sam_runtime::variants::Velocities::default();
+    let velocities = sam_runtime::variants::MomentumBuffers::default();
     velocities.set(twice().map(|var| (var.clone(), var.as_detached_tensor())));
-    let momentum = perturbation(&Sam::m_sam(velocities));
+    let momentum = perturbation(&Sam::momentum_sam(velocities));
     assert!((norm(momentum) - 3.).abs() < 1e-12);
 
     let e = perturbation(&Sam::new(0.5).vars(twice()));
@@ -172,7 +172,7 @@ fn a_variable_listed_twice() {
 /// A clone goes its own way, with what the original remembers.
 #[test]
 fn a_clone_remembers() {
-    let (a, sam) = (scalar(1.), Sam::new(0.2).direction(Direction::Average { theta: 0.5 }));
+    let (a, sam) = (scalar(1.), Sam::new(0.2).direction(Direction::Ema { theta: 0.5 }));
     step(&sam, &[(1., &a)]);
     let clone = sam.clone();
     step(&sam, &[(-8., &a)]);

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_runtime::nn::Dropout;
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::variants::{Combination, Direction, Scope, When};
+use sam_runtime::variants::{Combination, Direction, Schedule, Scope};
 use sam_runtime::{Pass, Sam, sam};
 use sam_tests::{Net, copy, device, gradient, values};
 
@@ -44,11 +44,11 @@ pub(crate) fn all() -> Vec<Variant> {
         seeing("m-sam", |net| {
             // With a velocity to go against.
             let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd { lr: 0.0, ..Default::default() }).unwrap();
-            let velocities = sgd.velocities();
+            let velocities = sgd.momentum_buffers();
             let (x, y) = batch_of(99);
             let x = x.to_dtype(net.vars[0].dtype()).unwrap();
             sgd.backward_step(&net.loss(&x, &y).unwrap()).unwrap();
-            Sam::m_sam(velocities)
+            Sam::momentum_sam(velocities)
         }),
         seeing("fisher", |_| Sam::fisher()),
         variant("wsam", |_| Sam::new(0.3).combination(Combination::Wsam { gamma: 0.9 })),
@@ -56,19 +56,19 @@ pub(crate) fn all() -> Vec<Variant> {
         seeing("usam", |_| Sam::usam(0.3)),
         variant("ae-sam", |_| Sam::ae_sam(6)),
         variant("rst", |_| Sam::rst()),
-        variant("sparse", |_| Sam::sparse(2)),
+        variant("sparse", |_| Sam::sparse_sam(2)),
         variant("stable", |_| Sam::stable()),
         variant("layer", |_| Sam::layer_sam()),
         seeing("le-sam", |_| Sam::le_sam(0.1, 0.3)),
-        variant("stale", |_| Sam::stale()),
-        variant("random", |net| Sam::random(0.3, net.vars.to_vec())),
+        variant("stale", |_| Sam::previous_gradient()),
+        variant("random", |net| Sam::random_direction(0.3, net.vars.to_vec())),
         variant("second order", |_| Sam::second_order()),
-        variant("several ascents", |_| Sam::new(0.3).ascents(3, 0.5)),
-        variant("a ball for each", |_| Sam::new(0.3).scope(Scope::Variable)),
-        variant("every second", |_| Sam::new(0.3).when(When::Every(2))),
-        variant("late", |_| Sam::new(0.3).when(When::After(2))),
+        variant("several ascents", |_| Sam::new(0.3).ascent_steps(3, 0.5)),
+        variant("a ball for each", |_| Sam::new(0.3).scope(Scope::PerVariable)),
+        variant("every second", |_| Sam::new(0.3).schedule(Schedule::Every(2))),
+        variant("late", |_| Sam::new(0.3).schedule(Schedule::FromStep(2))),
         variant("averaged and stable", |_| {
-            Sam::new(0.3).direction(Direction::Average { theta: 0.5 }).combination(Combination::Stable).watch()
+            Sam::new(0.3).direction(Direction::Ema { theta: 0.5 }).combination(Combination::Rescaled).with_diagnostics()
         }),
         variant("some variables", |net| {
             Sam::new(0.3).vars(net.vars[..2].to_vec()).combination(Combination::Gsam { alpha: 0.5 })
@@ -105,7 +105,7 @@ fn a_step_that_fails_leaves_nothing_behind() {
                         let loss = sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
                         let update = gradient(&loss, &net.vars).concat();
                         set_weights(net, &mix(1.0, &weights(net), -LR, &update));
-                        sam.finish(LR).unwrap();
+                        sam.apply_decoupled(LR).unwrap();
                     };
                     plainly(&good, &good_sam);
 
@@ -132,7 +132,7 @@ fn a_step_that_fails_leaves_nothing_behind() {
                         }
                         let update = gradient(&loss, &bad.vars).concat();
                         set_weights(&bad, &mix(1.0, &weights(&bad), -LR, &update));
-                        bad_sam.finish(LR).unwrap();
+                        bad_sam.apply_decoupled(LR).unwrap();
                     } else {
                         reached = true;
                         plainly(&bad, &bad_sam);
@@ -158,7 +158,7 @@ fn sharpest(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) 
     hook(losses(net, x, y)?)
 }
 
-#[sam(with = sam, parts(x, y; m = 5))]
+#[sam(with = sam, micro_batches(x, y; m = 5))]
 fn parts(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor> {
     hook(net.loss(x, y)?)
 }
@@ -217,8 +217,8 @@ fn in_halves() {
             let half = x.to_dtype(DType::BF16).unwrap();
             let a = gradient(&wide_sam.loss(|| wide.loss(&x, &y)).unwrap(), &wide.vars).concat();
             let b = gradient(&narrow_sam.loss(|| narrow.loss(&half, &y)).unwrap(), &narrow.vars).concat();
-            wide_sam.finish(0.0).unwrap();
-            narrow_sam.finish(0.0).unwrap();
+            wide_sam.apply_decoupled(0.0).unwrap();
+            narrow_sam.apply_decoupled(0.0).unwrap();
             let cosine = dot(&a, &b) / length(&a) / length(&b);
             assert!(cosine > 0.95, "{name}, step {number}: {cosine}");
         }
@@ -235,7 +235,7 @@ fn plainly() {
         let plain = gradient(&net.loss(&x, &y).unwrap(), &net.vars);
         let loss = sam_runtime::plain(|| sam.loss(|| net.loss(&x, &y)).unwrap());
         assert_eq!(gradient(&loss, &net.vars), plain, "{name}");
-        assert!(sam.last().is_none(), "{name}");
+        assert!(sam.last_stats().is_none(), "{name}");
     }
 }
 
@@ -250,7 +250,7 @@ fn determinism() {
                 let step = Step::new(number);
                 let loss = sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
                 set_weights(&net, &mix(1.0, &weights(&net), -LR, &gradient(&loss, &net.vars).concat()));
-                sam.finish(LR).unwrap();
+                sam.apply_decoupled(LR).unwrap();
             }
             net.bits()
         };
@@ -258,7 +258,7 @@ fn determinism() {
     }
 }
 
-#[sam(with = sam, parts(x; m = 5), replay(rng))]
+#[sam(with = sam, micro_batches(x; m = 5), replay(rng))]
 fn noisy(
     sam: &Sam,
     w: &Var,
@@ -278,7 +278,7 @@ fn noisy(
 fn every_pass_sees_the_same_random_numbers() {
     let x = sam_tests::tensor(&[12, 6], DType::F64, 3);
     let w = Var::ones(6, DType::F64, device()).unwrap();
-    for (sam, passes) in [(Sam::new(0.3), 2), (Sam::second_order(), 4), (Sam::new(0.3).ascents(3, 0.5), 4)] {
+    for (sam, passes) in [(Sam::new(0.3), 2), (Sam::second_order(), 4), (Sam::new(0.3).ascent_steps(3, 0.5), 4)] {
         let (dropout, mut rng) = (Dropout::seeded(0.5, 1), ChaCha8Rng::seed_from_u64(2));
         let mut before = Vec::new();
         for _ in 0..3 {
@@ -300,11 +300,11 @@ fn every_pass_sees_the_same_random_numbers() {
 #[test]
 fn what_is_seen() {
     let net = net();
-    let sam = Sam::new(0.3).watch();
+    let sam = Sam::new(0.3).with_diagnostics();
     let step = Step::new(0);
     let w = weights(&net);
     sam.loss(|| net.loss(&step.x, &step.y)).unwrap();
-    let last = sam.last().unwrap();
+    let last = sam.last_stats().unwrap();
     let g = step.g(&w);
     let there = add(&w, &along(0.3, &g));
     let g2 = step.g(&there);

@@ -20,7 +20,7 @@ fn steps(range: std::ops::Range<u64>, net: &Net, sam: &Sam, sgd: &mut Sgd) {
     for number in range {
         let Step { x, y, .. } = Step::new(number);
         sgd.backward_step(&sam.loss(|| net.loss(&x, &y)).unwrap()).unwrap();
-        sam.finish(0.05).unwrap();
+        sam.apply_decoupled(0.05).unwrap();
     }
 }
 
@@ -33,7 +33,7 @@ fn of_every_variant() {
         let start = || {
             let net = net();
             let sgd = Sgd::new(net.vars.to_vec(), params).unwrap();
-            let sam = if name == "m-sam" { Sam::m_sam(sgd.velocities()) } else { make(&net) };
+            let sam = if name == "m-sam" { Sam::momentum_sam(sgd.momentum_buffers()) } else { make(&net) };
             (net, sgd, sam)
         };
         let (whole, mut sgd, sam) = start();
@@ -127,12 +127,12 @@ const REMEMBERING: [(&str, Make); 10] = [
     ("f-sam", Sam::f_sam),
     ("vasso", Sam::vasso),
     ("look-sam", Sam::look_sam),
-    ("stale", Sam::stale),
+    ("stale", Sam::previous_gradient),
     ("wsam", Sam::wsam),
     ("ae-sam", || Sam::ae_sam(100)),
-    ("sparse", || Sam::sparse(10)),
+    ("sparse", || Sam::sparse_sam(10)),
     ("rst", Sam::rst),
-    ("m-sam", || Sam::m_sam(Sgd::new(vec![], ParamsSgd::default()).unwrap().velocities())),
+    ("m-sam", || Sam::momentum_sam(Sgd::new(vec![], ParamsSgd::default()).unwrap().momentum_buffers())),
 ];
 
 fn map(vars: &[(&str, &Var)]) -> VarMap {
@@ -176,7 +176,7 @@ fn a_state_is_for_one_variant() {
         let sam = make();
         for _ in 0..3 {
             sam.loss(|| loss(&vars)).unwrap();
-            sam.finish(0.0).unwrap();
+            sam.apply_decoupled(0.0).unwrap();
         }
         sam.save(&names, &path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), saved(&sam, &names), "the same state gives the same file");
@@ -205,10 +205,13 @@ fn a_state_is_for_one_variant() {
     let sam = Sam::look_sam();
     sam.loss(|| loss(&vars)).unwrap();
     sam.save(&names, &path).unwrap();
-    let error = Sam::stale().load(&names, &path).unwrap_err().to_string();
-    assert!(error.contains("its direction is none that remembers anything, that of this `Sam` `Last`"), "{error}");
+    let error = Sam::previous_gradient().load(&names, &path).unwrap_err().to_string();
+    assert!(
+        error.contains("its direction is none that remembers anything, that of this `Sam` `PreviousGradient`"),
+        "{error}"
+    );
     let error = Sam::new(0.05).load(&names, &path).unwrap_err().to_string();
-    assert!(error.contains("its combination is `Look`"), "{error}");
+    assert!(error.contains("its combination is `LookSam`"), "{error}");
     let mut sgd = Sgd::new(vars.to_vec(), ParamsSgd::default()).unwrap();
     sgd.backward_step(&loss(&vars).unwrap()).unwrap();
     sgd.save(&names, &path).unwrap();
@@ -355,7 +358,7 @@ fn damaged_files_change_nothing_or_are_states() {
         let (sam, mut sgd) = (make(), Sgd::new(vars.to_vec(), ParamsSgd::default()).unwrap());
         for _ in 0..2 {
             sgd.backward_step(&sam.loss(|| loss(&vars)).unwrap()).unwrap();
-            sam.finish(0.05).unwrap();
+            sam.apply_decoupled(0.05).unwrap();
         }
         for subject in ["sam", "sgd"] {
             let save = |sgd: &Sgd| {
@@ -422,7 +425,7 @@ fn a_radius_that_goes_with_the_rate_needs_one() {
     for _ in 0..2 {
         let error = sam.loss(|| loss(&vars)).unwrap_err().to_string();
         assert!(error.contains("call `sam.set_learning_rate(opt.learning_rate())`"), "{error}");
-        assert!(sam.last().is_none());
+        assert!(sam.last_stats().is_none());
     }
     assert_eq!(vars.clone().map(|var| values(&var)), before);
     // Without a perturbation it is not needed.

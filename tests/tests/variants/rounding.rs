@@ -45,7 +45,7 @@ fn f_sam_of_a_gradient_that_does_not_change_is_the_plain_step() {
         let plain = gradient(&square_of(&w)().unwrap(), std::slice::from_ref(&w)).concat();
         for p in [1., 2., f64::INFINITY] {
             for lambda in [0.6, 0.9, 0.99] {
-                let sam = Sam::new(0.2).p(p).direction(Direction::Residual { sigma: 1., lambda });
+                let sam = Sam::new(0.2).p(p).direction(Direction::MinusEma { sigma: 1., lambda });
                 gradient_of(&sam, &w);
                 for _ in 0..200 {
                     assert_eq!(gradient_of(&sam, &w), plain, "{dtype:?}, p = {p}, lambda = {lambda}");
@@ -115,7 +115,7 @@ fn small_gradients_in_f64_beside_f32() {
             for (name, sam) in [
                 ("plain", Sam::new(0.3).p(p)),
                 ("mask", Sam::new(0.3).p(p).mask(Mask::Random { keep: 1. })),
-                ("largest", Sam::new(0.3).p(p).mask(Mask::Largest { sparsity: 0., every: 3 })),
+                ("largest", Sam::new(0.3).p(p).mask(Mask::TopK { sparsity: 0., every: 3 })),
                 ("Fisher", Sam::new(0.3).p(p).metric(Metric::Fisher { eta: 0. })),
             ] {
                 let e = perturbation(&sam, &vars, loss);
@@ -124,7 +124,7 @@ fn small_gradients_in_f64_beside_f32() {
             }
         }
         // T = ‖w‖ for each variable
-        let e = perturbation(&Sam::new(0.3).metric(Metric::Layer).scope(Scope::Variable), &vars, loss);
+        let e = perturbation(&Sam::new(0.3).metric(Metric::LayerNormalized).scope(Scope::PerVariable), &vars, loss);
         let b = e[1].iter().map(|e| e * e).sum::<f64>().sqrt();
         assert!((b - 0.3 * 50f64.sqrt()).abs() < 1e-6, "scale {scale}: {b}");
     }
@@ -154,7 +154,7 @@ fn layer_metric_over_ten_million_elements() {
     let n = 10_000_000;
     let w = Var::from_tensor(&(Tensor::ones(n, DType::F32, device()).unwrap() * 0.1).unwrap()).unwrap();
     let (home, there) = (values(&w), RefCell::new(Vec::new()));
-    let sam = Sam::new(0.5).metric(Metric::Layer);
+    let sam = Sam::new(0.5).metric(Metric::LayerNormalized);
     let outcome = sam.loss(|| -> Result<Tensor> {
         there.replace(values(&w));
         w.sum_all()
@@ -191,7 +191,7 @@ fn empty_variables() {
                         assert!(grads.get(&nothing).is_none_or(|grad| grad.elem_count() == 0));
                     }
                     found.push(gradient(&loss, &net.vars));
-                    sam.finish(0.).unwrap();
+                    sam.apply_decoupled(0.).unwrap();
                 }
                 found
             };
@@ -206,8 +206,8 @@ fn empty_variables() {
         }
         // and alone
         let nothing = Var::zeros(shape.clone(), DType::F32, device()).unwrap();
-        let all = [Sam::new(0.1), Sam::fisher(), Sam::layer_sam(), Sam::sparse(2), Sam::esam(), Sam::look_sam()];
-        for sam in all.into_iter().chain([Sam::random(0.1, [nothing.clone()]), Sam::f_sam(), Sam::vasso()]) {
+        let all = [Sam::new(0.1), Sam::fisher(), Sam::layer_sam(), Sam::sparse_sam(2), Sam::esam(), Sam::look_sam()];
+        for sam in all.into_iter().chain([Sam::random_direction(0.1, [nothing.clone()]), Sam::f_sam(), Sam::vasso()]) {
             sam.loss(square_of(&nothing)).unwrap();
             sam.loss(square_of(&nothing)).unwrap();
         }
@@ -259,7 +259,7 @@ fn a_scaled_loss_scales_the_whole_of_decoupled_wsam() {
                 let sam = Sam::wsam();
                 let loss = sam.loss(|| w.sqr()).unwrap();
                 step(&w, &factor.map_or(Ok(loss.clone()), |factor| &loss * factor).unwrap());
-                sam.finish(0.1).unwrap();
+                sam.apply_decoupled(0.1).unwrap();
                 let expected = 3. - 0.1 * factor.unwrap_or(1.) * (6. + 9. * 0.1);
                 assert!((values(&w)[0] - expected).abs() < 1e-5, "{name}, {factor:?}: {w}, expected {expected}");
             }
@@ -269,7 +269,7 @@ fn a_scaled_loss_scales_the_whole_of_decoupled_wsam() {
     let w = Var::new(3f64, device()).unwrap();
     let sam = Sam::wsam();
     drop(sam.loss(|| w.sqr()).unwrap());
-    sam.finish(0.1).unwrap();
+    sam.apply_decoupled(0.1).unwrap();
     assert_eq!(values(&w), [3.]);
     // Scaled for the log, then stepped as it is: the last backward pass counts.
     let w = Var::new(3f64, device()).unwrap();
@@ -277,7 +277,7 @@ fn a_scaled_loss_scales_the_whole_of_decoupled_wsam() {
     let loss = sam.loss(|| w.sqr()).unwrap();
     (&loss * 7.).unwrap().backward().unwrap();
     stock(&w, &loss);
-    sam.finish(0.1).unwrap();
+    sam.apply_decoupled(0.1).unwrap();
     assert!((values(&w)[0] - 2.31).abs() < 1e-12, "{w}");
     // Adam takes the first step of length lr, the rest goes with the loss.
     let w = Var::new(3f64, device()).unwrap();
@@ -285,13 +285,13 @@ fn a_scaled_loss_scales_the_whole_of_decoupled_wsam() {
     let config = ParamsAdamW { lr: 0.1, weight_decay: 0., ..Default::default() };
     let loss = (sam.loss(|| w.sqr()).unwrap() * 0.5).unwrap();
     AdamW::new(vec![w.clone()], config).unwrap().backward_step(&loss).unwrap();
-    sam.finish(0.1).unwrap();
+    sam.apply_decoupled(0.1).unwrap();
     assert!((values(&w)[0] - (2.9 - 0.045)).abs() < 1e-6, "{w}");
     // and the factor of one step is not that of the next
     let loss = sam.loss(|| w.sqr()).unwrap();
     let before = values(&w)[0];
     stock(&w, &loss);
-    sam.finish(0.1).unwrap();
+    sam.apply_decoupled(0.1).unwrap();
     assert!((values(&w)[0] - (before - 0.1 * (2. * before + 9. * 0.1))).abs() < 1e-12);
 }
 
@@ -309,7 +309,7 @@ fn an_unfinished_step_of_wsam_is_saved_with_its_factor() {
     let resumed = Sam::wsam();
     resumed.load(&vars, &file).unwrap();
     std::fs::remove_file(file).unwrap();
-    resumed.finish(0.1).unwrap();
+    resumed.apply_decoupled(0.1).unwrap();
     assert!((values(&w)[0] - (3. - 0.045)).abs() < 1e-12, "{w}");
 }
 
@@ -324,7 +324,7 @@ fn a_schedule_runs_once_a_step() {
     let sam = Sam::default().combination(Combination::Gsam { alpha: 0.4 }).rho_schedule(move |step| {
         counted.fetch_add(1, Ordering::Relaxed);
         // ρ = 0.5, and 0.25 once the loss has been seen to be above 20.
-        let last = asked.get().and_then(Sam::last);
+        let last = asked.get().and_then(Sam::last_stats);
         assert_eq!(last.is_some(), step > 0);
         if last.is_some_and(|last| last.loss().unwrap().unwrap() > 20.) { 0.25 } else { 0.5 }
     });
@@ -339,6 +339,6 @@ fn a_schedule_runs_once_a_step() {
     let second = gradient_of(sam, &w);
     assert!((second[0] - 6.3).abs() < 1e-12, "{second:?}");
     assert_eq!(calls.load(Ordering::Relaxed), 2);
-    sam.check().unwrap();
+    sam.validate().unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 2);
 }

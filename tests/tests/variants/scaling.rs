@@ -19,7 +19,7 @@ fn a_scaled_loss_changes_nothing() {
                 let Step { x, y, .. } = Step::new(number);
                 let loss = sam.loss(|| net.loss(&x, &y)).unwrap();
                 set_weights(&net, &mix(1.0, &weights(&net), -LR, &gradient(&loss, &net.vars).concat()));
-                sam.finish(LR).unwrap();
+                sam.apply_decoupled(LR).unwrap();
             }
             net.bits()
         };
@@ -43,7 +43,7 @@ fn small_gradients_survive_in_f16() {
     let loss = |net: &Net| loss_in_halves(net, &x, &y)? * 1e-7;
     let found = |sam: Sam| gradient(&sam.loss(|| loss(&net)).unwrap(), &net.vars).concat();
     assert!(length(&found(Sam::new(0.0))) == 0.0 || length(&found(Sam::new(0.0))) < 1e-9, "they were to vanish");
-    for combination in [Combination::Second, Combination::Gsam { alpha: 0.4 }, Combination::Stable] {
+    for combination in [Combination::PerturbedGradient, Combination::Gsam { alpha: 0.4 }, Combination::Rescaled] {
         let scaled = found(Sam::new(0.3).combination(combination).loss_scale(2f64.powi(20)));
         // The same in f32, without the small factor.
         let wide = Net { vars: net.vars.each_ref().map(|var| sam_tests::copy(var)) };
@@ -86,7 +86,7 @@ fn one_for_each(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     net.loss(x, y)
 }
 
-#[sam(rho = 0.3, parts(x, y; m = 4))]
+#[sam(rho = 0.3, micro_batches(x, y; m = 4))]
 fn one_for_all(net: &Net, x: &Tensor, y: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((net.loss(x, y)?, net.forward(x)?))
 }

@@ -1,7 +1,7 @@
 //! Batches in parts and shards whose losses are no means over examples.
 
 use candle_core::{DType, Result, Tensor, Var};
-use sam_runtime::{Examples, Sam, Shards, Split, Weights};
+use sam_runtime::{BatchSelection, Sam, Shards, SplitBatch, Weights};
 use sam_tests::{device, gradient, values};
 
 use crate::reference::{Step, add, along, assert_close, losses, net, times, weights};
@@ -40,7 +40,7 @@ fn setting() -> Setting {
 }
 
 /// Says how the parts are added up.
-type Weigh<'a> = dyn Fn(Examples<'_>) -> Result<Examples<'_>> + 'a;
+type Weigh<'a> = dyn Fn(BatchSelection<'_>) -> Result<BatchSelection<'_>> + 'a;
 
 type Loss = fn(&Var, &Tensor, &Tensor) -> Result<(Tensor, f64)>;
 
@@ -56,7 +56,7 @@ fn parts() {
     let whole = |loss: Loss| sam.loss(|| loss(&w, &x, &mask)).unwrap();
     for m in [1, 2, 3, 4, 6, 7, 9] {
         let run = |loss: Loss, weigh: &Weigh<'_>| {
-            let parts = sam.parts(m).unwrap().split(&x).unwrap();
+            let parts = sam.micro_batches(m).unwrap().split(&x).unwrap();
             let parts = weigh(parts).unwrap().split(&mask).unwrap();
             let mut body = |_| loss(&w, &parts.of(&x)?, &parts.of(&mask)?);
             let stages = parts.ascend(&mut body).unwrap().perturb().unwrap().descend(&mut body).unwrap();
@@ -139,7 +139,7 @@ fn examples_that_weigh_nothing() {
         let shards = sam.shards(m).unwrap().split(x).unwrap().weights(lengths).unwrap();
         let (_, loss, _) = in_shards(&sam, &setting, mean_of_tokens, shards);
         close(&[loss], &expected);
-        let parts = sam.parts(m).unwrap().weights(lengths).unwrap().split(x).unwrap();
+        let parts = sam.micro_batches(m).unwrap().weights(lengths).unwrap().split(x).unwrap();
         let mut body = |_| Ok::<_, candle_core::Error>(mean_of_tokens(w, &parts.of(x)?, &parts.of(mask)?)?.0);
         let stages = parts.ascend(&mut body).unwrap().perturb().unwrap().descend(&mut body).unwrap();
         let loss: Tensor = stages.restore::<candle_core::Error>().unwrap();
@@ -170,7 +170,7 @@ fn types() {
 fn weights_that_are_refused() {
     let Setting { x, .. } = setting();
     let sam = Sam::new(0.3);
-    let parts = || sam.parts(2).unwrap();
+    let parts = || sam.micro_batches(2).unwrap();
     let shards = || sam.shards::<Tensor>(2).unwrap();
     let one = vec![1.; 7];
     let bad = |i: usize, weight: f64| {
@@ -215,7 +215,7 @@ fn sizes_of_zero() {
     for (error, parts) in [
         (sam.hardest(0).unwrap_err(), ["`k` is 0", "choose"]),
         (sam.sharpest(0).unwrap_err(), ["`k` is 0", "choose"]),
-        (sam.parts(0).unwrap_err(), ["`m` is 0", "part"]),
+        (sam.micro_batches(0).unwrap_err(), ["`m` is 0", "part"]),
         (sam.shards::<Tensor>(0).unwrap_err(), ["`m` is 0", "shard"]),
     ] {
         let error = error.to_string();
@@ -237,7 +237,7 @@ fn strided_batches() {
     assert!(!strided.is_contiguous() && !labels.is_contiguous() && !transposed.is_contiguous());
     let sam = Sam::new(0.3);
     let net = net();
-    let run = |choose: &dyn Fn(&Sam) -> Result<Examples<'_>>, per_example: bool, x: &Tensor, y: &Tensor| {
+    let run = |choose: &dyn Fn(&Sam) -> Result<BatchSelection<'_>>, per_example: bool, x: &Tensor, y: &Tensor| {
         let examples = choose(&sam).unwrap().split(x).unwrap().split(y).unwrap();
         let mut body = |_| {
             let losses = losses(&net, &examples.of(x)?, &examples.of(y)?.contiguous()?)?;
@@ -247,13 +247,13 @@ fn strided_batches() {
         gradient(&stages.restore::<candle_core::Error>().unwrap(), &net.vars)
     };
     for x_view in [&strided, &transposed] {
-        let alike = |choose: &dyn Fn(&Sam) -> Result<Examples<'_>>, per_example| {
+        let alike = |choose: &dyn Fn(&Sam) -> Result<BatchSelection<'_>>, per_example| {
             let found = run(choose, per_example, x_view, &labels).concat();
             assert_close(&found, &run(choose, per_example, &x, &y).concat(), 1e-12);
         };
         alike(&|sam| sam.hardest(4), true);
         alike(&|sam| sam.sharpest(6), true);
-        alike(&|sam| sam.parts(5), false);
+        alike(&|sam| sam.micro_batches(5), false);
     }
     assert!(strided.narrow_rows(2, 3).unwrap().is_contiguous());
 }
@@ -278,7 +278,7 @@ fn parts_of_a_mean_over_examples() {
     let step = Step::new(0);
     let expected = step.g(&add(&w, &along(0.3, &step.g(&w))));
     let equal = vec![1usize; 12];
-    let parts = sam.parts(5).unwrap().split(&x).unwrap().split(&y).unwrap().weights(&equal).unwrap();
+    let parts = sam.micro_batches(5).unwrap().split(&x).unwrap().split(&y).unwrap().weights(&equal).unwrap();
     let mut body = |_| net.loss(&parts.of(&x)?, &parts.of(&y)?);
     let stages = parts.ascend(&mut body).unwrap().perturb().unwrap().descend(&mut body).unwrap();
     let loss: Tensor = stages.restore::<candle_core::Error>().unwrap();

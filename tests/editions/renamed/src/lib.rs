@@ -1,6 +1,6 @@
 //! A crate that knows the runtime and candle by other names.
 
-use sharpness::{sam, Aux, Output};
+use sharpness::{sam, Aux, LossOutput};
 use tensors::{Device, Result, Tensor, Var};
 
 #[derive(Aux)]
@@ -10,7 +10,7 @@ struct Metrics {
     calls: usize,
 }
 
-#[derive(Output)]
+#[derive(LossOutput)]
 #[aux(crate = ::sharpness)]
 struct Step {
     loss: Tensor,

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
-use sam_runtime::{Aux, Output};
+use sam_runtime::{Aux, LossOutput};
 
 #[derive(Aux)]
 struct Metrics {
@@ -9,13 +9,13 @@ struct Metrics {
     rows: Range<usize>,
 }
 
-#[derive(Output)]
+#[derive(LossOutput)]
 struct Step {
     loss: f64,
     logits: Tensor,
 }
 
-#[derive(Output)]
+#[derive(LossOutput)]
 struct Unnamed {
     value: Tensor,
 }

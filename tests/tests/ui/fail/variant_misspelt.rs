@@ -6,7 +6,7 @@ fn gsam(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(stable = true, second_order(2), unnormalised = 1)]
+#[sam(stable = true, second_order(2), unnormalized = 1)]
 fn flags(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
@@ -16,8 +16,8 @@ fn hardest(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum(1)
 }
 
-#[sam(parts(x))]
-fn parts(w: &Var, x: &Tensor) -> Result<Tensor> {
+#[sam(micro_batches(x))]
+fn micro_batches(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum_all()
 }
 

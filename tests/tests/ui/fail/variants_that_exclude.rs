@@ -6,7 +6,7 @@ fn two_combinations(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(shards(x; m = 3), parts(x; m = 3))]
+#[sam(shards(x; m = 3), micro_batches(x; m = 3))]
 fn two_ways_to_split(w: &Var, x: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(w)?.sum_all()
 }
@@ -16,7 +16,7 @@ fn not_the_plain_ball(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(unnormalised, p = 3)]
+#[sam(unnormalized, p = 3)]
 fn no_norm(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }

@@ -1,5 +1,5 @@
 use candle_core::{Result, Tensor, Var};
-use sam_runtime::{Aux, Output, Plain, sam};
+use sam_runtime::{Aux, LossOutput, Plain, sam};
 use sam_tests::{assert_sharp, three_four};
 
 #[derive(Aux)]
@@ -29,14 +29,14 @@ enum Phase {
 #[derive(Aux, Clone, Copy)]
 struct Unit;
 
-#[derive(Output)]
+#[derive(LossOutput)]
 struct Step<A> {
     hits: usize,
     loss: Tensor,
     more: Option<A>,
 }
 
-#[derive(Output)]
+#[derive(LossOutput)]
 struct Pair(Tensor, Plain<std::ops::Range<usize>>);
 
 #[sam(rho = 0.5)]

@@ -38,9 +38,9 @@ macro_rules! for_everything {
 }
 
 for_everything! {
-    ascend perturb descend restore restore_into new p adaptive unnormalised combination vars shards parts hardest sharpest
-    split next_shard of sum weights loss again turn replayed variables clone_from from into branch detached with_loss
-    join_shards rows select variable
+    ascend perturb descend restore restore_into new p adaptive unnormalized combination vars buffers shards micro_batches
+    hardest sharpest split next_shard of sum weights loss clone_for_pass for_pass again turn replayed variables clone_from
+    from into branch detached with_loss join_shards rows select variable
 }
 
 #[sam(rho = 0.5, p = 2, vars = [w.clone()], replay(calls), shards(x, y; m = 1), plain = plain_loss)]
@@ -52,7 +52,7 @@ fn loss(w: &Var, x: Tensor, y: &Tensor, calls: &mut usize, scale: f64, mut name:
     Ok(((w.sqr()?.sum_all()?.mul(&x.mul(y)?.mean_all()?)? * scale)?, name.len()))
 }
 
-#[sam(with = config, replay(calls), parts(x; m = 1))]
+#[sam(with = config, replay(calls), micro_batches(x; m = 1))]
 fn in_parts(w: &Var, config: &mut Sam, x: &Tensor, calls: &std::cell::Cell<usize>) -> Result<Tensor> {
     calls.set(calls.get() + 1);
     w.sqr()?.sum_all()?.mul(&x.mean_all()?)
@@ -69,8 +69,8 @@ fn adaptive(w: Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(rho = 0.5, unnormalised)]
-fn unnormalised(w: Tensor) -> Result<Tensor> {
+#[sam(rho = 0.5, unnormalized)]
+fn unnormalized(w: Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
@@ -84,6 +84,6 @@ pub(crate) fn main() -> Result<()> {
     assert_sharp(&in_parts(&w, &mut Sam::new(0.5), &x, &calls)?, &w, 1.);
     assert_sharp(&hardest(&w, &x, 1.)?, &w, 2.);
     adaptive(w.as_tensor().clone())?;
-    unnormalised(w.as_tensor().clone())?;
+    unnormalized(w.as_tensor().clone())?;
     Ok(())
 }

@@ -6,7 +6,8 @@ use sam_tests::{assert_flat, assert_sharp, gradient, three_four, values};
     rho = schedule(step, draws)?,
     p = inf,
     adaptive = eta,
-    vars = vars.iter().cloned(),
+    vars = state.0.iter().cloned(),
+    buffers = [state.1.clone()],
     replay(draws),
     shards(x, y; m = x.dim(0)? / 2),
     plain = plain_loss,
@@ -14,7 +15,7 @@ use sam_tests::{assert_flat, assert_sharp, gradient, three_four, values};
 )]
 fn loss(
     w: &Var,
-    vars: &[Var],
+    state: (&[Var], &Var),
     x: &Tensor,
     y: Tensor,
     draws: &mut usize,
@@ -22,6 +23,7 @@ fn loss(
     eta: f32,
 ) -> Result<(Tensor, usize)> {
     *draws += 1;
+    state.1.set(&(state.1.detach() + 1.)?)?;
     Ok((w.sqr()?.sum_all()?.mul(&(x * y)?.mean_all()?)?, x.dim(0)?))
 }
 
@@ -65,14 +67,16 @@ fn with_mut(w: &Var, config: &mut Sam, x: Tensor) -> Result<Tensor> {
 pub(crate) fn main() -> Result<()> {
     let (w, mut draws) = (three_four(), 0);
     let x = Tensor::ones((4, 3), w.dtype(), w.device())?;
-    let vars = [w.clone()];
-    let (sharp, rows) = loss(&w, &vars, &x, x.clone(), &mut draws, 4, 0.25)?;
+    let (vars, steps) = ([w.clone()], Var::zeros((), w.dtype(), w.device())?);
+    let (sharp, rows) = loss(&w, (&vars, &steps), &x, x.clone(), &mut draws, 4, 0.25)?;
     assert_eq!((rows, draws), (4, 102));
+    // Once for each shard.
+    assert_eq!(steps.to_scalar::<f64>()?, 2.);
     assert_eq!(values(&sharp), [25.]);
     let g = gradient(&sharp, &vars);
     // ASAM, p = ∞: ε = ρ (|w| + η) sign g.
     assert!((g[0][0] - 2. * (3. + 0.5 * 3.25)).abs() < 1e-12 && (g[0][1] - 2. * (4. + 0.5 * 4.25)).abs() < 1e-12);
-    assert_flat(&plain_loss(&w, &vars, &x, x.clone(), &mut draws, 4, 0.25)?.0, &w, 1.);
+    assert_flat(&plain_loss(&w, (&vars, &steps), &x, x.clone(), &mut draws, 4, 0.25)?.0, &w, 1.);
 
     let scale = |loss: &Tensor| gradient(loss, &vars)[0][0] / 6.;
     assert!((scale(&defaults(&w)?) - 1.01).abs() < 1e-12);

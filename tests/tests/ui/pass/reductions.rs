@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, Var};
 use sam_runtime::sam;
 use sam_tests::{assert_sharp, three_four};
 
-#[sam(rho = 0.5, parts(x; m = 2, reduction = sum))]
+#[sam(rho = 0.5, micro_batches(x; m = 2, reduction = sum))]
 fn sum(w: &Var, x: &Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()? * x.sum_all()?.to_scalar::<f64>()?
 }
@@ -14,7 +14,7 @@ fn sum_of_shards(w: &Var, x: &Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()? * x.sum_all()?.to_scalar::<f64>()?
 }
 
-#[sam(rho = 0.5, parts(x; m = 2, reduction = mean))]
+#[sam(rho = 0.5, micro_batches(x; m = 2, reduction = mean))]
 fn mean(w: &Var, x: &Tensor) -> Result<Tensor> {
     w.sqr()?.sum_all()? * x.mean_all()?.to_scalar::<f64>()?
 }
@@ -26,19 +26,19 @@ fn by_tokens(w: &Var, x: &Tensor, tokens: &Tensor) -> Result<Tensor> {
 }
 
 /// A list, a reference to one, or one that the function is given.
-#[sam(rho = 0.5, parts(x, tokens; m = 2, weights = [1., 0., 3.]))]
+#[sam(rho = 0.5, micro_batches(x, tokens; m = 2, weights = [1., 0., 3.]))]
 fn by_a_list(w: &Var, x: &Tensor, tokens: &Tensor) -> Result<Tensor> {
     let weighted = (x * tokens)?.sum_all()?.to_scalar::<f64>()? / tokens.sum_all()?.to_scalar::<f64>()?;
     w.sqr()?.sum_all()? * weighted
 }
 
-#[sam(rho = 0.5, parts(x, tokens; m = 2, weights = &vec![2u32, 0, 6]))]
+#[sam(rho = 0.5, micro_batches(x, tokens; m = 2, weights = &vec![2u32, 0, 6]))]
 fn by_a_reference(w: &Var, x: &Tensor, tokens: &Tensor) -> Result<Tensor> {
     let weighted = (x * tokens)?.sum_all()?.to_scalar::<f64>()? / tokens.sum_all()?.to_scalar::<f64>()?;
     w.sqr()?.sum_all()? * weighted
 }
 
-#[sam(rho = 0.5, parts(x, tokens; m = 2, weights = lengths))]
+#[sam(rho = 0.5, micro_batches(x, tokens; m = 2, weights = lengths))]
 fn by_an_argument(w: &Var, x: &Tensor, tokens: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let weighted = (x * tokens)?.sum_all()?.to_scalar::<f64>()? / tokens.sum_all()?.to_scalar::<f64>()?;
     w.sqr()?.sum_all()? * weighted

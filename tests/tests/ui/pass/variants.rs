@@ -32,13 +32,13 @@ fn second_order(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(rho = 0.01, unnormalised, gsam = 1)]
-fn unnormalised(w: &Var) -> Result<Tensor> {
+#[sam(rho = 0.01, unnormalized, gsam = 1)]
+fn unnormalized(w: &Var) -> Result<Tensor> {
     w.sqr()?.sum_all()
 }
 
-#[sam(rho = 0.1, parts(x, y; m = 4))]
-fn parts(w: &Var, x: &Tensor, y: Tensor) -> Result<(Tensor, Tensor)> {
+#[sam(rho = 0.1, micro_batches(x, y; m = 4))]
+fn micro_batches(w: &Var, x: &Tensor, y: Tensor) -> Result<(Tensor, Tensor)> {
     let z = x.broadcast_mul(w)?.sum(1)?;
     Ok(((&z - y)?.sqr()?.mean_all()?, z))
 }
@@ -74,13 +74,13 @@ pub(crate) fn main() -> Result<()> {
     close(gradient(wsam(&w, 0.5)?)?, 1.02);
     close(gradient(wsam(&w, 0.0)?)?, 1.0);
     close(gradient(second_order(&w)?)?, 1.02);
-    close(gradient(unnormalised(&w)?)?, 1.02);
+    close(gradient(unnormalized(&w)?)?, 1.02);
     let stable = gradient(stable(&w)?)?;
     assert!((stable[0].hypot(stable[1]) - 10.0).abs() < 1e-9, "{stable:?}");
 
     let x = Tensor::arange(0f64, 20.0, &Device::Cpu)?.reshape((10, 2))?;
     let y = Tensor::zeros(10, DType::F64, &Device::Cpu)?;
-    let (loss, outputs) = parts(&w, &x, y.clone())?;
+    let (loss, outputs) = micro_batches(&w, &x, y.clone())?;
     assert_eq!(outputs.dims(), [10]);
     assert_eq!(gradient(loss)?.len(), 2);
     let model = Model { w: w.clone() };

@@ -1,9 +1,9 @@
-//! cuDNN's graph interface, as far as a convolution needs it: an operation, the plans that cuDNN has for it, a run of one.
+//! cuDNN's graph API, as far as a convolution needs it: an operation, its execution plans, and running one.
 //! <https://docs.nvidia.com/deeplearning/cudnn/backend/latest/api/cudnn-graph-library.html>
 //!
-//! The older interface names a handful of algorithms, and has one for each gradient where channels lie last. This one gives
-//! thirty or forty plans there on a Hopper, those for its own tensor cores first, in the order in which cuDNN believes in
-//! them. PyTorch asks the same way. `tests/gpu.sh plans` has NVIDIA's library make the plans of a GPU that is not there.
+//! The legacy API has a handful of algorithms, and only one for each gradient in NHWC. On Hopper the graph API has
+//! thirty to forty plans there, ordered by cuDNN's heuristic, those for the tensor cores first. PyTorch uses it in the
+//! same way. A test that needs cuDNN but no GPU makes the plans for a described device.
 
 use std::ffi::c_void;
 use std::ptr::{from_mut, from_ref, null_mut};
@@ -11,38 +11,38 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::cudnn::result;
 use candle_core::cuda::cudarc::cudnn::sys::{
-    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendBehaviorNote_t as Behaviour,
-    cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind,
-    cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize, cudnnBackendGetAttribute,
-    cudnnBackendHeurMode_t as Guess, cudnnBackendNumericalNote_t as Numerical, cudnnBackendSetAttribute,
-    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
+    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type,
+    cudnnBackendBehaviorNote_t as BehaviorNote, cudnnBackendCreateDescriptor, cudnnBackendDescriptor_t,
+    cudnnBackendDescriptorType_t as Kind, cudnnBackendDestroyDescriptor, cudnnBackendExecute, cudnnBackendFinalize,
+    cudnnBackendGetAttribute, cudnnBackendHeurMode_t as Heuristic, cudnnBackendNumericalNote_t as Numerical,
+    cudnnBackendSetAttribute, cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
 };
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{DType, Error, Result};
 
-use crate::kernels::conv::{Conv, Side};
-use crate::kernels::format::Format;
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::conv::{Conv, Side};
 
-/// What a convolution is asked for.
+/// The output of a convolution, or one of its gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Way {
+pub(super) enum ConvOp {
     Forward,
     BackwardData,
     BackwardFilter,
 }
 
-/// All that cuDNN's plans depend on.
+/// What a plan depends on: the key of the plan cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Operation {
-    pub(super) way: Way,
+    pub(super) op: ConvOp,
     pub(super) conv: Conv,
-    pub(super) format: Format,
+    pub(super) format: ImageLayout,
     pub(super) dtype: DType,
-    /// Whether f32 may be multiplied as TF32.
+    /// Whether f32 products may use TF32.
     pub(super) tf32: bool,
 }
 
-/// Where the images, the weight and the outputs are, or their gradients.
+/// The addresses of images, weight and outputs, or of their gradients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
     pub(super) x: u64,
@@ -50,10 +50,10 @@ pub(super) struct Addresses {
     pub(super) y: u64,
 }
 
-/// All of these begin at a multiple of so many bytes.
+/// Alignment of all operands, in bytes.
 pub(super) const ALIGNMENT: usize = 16;
 
-/// cuDNN on a stream, for one thread.
+/// A cuDNN handle with its stream, for one thread.
 pub(super) struct Handle {
     handle: cudnnHandle_t,
     stream: Arc<CudaStream>,
@@ -63,7 +63,7 @@ impl Handle {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         stream.context().bind_to_thread().map_err(Error::wrap)?;
         let handle = Self { handle: result::create_handle()?, stream: Arc::clone(stream) };
-        // SAFETY: both are alive, and the stream is held as long as the handle.
+        // SAFETY: the handle and the stream are valid, and `Self` keeps the stream as long as the handle.
         unsafe { result::set_stream(handle.handle, stream.cu_stream().cast())? };
         Ok(handle)
     }
@@ -71,28 +71,28 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // At the end of a process the driver or cuDNN may be gone already, and say so.
+        // At process exit the driver or cuDNN may be unloaded already; errors are ignored.
         let _ = self.stream.context().bind_to_thread();
-        // SAFETY: nobody else has it.
+        // SAFETY: `Self` owns the handle, and nothing uses it after this.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
-/// The device that plans are for.
+/// The device to plan for.
 #[derive(Clone, Copy)]
 pub(super) enum Target<'a> {
     Of(&'a Handle),
-    /// One that is described.
+    /// A description of device properties.
     #[cfg_attr(not(test), expect(dead_code, reason = "a step has a device"))]
     Described(&'a Descriptor),
 }
 
-/// How cuDNN would do an operation.
+/// An execution plan of an operation.
 pub(super) struct Plan {
     descriptor: Descriptor,
-    /// Which the plan may read as long as it lives.
+    /// The plan may refer to it.
     _config: Descriptor,
-    /// The memory that it needs beside the operands.
+    /// Bytes of workspace.
     pub(super) bytes: usize,
 }
 
@@ -110,12 +110,12 @@ impl Plan {
 
     /// # Safety
     ///
-    /// At the addresses are the operands of the operation, in its type, and [`bytes`](Self::bytes) bytes of workspace, until
-    /// the device has come past this.
+    /// The addresses must be those of the operands of the operation, in its dtype, and of [`bytes`](Self::bytes) bytes
+    /// of workspace, and stay valid until the device has run the plan.
     pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
         let operands = at.operands(workspace)?;
-        // SAFETY: all are alive and finished, and the caller answers for the addresses.
-        done(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
+        // SAFETY: handle, plan and operands are valid, finalized descriptors, and the caller guarantees the addresses.
+        check(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
     }
 }
 
@@ -130,17 +130,18 @@ impl Addresses {
     }
 }
 
-/// The names of the operands.
+/// The unique ids of the operands.
 const X: i64 = 1;
 const W: i64 = 2;
 const Y: i64 = 3;
 
 impl Operation {
-    /// cuDNN's plans for it, those first that cuDNN believes in, and what it says where it has none. Left out is what gives
-    /// other bits every time, adds up in less than f32, multiplies f32 as less where it may not, or has first to be compiled.
+    /// cuDNN's plans, best first by its heuristic, and its errors. Leaves out plans that are not deterministic,
+    /// accumulate in less than f32, multiply f32 with reduced precision where that is not allowed, or are compiled at
+    /// run time.
     pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Result<Plan>>> {
         let graph = self.graph(target)?;
-        let guessed = move |guess| match guesses(&graph, guess, target) {
+        let guessed = move |mode| match heuristic_configs(&graph, mode, target) {
             Ok(configs) => configs.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         };
@@ -148,11 +149,11 @@ impl Operation {
             let config = config?;
             if self.admits(&config)? { Plan::new(config, target).map(Some) } else { Ok(None) }
         };
-        let guesses = [Guess::CUDNN_HEUR_MODE_A, Guess::CUDNN_HEUR_MODE_FALLBACK].into_iter();
-        Ok(guesses.flat_map(guessed).map(plan).filter_map(Result::transpose))
+        let modes = [Heuristic::CUDNN_HEUR_MODE_A, Heuristic::CUDNN_HEUR_MODE_FALLBACK].into_iter();
+        Ok(modes.flat_map(guessed).map(plan).filter_map(Result::transpose))
     }
 
-    /// A graph of one node.
+    /// A graph of one operation.
     fn graph(&self, target: Target<'_>) -> Result<Descriptor> {
         let Conv { images, channels, filters, groups, height, width } = self.conv;
         let x = self.tensor(X, [images, channels, height.input, width.input])?;
@@ -160,8 +161,8 @@ impl Operation {
         let y = self.tensor(Y, [images, filters, height.output, width.output])?;
         let convolution = self.convolution()?;
 
-        let (kind, [x_name, w_name, y_name, convolution_name, alpha_name, beta_name]) = match self.way {
-            Way::Forward => (
+        let (kind, [x_name, w_name, y_name, convolution_name, alpha_name, beta_name]) = match self.op {
+            ConvOp::Forward => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
@@ -172,7 +173,7 @@ impl Operation {
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
                 ],
             ),
-            Way::BackwardData => (
+            ConvOp::BackwardData => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
@@ -183,7 +184,7 @@ impl Operation {
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
                 ],
             ),
-            Way::BackwardFilter => (
+            ConvOp::BackwardFilter => (
                 Kind::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
                 [
                     Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
@@ -215,12 +216,12 @@ impl Operation {
         Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, &attributes)
     }
 
-    /// Four dimensions, in the order (images, channels, height, width) whatever lies behind what.
+    /// A tensor descriptor. Dimensions are in the order (n, c, h, w) for both layouts; only the strides differ.
     fn tensor(&self, name: i64, sizes: [usize; 4]) -> Result<Descriptor> {
         let [n, c, h, w] = integers(sizes)?;
         let strides = match self.format {
-            Format::Planes => [c * h * w, h * w, w, 1],
-            Format::ChannelsLast => [c * h * w, 1, c * w, c],
+            ImageLayout::Nchw => [c * h * w, h * w, w, 1],
+            ImageLayout::Nhwc => [c * h * w, 1, c * w, c],
         };
         let attributes = [
             (Name::CUDNN_ATTR_TENSOR_UNIQUE_ID, Value::Integers(&[name])),
@@ -249,26 +250,26 @@ impl Operation {
         Descriptor::new(Kind::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, &attributes)
     }
 
-    /// Whether the way that a configuration goes is one that a step may take.
+    /// Whether an engine's notes permit it.
     fn admits(&self, config: &Descriptor) -> Result<bool> {
         let engine = config.descriptors(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
         let Some(engine) = engine.first() else { return Ok(false) };
         let notes = engine.notes(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
-        let behaviour = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
+        let behavior = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
         let not = |note: Numerical| !notes.contains(&(note as u32));
         Ok(not(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
             && not(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
             && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
             && (not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || self.dtype != DType::F32 || self.tf32)
-            && !behaviour.contains(&(Behaviour::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
+            && !behavior.contains(&(BehaviorNote::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
     }
 }
 
-/// What cuDNN would try, the best first.
-fn guesses(graph: &Descriptor, guess: Guess, target: Target<'_>) -> Result<Vec<Descriptor>> {
+/// Engine configurations in the order of a heuristic.
+fn heuristic_configs(graph: &Descriptor, mode: Heuristic, target: Target<'_>) -> Result<Vec<Descriptor>> {
     let mut attributes = vec![
         (Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, Value::Descriptor(graph)),
-        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Guess(guess)),
+        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Heuristic(mode)),
     ];
     if let Target::Described(device) = target {
         attributes.push((Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, Value::Descriptor(device)));
@@ -287,7 +288,7 @@ fn data_type(dtype: DType) -> Result<cudnnDataType_t> {
     }
 }
 
-/// Sizes as cuDNN takes them.
+/// Sizes in cuDNN's integer type.
 fn integers<const N: usize>(sizes: [usize; N]) -> Result<[i64; N]> {
     let mut integers = [0; N];
     for (to, size) in integers.iter_mut().zip(sizes) {
@@ -300,15 +301,15 @@ fn integer(size: usize) -> Result<i64> {
     i64::try_from(size).map_err(Error::wrap)
 }
 
-fn done(status: cudnnStatus_t) -> Result<()> {
+fn check(status: cudnnStatus_t) -> Result<()> {
     Ok(status.result()?)
 }
 
-/// One of cuDNN's objects.
+/// An owned backend descriptor.
 #[repr(transparent)]
 pub(super) struct Descriptor(cudnnBackendDescriptor_t);
 
-/// What an object is told about itself.
+/// An attribute's value.
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Integers(&'a [i64]),
@@ -316,7 +317,7 @@ enum Value<'a> {
     F64(f64),
     Type(cudnnDataType_t),
     Mode(cudnnConvolutionMode_t),
-    Guess(Guess),
+    Heuristic(Heuristic),
     Addresses(&'a [u64]),
     Descriptor(&'a Descriptor),
     Handle(&'a Handle),
@@ -325,21 +326,21 @@ enum Value<'a> {
 }
 
 impl Descriptor {
-    /// With these attributes, and finished.
+    /// Creates a descriptor, sets these attributes, and finalizes it.
     fn new(kind: Kind, attributes: &[(Name, Value<'_>)]) -> Result<Self> {
         let descriptor = Self::empty(kind)?;
         for (name, value) in attributes {
             descriptor.set(*name, value)?;
         }
-        // SAFETY: it is alive.
-        done(unsafe { cudnnBackendFinalize(descriptor.0) })?;
+        // SAFETY: the descriptor was created above and is finalized once, after its attributes are set.
+        check(unsafe { cudnnBackendFinalize(descriptor.0) })?;
         Ok(descriptor)
     }
 
     fn empty(kind: Kind) -> Result<Self> {
         let mut descriptor = Self(null_mut());
-        // SAFETY: this is where it goes.
-        done(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
+        // SAFETY: the pointer is that of a local variable, to which cuDNN writes the new descriptor.
+        check(unsafe { cudnnBackendCreateDescriptor(kind, from_mut(&mut descriptor.0)) })?;
         Ok(descriptor)
     }
 
@@ -353,20 +354,21 @@ impl Descriptor {
             Value::F64(x) => (Type::CUDNN_TYPE_DOUBLE, one(x)),
             Value::Type(x) => (Type::CUDNN_TYPE_DATA_TYPE, one(x)),
             Value::Mode(x) => (Type::CUDNN_TYPE_CONVOLUTION_MODE, one(x)),
-            Value::Guess(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
+            Value::Heuristic(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
             Value::Addresses(x) => (Type::CUDNN_TYPE_VOID_PTR, (x.len(), x.as_ptr().cast())),
             Value::Descriptor(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, one(&x.0)),
             Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.handle)),
             #[cfg(test)]
             Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
         };
-        // SAFETY: at `at` are so many values of that type, an address being as large as a pointer; cuDNN copies them.
-        done(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
+        // SAFETY: `at` points to `count` values of the attribute's type (addresses have the size of pointers). cuDNN
+        // copies them during the call.
+        check(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
     }
 
     fn integer(&self, name: Name) -> Result<i64> {
         let mut integer = 0;
-        // SAFETY: there is room for one.
+        // SAFETY: there is room for one integer.
         unsafe { self.get(name, Type::CUDNN_TYPE_INT64, 1, from_mut(&mut integer).cast()) }?;
         Ok(integer)
     }
@@ -374,39 +376,40 @@ impl Descriptor {
     /// As numbers: a newer library may have notes that these bindings do not know.
     fn notes(&self, name: Name, kind: Type) -> Result<Vec<u32>> {
         let mut notes = vec![0; 64];
-        // SAFETY: there is room for so many.
+        // SAFETY: there is room for `notes.len()` values, which are C enums of 32 bits.
         let count = unsafe { self.get(name, kind, notes.len(), notes.as_mut_ptr().cast()) }?;
         notes.truncate(count);
         Ok(notes)
     }
 
     fn descriptors(&self, name: Name, kind: Kind) -> Result<Vec<Self>> {
-        // SAFETY: it is asked for nothing but their number.
+        // SAFETY: with room for 0 values cuDNN only returns their number.
         let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, null_mut()) }?;
         let mut descriptors = (0..count).map(|_| Self::empty(kind)).collect::<Result<Vec<_>>>()?;
         let at = descriptors.as_mut_ptr().cast();
-        // SAFETY: there are so many, each a pointer to an object of that kind, which cuDNN fills.
+        // SAFETY: `at` points to `count` valid descriptors of this kind, which cuDNN fills. `Descriptor` is
+        // transparent.
         let count = unsafe { self.get(name, Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, count, at) }?;
         descriptors.truncate(count);
         Ok(descriptors)
     }
 
-    /// How many values there are.
+    /// Reads an attribute, and returns the number of its values.
     ///
     /// # Safety
     ///
-    /// At `at` there is room for `most` values of this type.
+    /// `at` must have room for `most` values of this type.
     unsafe fn get(&self, name: Name, kind: Type, most: usize, at: *mut c_void) -> Result<usize> {
         let mut count = 0;
-        // SAFETY: it is alive, and the caller answers for the room.
-        done(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
+        // SAFETY: `self.0` is a valid descriptor, and the caller guarantees the room.
+        check(unsafe { cudnnBackendGetAttribute(self.0, name, kind, integer(most)?, from_mut(&mut count), at) })?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 }
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: nobody else has it.
+        // SAFETY: `Self` owns the descriptor, and nothing uses it after this.
         unsafe { cudnnBackendDestroyDescriptor(self.0) };
     }
 }
@@ -415,7 +418,7 @@ impl Drop for Descriptor {
 mod tests {
     use super::*;
 
-    /// An H200, in the words in which cuDNN writes a device down.
+    /// The properties of an H200, in cuDNN's JSON format.
     const H200: &str = r#"{"deviceVer": 900, "driverVer": 13000, "cudaDeviceId": 0, "deviceName": "NVIDIA H200",
         "totalGlobalMem": 150754820096, "multiProcessorCount": 132, "warpSize": 32, "maxThreadsPerBlock": 1024,
         "maxThreadsPerSM": 2048, "maxCtasPerSM": 32, "maxGridSize": [2147483647, 65535, 65535],
@@ -429,14 +432,15 @@ mod tests {
         Side { input, kernel, output: (input + 2 * padding - kernel) / stride + 1, stride, padding, dilation: 1 }
     }
 
-    /// Against NVIDIA's own library: it takes the descriptions, and has plans for every convolution of our networks.
+    /// Against NVIDIA's library: it accepts the descriptors, and has plans for every convolution of the examples'
+    /// networks.
     #[test]
     #[ignore = "it takes cuDNN, but no GPU: `tests/gpu.sh plans`"]
     fn plans_for_a_device_that_is_not_here() {
         let device = [(Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, Value::Text(H200))];
         let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device).unwrap();
-        // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the last
-        // block of ResNet-18, one of ResNeXt, and what fits nothing.
+        // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the
+        // last block of ResNet-18, one of ResNeXt, and odd sizes.
         let shapes = [
             (3, 16, 1, 32, 3, 1),
             (16, 160, 1, 32, 3, 1),
@@ -456,9 +460,9 @@ mod tests {
             let side = side(pixels, kernel, stride);
             let conv = Conv { images: 256, channels, filters, groups, height: side, width: side };
             for (dtype, tf32) in types {
-                for format in [Format::Planes, Format::ChannelsLast] {
-                    for way in [Way::Forward, Way::BackwardData, Way::BackwardFilter] {
-                        let operation = Operation { way, conv, format, dtype, tf32 };
+                for format in [ImageLayout::Nchw, ImageLayout::Nhwc] {
+                    for op in [ConvOp::Forward, ConvOp::BackwardData, ConvOp::BackwardFilter] {
+                        let operation = Operation { op, conv, format, dtype, tf32 };
                         let plans = operation.plans(Target::Described(&device)).unwrap().flatten().count();
                         println!("{operation:?}: {plans} plans");
                         assert!(plans > 0, "{operation:?}");

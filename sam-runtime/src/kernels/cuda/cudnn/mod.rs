@@ -1,183 +1,71 @@
-//! Convolutions by cuDNN: forward, and the gradients of the images and of the weight.
+//! Convolutions by cuDNN: forward, data gradient and filter gradient.
 //!
-//! The first time that a convolution of some sizes runs, cuDNN's [plans](graph) for it are timed and the fastest is kept, for
-//! as long as the thread lives. So a thread computes the same bits again and again, but two may have picked different
-//! plans. What was picked goes to `tracing`, at level debug. Where cuDNN has no plan the answer is None.
+//! On the first run with given sizes, all of cuDNN's [plans](graph) are timed, and the fastest is kept as long as the
+//! thread lives. So a thread is deterministic, but two threads may have picked different plans. The choice is logged
+//! with `tracing` at debug level. Without a plan the functions return `None`.
 
 mod graph;
+pub(super) mod plans;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::Arc;
-
-use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-use candle_core::cuda::{CudaDevice, WrapErr, gemm_reduced_precision_f32};
+use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::{Result, Tensor};
 
-use self::graph::{ALIGNMENT, Addresses, Handle, Operation, Plan, Target, Way};
-use super::{Engine, Fresh, address_of, device, with};
-use crate::kernels::conv::Conv;
-use crate::kernels::format::Format;
+use self::graph::{ALIGNMENT, Addresses, ConvOp, Operation};
+use super::buffers::{UninitTensor, address_of, device};
+use super::context::{CudaContext, with_context};
+use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::conv::Conv;
 
-/// The most memory that a plan may ask for, in bytes.
-const WORKSPACE: usize = 1 << 30;
-
-/// How many plans are timed, each after once for nothing: the least of so many rounds counts, of so many calls.
-const PLANS: usize = 16;
-const ROUNDS: usize = 3;
-const CALLS: usize = 3;
-
-/// cuDNN, what has been found out about it, and the memory that all convolutions share.
-#[derive(Default)]
-pub(super) struct Convolutions {
-    plans: HashMap<Operation, Option<Plan>>,
-    workspace: Option<CudaSlice<u8>>,
-    /// From the first convolution on: to start it takes time, and memory of the device.
-    handle: Option<Handle>,
-}
-
-/// The convolution of x with w, of one type and in this format, as y will be.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: Format) -> Result<Option<Fresh>> {
+/// The convolution of x with w, of one dtype, all in this layout.
+pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<UninitTensor>> {
     let Conv { images, filters, height, width, .. } = *conv;
     let shape = (images, filters, height.output, width.output);
-    run(Way::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
+    run(ConvOp::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
 }
 
 /// The gradient of x.
-pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: Format) -> Result<Option<Tensor>> {
+pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { images, channels, height, width, .. } = *conv;
     let shape = (images, channels, height.input, width.input);
-    let dx = run(Way::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
-    dx.map(Fresh::tensor).transpose()
+    let dx = run(ConvOp::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
+    dx.map(UninitTensor::tensor).transpose()
 }
 
 /// The gradient of w.
-pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: Format) -> Result<Option<Tensor>> {
+pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
     let Conv { channels, filters, groups, height, width, .. } = *conv;
     let shape = (filters, channels / groups, height.kernel, width.kernel);
-    let dw = run(Way::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
-    dw.map(Fresh::tensor).transpose()
+    let dw = run(ConvOp::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
+    dw.map(UninitTensor::tensor).transpose()
 }
 
-/// One of the three, from two of the operands to the third.
+/// Runs one of the three operations, from two operands to the third.
 fn run(
-    way: Way,
+    op: ConvOp,
     conv: &Conv,
-    format: Format,
+    format: ImageLayout,
     from: [&Tensor; 2],
     to: (usize, usize, usize, usize),
     operands: impl Fn([u64; 2], u64) -> Addresses,
-) -> Result<Option<Fresh>> {
+) -> Result<Option<UninitTensor>> {
     let [a, b] = from;
     let (dtype, tf32) = (a.dtype(), gemm_reduced_precision_f32());
-    let operation = Operation { way, conv: *conv, format, dtype, tf32 };
+    let operation = Operation { op, conv: *conv, format, dtype, tf32 };
     let [a, b] = [aligned(a)?, aligned(b)?];
     let addresses = [address_of(&a)?, address_of(&b)?];
-    with(device(&a)?, |engine| {
-        let fresh = Fresh { format, ..Fresh::new(&engine.device, dtype, to)? };
+    with_context(device(&a)?, |context| {
+        let fresh = UninitTensor { format, ..UninitTensor::new(&context.device, dtype, to)? };
         let at = operands(addresses, fresh.address()?);
-        let Engine { device, stream, convolutions, .. } = engine;
+        let CudaContext { device, stream, convolutions, .. } = context;
         Ok(convolutions.run(device, stream, operation, at)?.then_some(fresh))
     })
 }
 
-/// A tensor without gaps, or a copy that begins where plans want it.
+/// The tensor itself, or a copy with the alignment that plans require.
 fn aligned(tensor: &Tensor) -> Result<Tensor> {
     if (tensor.layout().start_offset() * tensor.dtype().size_in_bytes()).is_multiple_of(ALIGNMENT) {
         return Ok(tensor.clone());
     }
-    let format = Format::of(tensor);
+    let format = ImageLayout::of(tensor);
     format.named(&format.in_memory(tensor)?.force_contiguous()?)
-}
-
-impl Convolutions {
-    /// By the fastest plan, which is found out the first time. Whether there is one.
-    fn run(
-        &mut self,
-        device: &CudaDevice,
-        stream: &Arc<CudaStream>,
-        operation: Operation,
-        at: Addresses,
-    ) -> Result<bool> {
-        let handle = match &mut self.handle {
-            Some(handle) => handle,
-            place => place.insert(Handle::new(stream)?),
-        };
-        let plan = match self.plans.entry(operation) {
-            Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(fastest(device, stream, handle, &operation, at)?),
-        };
-        let Some(plan) = plan else { return Ok(false) };
-        let workspace = match &mut self.workspace {
-            Some(workspace) if workspace.len() >= plan.bytes => workspace,
-            place => {
-                *place = None; // It is free, in the order of the stream, before the larger one is taken.
-                place.insert(room(device, plan.bytes)?)
-            }
-        };
-        // SAFETY: the caller's operands are those of the operation, and the workspace stays.
-        unsafe { plan.run(handle, at, workspace.device_ptr(stream).0)? };
-        Ok(true)
-    }
-}
-
-fn room(device: &CudaDevice, bytes: usize) -> Result<CudaSlice<u8>> {
-    // SAFETY: whoever reads it has written it before.
-    unsafe { device.alloc::<u8>(bytes.max(1)) }
-}
-
-/// Times the plans: the only place where the host waits for the device.
-fn fastest(
-    device: &CudaDevice,
-    stream: &Arc<CudaStream>,
-    handle: &Handle,
-    operation: &Operation,
-    at: Addresses,
-) -> Result<Option<Plan>> {
-    let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
-    let (mut best, mut tried, mut trouble) = (None::<(f32, Plan)>, 0, None);
-    let plans = operation.plans(Target::Of(handle)).map_err(|error| trouble = Some(error));
-    // SAFETY: as when it is run in earnest. The workspace is freed in the order of the stream.
-    let run = |plan: &Plan, workspace: &CudaSlice<u8>| unsafe { plan.run(handle, at, workspace.device_ptr(stream).0) };
-    for plan in plans.into_iter().flatten() {
-        // Not every plan can be made or run, and memory that is not to be had is a plan less.
-        let ready = plan.and_then(|plan| {
-            if plan.bytes > WORKSPACE {
-                candle_core::bail!("a plan asks for {} bytes", plan.bytes)
-            }
-            let workspace = room(device, plan.bytes)?;
-            run(&plan, &workspace)?;
-            Ok((plan, workspace))
-        });
-        let (plan, workspace) = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                trouble = Some(error);
-                continue;
-            }
-        };
-        let mut least = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            let start = stream.record_event(timed).w()?;
-            for _ in 0..CALLS {
-                run(&plan, &workspace)?;
-            }
-            let end = stream.record_event(timed).w()?;
-            least = least.min(start.elapsed_ms(&end).w()? / CALLS as f32);
-        }
-        tracing::debug!(?operation, tried, bytes = plan.bytes, ms = least, "a plan to convolve");
-        if best.as_ref().is_none_or(|(other, _)| least < *other) {
-            best = Some((least, plan));
-        }
-        tried += 1;
-        if tried == PLANS {
-            break;
-        }
-    }
-    match (&best, trouble) {
-        (Some((ms, _)), _) => tracing::debug!(?operation, tried, ms, "the plan to convolve"),
-        (None, trouble) => tracing::warn!(?operation, ?trouble, "cuDNN has no plan to convolve"),
-    }
-    Ok(best.map(|(_, plan)| plan))
 }

@@ -1,0 +1,107 @@
+//! Trains one small network with every variant of SAM, on the same batches with the same wrong labels, and compares.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use sam_examples::cli::console::{bar, exit, say};
+use sam_examples::cli::options::{above_0, parse, seeds, within};
+use sam_examples::cli::out::Out;
+use sam_examples::data;
+use sam_examples::experiments::variants::report::table;
+use sam_examples::experiments::variants::run::{Run, train};
+use sam_examples::experiments::variants::{Variant, chart, variants};
+use sam_examples::io::atomic::write_atomic;
+use sam_examples::io::jsonl::Log;
+use sam_examples::util::numbers::MOST;
+
+sam_examples::use_mimalloc!();
+
+/// Files that are written.
+const FILES: [&str; 3] = ["log.jsonl", "table.md", "variants.png"];
+
+/// Compare all variants of SAM on a part of Fashion-MNIST with 40 % wrong labels
+#[derive(Debug, Parser)]
+#[command(
+    name = "variants",
+    version,
+    after_help = "Examples:\n  variants\n  variants --only asam --epochs 20 --seeds 2"
+)]
+struct Options {
+    /// Only variants with this in their name; SGD and SAM always run
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+
+    /// Passes over the training images
+    #[arg(long, default_value_t = 40)]
+    epochs: usize,
+
+    /// Number of repetitions, with other weights, order and wrong labels
+    #[arg(long, default_value_t = 5)]
+    seeds: u64,
+
+    /// First seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Multiply every radius by this: how the radii in the list were found, with another seed than the five
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    rho_factor: f64,
+
+    #[command(flatten)]
+    out: Out,
+
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    exit(compare(&parse()).map(|()| ExitCode::SUCCESS))
+}
+
+fn compare(options: &Options) -> Result<()> {
+    within("epochs", options.epochs as u64, 1..=MOST)?;
+    seeds(options.seed, options.seeds)?;
+    above_0("rho-factor", options.rho_factor)?;
+    let wanted = |variant: &Variant| {
+        let name = variant.name.to_lowercase();
+        let only = options.only.as_ref().is_none_or(|only| name.contains(&only.to_lowercase()));
+        only || ["sgd", "sam"].contains(&name.as_str())
+    };
+    let variants: Vec<_> = variants().into_iter().filter(wanted).collect();
+    if let Some(only) = &options.only {
+        let is_in = |variant: &Variant| variant.name.to_lowercase().contains(&only.to_lowercase());
+        ensure!(variants.iter().any(is_in), "--only is {only}: expected a part of the name of a variant, such as asam");
+    }
+    let out = options.out.folder("runs/variants", &FILES)?;
+    let set = Arc::new(data::embedded()?);
+    let start = Instant::now();
+    let mut file = Log::create(&out.join(FILES[0]))?;
+    let mut runs: Vec<Run> = Vec::new();
+    let bar = bar(variants.len() as u64 * options.seeds, "all", options.quiet);
+    for seed in options.seed..options.seed + options.seeds {
+        for variant in &variants {
+            bar.set_message(format!("{} seed {seed}", variant.name));
+            let run = train(variant, &set, seed, options.epochs, options.rho_factor)?;
+            file.add(&run)?;
+            runs.push(run);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+
+    let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
+    let title = format!("{}, {} images, 40 % wrong labels, {seeds}", set.name, set.train.len());
+    let table = table(&variants, &runs);
+    let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
+                the same seed. \"Best epoch\" is chosen on the test images: what early stopping could give at most. The radii were \
+                chosen on them too, with another seed.";
+    write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;
+    chart::draw(&variants, &runs, &title, &out.join(FILES[2]))?;
+    say(format_args!("{title}\n\n{table}\n{note}"));
+    say(format_args!("{:.0} s in all; picture, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! One training run of the comparison.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::Tensor;
+use candle_nn::Optimizer as _;
+use clap::ValueEnum;
+use sam_runtime::optim::{ParamsSgd, Sgd};
+use serde::Serialize;
+
+use crate::augment::Augment;
+use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
+use crate::metrics::{MeanLoss, error_rate};
+use crate::models::{Architecture, Model};
+use crate::trainer::{Fit, Position, fit};
+use crate::util::device::DeviceConfig;
+use crate::util::schedule::cosine;
+
+/// The settings that all runs of a comparison share.
+#[derive(Clone, Debug)]
+pub struct CompareConfig {
+    /// The device.
+    pub device: DeviceConfig,
+    /// The network.
+    pub architecture: Architecture,
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images in a batch.
+    pub batch: usize,
+    /// The constants of the optimizer; the learning rate falls from here to 0 along a cosine.
+    pub sgd: ParamsSgd,
+    /// The ball of SAM.
+    pub ball: Ball,
+    /// The augmentation of training images.
+    pub augment: Augment,
+    /// The share of wrong training labels, 0 to 1, and how they are drawn.
+    pub noise: (f64, Noise),
+}
+
+/// The ball that SAM perturbs the weights within.
+#[derive(Clone, Copy, Debug)]
+pub struct Ball {
+    /// The radius.
+    pub rho: f64,
+    /// The norm.
+    pub p: f64,
+}
+
+/// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n). With ρ = 0
+/// the gradient is the plain one.
+#[sam_runtime::sam(rho = ball.rho, p = ball.p)]
+fn loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> candle_core::Result<Tensor> {
+    model.cross_entropy(x, y)
+}
+
+/// The gradient that SGD uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainMode {
+    /// Plain SGD: the loss function without the attribute
+    Sgd,
+    /// SAM: the loss function with the attribute
+    Sam,
+}
+
+impl TrainMode {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sgd => "SGD",
+            Self::Sam => "SAM",
+        }
+    }
+}
+
+/// The results of one epoch: a line of the log.
+#[derive(Clone, Debug, Serialize)]
+pub struct Epoch {
+    /// The mode.
+    #[serde(rename = "method")]
+    pub mode: TrainMode,
+    /// The seed of weights, order, augmentation and label noise.
+    pub seed: u64,
+    /// From 1.
+    pub epoch: usize,
+    /// The mean loss over the epoch's batches, at w.
+    pub loss: f64,
+    /// The share of training images that are not given their label, which may be a wrong one.
+    pub train_error: f64,
+    /// The share of test images that the model misclassifies.
+    pub test_error: f64,
+    /// Seconds of training, without the test.
+    pub seconds: f64,
+}
+
+/// Trains one model; `tell` is called after each epoch.
+///
+/// # Errors
+/// Those of candle, and of `tell`.
+pub fn run(
+    config: &CompareConfig,
+    set: &Arc<Dataset>,
+    mode: TrainMode,
+    seed: u64,
+    tell: impl FnMut(Epoch) -> Result<()>,
+) -> Result<()> {
+    let shape = [set.channels, set.height, set.width];
+    let model: Model = Model::at(&config.device, config.architecture, shape, set.classes.len(), seed)?;
+    let sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
+    let [mut train, test] = ImageSet::both(set).map(|images| images.on(&config.device.device));
+    add_noise(train.labels_mut(), set.classes.len(), config.noise.0, config.noise.1, seed)?;
+    let rho = if mode == TrainMode::Sgd { 0.0 } else { config.ball.rho };
+    let per_epoch = train.steps(config.batch);
+    let mut run = Run {
+        config,
+        ball: Ball { rho, ..config.ball },
+        mode,
+        seed,
+        model,
+        sgd,
+        train,
+        test,
+        per_epoch,
+        step: 0,
+        loss: MeanLoss::default(),
+        started: Instant::now(),
+        tell,
+    };
+    fit(&mut run).map(|_| ())
+}
+
+struct Run<'a, F> {
+    config: &'a CompareConfig,
+    ball: Ball,
+    mode: TrainMode,
+    seed: u64,
+    model: Model,
+    sgd: Sgd,
+    train: ImageSet,
+    test: ImageSet,
+    /// Steps of an epoch.
+    per_epoch: usize,
+    /// Completed steps.
+    step: usize,
+    loss: MeanLoss,
+    /// The start of the epoch.
+    started: Instant,
+    tell: F,
+}
+
+impl<F: FnMut(Epoch) -> Result<()>> Fit for Run<'_, F> {
+    type Batch = (Tensor, Tensor);
+    type Batches = Batches;
+
+    fn position(&self) -> Option<Position> {
+        let (epoch, done) = (self.step / self.per_epoch, self.step % self.per_epoch);
+        (epoch < self.config.epochs).then_some(Position { epoch, done })
+    }
+
+    fn begin_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {
+        self.started = Instant::now();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn batches(&self, at: Position) -> Batches {
+        self.train.shuffled(self.config.batch, self.config.augment, self.seed, at.epoch).after(at.done)
+    }
+
+    fn step(&mut self, _: Position, (x, y): Self::Batch) -> Result<ControlFlow<()>> {
+        let progress = self.step as f64 / (self.config.epochs * self.per_epoch) as f64;
+        self.sgd.set_learning_rate(self.config.sgd.lr * cosine(progress));
+        let loss = loss(&self.model, &x, &y, self.ball)?;
+        self.sgd.backward_step(&loss)?;
+        self.loss.add(&loss)?;
+        self.step += 1;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn end_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {
+        let loss = self.loss.take()?;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let train_error = error_rate(&self.model, self.train.in_order(TEST_BATCH))?;
+        let test_error = error_rate(&self.model, self.test.in_order(TEST_BATCH))?;
+        let (mode, seed) = (self.mode, self.seed);
+        (self.tell)(Epoch { mode, seed, epoch: epoch + 1, loss, train_error, test_error, seconds })?;
+        Ok(ControlFlow::Continue(()))
+    }
+}

@@ -1,0 +1,82 @@
+//! Charts as PNG files: size, colors, fonts, legend.
+
+use std::io;
+use std::path::Path;
+use std::sync::Once;
+
+use anyhow::{Context as _, Result};
+use image::RgbImage;
+use plotters::coord::{CoordTranslate, Shift};
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+
+use super::atomic::write_atomic;
+
+/// The default size of a chart in pixels: width and height.
+pub const SIZE: (u32, u32) = (1200, 750);
+
+/// An area to draw on.
+pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+
+/// The result of drawing.
+pub type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
+
+/// Draws a PNG of this width and height, on an area of twice the size that is then scaled down: plotters draws without
+/// anti-aliasing.
+///
+/// # Errors
+/// If the file cannot be written; nothing is left behind then.
+pub fn png(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> DrawResult) -> Result<()> {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // Fails only for bytes that are not a font.
+        let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
+        let _ = register_font("sans-serif", FontStyle::Bold, dejavu::sans::bold());
+    });
+    let (width, height) = (2 * size.0, 2 * size.1);
+    let mut pixels = vec![0; (width * height * 3) as usize];
+    let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+    let drawn = area.fill(&PAPER).map_err(Into::into).and_then(|()| draw(&area)).and_then(|()| Ok(area.present()?));
+    drawn.map_err(|error| anyhow::anyhow!("cannot draw {}: {error}", path.display()))?;
+    drop(area);
+    let large = RgbImage::from_raw(width, height, pixels).context("the picture has another size than its buffer")?;
+    let small = image::imageops::thumbnail(&large, size.0, size.1);
+    let mut png = io::Cursor::new(Vec::new());
+    small.write_to(&mut png, image::ImageFormat::Png).with_context(|| format!("cannot encode {}", path.display()))?;
+    write_atomic(path, png.get_ref())
+}
+
+/// The color of text.
+pub const INK: RGBColor = RGBColor(51, 51, 51);
+/// The background.
+pub const PAPER: RGBColor = RGBColor(255, 255, 255);
+/// A palette for all kinds of color vision (Okabe and Ito). SAM has the first color, SGD the second.
+pub const COLORS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(110, 110, 110),
+];
+
+/// Draws the legend of a chart into one of its corners.
+///
+/// # Errors
+/// If it cannot be drawn.
+pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, BitMapBackend<'b>, C>,
+    corner: SeriesLabelPosition,
+) -> DrawResult {
+    chart
+        .configure_series_labels()
+        .position(corner)
+        .margin(24)
+        .legend_area_size(80)
+        .background_style(PAPER.mix(0.85))
+        .border_style(INK.mix(0.2))
+        .label_font(("sans-serif", 36).into_font().color(&INK))
+        .draw()?;
+    Ok(())
+}

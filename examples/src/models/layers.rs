@@ -1,0 +1,229 @@
+//! The layers that a model is built from: those of `sam_runtime::nn`, or those of `candle_nn` alone, for comparison.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder};
+use sam_runtime::nn;
+
+/// A set of layers. Both sets have the same variables under the same names.
+pub trait LayerSet {
+    /// A convolution without bias.
+    type Conv: Module;
+    /// A batch normalization.
+    type Norm: ModuleT;
+    /// A linear layer.
+    type Linear: Module;
+
+    /// A convolution with square kernels of `size`, padded so that stride 1 keeps the image's size.
+    ///
+    /// # Errors
+    /// If its variable cannot be created.
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv>;
+
+    /// A batch normalization.
+    ///
+    /// # Errors
+    /// If its variables cannot be created.
+    fn norm(channels: usize, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        Self::norm_with(channels, 1e-5, vb)
+    }
+
+    /// A batch normalization with this ε.
+    ///
+    /// # Errors
+    /// If its variables cannot be created.
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm>;
+
+    /// A linear layer.
+    ///
+    /// # Errors
+    /// If its variables cannot be created.
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear>;
+
+    /// max(x, 0).
+    ///
+    /// # Errors
+    /// Those of candle.
+    fn relu(x: &Tensor) -> Result<Tensor>;
+
+    /// A batch normalization, and the ReLU after it.
+    ///
+    /// # Errors
+    /// If x has other channels than the layer.
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// A batch normalization, the sum with `y`, and the ReLU after it.
+    ///
+    /// # Errors
+    /// If x has other channels than the layer, or another shape than y.
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// x + y.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor>;
+
+    /// The mean of each channel, from (n, channels, height, width) to (n, channels).
+    ///
+    /// # Errors
+    /// If x has other than four dimensions.
+    fn mean(x: &Tensor) -> Result<Tensor>;
+
+    /// The mean of each window of `size` by `size`, which do not overlap.
+    ///
+    /// # Errors
+    /// If x has other than four dimensions, or is smaller than a window.
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor>;
+
+    /// The largest of each window of 3x3, every second row and column, with padding that is never the largest.
+    ///
+    /// # Errors
+    /// If x has other than four dimensions; candle's has no backward pass.
+    fn max_pool(x: &Tensor) -> Result<Tensor>;
+
+    /// The mean cross-entropy of logits (n, classes) and labels (n).
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor>;
+}
+
+/// The layers of `sam_runtime::nn`.
+#[derive(Clone, Copy, Debug)]
+pub struct SamRuntime;
+
+/// The layers of `candle_nn`.
+#[derive(Clone, Copy, Debug)]
+pub struct CandleNn;
+
+fn config(size: usize, stride: usize) -> Conv2dConfig {
+    Conv2dConfig { padding: size / 2, stride, ..Default::default() }
+}
+
+impl LayerSet for CandleNn {
+    type Conv = candle_nn::Conv2d;
+    type Norm = candle_nn::BatchNorm;
+    type Linear = candle_nn::Linear;
+
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
+        candle_nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
+    }
+
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        candle_nn::batch_norm(channels, eps, vb)
+    }
+
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
+        candle_nn::linear(from, to, vb)
+    }
+
+    fn relu(x: &Tensor) -> Result<Tensor> {
+        x.relu()
+    }
+
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+        norm.forward_t(x, train)?.relu()
+    }
+
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
+        (norm.forward_t(x, train)? + y)?.relu()
+    }
+
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        x + y
+    }
+
+    fn mean(x: &Tensor) -> Result<Tensor> {
+        x.mean((2, 3))
+    }
+
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor> {
+        x.avg_pool2d(size)
+    }
+
+    fn max_pool(x: &Tensor) -> Result<Tensor> {
+        let pad = |x: &Tensor, dim: usize| {
+            let edge = (x.narrow(dim, 0, 1)?.zeros_like()? + f64::NEG_INFINITY)?;
+            Tensor::cat(&[&edge, x, &edge], dim)
+        };
+        pad(&pad(x, 2)?, 3)?.max_pool2d_with_stride(3, 2)
+    }
+
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        candle_nn::loss::cross_entropy(logits, labels)
+    }
+}
+
+impl LayerSet for SamRuntime {
+    type Conv = nn::Conv2d;
+    type Norm = nn::BatchNorm;
+    type Linear = nn::Linear;
+
+    fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
+        nn::conv2d_no_bias(from, to, size, config(size, stride), vb)
+    }
+
+    fn norm_with(channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::Norm> {
+        nn::batch_norm(channels, eps, vb)
+    }
+
+    fn linear(from: usize, to: usize, vb: VarBuilder<'_>) -> Result<Self::Linear> {
+        nn::linear(from, to, vb)
+    }
+
+    fn relu(x: &Tensor) -> Result<Tensor> {
+        nn::relu(x)
+    }
+
+    fn norm_relu(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
+        norm.forward_relu(x, train)
+    }
+
+    fn norm_add_relu(norm: &Self::Norm, x: &Tensor, y: &Tensor, train: bool) -> Result<Tensor> {
+        norm.forward_add_relu(x, y, train)
+    }
+
+    fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        nn::add(x, y)
+    }
+
+    fn mean(x: &Tensor) -> Result<Tensor> {
+        nn::global_avg_pool2d(x)
+    }
+
+    fn avg_pool(x: &Tensor, size: usize) -> Result<Tensor> {
+        nn::avg_pool2d(x, size, size, 0)
+    }
+
+    fn max_pool(x: &Tensor) -> Result<Tensor> {
+        nn::max_pool2d(x, 3, 2, 1)
+    }
+
+    fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        nn::cross_entropy(logits, labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    /// Zeros around negative numbers would be the largest.
+    #[test]
+    fn padding_is_never_the_largest() {
+        let values: Vec<f32> = (0..2 * 36).map(|i| -1.0 - (i * 29 % 72) as f32).collect();
+        let x = Tensor::from_vec(values.clone(), (1, 2, 6, 6), &Device::Cpu).unwrap();
+        let largest = |channel: usize, row: usize, column: usize| {
+            let near = |at: usize| (2 * at).saturating_sub(1)..(2 * at + 2).min(6);
+            let window = near(row).flat_map(|y| near(column).map(move |x| (y, x)));
+            window.map(|(y, x)| values[36 * channel + 6 * y + x]).fold(f32::NEG_INFINITY, f32::max)
+        };
+        let expected: Vec<f32> = (0..18).map(|i| largest(i / 9, i / 3 % 3, i % 3)).collect();
+        for found in [SamRuntime::max_pool(&x).unwrap(), CandleNn::max_pool(&x).unwrap()] {
+            assert_eq!(found.dims(), [1, 2, 3, 3]);
+            assert_eq!(found.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+        }
+    }
+}

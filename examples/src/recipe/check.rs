@@ -1,0 +1,151 @@
+//! The ranges of the keys, and the recipe that a patch gives.
+
+use anyhow::{Error, Result};
+
+use super::keys::{Recipe, RecipePatch, kebab};
+use super::scale::Scale;
+use crate::data::MAX_IMAGE_SIZE;
+use crate::util::numbers::MOST;
+use crate::util::schedule::LrSchedule;
+
+impl RecipePatch {
+    /// The recipe, with defaults for missing keys, scaled.
+    ///
+    /// # Errors
+    /// If values are out of range or do not go together; the error names the file and line of one of them.
+    pub fn recipe(&self, scale: &Scale) -> Result<Recipe> {
+        let recipe = self.resolve();
+        self.check(&recipe)?;
+        Ok(recipe.scaled(scale))
+    }
+
+    /// The recipe with further settings, `key = value` in TOML, scaled.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse) and [`recipe`](Self::recipe).
+    pub fn recipe_with(&self, settings: &[String], scale: &Scale) -> Result<Recipe> {
+        Self::parse("--set", &settings.join("\n"))?.or(self).recipe(scale)
+    }
+
+    /// Checks ranges, and which keys exclude each other.
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
+        macro_rules! expect {
+            ($($key:ident $holds:expr, $expected:literal;)*) => {
+                $(let holds: bool = $holds;
+                if !holds {
+                    let what = format!("`{}` is {:?}: expected {}", kebab(stringify!($key)), recipe.$key, $expected);
+                    return Err(self.$key.as_ref().map_or_else(|| Error::msg(what.clone()), |found| found.error(&what)));
+                })*
+            };
+        }
+        expect! {
+            epochs positive(recipe.epochs) && recipe.epochs <= MOST as f64, "more than 0, at most 1000000";
+            steps recipe.steps <= (1 << 40), "at most 1099511627776";
+            steps recipe.steps == 0 || self.epochs.is_none(), "0, or no `epochs` beside it";
+            stretch positive(recipe.stretch) && recipe.stretch <= MOST as f64, "more than 0, at most 1000000";
+            patience recipe.patience == 0 || recipe.method.phases().len() == 1, "0 for a `method` of several trainings";
+            images positive(recipe.images), "more than 0";
+            keep_epochs recipe.keep_epochs.iter().all(|at| positive(*at)), "epochs, each more than 0";
+            compare_orders !recipe.compare_orders || (recipe.rho > 0.0 && recipe.inner_steps == 1), "`false` without `rho`, or with several `inner-steps`";
+            batch (1..=MOST as usize).contains(&recipe.batch), "1 to 1000000";
+            accumulate recipe.accumulate > 0 && recipe.batch.is_multiple_of(recipe.accumulate), "a divisor of `batch`";
+            validation (0.0..1.0).contains(&recipe.validation), "a share below 1";
+            lr positive(recipe.lr), "more than 0";
+            momentum (0.0..1.0).contains(&recipe.momentum), "0 to less than 1";
+            weight_decay at_least_0(recipe.weight_decay), "at least 0";
+            clip at_least_0(recipe.clip), "at least 0";
+            drop_factor share(recipe.drop_factor), "0 to 1";
+            drops recipe.drops.iter().all(|at| share(*at)), "shares of the run";
+            drops recipe.drops.is_empty() || recipe.schedule == LrSchedule::Steps, "none without `schedule = \"steps\"`";
+            warm_up at_least_0(recipe.warm_up), "at least 0 epochs";
+            ema (0.0..1.0).contains(&recipe.ema), "0 to less than 1";
+            smoothing (0.0..1.0).contains(&recipe.smoothing), "0 to less than 1";
+            smoothing recipe.smoothing == 0.0 || recipe.method.smooths(), "0 for a `method` with a loss of its own";
+            noise share(recipe.noise), "0 to 1";
+            noise !recipe.method.needs_rate() || recipe.noise > 0.0, "more than 0 for a `method` that drops this share";
+            alpha positive(recipe.alpha) && recipe.alpha <= 1e6, "more than 0, at most 1000000";
+            rho at_least_0(recipe.rho), "at least 0";
+            inner_steps (1..=1000).contains(&recipe.inner_steps), "1 to 1000";
+            cutout recipe.cutout <= MAX_IMAGE_SIZE as usize, "at most 1024";
+            p recipe.p >= 1.0, "1 to inf";
+            adaptive recipe.adaptive == -1.0 || at_least_0(recipe.adaptive), "at least 0, or -1 for none";
+            m recipe.m <= recipe.batch / recipe.accumulate.max(1), "at most the images of a part of the batch";
+            start !recipe.frozen_norm || !recipe.start.is_empty(), "a file, with `frozen-norm`";
+            new_head !recipe.new_head || !recipe.start.is_empty(), "`false` without `start`";
+            image_size recipe.image_size <= MAX_IMAGE_SIZE, "at most 1024";
+            lazy !recipe.lazy || recipe.data != "embedded", "`false` for the set that is compiled in";
+            lazy !recipe.lazy || recipe.image_size > 0, "`false` without `image-size`";
+            lazy !recipe.lazy || (recipe.cutout == 0 && recipe.auto_augment.0.is_none()), "`false` with other augmentation than `basic`";
+        }
+        recipe.sam(&[]).map(|_| ()).map_err(|error| {
+            let order = self.second_order.as_ref().filter(|order| order.value).map(|order| order.error(&error));
+            let steps = self.inner_steps.as_ref().filter(|steps| steps.value != 1).map(|steps| steps.error(&error));
+            order.or(steps).unwrap_or(error)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let error =
+            RecipePatch::parse("test.toml", text).and_then(|changes| changes.recipe(&Scale::default())).unwrap_err();
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        for (text, line, words) in [
+            ("rho = 0.1\nrhoo = 1.0\n", 2, "unknown field `rhoo`"),
+            ("\nepochs = \"ten\"\n", 2, "invalid type: string \"ten\""),
+            ("lr = 0.1\nepochs = 0.0", 2, "`epochs` is 0.0: expected more than 0"),
+            ("batch = 10\naccumulate = 3", 2, "a divisor of `batch`"),
+            ("model = \"resnet21\"", 1, "6 n + 2"),
+            ("method = \"magic\"", 1, "magic"),
+            ("method = \"gce\"\n\nsmoothing = 0.1", 3, "a loss of its own"),
+            ("rho = -0.5", 1, "-0.5"),
+            ("rho = 0.1\np = 0.5", 2, "0.5"),
+            ("frozen-norm = true\nstart = \"\"", 2, "with `frozen-norm`"),
+            ("m = 300", 1, "at most the images"),
+            ("epochs = 3.0\nsteps = 10", 2, "no `epochs` beside it"),
+            ("drop-factor = nan", 1, "0 to 1"),
+            ("image-size = 4000000000", 1, "at most 1024"),
+            ("image-size = 32\nlazy = true", 2, "compiled in"),
+            ("rho = 0.1\ninner-steps = 3\nsecond-order = true", 3, "second"),
+            ("rho = 0.1\ninner-steps = 0", 2, "1 to 1000"),
+            ("auto-augment = \"best\"", 1, "paper-25"),
+            ("keep-epochs = [1.0, 0.0]", 1, "each more than 0"),
+            ("compare-orders = true", 1, "without `rho`"),
+            ("rho = [", 1, ""),
+        ] {
+            let error = refused(text);
+            assert!(error.starts_with(&format!("test.toml, line {line}: ")) && error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn later_words_win() {
+        let base = RecipePatch::parse("base", "rho = 0.05\nepochs = 10.0\np = inf").unwrap();
+        let changed = RecipePatch::parse("cell", "rho = 0.1").unwrap().or(&base);
+        let recipe = changed.recipe(&Scale::default()).unwrap();
+        assert_eq!((recipe.rho, recipe.epochs, recipe.p, recipe.batch), (0.1, 10.0, f64::INFINITY, 256));
+    }
+
+    #[test]
+    fn the_last_word_says_how_long() {
+        let of = |above: &str, below: &str| {
+            let changes = RecipePatch::parse("a", above).unwrap().or(&RecipePatch::parse("b", below).unwrap());
+            let recipe = changes.recipe(&"epochs=0.5".parse().unwrap()).unwrap();
+            (recipe.epochs, recipe.steps)
+        };
+        assert_eq!(of("epochs = 4.0", "steps = 100"), (2.0, 0));
+        assert_eq!(of("steps = 100", "epochs = 4.0"), (0.5, 50));
+        assert_eq!(of("lr = 0.1", "steps = 1"), (0.5, 1));
+        assert_eq!(of("steps = 0", "epochs = 4.0"), (2.0, 0));
+    }
+}

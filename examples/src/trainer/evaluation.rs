@@ -1,0 +1,111 @@
+//! Tests during a training, and the weights that it writes.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::epochs_csv;
+use super::training::Training;
+use super::weights::WeightsInfo;
+use crate::data::{ImageSet, TEST_BATCH};
+use crate::metrics::error_rate;
+use crate::models::params::named;
+use crate::util::numbers::count;
+
+/// The largest number of tests of a training.
+const TESTS: usize = 20;
+
+/// The least number of training images for each image of a test.
+const TRAINED_PER_TESTED: usize = 4;
+
+impl Training<'_> {
+    /// Tests and logs, unless the test of this epoch is skipped.
+    pub(super) fn end_epoch(&mut self, per_epoch: usize, epochs: usize, steps: usize) -> Result<()> {
+        let (data, patience) = (self.job.data, self.job.recipe.patience);
+        let epoch = (self.progress.step - 1) / per_epoch + 1;
+        let affordable = epochs.saturating_mul(data.train.len()) / (TRAINED_PER_TESTED * data.test.len());
+        let every = if patience > 0 { 1 } else { epochs.div_ceil(affordable.clamp(1, TESTS)) };
+        if self.progress.step < steps && !epoch.is_multiple_of(every) {
+            self.progress.untested = false;
+            return Ok(());
+        }
+        let error = self.test_error()?;
+        self.progress.untested = false;
+        self.progress.test_error = Some(error.into());
+        self.log.add(
+            &json!({ "stage": self.progress.phase, "step": self.progress.step, "epoch": epoch, "test error": error }),
+        )?;
+        self.events.add(self.progress.steps, &[("test/error", error)])?;
+        if self.is_last_phase() {
+            if self.progress.best.is_none_or(|(best, _)| error < best.into()) {
+                self.progress.best = Some((error.into(), epoch));
+                if self.job.keep_weights {
+                    self.with_average(|training| training.write_weights("best.safetensors", epoch, error))?;
+                }
+            }
+            let since = epoch - self.progress.best.map_or(0, |(_, best)| best);
+            self.progress.stopped_early = patience > 0 && since >= patience;
+        }
+        if self.job.keep_weights {
+            epochs_csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the weights of this step, if `keep-epochs` names it.
+    pub(super) fn keep_epoch(&mut self, per_epoch: usize) -> Result<()> {
+        let recipe = self.job.recipe;
+        let here = kept_at(&recipe.keep_epochs, per_epoch, self.progress.step);
+        if !self.is_last_phase() || here.is_empty() {
+            return Ok(());
+        }
+        let error = self.test_error()?;
+        let epoch = (self.progress.step - 1) / per_epoch + 1;
+        let name = |at| format!("weights-epoch-{at}.safetensors");
+        self.with_average(|training| here.iter().try_for_each(|at| training.write_weights(&name(at), epoch, error)))
+    }
+
+    /// Runs `f` with the averaged weights, if there are any.
+    fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
+        match &self.average {
+            Some(average) => average.during(&self.model, || f(self)),
+            None => f(self),
+        }
+    }
+
+    /// The test images.
+    pub(super) fn test(&self) -> ImageSet {
+        self.job.data.test.interrupted_by(&self.stop)
+    }
+
+    /// The test error of the averaged weights, if there are any, or of the weights.
+    pub(super) fn test_error(&self) -> Result<f64> {
+        self.with_average(|training| {
+            Ok(error_rate(&training.model, training.test().in_order(TEST_BATCH).in_background().pairs())?)
+        })
+    }
+
+    /// Writes the variables of the model, with what is needed to use them.
+    pub(super) fn write_weights(&self, name: &str, epoch: usize, test_error: f64) -> Result<()> {
+        let weights = named(self.model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+        let info = WeightsInfo::of(self.job, epoch, test_error)?;
+        info.write(&weights, &self.job.folder.join(name))
+    }
+}
+
+/// The epochs that end at this step.
+fn kept_at(epochs: &[f64], per_epoch: usize, step: usize) -> Vec<f64> {
+    epochs.iter().copied().filter(|at| count(at * per_epoch as f64).max(1) == step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where two are less than a step apart, as in a shortened run.
+    #[test]
+    fn weights_are_kept_at_the_ends_of_epochs() {
+        let at = |step| kept_at(&[0.001, 1.0, 2.5, 2.51], 8, step);
+        assert_eq!([at(1), at(8), at(20)], [vec![0.001], vec![1.0], vec![2.5, 2.51]]);
+        assert!(at(0).is_empty() && at(16).is_empty());
+    }
+}

@@ -1,0 +1,61 @@
+//! Model, optimizer and SAM of a phase.
+
+use anyhow::{Context as _, Result};
+use candle_nn::Optimizer as _;
+use sam_runtime::Sam;
+use sam_runtime::optim::{ParamsSgd, Sgd};
+
+use super::job::Job;
+use super::weights::load_weights;
+use crate::models::Model;
+use crate::models::params::trained_vars;
+use crate::noisy_labels::{Phase, Start};
+use crate::recipe::Recipe;
+use crate::util::rng::{model_seed, phase_seed};
+
+/// The phase that created the model of a phase: its seed is also that of the random layers.
+pub(super) fn last_fresh(phases: &[Phase], phase: usize) -> usize {
+    phases.iter().take(phase + 1).rposition(|phase| phase.start == Start::New).unwrap_or(0)
+}
+
+/// A network with new weights, or those of `start`.
+pub(super) fn fresh_model(job: &Job<'_>, phase: usize) -> Result<Model> {
+    let Job { recipe, data, .. } = job;
+    let seed = model_seed(job.seed, phase);
+    let model = Model::with_init(job.device, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
+    if !recipe.start.is_empty() {
+        let folder =
+            job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
+        load_weights(&folder.join(&recipe.start), &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
+    }
+    Ok(model)
+}
+
+/// The optimizer of a phase.
+pub(super) fn optimizer(recipe: &Recipe, model: &Model) -> Result<Sgd> {
+    let params = ParamsSgd {
+        lr: recipe.lr,
+        momentum: recipe.momentum,
+        nesterov: recipe.nesterov,
+        weight_decay: if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay },
+    };
+    Ok(Sgd::new(trained_vars(model.vars()), params)?)
+}
+
+/// SAM as the recipe configures it, for the model of a phase.
+pub(super) fn build_sam(job: &Job<'_>, model: &Model, phase: usize) -> Result<Sam> {
+    let fresh = last_fresh(&job.recipe.method.phases(), phase);
+    Ok(job.recipe.sam(&trained_vars(model.vars()))?.seed(phase_seed(job.seed, fresh)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noisy_labels::NoisyLabelMethod;
+
+    #[test]
+    fn a_stage_goes_on_with_the_model_of_the_last_fresh_one() {
+        let of = |phase| last_fresh(&NoisyLabelMethod::O2u.phases(), phase);
+        assert_eq!([of(0), of(1), of(2), of(3)], [0, 0, 0, 0]);
+    }
+}

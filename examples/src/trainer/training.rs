@@ -1,0 +1,222 @@
+//! The state of a training: how it starts, resumes and is saved.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::{Device, Tensor};
+use sam_runtime::optim::Sgd;
+use sam_runtime::{Sam, StepStats};
+use serde_json::json;
+
+use super::checkpoint::{Checkpoint, Progress};
+use super::ema::Average;
+use super::job::{Job, Session};
+use super::label_state::LabelState;
+use super::outcome::Diverged;
+use super::recipe_diff::difference;
+use super::setup::{build_sam, fresh_model, last_fresh, optimizer};
+use super::weights::put;
+use crate::data::ImageSet;
+use crate::io::jsonl::Log;
+use crate::io::tensorboard::Events;
+use crate::models::Model;
+use crate::models::params::named;
+use crate::noisy_labels::{MethodState, Phase, Start, TrainSubset};
+use crate::util::stop::Stop;
+
+/// A training in progress.
+pub(super) struct Training<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) stop: Stop,
+    pub(super) phases: Vec<Phase>,
+    pub(super) sam: Sam,
+    pub(super) progress: Progress,
+    pub(super) labels: LabelState,
+    pub(super) model: Model,
+    pub(super) sgd: Sgd,
+    pub(super) average: Option<Average>,
+    /// The initial weights of a later phase, if one needs them.
+    pub(super) kept: BTreeMap<String, Tensor>,
+    /// Of the last step that was read; NaN before the first.
+    pub(super) loss: f64,
+    pub(super) sharpness: Option<f64>,
+    pub(super) unread: Option<Unread>,
+    pub(super) log: Log,
+    pub(super) events: Events,
+    pub(super) began: Instant,
+}
+
+/// The loss and statistics of a step that have not been read from the device.
+pub(super) struct Unread {
+    pub(super) step: usize,
+    pub(super) loss: Tensor,
+    pub(super) last: Option<StepStats>,
+}
+
+/// L(w + ε̂) - L(w) of a step, if it has evaluated both.
+fn rise(last: &StepStats) -> Result<Option<f64>> {
+    Ok(last.perturbed_loss()?.zip(last.loss()?).map(|(perturbed, loss)| perturbed - loss))
+}
+
+impl<'a> Training<'a> {
+    /// Starts or resumes a training.
+    pub(super) fn begin(job: &'a Job<'a>, session: &Session) -> Result<Self> {
+        let recipe = job.recipe;
+        let words = job.words()?;
+        let (mut checkpoint, path) = job.saved(session, &words)?.unzip();
+        let mut progress = checkpoint.as_ref().map_or_else(Progress::default, |checkpoint| checkpoint.progress.clone());
+        let before = std::mem::replace(&mut progress.recipe, words);
+        let train = &job.data.train;
+        let phases = recipe.method.phases();
+        let model = fresh_model(job, last_fresh(&phases, progress.phase))?;
+        let mut sgd = optimizer(recipe, &model)?;
+        let sam = build_sam(job, &model, progress.phase)?;
+        let mut labels = LabelState {
+            labels: train.labels().to_vec(),
+            kept: train.indices().to_vec(),
+            selected: Vec::new(),
+            state: MethodState::default(),
+        };
+        let mut average = Average::of(recipe.ema, &model)?;
+        let mut kept = BTreeMap::new();
+        if let Some(checkpoint) = &mut checkpoint {
+            let mut restore = || -> Result<()> {
+                labels = LabelState::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
+                put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
+                kept = checkpoint.take("kept/");
+                if phases[progress.phase].start == Start::Kept && progress.step == 0 {
+                    ensure!(!kept.is_empty(), "the checkpoint has no kept weights");
+                }
+                let vars = model.vars();
+                sgd.load_bytes(vars, &state(checkpoint, "sgd")?)?;
+                // A phase with new weights keeps nothing of the one before, at whose end this checkpoint was written.
+                if progress.step > 0 || phases[progress.phase].start != Start::New {
+                    sam.load_bytes(vars, &state(checkpoint, "sam")?)?;
+                }
+                // Before the first step of a phase there is none yet: `start_phase` makes it.
+                if let Some(average) = average.as_mut().filter(|_| progress.step > 0) {
+                    average.restore(checkpoint.take("average/"))?;
+                }
+                Ok(())
+            };
+            let path = path.as_deref().unwrap_or(job.folder);
+            restore().with_context(|| format!("cannot go on from {}", path.display()))?;
+        }
+        // Nothing is written before the whole checkpoint has been checked. A log of another folder stays there.
+        let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
+        let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
+        let old = |after: u64| is_own && after > 0;
+        let old_log = if old(progress.log) { Log::resume(&log, progress.log)? } else { None };
+        let old_events = if old(progress.events) { Events::resume(&events, progress.events)? } else { None };
+        let is_new = old_log.is_none();
+        let mut training = Self {
+            job,
+            stop: session.stop.clone(),
+            phases,
+            sam,
+            labels,
+            sgd,
+            average,
+            kept,
+            model,
+            loss: f64::NAN,
+            sharpness: None,
+            unread: None,
+            log: old_log.map_or_else(|| Log::restart(&log), Ok)?,
+            events: old_events.map_or_else(|| Events::restart(&events), Ok)?,
+            progress,
+            began: Instant::now(),
+        };
+        if is_new {
+            let line = json!({ "recipe": recipe, "seed": job.seed, "data": job.data.name, "scaled": job.scaled });
+            training.log.add(&line)?;
+            training.events.say("recipe", &line.to_string())?;
+        }
+        if let Some(difference) = difference(&before, &training.progress.recipe).filter(|_| checkpoint.is_some()) {
+            training.log.add(&json!({ "step": training.progress.step, "prolonged": difference }))?;
+        }
+        Ok(training)
+    }
+
+    /// Saves everything.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.read()?;
+        self.progress.log = self.log.sync()?;
+        self.progress.events = self.events.sync()?;
+        let progress =
+            Progress { seconds: self.progress.seconds + self.began.elapsed().as_secs_f64(), ..self.progress.clone() };
+        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), progress };
+        checkpoint.put("plan/", self.labels.tensors()?);
+        checkpoint
+            .put("weight/", named(self.model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
+        checkpoint.put("kept/", self.kept.clone());
+        let vars = self.model.vars();
+        for (name, bytes) in [("sgd", self.sgd.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)] {
+            let length = bytes.len();
+            checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
+        }
+        if let Some(average) = &self.average {
+            checkpoint.put("average/", average.tensors());
+        }
+        checkpoint.save(&self.job.checkpoint())
+    }
+
+    /// Reads the loss and statistics of the last step, which synchronizes with the device. On a GPU the next step is enqueued
+    /// before.
+    pub(super) fn read(&mut self) -> Result<()> {
+        let Some(Unread { step, loss, last }) = self.unread.take() else { return Ok(()) };
+        self.loss = loss.to_scalar::<f32>()?.into();
+        if !self.loss.is_finite() {
+            return Err(Diverged { step, what: format!("the loss is {}", self.loss) }.into());
+        }
+        self.sharpness = last.map_or(Ok(None), |last| rise(&last))?;
+        self.progress.loss = (f64::from(self.progress.loss) + self.loss).into();
+        if let Some(rise) = self.sharpness {
+            self.progress.sharpness = Some((self.progress.sharpness.map_or(0.0, f64::from) + rise).into());
+        }
+        Ok(())
+    }
+
+    /// The current phase.
+    pub(super) fn phase(&self) -> Phase {
+        self.phases[self.progress.phase]
+    }
+
+    pub(super) fn is_last_phase(&self) -> bool {
+        self.progress.phase + 1 == self.phases.len()
+    }
+
+    /// Runs something that iterates over many images and changes nothing before its end. If the process is told to stop
+    /// meanwhile, saves everything as it was before and returns `None`.
+    pub(super) fn interruptible<R>(&mut self, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<Option<R>> {
+        match f(self) {
+            Err(error) if self.stop.is_why(&error) => self.save().map(|()| None),
+            result => result.map(Some),
+        }
+    }
+
+    /// The images and labels of a phase.
+    pub(super) fn images(&self, subset: TrainSubset) -> Result<ImageSet> {
+        let mut all = self.job.data.train.interrupted_by(&self.stop);
+        all.labels_mut().copy_from_slice(&self.labels.labels);
+        let images = match subset {
+            TrainSubset::Kept => all.part(self.labels.kept.clone()),
+            TrainSubset::Selected => all.part(self.labels.selected.clone()),
+            TrainSubset::SelectedAndFold(fold) => {
+                let selected: HashSet<_> = self.labels.selected.iter().collect();
+                let indices = all.indices().iter().copied();
+                let is_candidate = |image: u32| fold.has(self.job.seed, image) && !self.labels.state.leaves_out(image);
+                all.part(indices.filter(|image| is_candidate(*image) || selected.contains(image)).collect())
+            }
+        };
+        ensure!(!images.is_empty(), "no image is left to train on");
+        Ok(images)
+    }
+}
+
+/// The bytes of a state in a checkpoint.
+fn state(checkpoint: &mut Checkpoint, name: &str) -> Result<Vec<u8>> {
+    let tensor = checkpoint.tensors.remove(name).with_context(|| format!("the checkpoint has no `{name}`"))?;
+    Ok(tensor.to_vec1()?)
+}

@@ -1,0 +1,10 @@
+//! What everything else may use: devices, random number streams, schedules, signals.
+
+pub mod device;
+pub(crate) mod hex;
+pub mod numbers;
+pub mod partition;
+pub mod rng;
+pub mod schedule;
+pub mod stop;
+pub mod timing;

@@ -1,0 +1,109 @@
+//! The mean cross entropy of rows of logits: log-softmax, label smoothing and mean in one reading.
+
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::float::{for_float, like, output, view};
+use super::softmax::{self, Exp, Normalizer, Subtract};
+
+/// What the rows should be.
+pub(crate) enum Targets {
+    Labels {
+        /// None is ignored.
+        labels: Vec<Option<usize>>,
+        /// How many are not.
+        count: usize,
+        smoothing: f64,
+    },
+    /// Probabilities, in the dtype of the logits.
+    Soft(Tensor),
+}
+
+impl Targets {
+    /// The mean over the rows of `logits` (n, classes), and what the backward pass needs of each.
+    pub(crate) fn forward(&self, logits: &Tensor) -> Result<((CpuStorage, Shape), Vec<Normalizer>)> {
+        let (_, classes) = logits.dims2()?;
+        let (dtype, logits) = (logits.dtype(), view(logits));
+        for_float!(dtype, "cross-entropy", |T| {
+            let (mean, rows) = self.mean::<T>(logits.elements()?, classes)?;
+            Ok((output(vec![mean as T], ()), rows))
+        })
+    }
+
+    /// The gradient of the logits.
+    pub(crate) fn backward(&self, logits: &Tensor, rows: &[Normalizer], dy: &Tensor) -> Result<Tensor> {
+        let (_, classes) = logits.dims2()?;
+        let scale = dy.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let elements = view(logits);
+        for_float!(logits.dtype(), "cross-entropy", |T| {
+            like(self.gradient::<T>(elements.elements()?, rows, classes, scale)?, logits)
+        })
+    }
+
+    /// The mean cost of the rows, and what normalizes each.
+    fn mean<T: Exp>(&self, logits: &[T], classes: usize) -> Result<(f64, Vec<Normalizer>)> {
+        let rows = softmax::normalizers(logits, classes);
+        let least = softmax::rows_at_a_time(classes);
+        let all = || logits.par_chunks_exact(classes).zip(&rows).with_min_len(least);
+        let (costs, count): (Vec<f64>, usize) = match self {
+            Self::Labels { labels, count, smoothing } => {
+                let cost = |((x, row), label): ((&[T], &Normalizer), &Option<usize>)| {
+                    label.map_or(0.0, |label| smoothed_cost(x, *row, label, *smoothing))
+                };
+                (all().zip(labels).map(cost).collect(), *count)
+            }
+            Self::Soft(target) => {
+                let target = view(target);
+                let cost = |((x, row), target): ((&[T], &Normalizer), &[T])| soft_cost(x, *row, target);
+                (all().zip(target.elements::<T>()?.par_chunks_exact(classes)).map(cost).collect(), rows.len())
+            }
+        };
+        Ok((costs.into_iter().sum::<f64>() / count as f64, rows))
+    }
+
+    /// `scale` times the gradient.
+    fn gradient<T: Exp>(&self, logits: &[T], normalizers: &[Normalizer], classes: usize, scale: f64) -> Result<Vec<T>> {
+        let mut dx = vec![T::default(); logits.len()];
+        let rows = dx.par_chunks_exact_mut(classes).zip(logits.par_chunks_exact(classes)).zip(normalizers);
+        let rows = rows.with_min_len(softmax::rows_at_a_time(classes));
+        match self {
+            Self::Labels { labels, count, smoothing } => {
+                let (scale, even) = (scale / *count as f64, smoothing / classes as f64);
+                rows.zip(labels).for_each(|(((dx, x), row), label)| {
+                    let Some(label) = *label else { return };
+                    softmax::scaled(dx, x, *row, scale, Subtract::Even(even * scale));
+                    // In f64: the difference may be small.
+                    dx[label] = T::narrow((row.probability(x[label].wide()) - (1.0 - smoothing + even)) * scale);
+                });
+            }
+            Self::Soft(target) => {
+                let (target, scale) = (view(target), scale / normalizers.len() as f64);
+                let targets = target.elements::<T>()?.par_chunks_exact(classes);
+                rows.zip(targets).for_each(|(((dx, x), row), target)| {
+                    let all: f64 = target.iter().map(|target| target.wide()).sum();
+                    softmax::scaled(dx, x, *row, scale * all, Subtract::Each(target, scale));
+                });
+            }
+        }
+        Ok(dx)
+    }
+}
+
+fn smoothed_cost<T: Exp>(x: &[T], row: Normalizer, label: usize, smoothing: f64) -> f64 {
+    let cost = row.cost(x[label].wide());
+    if smoothing == 0.0 {
+        return cost;
+    }
+    let mean = x.iter().map(|x| row.cost(x.wide())).sum::<f64>() / x.len() as f64;
+    // Without 0 · ∞.
+    if smoothing == 1.0 { mean } else { (1.0 - smoothing) * cost + smoothing * mean }
+}
+
+fn soft_cost<T: Exp>(x: &[T], row: Normalizer, target: &[T]) -> f64 {
+    // A class of probability 0 costs nothing, also where its logit is -∞.
+    let cost = |(x, target): (&T, &T)| match target.wide() {
+        0.0 => 0.0,
+        target => target * row.cost(x.wide()),
+    };
+    x.iter().zip(target).map(cost).sum()
+}

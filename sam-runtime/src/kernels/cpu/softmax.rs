@@ -1,0 +1,241 @@
+//! Softmax of rows on the CPU, as cross entropies need it: its normalizer, and numbers in proportion to it.
+//!
+//! Exponentials of f32 are taken in f32, by a polynomial that the compiler turns into vectors as wide as the machine has, and
+//! are added up in f64. Every row is computed by one thread, with the same operations for any width of vectors: results
+//! are bitwise identical for any number of threads.
+
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
+
+use super::ARCH;
+use super::float::Float;
+
+/// Elements that are exponentiated at a time: long enough for vectors, short enough for the first level cache.
+const BLOCK: usize = 256;
+
+/// Partial sums and maxima of a row.
+const LANES: usize = 32;
+
+/// Elements that one thread takes at least.
+const SHARE: usize = 1 << 14;
+
+/// A number with an exponential function that the compiler can vectorise.
+pub(crate) trait Exp: Float {
+    /// The exponential of a number that is not positive; NaN stays NaN.
+    fn exp(self) -> Self;
+}
+
+impl Exp for f32 {
+    /// 2ⁿ eʳ, n an integer, |r| ≤ ln 2 / 2. Off by less than 1 ulp; below -87, where results are close to the least normal
+    /// number, it is 0.
+    #[inline(always)]
+    #[allow(clippy::suboptimal_flops, reason = "without FMA `mul_add` is a function call")]
+    fn exp(self) -> Self {
+        const LEAST: f32 = -87.0;
+        /// Added to a small number, it leaves the nearest integer in the lowest bits.
+        const ROUND: f32 = 12_582_912.0;
+        /// ln 2 in two parts, the first of few bits: its multiples are exact.
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        /// Of (eʳ - 1 - r) / r², from the highest power (Cephes, `expf.c`).
+        const COEFFICIENTS: [f32; 6] =
+            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+        let x = if self < LEAST { LEAST } else { self };
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = (x - n * LN_2[0]) - n * LN_2[1];
+        let [first, rest @ ..] = COEFFICIENTS;
+        let mut tail = first;
+        for coefficient in rest {
+            tail = tail * r + coefficient;
+        }
+        let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
+        let y = ((tail * (r * r) + r) + 1.0) * power;
+        if self < LEAST { 0.0 } else { y }
+    }
+}
+
+impl Exp for f64 {
+    #[inline(always)]
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+}
+
+/// The largest element of a row, and Σ exp(x - max). If no element is finite, 0 stands for the largest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Normalizer {
+    max: f64,
+    sum: f64,
+    log: f64,
+    is_finite: bool,
+}
+
+impl Normalizer {
+    fn new(max: f64, sum: f64, is_finite: bool) -> Self {
+        Self { max, sum, log: sum.ln(), is_finite }
+    }
+
+    /// -log p of an element x of the row.
+    pub(crate) fn cost(self, x: f64) -> f64 {
+        (self.max - x) + self.log
+    }
+
+    /// p of an element x of the row.
+    pub(crate) fn probability(self, x: f64) -> f64 {
+        (x - self.max).exp() / self.sum
+    }
+}
+
+/// Of each row of `columns` elements.
+pub(crate) fn normalizers<T: Exp>(values: &[T], columns: usize) -> Vec<Normalizer> {
+    let part = |rows: &[T]| ARCH.dispatch(Normalizers { rows, columns });
+    let size = rows_at_a_time(columns) * columns;
+    values.par_chunks(size).flat_map_iter(part).collect()
+}
+
+/// Rows of a job that is worth a thread.
+pub(crate) fn rows_at_a_time(columns: usize) -> usize {
+    SHARE.div_ceil(columns.max(1))
+}
+
+struct Normalizers<'a, T> {
+    rows: &'a [T],
+    columns: usize,
+}
+
+impl<T: Exp> NullaryFnOnce for Normalizers<'_, T> {
+    type Output = Vec<Normalizer>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<Normalizer> {
+        self.rows.chunks_exact(self.columns).map(normalizer).collect()
+    }
+}
+
+#[inline(always)]
+fn normalizer<T: Exp>(row: &[T]) -> Normalizer {
+    let max = maximum(row);
+    if !max.wide().is_finite() {
+        // The sum is infinity or NaN, or 0 where all are -∞.
+        let sum = row.iter().map(|x| x.wide().exp()).sum();
+        return Normalizer::new(0.0, sum, false);
+    }
+    let mut sums = [0.0; LANES];
+    let mut powers = [T::default(); BLOCK];
+    for block in row.chunks(BLOCK) {
+        let powers = &mut powers[..block.len()];
+        powers.iter_mut().zip(block).for_each(|(power, x)| *power = (*x - max).exp());
+        let (whole, rest) = powers.as_chunks::<LANES>();
+        for powers in whole {
+            sums.iter_mut().zip(powers).for_each(|(sum, power)| *sum += power.wide());
+        }
+        sums.iter_mut().zip(rest).for_each(|(sum, power)| *sum += power.wide());
+    }
+    Normalizer::new(max.wide(), sums.iter().sum(), true)
+}
+
+/// The largest that is a number.
+#[inline(always)]
+fn maximum<T: Float>(row: &[T]) -> T {
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let mut maxima = [T::narrow(f64::NEG_INFINITY); LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for x in whole {
+        maxima.iter_mut().zip(x).for_each(|(max, x)| *max = larger(*max, *x));
+    }
+    maxima.iter_mut().zip(rest).for_each(|(max, x)| *max = larger(*max, *x));
+    maxima.into_iter().fold(T::narrow(f64::NEG_INFINITY), larger)
+}
+
+/// to = `scale` · softmax(x) - `subtract` of one row.
+pub(crate) fn scaled<T: Exp>(to: &mut [T], x: &[T], normalizer: Normalizer, scale: f64, subtract: Subtract<'_, T>) {
+    ARCH.dispatch(Scaled { to, x, normalizer, scale, subtract });
+}
+
+/// What is subtracted from the elements of a row.
+#[derive(Clone, Copy)]
+pub(crate) enum Subtract<'a, T> {
+    /// The same from each.
+    Even(f64),
+    /// These numbers times a factor.
+    Each(&'a [T], f64),
+}
+
+struct Scaled<'a, T> {
+    to: &'a mut [T],
+    x: &'a [T],
+    normalizer: Normalizer,
+    scale: f64,
+    subtract: Subtract<'a, T>,
+}
+
+impl<T: Exp> NullaryFnOnce for Scaled<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { to, x, normalizer: Normalizer { max, sum, is_finite, .. }, scale, subtract } = self;
+        let factor = scale / sum;
+        if is_finite {
+            let max = T::narrow(max);
+            write(to, x, factor, subtract, move |x| (x - max).exp());
+        } else {
+            write(to, x, factor, subtract, move |x| T::narrow(x.wide().exp()));
+        }
+    }
+}
+
+#[inline(always)]
+fn write<T: Float>(to: &mut [T], x: &[T], factor: f64, subtract: Subtract<'_, T>, power: impl Fn(T) -> T) {
+    match subtract {
+        Subtract::Even(even) => {
+            let (factor, even) = (T::narrow(factor), T::narrow(even));
+            to.iter_mut().zip(x).for_each(|(to, x)| *to = power(*x) * factor - even);
+        }
+        // In f64: the difference may be small.
+        Subtract::Each(each, share) => {
+            let pairs = x.iter().zip(each);
+            let difference = |x: T, each: T| T::narrow(power(x).wide() * factor - each.wide() * share);
+            to.iter_mut().zip(pairs).for_each(|(to, (x, each))| *to = difference(*x, *each));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against f64, in units in the last place.
+    #[test]
+    fn exponentials_are_off_by_less_than_one_and_a_half_ulp() {
+        let mut worst = (0.0, 0.0);
+        for bits in ((-1e-30f32).to_bits()..(-87f32).to_bits()).step_by(211) {
+            let x = f32::from_bits(bits);
+            let (found, expected) = (Exp::exp(x), f64::from(x).exp());
+            let ulp = f64::from(f32::from_bits((expected as f32).to_bits() + 1)) - f64::from(expected as f32);
+            let off = (f64::from(found) - expected).abs() / ulp;
+            if off > worst.0 {
+                worst = (off, f64::from(x));
+            }
+        }
+        assert!(worst.0 < 1.5, "{worst:?}");
+        assert_eq!([0.0, -0.0, -87.1, -1e30, f32::NEG_INFINITY].map(Exp::exp), [1f32, 1.0, 0.0, 0.0, 0.0]);
+        assert!(Exp::exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn normalizers_are_those_of_f64() {
+        for columns in [1, 10, 255, 256, 257, 1000] {
+            let values: Vec<f32> = (0..3 * columns).map(|i| ((i * 7919 % 1009) as f32 / 40.0) - 12.0).collect();
+            for (row, found) in values.chunks(columns).zip(normalizers(&values, columns)) {
+                let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+                for x in row {
+                    let expected = sum.ln() - f64::from(*x);
+                    assert!((found.cost((*x).into()) - expected).abs() < 2e-7 * (1.0 + expected.abs()), "{found:?}");
+                }
+            }
+        }
+    }
+}

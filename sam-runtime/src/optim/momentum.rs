@@ -1,0 +1,24 @@
+//! The momentum buffers of an optimizer, for those who follow them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Tensor, Var};
+
+use crate::core::var_list::Gradient;
+
+/// An optimizer's momentum buffers, as they are when they are read. This crate's [`Sgd`](crate::optim::Sgd) returns its
+/// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
+#[derive(Clone, Debug, Default)]
+pub struct MomentumBuffers(Arc<Mutex<Gradient>>);
+
+impl MomentumBuffers {
+    /// Sets what they are now. Until there is one a step along them is a plain step. Of a variable that is listed several
+    /// times the first counts.
+    pub fn set(&self, buffers: impl IntoIterator<Item = (Var, Tensor)>) {
+        *self.lock() = buffers.into_iter().collect();
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,6 @@
+# shellcheck shell=bash
+clippy() {
+    cuda_environment none
+    CARGO_TARGET_DIR=target/cuda-none cargo clippy --locked -p sam-runtime -p sam-examples --all-targets \
+        --features sam-examples/cudnn -- -D warnings
+}
