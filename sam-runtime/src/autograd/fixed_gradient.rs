@@ -5,12 +5,10 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Storage,
-    Tensor, TensorId,
-};
+use candle_core::{CpuStorage, CudaStorage, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, TensorId};
 
 use super::gradient::gradient;
+use super::join_op::{JoinOp, join};
 use crate::core::pass::Context;
 use crate::core::var_list::Gradient;
 use crate::kernels::cuda_token;
@@ -24,31 +22,20 @@ pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<T
     let mut level = Vec::with_capacity(gradient.len().div_ceil(3));
     for vars in gradient.chunks(3) {
         let grads = vars.iter().map(|(_, grad)| grad.clone()).collect();
-        level.push(apply_op(
-            &vars.iter().map(|(var, _)| var.as_tensor()).collect::<Vec<_>>(),
-            FixedGradientOp::Leaf { grads, dtype },
-        )?);
+        let vars: Vec<_> = vars.iter().map(|(var, _)| var.as_tensor()).collect();
+        level.push(join(FixedGradientOp::Leaf { grads, dtype }, &vars)?);
     }
     while level.len() > 1 {
         nodes.extend(level.iter().map(Tensor::id));
-        let join = |parts: &[Tensor]| apply_op(&parts.iter().collect::<Vec<_>>(), FixedGradientOp::Join { dtype });
-        level = level.chunks(3).map(join).collect::<Result<_>>()?;
+        let joined = |parts: &[Tensor]| join(FixedGradientOp::Join { dtype }, &parts.iter().collect::<Vec<_>>());
+        level = level.chunks(3).map(joined).collect::<Result<_>>()?;
     }
     let Some(root) = level.pop() else { return Ok(value) };
     nodes.push(root.id());
     let known = Arc::new(OnceLock::new());
-    let loss = root.apply_op1(FixedGradientOp::Root { value, _known: RegistryGuard(Arc::clone(&known)) })?;
+    let loss = join(FixedGradientOp::Root { value, _known: RegistryGuard(Arc::clone(&known)) }, &[&root])?;
     registry().insert(*known.get_or_init(|| loss.id()), nodes, gradient);
     Ok(loss)
-}
-
-fn apply_op(inputs: &[&Tensor], op: FixedGradientOp) -> Result<Tensor> {
-    match inputs {
-        [a] => a.apply_op1(op),
-        [a, b] => a.apply_op2(b, op),
-        [a, b, c] => a.apply_op3(b, c, op),
-        _ => candle_core::bail!("expected one to three inputs, found {}", inputs.len()),
-    }
 }
 
 /// ∇L for whoever only reads it. That of a loss to which nothing has been done since it was given its gradient is at hand:
@@ -131,13 +118,17 @@ enum FixedGradientOp {
 }
 
 impl FixedGradientOp {
-    const NAME: &str = "sam-loss";
-
     fn dtype(&self) -> DType {
         match self {
             Self::Leaf { dtype, .. } | Self::Join { dtype } => *dtype,
             Self::Root { value, .. } => value.dtype(),
         }
+    }
+}
+
+impl JoinOp for FixedGradientOp {
+    fn name(&self) -> &'static str {
+        "sam-loss"
     }
 
     fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
@@ -170,109 +161,11 @@ impl FixedGradientOp {
         }
     }
 
-    /// The gradient of an input, given that of the loss or of the part of it.
-    fn back(&self, input: usize, outer: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, inputs: &[&Tensor], outer: &Tensor) -> Result<Vec<Option<Tensor>>> {
         match self {
-            Self::Leaf { grads, .. } => scaled(&grads[input], outer).map(Some),
-            Self::Join { .. } | Self::Root { .. } => outer.reshape(()).map(Some),
+            Self::Leaf { grads, .. } => grads.iter().map(|grad| scaled(grad, outer).map(Some)).collect(),
+            Self::Join { .. } | Self::Root { .. } => inputs.iter().map(|_| outer.reshape(()).map(Some)).collect(),
         }
-    }
-}
-
-impl CustomOp1 for FixedGradientOp {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(a)
-    }
-
-    fn metal_fwd(&self, a: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.on_metal(a)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<Option<Tensor>> {
-        self.back(0, outer)
-    }
-}
-
-impl CustomOp2 for FixedGradientOp {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(a)
-    }
-
-    fn metal_fwd(&self, a: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.on_metal(a)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, outer: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.back(0, outer)?, self.back(1, outer)?))
-    }
-}
-
-impl CustomOp3 for FixedGradientOp {
-    fn name(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.on_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        a: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.on_cuda(a)
-    }
-
-    fn metal_fwd(
-        &self,
-        a: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        self.on_metal(a)
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        outer: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok((self.back(0, outer)?, self.back(1, outer)?, self.back(2, outer)?))
     }
 }
 

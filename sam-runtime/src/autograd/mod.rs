@@ -3,6 +3,7 @@
 //! ```text
 //! gradient        ∇L of a loss, as buffers of its own
 //! fused_op        an operation with its own backward pass
+//! join_op         operations of candle's graph with one to three inputs
 //! slots           where gradients wait for their node
 //! tape            fused operations in candle's graph, and without it
 //! fixed_gradient  a loss whose gradient is given
@@ -14,6 +15,7 @@
 pub(crate) mod fixed_gradient;
 pub(crate) mod fused_op;
 pub(crate) mod gradient;
+mod join_op;
 mod slots;
 pub(crate) mod stale;
 pub(crate) mod tape;

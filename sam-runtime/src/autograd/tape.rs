@@ -17,11 +17,10 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backprop::GradStore;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, TensorId,
-};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, TensorId};
 
 use super::fused_op::{FusedOp, Output, backward, forward};
+use super::join_op::{JoinOp, join};
 use super::slots::{Slots, TOKEN};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::{cuda_token, sum};
@@ -59,7 +58,7 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
         waiting: Slots::default(),
     };
     let node = Arc::new(node);
-    let tensor = join(&node, &edges)?;
+    let tensor = join_edges(&node, &edges)?;
     let joined = OutputNode { id: Arc::default(), node: Arc::clone(&node), format };
     let id = Arc::clone(&joined.id);
     let y = format.named(&tensor.apply_op1(OutputOp { output, joined: Some(joined) })?)?;
@@ -70,17 +69,12 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
 
 /// A tensor that depends on all edges, however many: an operation of candle's has three inputs at most, so that further
 /// ones join what has come of those before.
-fn join(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
+fn join_edges(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
     let mut joined: Option<Tensor> = None;
     for Range { start: begin, end } in groups(edges.len()) {
         let op = Backward { node: Arc::clone(node), begin, chained: joined.is_some(), last: end == edges.len() };
         let inputs: Vec<&Tensor> = joined.iter().chain(&edges[begin..end]).collect();
-        joined = Some(match inputs[..] {
-            [a] => a.apply_op1(op)?,
-            [a, b] => a.apply_op2(b, op)?,
-            [a, b, c] => a.apply_op3(b, c, op)?,
-            _ => candle_core::bail!("expected one to three inputs, found {}", inputs.len()),
-        });
+        joined = Some(join(op, &inputs)?);
     }
     joined.map_or_else(|| candle_core::bail!("expected an input that needs a gradient"), Ok)
 }
@@ -250,9 +244,22 @@ struct Backward {
     last: bool,
 }
 
-impl Backward {
+impl JoinOp for Backward {
+    fn name(&self) -> &'static str {
+        self.node.layer.name()
+    }
+
+    /// A node's token. Its elements are 0: as a gradient it stands for none.
+    fn on_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F64(vec![0.0; TOKEN]), Shape::from(TOKEN)))
+    }
+
+    fn on_cuda(&self, like: &CudaStorage) -> Result<(CudaStorage, Shape)> {
+        cuda_token(like, &Shape::from(1), DType::F32)
+    }
+
     /// The gradients of the inputs, given that of the node's token: for tokens, where the gradients of their nodes are.
-    fn propagate(&self, inputs: &[&Tensor], token: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, inputs: &[&Tensor], token: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let mut gradients = if self.last {
             self.node.backward(self.node.gradients.take(token)?)?
         } else {
@@ -273,90 +280,6 @@ impl Backward {
             }));
         }
         Ok(returned)
-    }
-}
-
-/// A node's token. Its elements are 0: as a gradient it stands for none.
-fn token() -> (CpuStorage, Shape) {
-    (CpuStorage::F64(vec![0.0; TOKEN]), Shape::from(TOKEN))
-}
-
-impl CustomOp1 for Backward {
-    fn name(&self) -> &'static str {
-        self.node.layer.name()
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(token())
-    }
-
-    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_token(a, &Shape::from(1), DType::F32)
-    }
-
-    fn bwd(&self, a: &Tensor, _: &Tensor, token: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.propagate(&[a], token)?.pop().flatten())
-    }
-}
-
-impl CustomOp2 for Backward {
-    fn name(&self) -> &'static str {
-        self.node.layer.name()
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(token())
-    }
-
-    fn cuda_fwd(&self, a: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        cuda_token(a, &Shape::from(1), DType::F32)
-    }
-
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, token: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.propagate(&[a, b], token)?.into_iter();
-        Ok((gradients.next().flatten(), gradients.next().flatten()))
-    }
-}
-
-impl CustomOp3 for Backward {
-    fn name(&self) -> &'static str {
-        self.node.layer.name()
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(token())
-    }
-
-    fn cuda_fwd(
-        &self,
-        a: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        cuda_token(a, &Shape::from(1), DType::F32)
-    }
-
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
-        _: &Tensor,
-        token: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = self.propagate(&[a, b, c], token)?.into_iter();
-        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
     }
 }
 
