@@ -1,5 +1,7 @@
 //! The crates consist of layers: a file uses what stands below it, and no files use each other in a circle.
 
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,7 +109,9 @@ fn circle(files: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Option<Vec<St
         }
         for file in free {
             left.remove(file);
-            left.values_mut().for_each(|uses| _ = uses.remove(file));
+            for uses in left.values_mut() {
+                uses.remove(file);
+            }
         }
     }
 }
