@@ -31,7 +31,7 @@ const CLONES: u64 = 0x636c_6f6e_6573;
 ///
 /// A clone of a layer from [`new`](Self::new) or [`seeded`](Self::seeded) draws masks of its own. Its seed is a function of the
 /// original's seed and of how many clones were made of it before; clones made in the second pass of a step have the seeds of those
-/// made in the first. A clone of a layer that was made [of](Self::of) a stream uses that stream too.
+/// made in the first. A clone of a layer that was made [with a stream](Self::with_rng) uses that stream too.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor};

@@ -9,7 +9,7 @@ use crate::core::rng::hash;
 /// sharpness-aware step takes the positions of the first again, as the authors' code does.
 ///
 /// Clones are the same stream. The numbers are a function of the seed and the position, so a training that is resumed
-/// [seeks](Self::seek) the position where it was.
+/// [sets](Self::set_position) the position where it was.
 ///
 /// The positions are remembered for each step and each part of its batch, so other steps, other threads and evaluation
 /// may use the stream between the passes of a step. In further passes, calls are matched with those of the first pass

@@ -94,7 +94,7 @@ impl Sam {
     }
 
     /// WSAM (Yue et al. 2023, <https://arxiv.org/abs/2305.15817>), decoupled as its authors run it: the optimizer's step
-    /// is g's, and [`finish`](Self::finish) then goes w ← w - lr γ / (1 - γ) (g₂ - g). γ = 0.9, ρ = 0.05. Coupled it is
+    /// is g's, and [`apply_decoupled`](Self::apply_decoupled) then does w ← w - lr γ / (1 - γ) (g₂ - g). γ = 0.9, ρ = 0.05. Coupled it is
     /// [`Combination::Wsam`].
     pub fn wsam() -> Self {
         Self::new(0.05).combination(Combination::WsamDecoupled { gamma: 0.9 })

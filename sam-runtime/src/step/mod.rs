@@ -24,7 +24,7 @@ impl Sam {
     /// The closure runs twice and must compute the same function both times.
     ///
     /// # Errors
-    /// Those of the closure, and [`Error`]. The weights are then what they were.
+    /// Those of the closure, and [`Error`](crate::Error). The weights are then what they were.
     ///
     /// ```
     /// use candle_core::{DType, Device, Result, Tensor, Var};
@@ -53,7 +53,7 @@ impl Sam {
     /// runs once, and the further stages hand it on.
     ///
     /// # Errors
-    /// Those of the loss, and [`Error`].
+    /// Those of the loss, and [`Error`](crate::Error).
     pub fn ascend<O, E>(&self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Ascent<'_, O>, E>
     where
         O: LossOutput,
