@@ -203,7 +203,7 @@ fn images_that_begin_anywhere() {
     }
 }
 
-/// Nobody looks at the numbers: the gradient is the plain one, the weights stay, and the device keeps count.
+/// Values are not checked: the gradient is the plain one, the weights stay, and the device keeps count.
 #[test]
 fn a_gradient_that_is_not_finite_is_counted() {
     let Some(cuda) = cuda() else { return };

@@ -55,7 +55,7 @@ fn replay_of_a_handle_behind_a_name() {
 
 #[test]
 fn losses_that_are_none() {
-    if is_for_the_cpu("elsewhere nobody looks at values") {
+    if is_for_the_cpu("on other devices values are not checked") {
         return;
     }
     let (net, (x, y)) = (Net::new(DType::F32, 1), batch(9, DType::F32, 2));
@@ -77,7 +77,7 @@ fn losses_that_are_none() {
 /// A finite loss with a gradient that is not: sqrt at 0.
 #[test]
 fn gradients_that_are_none() {
-    if is_for_the_cpu("elsewhere nobody looks at values") {
+    if is_for_the_cpu("on other devices values are not checked") {
         return;
     }
     let (a, w) = (copy(&tensor(&[4], DType::F32, 1)), Var::zeros((2, 3), DType::F32, device()).unwrap());

@@ -57,7 +57,7 @@ fn of_a_plain_network() {
                 let outcome = catch_unwind(AssertUnwindSafe(|| loss(&net, &x, &y, ascent, descent)));
                 assert_eq!(net.bits(), before, "{ascent:?}, {descent:?}");
                 assert_eq!(Pass::current(), Pass::Plain);
-                // Elsewhere than on the CPU nobody looks at a loss.
+                // On other devices than the CPU the loss is not checked.
                 let bad = |end| BAD.contains(&end) && (end != End::Nan || device().is_cpu());
                 let bad = bad(ascent) || bad(descent);
                 assert_eq!(matches!(outcome, Ok(Ok(_))), !bad, "{ascent:?}, {descent:?}");
