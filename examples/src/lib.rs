@@ -1,7 +1,7 @@
 //! Trainers and experiments with SAM, and what they are made of.
 //!
 //! The crate has layers. A file may use its own room and the rooms below it, and no two files use each other
-//! (`tests/layering.rs`):
+//! (`tests/tests/layering.rs` of the repository):
 //!
 //! ```text
 //! bin           the programs: cifar, variants, train, evaluate, predict, paper, spectrum, bench, arithmetic

@@ -31,14 +31,6 @@ impl SplitBatch for TargetBatch {
     }
 }
 
-/// The cross-entropy of each row of logits with its label, (n).
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn cross_entropy_per_example(logits: &Tensor, y: &Tensor) -> Result<Tensor> {
-    log_softmax(logits, D::Minus1)?.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
-}
-
 /// A model and the settings of its loss. Every loss function returns two means over the examples: with the weight decay, if
 /// that is a part of the loss, and without.
 pub struct Objective<'a> {

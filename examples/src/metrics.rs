@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
+use sam_runtime::nn;
 
 use crate::data::{ImageSet, TEST_BATCH};
-use crate::losses::cross_entropy_per_example;
 use crate::models::Model;
 
 /// The share of images that a model misclassifies.
@@ -112,7 +112,7 @@ pub fn losses(model: &Model, images: &ImageSet) -> Result<Vec<f32>> {
 /// # Errors
 /// If the shapes do not fit.
 pub fn losses_of(logits: &Tensor, y: &Tensor) -> Result<Vec<f32>> {
-    Ok(cross_entropy_per_example(&logits.detach(), y)?.to_vec1()?)
+    Ok(nn::cross_entropy_per_example(&logits.detach(), y)?.to_vec1()?)
 }
 
 /// A mean over seeds, and its standard error.

@@ -6,12 +6,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A room of `examples/src` is a folder, or a file of its own.
+const EXAMPLES: &[&[&str]] = &[
+    &["util"],
+    &["io"],
+    &["augment"],
+    &["data"],
+    &["models"],
+    &["losses"],
+    &["metrics"],
+    &["noisy_labels"],
+    &["recipe"],
+    &["trainer"],
+    &["experiments"],
+    &["cli"],
+    &["bin"],
+];
+
 /// From the bottom up. Those in one row do not use each other.
 const RUNTIME: &[&[&str]] =
     &[&["core"], &["kernels"], &["autograd"], &["nn", "optim"], &["variants"], &["sam"], &["step"], &["macro_support"]];
 
-/// Every file of a crate, by its module path, with the modules that its `use` lines name.
-fn files(root: &Path) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+/// Every file of a crate, by its module path.
+fn paths_of_files(root: &Path) -> BTreeMap<Vec<String>, PathBuf> {
     let mut folders = vec![root.to_owned()];
     let mut files = BTreeMap::new();
     while let Some(folder) = folders.pop() {
@@ -23,6 +40,12 @@ fn files(root: &Path) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
             }
         }
     }
+    files
+}
+
+/// Every file of a crate, with the files that its `use` lines name.
+fn files(root: &Path) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let files = paths_of_files(root);
     let known: BTreeSet<_> = files.keys().cloned().collect();
     files.into_iter().map(|(module, path)| (module.clone(), uses(&module, &path, &known))).collect()
 }
@@ -50,7 +73,7 @@ fn uses(module: &[String], path: &Path, known: &BTreeSet<Vec<String>>) -> BTreeS
         for path in paths(&code[start + 4..start + end]) {
             let mut words: Vec<String> = path.split("::").map(str::to_owned).collect();
             let mut base = match &*words[0] {
-                "crate" => Vec::new(),
+                "crate" | "sam_examples" => Vec::new(),
                 "self" => module.to_vec(),
                 "super" => {
                     let ups = words.iter().take_while(|word| *word == "super").count();
@@ -120,24 +143,45 @@ fn sources(krate: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(krate).join("src")
 }
 
+fn floor(floors: &[&[&str]], module: &str) -> Option<usize> {
+    floors.iter().position(|row| row.contains(&module))
+}
+
 #[test]
 fn a_file_uses_what_stands_below_it() {
-    let floor = |module: &[String]| {
-        let first = module.first()?;
-        RUNTIME.iter().position(|row| row.contains(&&**first)).or_else(|| panic!("{first} is on no floor"))
-    };
-    for (file, uses) in files(&sources("sam-runtime")) {
-        for used in &uses {
-            let (Some(from), Some(to)) = (floor(&file), floor(used)) else { continue };
-            assert!(from > to || file[0] == used[0], "{file:?} uses {used:?}, which does not stand below it");
+    for (krate, floors) in [("sam-runtime", RUNTIME), ("examples", EXAMPLES)] {
+        for (file, uses) in files(&sources(krate)).iter().filter(|(file, _)| !file.is_empty()) {
+            let from = floor(floors, &file[0]).unwrap_or_else(|| panic!("{krate}: {} is on no floor", file[0]));
+            for used in uses.iter().filter(|used| !used.is_empty() && used[0] != file[0]) {
+                let to = floor(floors, &used[0]).unwrap();
+                assert!(from > to, "{krate}: {file:?} uses {used:?}, which does not stand below it");
+            }
+        }
+    }
+}
+
+/// Also in tests, and where a path is written out.
+#[test]
+fn no_path_in_examples_leads_upward() {
+    let root = sources("examples");
+    for (module, path) in paths_of_files(&root).iter().filter(|(module, _)| !module.is_empty()) {
+        let own = floor(EXAMPLES, &module[0]).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for rest in code.flat_map(|line| line.split("crate::").chain(line.split("sam_examples::")).skip(1)) {
+            let room: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let is_above = floor(EXAMPLES, &room).is_some_and(|used| used > own);
+            assert!(!is_above, "{module:?} uses `{room}`, which is above `{}`", module[0]);
         }
     }
 }
 
 #[test]
 fn no_files_use_each_other_in_a_circle() {
-    for krate in ["sam-runtime", "sam-macros"] {
-        let circle = circle(&files(&sources(krate)));
+    for krate in ["sam-runtime", "sam-macros", "examples"] {
+        let files = files(&sources(krate));
+        assert!(files.values().any(|uses| uses.len() > 5), "{krate}: {files:?}");
+        let circle = circle(&files);
         assert!(circle.is_none(), "{krate}: {:#?}", circle.unwrap());
     }
 }

@@ -5,8 +5,8 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Gradients that have come to a node and are not taken yet. Each is in a slot of its own; the gradient of the node's token
-/// has a bit for each slot, so that candle, which adds gradients, passes on which ones belong to a backward pass.
+/// Gradients that have arrived at a node and wait for its backward function, each in its own slot. The gradient of the node's
+/// token has one bit for each slot: candle adds these gradients up, so the sum says which slots belong to a backward pass.
 ///
 /// On CUDA a token is not read, which would synchronize with the device: there a backward pass has all that came from its
 /// thread.

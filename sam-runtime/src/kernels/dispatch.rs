@@ -2,7 +2,8 @@
 
 #[cfg(not(feature = "cuda"))]
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Tensor};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
@@ -163,15 +164,21 @@ pub fn skipped_step_count(device: &Device) -> Result<u64> {
     Ok(0)
 }
 
-/// x + y, without a graph.
-///
-/// # Errors
-/// If the shapes or types differ.
-pub(crate) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+/// An error unless two tensors can be added element by element.
+pub(crate) fn check_addable(x: &Tensor, y: &Tensor) -> Result<()> {
     if x.dims() != y.dims() || x.dtype() != y.dtype() {
         let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
         candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
     }
+    Ok(())
+}
+
+/// x + y, without a graph.
+///
+/// # Errors
+/// As [`check_addable`].
+pub(crate) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    check_addable(x, y)?;
     if !has_fused_kernels(x.device()) || !x.device().same_device(y.device()) {
         return x + y;
     }
@@ -181,7 +188,8 @@ pub(crate) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if wide.device().is_cuda() {
         return cuda::sum(&wide, &y)?.to_dtype(x.dtype());
     }
-    cpu::elementwise::sum(&wide, &y)?.to_dtype(x.dtype())
+    let (storage, shape) = cpu::elementwise::add(&wide, &y)?;
+    Tensor::from_storage(Storage::Cpu(storage), shape, BackpropOp::none(), false).to_dtype(x.dtype())
 }
 
 /// Whether this crate's layers have kernels of their own there.

@@ -8,7 +8,7 @@ use super::dispatch::{mix_all, number};
 use crate::core::dtype::wide;
 use crate::core::var_list::Gradient;
 
-/// A weighted sum of gradients, added up in index. f16 and bf16 are added up in f32: eight shards in bf16 would leave five
+/// A weighted sum of gradients, added up in place. f16 and bf16 are added up in f32: eight shards in bf16 would leave five
 /// significant bits.
 #[derive(Debug, Default)]
 pub(crate) struct WeightedMean {

@@ -12,8 +12,8 @@ use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::elementwise;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{dense, to_compute_dtype, to_layout_of};
+use crate::kernels::{check_addable, has_fused_kernels};
 
 /// max(x, 0). As in PyTorch the gradient at 0 is 0 and NaN stays NaN, where candle has 1 and 0.
 ///
@@ -78,10 +78,7 @@ impl FusedOp for Relu {
 /// # }
 /// ```
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() != y.dims() || x.dtype() != y.dtype() {
-        let (x, y) = ((x.dims(), x.dtype()), (y.dims(), y.dtype()));
-        candle_core::bail!("expected two tensors of one shape and type to add, found {x:?} and {y:?}")
-    }
+    check_addable(x, y)?;
     if has_fused_kernels(x.device()) && x.device().same_device(y.device()) {
         let wide = to_compute_dtype(x)?;
         apply(Add, &[&wide, &to_layout_of(&wide, y)?])?.to_dtype(x.dtype())

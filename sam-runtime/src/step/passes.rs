@@ -13,7 +13,7 @@ use crate::core::names::describe;
 use crate::core::overlap::Watch;
 use crate::core::pass::{Context, Pass};
 use crate::core::storage::SwapGuard;
-use crate::core::var_list::{Gradient, VarSet};
+use crate::core::var_list::Gradient;
 use crate::kernels::check_finite;
 use crate::kernels::weighted_mean::WeightedMean;
 use crate::step::batch_selection::{Portion, Rows, Rule};
@@ -65,7 +65,7 @@ impl StepContext<'_> {
     {
         let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
             let (output, gradient) = self.pass(Pass::Ascent, loss)?;
-            self.check_listed(&self.perturbed_among(&gradient)?)?;
+            self.check_listed(&gradient)?;
             self.last.loss = Some(value_of(output.loss())?);
             self.losses_at_w.clone_from(&self.losses);
             return Ok((output, gradient));
@@ -78,7 +78,7 @@ impl StepContext<'_> {
         self.portions = vec![examples.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
         state.restore()?;
-        self.check_listed(&self.perturbed_among(&gradient)?)?;
+        self.check_listed(&gradient)?;
         self.last.loss = Some(value_of(chosen.loss())?);
         Ok((output, gradient))
     }
@@ -203,9 +203,10 @@ impl StepContext<'_> {
     }
 
     /// Every variable that `vars` lists needs a gradient.
-    fn check_listed(&self, perturbed: &Gradient) -> candle_core::Result<()> {
-        let found: HashSet<_> = perturbed.iter().map(|(var, _)| var.id()).collect();
-        let mut listed = self.sam.vars.iter().flat_map(VarSet::as_slice).filter(|var| self.sam.may_move(var));
+    fn check_listed(&self, all: &Gradient) -> candle_core::Result<()> {
+        let Some(vars) = &self.sam.vars else { return Ok(()) };
+        let found: HashSet<_> = self.perturbed_among(all)?.iter().map(|(var, _)| var.id()).collect();
+        let mut listed = vars.as_slice().iter().filter(|var| self.sam.may_move(var));
         match listed.find(|var| !found.contains(&var.id())) {
             Some(var) => Err(Error::NoGradient { variable: describe(var) }.into()),
             None => Ok(()),

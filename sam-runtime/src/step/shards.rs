@@ -166,7 +166,7 @@ impl<O> Shards<O> {
     }
 
     /// For a loss that is a sum over examples: the losses of the shards, their gradients and their auxiliary floats are
-    /// added up. In index of [`weights`](Self::weights), if these were given.
+    /// added up. In place of [`weights`](Self::weights), if these were given.
     ///
     /// ```
     /// use candle_core::{Device, Result, Tensor, Var};
@@ -212,7 +212,7 @@ impl<O> Shards<O> {
         Some(self.current)
     }
 
-    /// Takes in what the current shard's step came to.
+    /// Adds the result of the current shard's step.
     pub(crate) fn add(&mut self, output: O, gradient: Option<Gradient>, before: Before) -> candle_core::Result<()> {
         self.before.append(before);
         let weight = self.current.part.weight;

@@ -6,9 +6,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarMap;
 use sam_runtime::variants::{Combination, MomentumBuffers, Radius, Schedule, Scope, named};
-use sam_runtime::{FunctionalSam, Sam, sam};
+use sam_runtime::{FunctionalSam, Sam, nn, sam};
 
-use crate::losses::cross_entropy_per_example;
 use crate::models::Model;
 
 /// A variant.
@@ -52,18 +51,18 @@ fn shards(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// A third of the batch.
 #[sam(with = sam, hardest(x, y; k = x.dim(0)? / 3))]
 fn hardest(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    cross_entropy_per_example(&model.forward(x, true)?, y)
+    nn::cross_entropy_per_example(&model.forward(x, true)?, y)
 }
 
 /// Half of the batch.
 #[sam(with = sam, sharpest(x, y; k = x.dim(0)? / 2))]
 fn sharpest(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    cross_entropy_per_example(&model.forward(x, true)?, y)
+    nn::cross_entropy_per_example(&model.forward(x, true)?, y)
 }
 
 fn functional(sam: &Sam, model: &Model, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let functional = FunctionalSam::default();
-    sam.loss(|| cross_entropy_per_example(&functional.apply(&model.forward(x, true)?)?, y)?.mean_all())
+    sam.loss(|| nn::cross_entropy_per_example(&functional.apply(&model.forward(x, true)?)?, y)?.mean_all())
 }
 
 /// All variants, each with its best radius here.

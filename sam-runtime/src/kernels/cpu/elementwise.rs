@@ -35,12 +35,6 @@ pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<(CpuStorage, Shape)> {
     })
 }
 
-/// x + y, as a tensor.
-pub(crate) fn sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let (x_view, y) = (view(x), view(y));
-    for_float!(x.dtype(), "add", |T| like(map(x_view.elements::<T>()?, y.elements()?, |x, y| x + y), x))
-}
-
 /// x in another type.
 pub(crate) fn to_dtype(x: &Tensor, dtype: DType) -> Result<(CpuStorage, Shape)> {
     match &*x.storage_and_layout().0 {
