@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
-use candle_nn::{BatchNormConfig, ModuleT, VarBuilder};
+pub use candle_nn::batch_norm::*;
+use candle_nn::{ModuleT, VarBuilder};
 
 use crate::autograd::fused_op::FusedOp;
 use crate::autograd::tape::apply;
@@ -66,7 +67,77 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: 
     Ok(BatchNorm { layer, remove_mean: config.remove_mean, seen: Arc::default() })
 }
 
+impl From<candle_nn::BatchNorm> for BatchNorm {
+    /// The mean is subtracted, as all of candle's own constructors have it.
+    fn from(layer: candle_nn::BatchNorm) -> Self {
+        Self { layer, remove_mean: true, seen: Arc::default() }
+    }
+}
+
 impl BatchNorm {
+    /// With γ and β, and a momentum of 0.1.
+    ///
+    /// # Errors
+    /// If a tensor has other than `num_features` elements, or `eps` is negative.
+    pub fn new(
+        num_features: usize,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+    ) -> Result<Self> {
+        candle_nn::BatchNorm::new(num_features, running_mean, running_var, weight, bias, eps).map(Self::from)
+    }
+
+    /// [`new`](Self::new) without γ and β.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_no_bias(num_features: usize, running_mean: Tensor, running_var: Tensor, eps: f64) -> Result<Self> {
+        candle_nn::BatchNorm::new_no_bias(num_features, running_mean, running_var, eps).map(Self::from)
+    }
+
+    /// [`new`](Self::new) with a momentum.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if `momentum` is not in [0, 1].
+    pub fn new_with_momentum(
+        num_features: usize,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: f64,
+        momentum: f64,
+    ) -> Result<Self> {
+        let layer = candle_nn::BatchNorm::new_with_momentum(
+            num_features,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            eps,
+            momentum,
+        )?;
+        Ok(layer.into())
+    }
+
+    /// [`new_no_bias`](Self::new_no_bias) with a momentum.
+    ///
+    /// # Errors
+    /// As [`new_with_momentum`](Self::new_with_momentum).
+    pub fn new_no_bias_with_momentum(
+        num_features: usize,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: f64,
+        momentum: f64,
+    ) -> Result<Self> {
+        candle_nn::BatchNorm::new_no_bias_with_momentum(num_features, running_mean, running_var, eps, momentum)
+            .map(Self::from)
+    }
+
     /// Normalizes by the statistics of the batch, and moves the running ones towards them in all but the second pass.
     ///
     /// # Errors

@@ -6,7 +6,10 @@ use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
-use candle_nn::{Conv2dConfig, Module, VarBuilder};
+use candle_nn::{Module, VarBuilder};
+
+use super::batch_norm::BatchNorm;
+pub use candle_nn::conv::*;
 
 use crate::autograd::fused_op::FusedOp;
 use crate::autograd::tape::apply;
@@ -99,6 +102,14 @@ impl Conv2d {
     #[must_use]
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
+    }
+
+    /// The convolution and an evaluated batch normalization behind it, as one convolution.
+    ///
+    /// # Errors
+    /// If the batch normalization has no γ and β, or has another number of channels.
+    pub fn absorb_bn(&self, bn: &BatchNorm) -> Result<Self> {
+        self.stock().absorb_bn(bn).map(Self::from)
     }
 
     fn stock(&self) -> candle_nn::Conv2d {

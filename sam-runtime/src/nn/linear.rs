@@ -53,6 +53,14 @@ pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder<'_>) -> Resu
     candle_nn::linear_no_bias(in_dim, out_dim, vb).map(Linear::from)
 }
 
+/// [`linear`], or [`linear_no_bias`].
+///
+/// # Errors
+/// If `vb` has variables of another shape.
+pub fn linear_b(in_dim: usize, out_dim: usize, bias: bool, vb: VarBuilder<'_>) -> Result<Linear> {
+    candle_nn::linear_b(in_dim, out_dim, bias, vb).map(Linear::from)
+}
+
 impl Linear {
     /// With `weight` of `(out_dim, in_dim)` and `bias` of `(out_dim)`.
     #[must_use]

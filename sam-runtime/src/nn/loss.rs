@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
+pub use candle_nn::loss::*;
+
 use crate::autograd::fused_op::FusedOp;
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::cross_entropy::Targets;

@@ -36,31 +36,53 @@
 //! between, before and after layers. If there are none, [`backward`] and the passes of a [`Sam`](crate::Sam) do without candle's
 //! backward pass: [`add`], [`relu`], [`to_dtype`] and [`l2_penalty`] are there so that a whole loss can consist of layers.
 
-mod batch_norm;
-mod conv;
+pub mod activation;
+pub mod attention;
+pub mod batch_norm;
+pub mod conv;
 mod dropout;
 mod elementwise;
-mod linear;
-mod loss;
+pub mod embedding;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod loss;
+pub mod ops;
+pub mod optim;
 mod pool;
 mod rng_stream;
+pub mod rnn;
+pub mod rotary_emb;
 mod shake;
+mod softmax;
+mod upsample;
 mod weight_decay;
 
 pub use crate::autograd::gradient::backward;
-pub use batch_norm::{BatchNorm, batch_norm};
+pub use activation::{Activation, PReLU, prelu};
+pub use batch_norm::{BatchNorm, BatchNormConfig, batch_norm};
 use candle_core::{Result, Tensor};
-pub use candle_nn::{BatchNormConfig, Conv2dConfig};
-pub use conv::{Conv2d, conv2d, conv2d_no_bias};
+// What this crate has nothing to add to; the modules and names above and below shadow candle's.
+pub use candle_nn::*;
+pub use conv::{
+    Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
+    ConvTranspose2dConfig, conv_transpose1d, conv_transpose1d_no_bias, conv_transpose2d, conv_transpose2d_no_bias,
+    conv1d, conv1d_no_bias, conv2d, conv2d_no_bias,
+};
 pub use dropout::Dropout;
 pub use elementwise::{add, relu, to_dtype};
-pub use linear::{Linear, linear, linear_no_bias};
+pub use embedding::{Embedding, embedding};
+pub use group_norm::{GroupNorm, group_norm};
+pub use layer_norm::{LayerNorm, LayerNormConfig, RmsNorm, layer_norm, layer_norm_no_bias, rms_norm};
+pub use linear::{Linear, linear, linear_b, linear_no_bias};
 pub use loss::{
     cross_entropy, cross_entropy_ignoring, cross_entropy_per_example, cross_entropy_with_label_smoothing,
     cross_entropy_with_probs,
 };
+pub use optim::{AdamW, Optimizer, ParamsAdamW, SGD};
 pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use rng_stream::RngStream;
+pub use rnn::{GRU, GRUConfig, LSTM, LSTMConfig, RNN, gru, lstm};
 pub use shake::{ShakeDrop, ShakeShake};
 pub use weight_decay::l2_penalty;
 

@@ -1,0 +1,3 @@
+//! Activation functions.
+
+pub use candle_nn::activation::*;

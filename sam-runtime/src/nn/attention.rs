@@ -1,0 +1,3 @@
+//! Attention.
+
+pub use candle_nn::attention::*;

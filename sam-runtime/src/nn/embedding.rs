@@ -1,0 +1,3 @@
+//! Embeddings.
+
+pub use candle_nn::embedding::*;

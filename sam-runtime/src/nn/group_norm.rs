@@ -1,0 +1,3 @@
+//! Group normalization.
+
+pub use candle_nn::group_norm::*;

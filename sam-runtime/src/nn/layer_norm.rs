@@ -1,0 +1,3 @@
+//! Layer normalization, and RMS normalization.
+
+pub use candle_nn::layer_norm::*;

@@ -1,0 +1,5 @@
+//! `candle_nn::ops`, with a gradient everywhere.
+
+pub use candle_nn::ops::*;
+
+pub use super::dropout::Dropout;

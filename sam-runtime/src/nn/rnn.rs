@@ -1,0 +1,3 @@
+//! Recurrent layers.
+
+pub use candle_nn::rnn::*;

@@ -1,0 +1,3 @@
+//! Rotary position embeddings.
+
+pub use candle_nn::rotary_emb::*;

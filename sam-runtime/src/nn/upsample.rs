@@ -1,0 +1,1 @@
+//! Larger images by interpolation.
