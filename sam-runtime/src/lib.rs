@@ -79,8 +79,9 @@
 //! ([`Error::StaleGraph`]): compute it inside, or `detach()` it. Views of variables move with them and may be made outside.
 //!
 //! An operation without a backward pass cuts the graph, and candle does not say so: `candle_nn`'s `layer_norm`, `rms_norm`,
-//! `softmax_last_dim`, `rope` and `sdpa` are such. What lies before it is neither perturbed nor trained. With `vars` a
-//! variable that is listed and gets no gradient is an error ([`Error::NoGradient`]); without it the variable is not known.
+//! `softmax_last_dim`, `rope` and `sdpa` are such, and [`nn`] has them with one. What lies before it is neither perturbed nor
+//! trained. With `vars` a variable that is listed and gets no gradient is an error ([`Error::NoGradient`]); without it
+//! [`Sam::diagnose`] tells which variables the loss does not reach.
 //!
 //! # Threads
 //!
@@ -129,6 +130,7 @@ pub use kernels::skipped_step_count;
 pub use sam::Sam;
 pub use sam::stats::StepStats;
 pub use step::batch_selection::BatchSelection;
+pub use step::diagnosis::Diagnosis;
 pub use step::output::{Aux, LossOutput, Plain};
 pub use step::shards::{Shard, Shards, SplitBatch};
 pub use step::shares::Weights;

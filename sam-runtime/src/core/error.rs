@@ -138,9 +138,10 @@ pub enum Error {
 
     /// A variable that `vars` lists gets no gradient.
     #[error(
-        "`vars` lists {variable}, which gets no gradient: it would not be perturbed; leave it out, list it as `buffers` if it \
-         is running statistics, or look for an operation without a backward pass above it (`candle_nn`'s layer_norm, rms_norm, softmax_last_dim, \
-         rope and sdpa have none)"
+        "`vars` lists {variable}, which gets no gradient: it would be neither perturbed nor trained; an operation between it and \
+         the loss may have no backward pass (candle_nn's LayerNorm, RmsNorm, softmax_last_dim, rope and sdpa have none, those of \
+         `sam_runtime::nn` have one; `Sam::diagnose` lists all such variables); leave it out if the loss does not use it, or list it as \
+         `buffers` if it is running statistics"
     )]
     NoGradient {
         /// Its name, if it has one, shape and type.

@@ -1,4 +1,4 @@
-//! Layers that know which pass is running, and that train fast on the CPU: drop-in replacements for those of `candle_nn`.
+//! Layers that know which pass is running, and that train fast on the CPU: all of `candle_nn`, trainable.
 //!
 //! A loss that is built from these needs neither `vars` nor `replay`: in the second pass batch normalization leaves
 //! its running statistics alone, and dropout draws the masks of the first. Both know the step they belong to, so other
@@ -16,18 +16,13 @@
 //! bf16 and f16 in f32. Variables in bf16 train badly with any optimizer: a step, and w + ε̂, are often smaller than
 //! half the distance to the next bf16 number, and round to w.
 //!
-//! # Layers of `candle_nn` without a backward pass
+//! # In place of `candle_nn`
 //!
-//! Some operations of `candle_nn` are for inference: they are applied with `apply_op*_no_bwd`, and their outputs are constants for
-//! the backward pass. Whatever is below them gets no gradient, silently:
-//!
-//! - `LayerNorm` with a bias and `ops::layer_norm`, on a contiguous input (`ops::layer_norm_slow` has a backward pass)
-//! - `RmsNorm` and `ops::rms_norm`, on a contiguous input (`RmsNorm::forward_diff` and `ops::rms_norm_slow` have one)
-//! - `ops::softmax_last_dim` (`ops::softmax` has one)
-//! - `rotary_emb::rope`, `rope_i` and `rope_thd` (`rope_slow` and `rope_i_slow` have one)
-//! - `ops::sdpa`
-//!
-//! With `vars = ..`, or [`Sam::vars`](crate::Sam::vars), a step refuses listed variables that get no gradient.
+//! This module has every public name of `candle_nn` 0.11. `use sam_runtime::nn as candle_nn;` serves a model file that was
+//! written for that crate. Some of candle's operations are for inference: they are applied with `apply_op*_no_bwd`, and whatever is
+//! below them gets no gradient, silently: `LayerNorm` with a bias, `RmsNorm`, `ops::softmax_last_dim`, `rotary_emb::rope`, `ops::sdpa`,
+//! `kv_cache::KvCache`. Others have a wrong gradient, or a slow one. Those are this crate's own here; what there is nothing to add to
+//! is re-exported. `docs/guide.md` has the list.
 //!
 //! # Gradients
 //!

@@ -2,6 +2,7 @@
 
 mod aux_values;
 pub(crate) mod batch_selection;
+pub(crate) mod diagnosis;
 pub(crate) mod output;
 mod passes;
 mod perturb;
