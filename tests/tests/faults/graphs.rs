@@ -1,6 +1,7 @@
 //! A part of the graph that was begun outside of the loss function.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
 use sam_runtime::variants::{Combination, Direction};
 use sam_runtime::{Sam, nn, plain, sam};
 
@@ -134,5 +135,33 @@ fn a_listed_variable_without_a_gradient() -> Result<()> {
     let loss = Sam::new(0.1).buffers([v.clone()]).loss(|| (v.sqr()? + w.sqr()?)?.sum_all())?;
     close(&gradient(&loss, &v), &[4.]);
     close(&gradient(&loss, &w), &[4.2]);
+    Ok(())
+}
+
+#[test]
+fn the_diagnosis_names_what_a_loss_does_not_reach() -> Result<()> {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let (below, stock) = (candle_nn::linear(4, 4, vb.pp("below"))?, candle_nn::layer_norm(4, 1e-5, vb.pp("norm"))?);
+    let ours = nn::layer_norm(4, 1e-5, vb.pp("norm"))?;
+    let (head, elsewhere) = (candle_nn::linear(4, 2, vb.pp("head"))?, Var::new(1f32, &Device::Cpu)?);
+    let x = Tensor::randn(0f32, 1., (3, 4), &Device::Cpu)?;
+    let loss = |norm: &dyn Module| -> Result<Tensor> {
+        head.forward(&norm.forward(&below.forward(&x)?)?)?.broadcast_mul(&elsewhere)?.sqr()?.mean_all()
+    };
+    let cut = Sam::diagnose(&vars, || loss(&stock))?;
+    assert_eq!(cut.with_gradient, ["head.bias", "head.weight"]);
+    assert_eq!(cut.without_gradient, ["below.bias", "below.weight", "norm.bias", "norm.weight"]);
+    assert_eq!(cut.unknown, 1);
+    let report = cut.to_string();
+    assert!(report.starts_with("2 of 6 variables get a gradient, and 1 that the map does not have"), "{report}");
+    assert!(report.ends_with("\n  norm.bias\n  norm.weight") && report.contains("sam_runtime::nn"), "{report}");
+    // The perturbation of a sharpness-aware loss is left out, and ours reaches all.
+    let whole = Sam::diagnose(&vars, || Sam::new(0.1).loss(|| loss(&ours)))?;
+    assert_eq!((whole.with_gradient.len(), whole.without_gradient.len()), (6, 0));
+    assert!(!whole.to_string().contains('\n'));
+    let error = Sam::new(0.1).vars(vars.all_vars()).loss(|| loss(&stock)).unwrap_err().to_string();
+    assert!(error.contains("Sam::diagnose") && error.contains("LayerNorm") && error.contains('`'), "{error}");
+    assert!(Sam::diagnose(&vars, || loss(&ours)? * f64::NAN).is_err());
     Ok(())
 }
