@@ -99,22 +99,23 @@ impl Module for Linear {
         }
         let mut shape = x.dims().to_vec();
         shape.pop();
-        let layer = Product { rows: shape.iter().product(), in_dim, out_dim };
+        let rows = shape.iter().product();
         shape.push(out_dim);
-        let (wide, weight) = (to_compute_dtype(x)?, weight_for(x, &self.weight)?);
-        let wide = if x.rank() == 2 { wide } else { wide.reshape((layer.rows, in_dim))? };
+        let layer = Product { shape, rows, in_dim, out_dim };
+        let (wide, weight) = (to_compute_dtype(x)?.contiguous()?, weight_for(x, &self.weight)?);
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
             Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &weight_for(x, bias)?])?,
             Some(bias) => candle_core::bail!("expected a bias of {out_dim}, found {:?}", bias.dims()),
         };
-        let y = y.to_dtype(x.dtype())?;
-        if x.rank() == 2 { Ok(y) } else { y.reshape(shape) }
+        y.to_dtype(x.dtype())
     }
 }
 
-/// x wᵀ, and + b if there is one.
+/// x wᵀ, and + b if there is one, over the last dimension of x.
 struct Product {
+    /// Of the output: (.., `out_dim`), so many rows.
+    shape: Vec<usize>,
     rows: usize,
     in_dim: usize,
     out_dim: usize,
@@ -126,7 +127,7 @@ impl FusedOp for Product {
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let Self { rows, in_dim, out_dim } = *self;
+        let Self { rows, in_dim, out_dim, .. } = *self;
         let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
         for_float!(args[0].dtype(), self.name(), |T| {
             let mut y = match &bias {
@@ -135,12 +136,12 @@ impl FusedOp for Product {
             };
             let x = Matrix::new(x.elements::<T>()?, rows, in_dim);
             add_product(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed());
-            Ok(output(y, (rows, out_dim)))
+            Ok(output(y, &*self.shape))
         })
     }
 
     fn backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Self { rows, in_dim, out_dim } = *self;
+        let Self { rows, in_dim, out_dim, .. } = *self;
         let (x, w, dy) = (view(&args[0]), view(&args[1]), view(dy));
         for_float!(args[0].dtype(), self.name(), |T| {
             let (x, w, dy) = (x.elements::<T>()?, w.elements::<T>()?, dy.elements::<T>()?);
