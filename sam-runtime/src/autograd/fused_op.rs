@@ -12,7 +12,13 @@ pub(crate) trait FusedOp: Send + Sync + 'static {
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)>;
 
-    /// The gradients of those arguments that are wanted; None stands for zeros.
+    /// What the backward pass reads. The rest is not kept for it.
+    fn saved(&self) -> Saved {
+        Saved::ALL
+    }
+
+    /// The gradients of those arguments that are wanted; None stands for zeros. What is not [`saved`](Self::saved) is not there:
+    /// `args` are empty then, and `y` is `dy`.
     fn backward(&self, args: &[Tensor], wanted: &[bool], y: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>>;
 
     /// For those that are applied to tensors of a CUDA device.
@@ -26,6 +32,20 @@ pub(crate) trait FusedOp: Send + Sync + 'static {
     fn cuda_backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
         candle_core::bail!("there is no {} on CUDA", self.name())
     }
+}
+
+/// The tensors that an operation's backward pass reads besides the gradient of its output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Saved {
+    pub(super) args: bool,
+    pub(super) output: bool,
+}
+
+impl Saved {
+    pub(crate) const ALL: Self = Self { args: true, output: true };
+    pub(crate) const ARGS: Self = Self { args: true, output: false };
+    pub(crate) const OUTPUT: Self = Self { args: false, output: true };
+    pub(crate) const NOTHING: Self = Self { args: false, output: false };
 }
 
 /// What a layer returns: the elements of a tensor of this shape.
@@ -47,7 +67,7 @@ pub(super) fn backward(
     dy: &Tensor,
 ) -> Result<Vec<Option<Tensor>>> {
     #[cfg(feature = "cuda")]
-    if y.device().is_cuda() {
+    if dy.device().is_cuda() {
         return layer.cuda_backward(args, wanted, y, dy);
     }
     layer.backward(args, wanted, y, dy)

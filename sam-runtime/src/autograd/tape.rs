@@ -48,11 +48,13 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
     if edges.is_empty() {
         return format.named(&values[0].apply_op1_no_bwd(&OutputOp { output, joined: None })?);
     }
+    let saved = layer.saved();
     let node = Node {
         layer: Box::new(layer),
-        values,
+        values: if saved.args { values } else { Vec::new() },
         sources,
         edges: edges.clone(),
+        format,
         output: OnceLock::new(),
         gradients: Slots::default(),
         waiting: Slots::default(),
@@ -62,7 +64,9 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
     let joined = OutputNode { id: Arc::default(), node: Arc::clone(&node), format };
     let id = Arc::clone(&joined.id);
     let y = format.named(&tensor.apply_op1(OutputOp { output, joined: Some(joined) })?)?;
-    node.output.get_or_init(|| y.detach());
+    if saved.output {
+        node.output.get_or_init(|| y.detach());
+    }
     known().insert(*id.get_or_init(|| y.id()), (tensor, node));
     Ok(y)
 }
@@ -88,10 +92,14 @@ fn groups(edges: usize) -> Vec<Range<usize>> {
 /// A layer's part in the graph.
 struct Node {
     layer: Box<dyn FusedOp>,
+    /// The arguments, if the backward pass reads them.
     values: Vec<Tensor>,
     sources: Vec<GradTarget>,
     /// What candle's graph knows of the sources: their tokens, variables, and outputs of candle's operations.
     edges: Vec<Tensor>,
+    /// The memory layout of the output, and of its gradient.
+    format: ImageLayout,
+    /// If the backward pass reads it.
     output: OnceLock<Tensor>,
     /// Gradients of the output that have come.
     gradients: Slots<Tensor>,
@@ -154,16 +162,16 @@ fn node_of(y: &Tensor) -> Option<(Tensor, Arc<Node>)> {
 impl Node {
     /// The gradients of all edges, given those of the output.
     fn backward(&self, gradients: Vec<Tensor>) -> Result<Vec<Option<Tensor>>> {
-        let Some(y) = self.output.get() else {
-            candle_core::bail!("expected a forward pass before the backward pass of {}", self.layer.name())
-        };
         let mut total: Option<Tensor> = None;
         for gradient in gradients {
             total = Some(total.map_or_else(|| Ok(gradient.clone()), |total| sum(&total, &gradient))?);
         }
         let wanted: Vec<bool> = self.sources.iter().map(GradTarget::needs_gradient).collect();
         let gradients = match total {
-            Some(dy) => backward(&*self.layer, &self.values, &wanted, y, &ImageLayout::of(y).arrange(&dy)?)?,
+            Some(dy) => {
+                let dy = self.format.arrange(&dy)?;
+                backward(&*self.layer, &self.values, &wanted, self.output.get().unwrap_or(&dy), &dy)?
+            }
             None => vec![None; wanted.len()],
         };
         Ok(gradients.into_iter().zip(wanted).filter_map(|(gradient, wanted)| wanted.then_some(gradient)).collect())

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor, Var};
 pub use candle_nn::batch_norm::*;
 use candle_nn::{ModuleT, VarBuilder};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::core::pass::{Pass, Step, WeakStep};
 use crate::core::storage::SwapGuard;
@@ -353,6 +353,10 @@ impl Normalize {
 impl FusedOp for Normalize {
     fn name(&self) -> &'static str {
         "batch-norm"
+    }
+
+    fn saved(&self) -> Saved {
+        if self.norm.relu { Saved::ALL } else { Saved::ARGS }
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

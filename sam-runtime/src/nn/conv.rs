@@ -11,7 +11,7 @@ use candle_nn::{Module, VarBuilder};
 use super::batch_norm::BatchNorm;
 pub use candle_nn::conv::*;
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::conv::{self, Conv, Side};
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
@@ -198,6 +198,10 @@ impl Convolve {
 impl FusedOp for Convolve {
     fn name(&self) -> &'static str {
         "conv2d"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 use candle_nn::ModuleT;
 
 use super::rng_stream::RngStream;
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::core::rng::hash;
 use crate::kernels::cpu::dropout::DropoutMask;
@@ -121,6 +121,10 @@ impl ModuleT for Dropout {
 impl FusedOp for DropoutMask {
     fn name(&self) -> &'static str {
         "dropout"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::NOTHING
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

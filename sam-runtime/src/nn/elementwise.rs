@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, Storage};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::elementwise;
@@ -41,6 +41,10 @@ struct Relu;
 impl FusedOp for Relu {
     fn name(&self) -> &'static str {
         "relu"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::OUTPUT
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
@@ -94,6 +98,10 @@ impl FusedOp for Add {
         "add"
     }
 
+    fn saved(&self) -> Saved {
+        Saved::NOTHING
+    }
+
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         elementwise::add(&args[0], &args[1])
     }
@@ -138,23 +146,30 @@ pub fn to_dtype(x: &Tensor, dtype: DType) -> Result<Tensor> {
     if !x.dtype().is_float() || !dtype.is_float() {
         candle_core::bail!("expected types of floats, found {:?} and {dtype:?}", x.dtype())
     }
-    apply(Cast(dtype), &[&dense(x)?])
+    apply(Cast { from: x.dtype(), to: dtype }, &[&dense(x)?])
 }
 
-struct Cast(DType);
+struct Cast {
+    from: DType,
+    to: DType,
+}
 
 impl FusedOp for Cast {
     fn name(&self) -> &'static str {
         "to-dtype"
     }
 
-    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        elementwise::to_dtype(&args[0], self.0)
+    fn saved(&self) -> Saved {
+        Saved::NOTHING
     }
 
-    fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
+        elementwise::to_dtype(&args[0], self.to)
+    }
+
+    fn backward(&self, _: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let format = ImageLayout::of(dy);
-        let dx = format.in_memory(&dy.detach())?.to_dtype(args[0].dtype())?;
+        let dx = format.in_memory(&dy.detach())?.to_dtype(self.from)?;
         Ok(vec![Some(format.named(&dx)?)])
     }
 
@@ -162,7 +177,7 @@ impl FusedOp for Cast {
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
         let x = ImageLayout::of(&args[0]).in_memory(&args[0])?;
         match &*x.storage_and_layout().0 {
-            Storage::Cuda(storage) => Ok((storage.to_dtype(x.layout(), self.0)?, args[0].shape().clone())),
+            Storage::Cuda(storage) => Ok((storage.to_dtype(x.layout(), self.to)?, args[0].shape().clone())),
             _ => candle_core::bail!("expected a tensor on a CUDA device"),
         }
     }

@@ -5,7 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::float::{for_float, like, output, view, zeros};
 use crate::kernels::cpu::matmul::{Matrix, add_product, column_sums};
@@ -124,6 +124,10 @@ struct Product {
 impl FusedOp for Product {
     fn name(&self) -> &'static str {
         "linear"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
 pub use candle_nn::loss::*;
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::cross_entropy::Targets;
 use crate::kernels::cpu::softmax::Normalizer;
@@ -256,6 +256,10 @@ impl CrossEntropy {
 impl FusedOp for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

@@ -4,7 +4,7 @@
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::pool as cpu;
 #[cfg(feature = "cuda")]
@@ -98,6 +98,10 @@ impl FusedOp for Pool {
         "pool2d"
     }
 
+    fn saved(&self) -> Saved {
+        Saved::ARGS
+    }
+
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         cpu::pool(&self.0, &args[0])
     }
@@ -124,6 +128,10 @@ struct GlobalMean {
 impl FusedOp for GlobalMean {
     fn name(&self) -> &'static str {
         "global-avg-pool2d"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

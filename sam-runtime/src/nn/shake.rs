@@ -5,7 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Device, Result, Shape, Tensor};
 
 use super::rng_stream::RngStream;
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::core::pass::Pass;
 use crate::core::rng::uniform_f32;
@@ -167,6 +167,10 @@ fn column(numbers: &[f32], like: &Tensor) -> Result<Tensor> {
 impl FusedOp for Mixture {
     fn name(&self) -> &'static str {
         "shake"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

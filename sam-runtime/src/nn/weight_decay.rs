@@ -4,7 +4,7 @@
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 #[cfg(feature = "cuda")]
 use crate::core::dtype::wide;
@@ -45,6 +45,10 @@ struct Penalty(f64);
 impl FusedOp for Penalty {
     fn name(&self) -> &'static str {
         "l2-penalty"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
