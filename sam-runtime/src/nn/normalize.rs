@@ -73,7 +73,11 @@ pub(super) fn normalize(
     let columns = x.dim(D::Minus1)?;
     for affine in [Some(weight), bias].into_iter().flatten() {
         if affine.dims() != [columns] {
-            candle_core::bail!("expected a weight and a bias of {columns} for {:?}, found {:?}", x.dims(), affine.dims())
+            candle_core::bail!(
+                "expected a weight and a bias of {columns} for {:?}, found {:?}",
+                x.dims(),
+                affine.dims()
+            )
         }
     }
     let args = arguments(x, weight, bias)?;

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, for_float, like, output, view, zeros};
-use super::layer_norm::{Coefficients, LANES, Moments, two_sums};
+use super::lanes::{LANES, two_run_sums};
+use super::layer_norm::{Coefficients, Moments};
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
@@ -149,7 +150,7 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
         let ones = [T::narrow(1.0); LANES];
         let center = moments.center::<T>();
         let planes = || x.chunks_exact(plane).zip(dy.chunks_exact(plane));
-        let sums = planes().map(|(x, dy)| two_sums(x, dy, center, std::iter::repeat(&ones), &ones));
+        let sums = planes().map(|(x, dy)| two_run_sums(x, dy, |x| center.of(x), std::iter::repeat(&ones), &ones));
         let mut sums: Vec<[f64; 2]> = sums.collect();
         let mut all = [0.0; 2];
         for ([sum, moment], weight) in sums.iter().zip(weight) {

@@ -14,18 +14,10 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, for_float, like, output, view, zeros};
-
-/// Partial sums of a row.
-pub(super) const LANES: usize = 32;
-
-/// Elements that are added up in their own dtype, lane by lane, before f64.
-const RUN: usize = 256;
+use super::lanes::{LANES, two_run_sums, wide_sum};
 
 /// Rows whose gradients of γ and β are added up in the dtype of x.
 const TILE: usize = 8;
-
-/// Neighboring columns of a tile that are computed together.
-const WIDTH: usize = 16;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
@@ -53,8 +45,8 @@ impl Moments {
     #[inline(always)]
     pub(super) fn of<T: Float>(row: &[T], eps: f64, centered: bool) -> Self {
         let count = row.len() as f64;
-        let mean = if centered { sum(row, |x| x) / count } else { 0.0 };
-        let square = sum(row, |x| (x - mean) * (x - mean)) / count;
+        let mean = if centered { wide_sum(row, |x| x) / count } else { 0.0 };
+        let square = wide_sum(row, |x| (x - mean) * (x - mean)) / count;
         Self { mean, inverse: (square + eps).sqrt().recip() }
     }
 
@@ -149,9 +141,9 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
             let inputs = y.iter_mut().zip(x).zip(weight);
             match bias {
                 None => inputs.for_each(|((y, x), weight)| *y = center.of(*x) * inverse * *weight),
-                Some(bias) => inputs
-                    .zip(bias)
-                    .for_each(|(((y, x), weight), bias)| *y = center.of(*x) * inverse * *weight + *bias),
+                Some(bias) => {
+                    inputs.zip(bias).for_each(|(((y, x), weight), bias)| *y = center.of(*x) * inverse * *weight + *bias)
+                }
             }
         }
     }
@@ -200,7 +192,11 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
     #[inline(always)]
     fn call(self) -> Vec<f64> {
         let mut sums = vec![0.0; 2 * self.norm.columns];
-        if self.dx.is_empty() { self.run::<false>(&mut sums) } else { self.run::<true>(&mut sums) }
+        if self.dx.is_empty() {
+            self.run::<false>(&mut sums)
+        } else {
+            self.run::<true>(&mut sums)
+        }
         sums
     }
 }
@@ -232,148 +228,118 @@ impl<T: Float> Backward<'_, T> {
     #[inline(always)]
     fn run<const DX: bool>(self, sums: &mut [f64]) {
         let Self { norm: RowNorm { columns, centered, .. }, inputs: Inputs { x, dy, weight }, moments, dx } = self;
-        let (d_weight, d_bias) = sums.split_at_mut(columns);
         let (weights, weight_rest) = weight.as_chunks::<LANES>();
         let size = TILE * columns;
+        let mut of_tile = vec![T::default(); 2 * columns];
         for (i, moments) in moments.chunks(TILE).enumerate() {
-            let (x, dy) = (&x[i * size..][..moments.len() * columns], &dy[i * size..][..moments.len() * columns]);
-            let dx = if DX { &mut dx[i * size..][..x.len()] } else { &mut [] };
-            let mut rows = [Coefficients::new(moments[0], [0.0; 2], columns, centered); TILE];
-            for (row, (moments, (x, dy))) in
-                rows.iter_mut().zip(moments.iter().zip(x.chunks_exact(columns).zip(dy.chunks_exact(columns))))
-            {
-                let center = moments.center();
-                let sums = if DX { two_sums(x, dy, center, weights.iter(), weight_rest) } else { [0.0; 2] };
-                *row = Coefficients::new(*moments, sums, columns, centered);
+            of_tile.fill(T::default());
+            let (d_weight, d_bias) = of_tile.split_at_mut(columns);
+            let first = i * size;
+            for (row, moments) in moments.iter().enumerate() {
+                let start = first + row * columns;
+                let (x, dy) = (&x[start..][..columns], &dy[start..][..columns]);
+                let inputs = x.iter().zip(dy).zip(d_weight.iter_mut().zip(d_bias.iter_mut()));
+                let center = moments.center::<T>();
+                if DX {
+                    let sums = two_run_sums(x, dy, |x| center.of(x), weights.iter(), weight_rest);
+                    let row = Coefficients::<T>::new(*moments, sums, columns, centered);
+                    let outputs = dx[start..][..columns].iter_mut().zip(weight);
+                    for ((dx, weight), ((x, dy), (d_weight, d_bias))) in outputs.zip(inputs) {
+                        let distance = row.center.of(*x);
+                        *dx = *dy * *weight * row.scale - row.shift - distance * row.slope;
+                        *d_weight += *dy * (distance * row.scale);
+                        *d_bias += *dy;
+                    }
+                } else {
+                    let scale = T::narrow(moments.inverse);
+                    for ((x, dy), (d_weight, d_bias)) in inputs {
+                        *d_weight += *dy * (center.of(*x) * scale);
+                        *d_bias += *dy;
+                    }
+                }
             }
-            let mut tile = Tile { rows: &rows[..moments.len()], columns, x, dy, weight, dx, d_weight, d_bias };
-            let whole = columns / WIDTH * WIDTH;
-            for column in (0..whole).step_by(WIDTH) {
-                tile.at::<DX, WIDTH>(column);
-            }
-            for column in whole..columns {
-                tile.at::<DX, 1>(column);
-            }
+            sums.iter_mut().zip(&of_tile).for_each(|(sum, of_tile)| *sum += of_tile.wide());
         }
     }
 }
 
-struct Tile<'a, T> {
-    rows: &'a [Coefficients<T>],
-    columns: usize,
-    x: &'a [T],
-    dy: &'a [T],
-    weight: &'a [T],
-    dx: &'a mut [T],
-    d_weight: &'a mut [f64],
-    d_bias: &'a mut [f64],
-}
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
 
-impl<T: Float> Tile<'_, T> {
-    /// N neighboring columns of all rows.
-    #[inline(always)]
-    fn at<const DX: bool, const N: usize>(&mut self, column: usize) {
-        let zeros = [T::default(); N];
-        let weight = self.weight[column..].first_chunk::<N>().unwrap_or(&zeros);
-        let (mut moments, mut sums) = (zeros, zeros);
-        for (i, row) in self.rows.iter().enumerate() {
-            let start = i * self.columns + column;
-            let (Some(x), Some(dy)) = (self.x[start..].first_chunk::<N>(), self.dy[start..].first_chunk::<N>()) else {
-                return;
-            };
-            let mut distance = zeros;
-            for k in 0..N {
-                distance[k] = row.center.of(x[k]);
+    use super::*;
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Rows in f64, by the definition: y and the gradients of x, γ and β.
+    fn by_definition(norm: RowNorm, x: &[f64], dy: &[f64], weight: &[f64], bias: &[f64]) -> [Vec<f64>; 4] {
+        let n = norm.columns as f64;
+        let mut all = [vec![], vec![], vec![0.0; norm.columns], vec![0.0; norm.columns]];
+        for (x, dy) in x.chunks(norm.columns).zip(dy.chunks(norm.columns)) {
+            let mean = if norm.centered { x.iter().sum::<f64>() / n } else { 0.0 };
+            let inverse = 1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + norm.eps).sqrt();
+            let normal: Vec<f64> = x.iter().map(|x| (x - mean) * inverse).collect();
+            let slope: Vec<f64> = dy.iter().zip(weight).map(|(dy, weight)| dy * weight).collect();
+            let sum = if norm.centered { slope.iter().sum::<f64>() / n } else { 0.0 };
+            let moment = slope.iter().zip(&normal).map(|(slope, normal)| slope * normal).sum::<f64>() / n;
+            for i in 0..norm.columns {
+                all[0].push(normal[i] * weight[i] + bias[i]);
+                all[1].push(inverse * (slope[i] - sum - normal[i] * moment));
+                all[2][i] += dy[i] * normal[i];
+                all[3][i] += dy[i];
             }
-            for k in 0..N {
-                sums[k] += dy[k];
-            }
-            for k in 0..N {
-                moments[k] += dy[k] * (distance[k] * row.scale);
-            }
-            if DX {
-                let to = &mut self.dx[start..][..N];
-                for k in 0..N {
-                    to[k] = dy[k] * weight[k] * row.scale - row.shift - distance[k] * row.slope;
+        }
+        all
+    }
+
+    #[test]
+    fn as_by_definition_also_far_from_zero() {
+        for (rows, columns) in [(1, 1), (3, 5), (17, 33), (70, 257), (2, 1000)] {
+            for (mean, centered) in [(0.0, true), (1e4, true), (0.3, false)] {
+                let norm = RowNorm { columns, eps: 1e-5, centered };
+                let random = |n: usize, seed: u64| -> Vec<f64> {
+                    let mut state = seed;
+                    let step = |_| {
+                        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        f64::from((state >> 40) as u32) / f64::from(1 << 23) - 1.0
+                    };
+                    (0..n).map(step).collect()
+                };
+                let x = random(rows * columns, 1).into_iter().map(|x| x + mean).collect();
+                let all = [x, random(rows * columns, 2), random(columns, 3), random(columns, 4)];
+                for dtype in [DType::F32, DType::F64] {
+                    let tensor = |i: usize| {
+                        let shape = if i < 2 { vec![rows, columns] } else { vec![columns] };
+                        Tensor::from_vec(all[i].clone(), shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+                    };
+                    let [x, dy, weight, bias] = [0, 1, 2, 3].map(tensor);
+                    let rounded = [&x, &dy, &weight, &bias].map(values);
+                    let expected = by_definition(norm, &rounded[0], &rounded[1], &rounded[2], &rounded[3]);
+                    let (y, moments) = forward(norm, &x, &weight, Some(&bias)).unwrap();
+                    let args = [x, weight, bias];
+                    let gradients = backward(norm, &args, &moments, &[true; 3], &dy).unwrap();
+                    let y = Tensor::from_storage(
+                        candle_core::Storage::Cpu(y.0),
+                        y.1,
+                        candle_core::op::BackpropOp::none(),
+                        false,
+                    );
+                    let found = std::iter::once(y).chain(gradients.into_iter().flatten());
+                    // σ is 0 where there is one column, and all that is left of x is rounding.
+                    let tolerance = if dtype == DType::F32 { 2e-6 } else { 1e-11 };
+                    for (i, (found, expected)) in found.zip(&expected).enumerate() {
+                        let scale = expected.iter().fold(1.0, |scale: f64, x| scale.max(x.abs()));
+                        for (found, expected) in values(&found).iter().zip(expected) {
+                            let what = format!("{dtype:?}, {rows} of {columns}, mean {mean}, output {i}");
+                            assert!((found - expected).abs() <= tolerance * scale, "{found}, {expected}: {what}");
+                        }
+                    }
+                    let some = backward(norm, &args, &moments, &[false, true, false], &dy).unwrap();
+                    assert_eq!([some[0].is_some(), some[1].is_some(), some[2].is_some()], [false, true, false]);
                 }
             }
         }
-        let totals = self.d_weight[column..][..N].iter_mut().zip(&mut self.d_bias[column..][..N]);
-        for ((d_weight, d_bias), (moment, sum)) in totals.zip(moments.into_iter().zip(sums)) {
-            *d_weight += moment.wide();
-            *d_bias += sum.wide();
-        }
     }
-}
-
-/// Σ γ dy and Σ γ dy (x - mean) of a row, with γ in chunks and a rest.
-#[inline(always)]
-pub(super) fn two_sums<'a, T: Float>(
-    x: &[T],
-    dy: &[T],
-    center: Center<T>,
-    weights: impl Iterator<Item = &'a [T; LANES]>,
-    weight_rest: &[T],
-) -> [f64; 2] {
-    let ([x_chunks, dy_chunks], [x_rest, dy_rest]) = {
-        let ((x, x_rest), (dy, dy_rest)) = (x.as_chunks::<LANES>(), dy.as_chunks::<LANES>());
-        ([x, dy], [x_rest, dy_rest])
-    };
-    let (mut first, mut second) = ([0.0; LANES], [0.0; LANES]);
-    let mut weights = weights;
-    let run = RUN / LANES;
-    for (x, dy) in x_chunks.chunks(run).zip(dy_chunks.chunks(run)) {
-        let (mut sums, mut moments) = ([T::default(); LANES], [T::default(); LANES]);
-        for ((x, dy), weight) in x.iter().zip(dy).zip(&mut weights) {
-            // One thing at a time, so that the compiler makes vectors of the lanes.
-            let mut slope = [T::default(); LANES];
-            for i in 0..LANES {
-                slope[i] = dy[i] * weight[i];
-            }
-            for i in 0..LANES {
-                sums[i] += slope[i];
-            }
-            for i in 0..LANES {
-                moments[i] += slope[i] * center.of(x[i]);
-            }
-        }
-        for i in 0..LANES {
-            first[i] += sums[i].wide();
-        }
-        for i in 0..LANES {
-            second[i] += moments[i].wide();
-        }
-    }
-    for (i, (x, (dy, weight))) in x_rest.iter().zip(dy_rest.iter().zip(weight_rest)).enumerate() {
-        let slope = *dy * *weight;
-        first[i] += slope.wide();
-        second[i] += (slope * center.of(*x)).wide();
-    }
-    [total(first), total(second)]
-}
-
-/// Σ f(x), in f64.
-#[inline(always)]
-fn sum<T: Float>(row: &[T], f: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (whole, rest) = row.as_chunks::<LANES>();
-    for x in whole {
-        for i in 0..LANES {
-            lanes[i] += f(x[i].wide());
-        }
-    }
-    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += f(x.wide()));
-    total(lanes)
-}
-
-/// Halves on halves: one lane after the other would take as long as a short row.
-#[inline(always)]
-fn total(mut lanes: [f64; LANES]) -> f64 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        let (left, right) = lanes.split_at_mut(half);
-        left.iter_mut().zip(right).for_each(|(left, right)| *left += *right);
-        half /= 2;
-    }
-    lanes[0]
 }

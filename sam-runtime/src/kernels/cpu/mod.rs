@@ -9,6 +9,7 @@ pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod float;
 pub(crate) mod group_norm;
+mod lanes;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
 pub(crate) mod params;

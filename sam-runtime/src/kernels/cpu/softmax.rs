@@ -11,12 +11,10 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::Float;
+use super::lanes::{LANES, run_sum};
 
 /// Elements that are exponentiated at a time: long enough for vectors, short enough for the first level cache.
 const BLOCK: usize = 256;
-
-/// Partial sums and maxima of a row.
-const LANES: usize = 32;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
@@ -141,37 +139,6 @@ pub(super) fn exponentials<T: Exp>(y: &mut [T], x: &[T], max: T) -> f64 {
     sum
 }
 
-/// Σ f(a, b): at most `BLOCK / LANES` numbers in their own dtype, and then in f64.
-#[inline(always)]
-pub(super) fn run_sum<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> f64 {
-    let mut sum = 0.0;
-    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
-        let mut lanes = [T::default(); LANES];
-        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-        for (a, b) in a.iter().zip(b) {
-            for i in 0..LANES {
-                lanes[i] += f(a[i], b[i]);
-            }
-        }
-        lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(lane, (a, b))| *lane += f(*a, *b));
-        sum += total(lanes);
-    }
-    sum
-}
-
-/// In f64, halves on halves: one lane after the other would take as long as the exponentials.
-#[inline(always)]
-fn total<T: Float>(lanes: [T; LANES]) -> f64 {
-    let mut lanes = lanes.map(Float::wide);
-    let mut half = LANES / 2;
-    while half > 0 {
-        let (left, right) = lanes.split_at_mut(half);
-        left.iter_mut().zip(right).for_each(|(left, right)| *left += *right);
-        half /= 2;
-    }
-    lanes[0]
-}
-
 /// The largest that is a number; -∞ if there is none.
 #[inline(always)]
 pub(super) fn maximum<T: Float>(row: &[T]) -> T {
@@ -182,7 +149,15 @@ pub(super) fn maximum<T: Float>(row: &[T]) -> T {
         maxima.iter_mut().zip(x).for_each(|(max, x)| *max = larger(*max, *x));
     }
     maxima.iter_mut().zip(rest).for_each(|(max, x)| *max = larger(*max, *x));
-    maxima.into_iter().fold(T::narrow(f64::NEG_INFINITY), larger)
+    // Halves on halves: one lane after the other would take as long as the exponentials.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            maxima[i] = larger(maxima[i], maxima[i + half]);
+        }
+        half /= 2;
+    }
+    maxima[0]
 }
 
 /// to = `scale` · softmax(x) - `subtract` of one row.

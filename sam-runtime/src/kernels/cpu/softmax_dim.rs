@@ -12,7 +12,8 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{for_float, like, output, view, zeros};
-use super::softmax::{Exp, exponentials, maximum, run_sum};
+use super::lanes::run_sum;
+use super::softmax::{Exp, exponentials, maximum};
 use crate::kernels::shapes::DimShape;
 
 /// Elements that one thread takes at least.
@@ -152,8 +153,7 @@ impl DimShape {
 fn statistics<R: Copy + Send>(shape: DimShape, f: impl Fn(Strip) -> [R; LANES] + Sync) -> Vec<R> {
     let strips = shape.outer * shape.inner.div_ceil(LANES);
     let least = SHARE.div_ceil(LANES * shape.size.max(1));
-    let found: Vec<[R; LANES]> =
-        (0..strips).into_par_iter().with_min_len(least).map(|i| f(shape.strip(i))).collect();
+    let found: Vec<[R; LANES]> = (0..strips).into_par_iter().with_min_len(least).map(|i| f(shape.strip(i))).collect();
     found.iter().enumerate().flat_map(|(i, found)| found[..shape.strip(i).count].to_vec()).collect()
 }
 
