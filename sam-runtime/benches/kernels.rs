@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark ends at its first error")]
 
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{D, DType, Device, Module, Tensor, Var};
 use candle_nn::{Conv2dConfig, ModuleT, Optimizer, VarBuilder, VarMap};
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
@@ -84,6 +84,65 @@ fn norm(c: &mut Criterion) {
     });
 }
 
+/// Forward: an activation read, one written; backward: two read, one written. Next to candle's: forward its fused
+/// operations, which have no gradient, and backward those that have one.
+fn transformer(c: &mut Criterion) {
+    let (x, scores) = (randn(&[8, 128, 256]), randn(&[8, 4, 128, 128]));
+    let [weight, bias] = [Tensor::ones(256, DType::F32, &Device::Cpu).unwrap(), randn(&[256])];
+    let [weight, bias] = [weight, bias].map(|affine| Var::from_tensor(&affine).unwrap());
+    type Op<'a> = Box<dyn Fn(&Tensor) -> Tensor + 'a>;
+    let ops: [(&str, &Tensor, Op<'_>, Op<'_>, Op<'_>); 4] = [
+        (
+            "layer norm",
+            &x,
+            Box::new(|x| nn::ops::layer_norm(x, &weight, &bias, 1e-5).unwrap()),
+            Box::new(|x| candle_nn::ops::layer_norm(x, &weight, &bias, 1e-5).unwrap()),
+            Box::new(|x| candle_nn::ops::layer_norm_slow(x, &weight, &bias, 1e-5).unwrap()),
+        ),
+        (
+            "rms norm",
+            &x,
+            Box::new(|x| nn::ops::rms_norm(x, &weight, 1e-5).unwrap()),
+            Box::new(|x| candle_nn::ops::rms_norm(x, &weight, 1e-5).unwrap()),
+            Box::new(|x| candle_nn::ops::rms_norm_slow(x, &weight, 1e-5).unwrap()),
+        ),
+        (
+            "group norm",
+            &x,
+            Box::new(|x| nn::GroupNorm::new(weight128(), weight128(), 128, 8, 1e-5).unwrap().forward(x).unwrap()),
+            Box::new(|x| candle_group_norm().forward(x).unwrap()),
+            Box::new(|x| candle_group_norm().forward(x).unwrap()),
+        ),
+        (
+            "softmax",
+            &scores,
+            Box::new(|x| nn::ops::softmax_last_dim(x).unwrap()),
+            Box::new(|x| candle_nn::ops::softmax_last_dim(x).unwrap()),
+            Box::new(|x| candle_nn::ops::softmax(x, D::Minus1).unwrap()),
+        ),
+    ];
+    for (name, x, ours, fused, slow) in ops {
+        let (var, bytes) = (Var::from_tensor(x).unwrap(), 4 * x.elem_count());
+        beside_a_copy(c, name, 2 * bytes, |group| {
+            group.bench_function("forward", |b| b.iter(|| ours(x)));
+            group.bench_function("candle, fused", |b| b.iter(|| fused(x)));
+        });
+        beside_a_copy(c, &format!("{name}, gradient"), 3 * bytes, |group| {
+            let (y, slow) = (ours(&var), slow(&var));
+            group.bench_function("backward", |b| b.iter(|| y.backward().unwrap()));
+            group.bench_function("candle", |b| b.iter(|| slow.backward().unwrap()));
+        });
+    }
+}
+
+fn weight128() -> Tensor {
+    Tensor::ones(128, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn candle_group_norm() -> candle_nn::GroupNorm {
+    candle_nn::GroupNorm::new(weight128(), weight128(), 128, 8, 1e-5).unwrap()
+}
+
 /// Candle's, as a measure for the others.
 fn matmul(c: &mut Criterion) {
     let mut group = c.benchmark_group("matmul");
@@ -132,5 +191,5 @@ fn convolution(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, sam, sgd, norm, matmul, linear, convolution);
+criterion_group!(benches, sam, sgd, norm, transformer, matmul, linear, convolution);
 criterion_main!(benches);

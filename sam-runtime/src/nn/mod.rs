@@ -42,6 +42,7 @@ pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod loss;
+mod normalize;
 pub mod ops;
 pub mod optim;
 mod pool;

@@ -1,7 +1,7 @@
 //! Softmax of rows on the CPU, as cross entropies need it: its normalizer, and numbers in proportion to it.
 //!
 //! Exponentials of f32 are taken in f32, by a polynomial that the compiler turns into vectors as wide as the machine has, and
-//! are added up in f64. Every row is computed by one thread, with the same operations for any width of vectors: results
+//! are added up in f64, after a few in their own dtype. Every row is computed by one thread, with the same operations for any width of vectors: results
 //! are bitwise identical for any number of threads.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
@@ -11,12 +11,10 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::Float;
+use super::lanes::{LANES, run_sum};
 
 /// Elements that are exponentiated at a time: long enough for vectors, short enough for the first level cache.
 const BLOCK: usize = 256;
-
-/// Partial sums and maxima of a row.
-const LANES: usize = 32;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
@@ -122,23 +120,28 @@ fn normalizer<T: Exp>(row: &[T]) -> Normalizer {
         let sum = row.iter().map(|x| x.wide().exp()).sum();
         return Normalizer::new(0.0, sum, false);
     }
-    let mut sums = [0.0; LANES];
     let mut powers = [T::default(); BLOCK];
+    let mut sum = 0.0;
     for block in row.chunks(BLOCK) {
-        let powers = &mut powers[..block.len()];
-        powers.iter_mut().zip(block).for_each(|(power, x)| *power = (*x - max).exp());
-        let (whole, rest) = powers.as_chunks::<LANES>();
-        for powers in whole {
-            sums.iter_mut().zip(powers).for_each(|(sum, power)| *sum += power.wide());
-        }
-        sums.iter_mut().zip(rest).for_each(|(sum, power)| *sum += power.wide());
+        sum += exponentials(&mut powers[..block.len()], block, max);
     }
-    Normalizer::new(max.wide(), sums.iter().sum(), true)
+    Normalizer::new(max.wide(), sum, true)
 }
 
-/// The largest that is a number.
+/// y = exp(x - max), and the sum of these.
 #[inline(always)]
-fn maximum<T: Float>(row: &[T]) -> T {
+pub(super) fn exponentials<T: Exp>(y: &mut [T], x: &[T], max: T) -> f64 {
+    let mut sum = 0.0;
+    for (y, x) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = (*x - max).exp());
+        sum += run_sum(y, y, |y, _| y);
+    }
+    sum
+}
+
+/// The largest that is a number; -∞ if there is none.
+#[inline(always)]
+pub(super) fn maximum<T: Float>(row: &[T]) -> T {
     let larger = |a: T, b: T| if b > a { b } else { a };
     let mut maxima = [T::narrow(f64::NEG_INFINITY); LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
@@ -146,7 +149,15 @@ fn maximum<T: Float>(row: &[T]) -> T {
         maxima.iter_mut().zip(x).for_each(|(max, x)| *max = larger(*max, *x));
     }
     maxima.iter_mut().zip(rest).for_each(|(max, x)| *max = larger(*max, *x));
-    maxima.into_iter().fold(T::narrow(f64::NEG_INFINITY), larger)
+    // Halves on halves: one lane after the other would take as long as the exponentials.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            maxima[i] = larger(maxima[i], maxima[i + half]);
+        }
+        half /= 2;
+    }
+    maxima[0]
 }
 
 /// to = `scale` · softmax(x) - `subtract` of one row.

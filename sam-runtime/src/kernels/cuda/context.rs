@@ -18,7 +18,7 @@ use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
 use super::cudnn::plans::Convolutions;
-use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, PoolArgs, THREADS};
+use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, GroupArgs, PoolArgs, THREADS};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
 // Defines `MODULES: &[(&str, &[&str], &str)]`: name, kernels and PTX of every source in `src`.
@@ -88,6 +88,8 @@ unsafe impl DeviceRepr for AffineArgs {}
 // SAFETY: as for `ChannelArgs`.
 unsafe impl DeviceRepr for PoolArgs {}
 // SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for GroupArgs {}
+// SAFETY: as for `ChannelArgs`.
 unsafe impl DeviceRepr for ConvArgs {}
 
 impl Launcher for CudaContext {
@@ -115,6 +117,7 @@ impl Launcher for CudaContext {
                 KernelArg::Channels(x) => launch.arg(x),
                 KernelArg::Affine(x) => launch.arg(x),
                 KernelArg::Pool(x) => launch.arg(x),
+                KernelArg::Group(x) => launch.arg(x),
                 KernelArg::Conv(x) => launch.arg(x),
             };
         }

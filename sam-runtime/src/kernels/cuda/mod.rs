@@ -26,14 +26,20 @@ mod elementwise;
 #[cfg(target_os = "linux")]
 mod emulator;
 #[cfg(feature = "cuda")]
+mod group_norm;
+#[cfg(feature = "cuda")]
 mod im2col;
 pub(crate) mod launch;
+#[cfg(feature = "cuda")]
+mod layer_norm;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod params;
 #[cfg(feature = "cuda")]
 mod pool;
+#[cfg(feature = "cuda")]
+mod softmax_dim;
 #[cfg(feature = "cuda")]
 mod weight_decay;
 
@@ -46,8 +52,11 @@ pub(crate) use self::{
     cross_entropy::{cross_entropy, cross_entropy_back},
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
+    group_norm::{group_norm, group_norm_back},
+    layer_norm::{layer_norm, layer_norm_back},
     linear::{linear, linear_back},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
+    softmax_dim::{softmax, softmax_back},
     weight_decay::{penalty, times},
 };

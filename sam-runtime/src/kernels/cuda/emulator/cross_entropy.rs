@@ -41,7 +41,7 @@ fn cross_entropies() {
             let soft = entropy_on_cpu(&logits, &shape, &Targets::Soft(soft));
             let soft = (Target::Probabilities { address, dtype: 0 }, soft);
             for (target, expected) in cases.into_iter().chain([soft]) {
-                let loss = CrossEntropy { rows, classes, dtype: type_code, target };
+                let loss = CrossEntropy { rows, classes, dtype: type_code, target, each: false };
                 let Some(found) = in_both_orders(|launcher| {
                     let (y, dx) = (Buffer::empty(dtype, 1), Buffer::empty(dtype, n));
                     loss.forward(launcher, [logits.address(), y.address()])?;
@@ -60,8 +60,37 @@ fn cross_entropies() {
         let (logits, labels) = (Buffer::new(DType::F32, &[0.0; 3]), Buffer::new(DType::I64, &[label]));
         let loss = Buffer::empty(DType::F32, 1);
         let target = Target::Labels { address: labels.address(), smoothing: 0.0 };
-        let entropy = CrossEntropy { rows: 1, classes: 3, dtype: 0, target };
+        let entropy = CrossEntropy { rows: 1, classes: 3, dtype: 0, target, each: false };
         entropy.forward(&mut launcher, [logits.address(), loss.address()]).unwrap();
         assert!(loss.values()[0].is_nan(), "a label that is no class");
+    }
+}
+
+#[test]
+fn cross_entropies_of_each_row() {
+    for (dtype, [rows, classes]) in FLOATS.into_iter().flat_map(|dtype| [(dtype, [300, 5]), (dtype, [3, 300])]) {
+        let n = rows * classes;
+        let logits = Buffer::new(dtype, &numbers(n, 1).into_iter().map(|x| 4.0 * x).collect::<Vec<_>>());
+        let dy = Buffer::new(dtype, &numbers(rows, 2));
+        let of_rows: Vec<_> = (0..rows).map(|i| i * 7 % classes).collect();
+        let labels = Buffer::new(DType::I64, &of_rows.iter().map(|label| *label as f64).collect::<Vec<_>>());
+        let target = Target::Labels { address: labels.address(), smoothing: 0.0 };
+        let loss = CrossEntropy { rows, classes, dtype: dtype_code(dtype).unwrap(), target, each: true };
+        let Some(found) = in_both_orders(|launcher| {
+            let (y, dx) = (Buffer::empty(dtype, rows), Buffer::empty(dtype, n));
+            loss.forward(launcher, [logits.address(), y.address()])?;
+            loss.backward(launcher, [logits.address(), dy.address(), dx.address()])?;
+            Ok(vec![y, dx])
+        }) else {
+            return;
+        };
+        let targets = Targets::Labels { labels: of_rows.into_iter().map(Some).collect(), count: rows, smoothing: 0.0 };
+        let logits = Tensor::from_vec(logits.values(), (rows, classes), &Device::Cpu).unwrap();
+        let (costs, normalizers) = targets.forward_each(&logits).unwrap();
+        let dy = Tensor::from_vec(dy.values(), rows, &Device::Cpu).unwrap();
+        let dx = targets.backward(&logits, &normalizers, &dy).unwrap();
+        let what = format!("{dtype:?}, {rows} of {classes}");
+        assert_close(&found[0], &on_cpu(&costs), tolerance(dtype), &what);
+        assert_close(&found[1], &dx.flatten_all().unwrap().to_vec1().unwrap(), tolerance(dtype), &what);
     }
 }

@@ -7,9 +7,12 @@ mod channels;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
+mod group_norm;
 mod im2col;
+mod layer_norm;
 mod params;
 mod pool;
+mod softmax_dim;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -128,6 +131,7 @@ impl Launcher for Emulator {
             KernelArg::Channels(x) => argument(x),
             KernelArg::Affine(x) => argument(x),
             KernelArg::Pool(x) => argument(x),
+            KernelArg::Group(x) => argument(x),
             KernelArg::Conv(x) => argument(x),
         };
         let (mut pointers, sizes): (Vec<*mut c_void>, Vec<c_uint>) = args.iter_mut().map(of).unzip();

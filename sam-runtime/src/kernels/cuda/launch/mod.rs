@@ -9,16 +9,20 @@ pub(crate) mod channels;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod group_norm;
 pub(crate) mod im2col;
+pub(crate) mod layer_norm;
 pub(crate) mod params;
 pub(crate) mod pool;
+mod rows;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
 pub(crate) mod shared;
+pub(crate) mod softmax_dim;
 
 use candle_core::{DType, Result};
 
 use self::shared::{
-    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, PoolArgs, TABLE_CHUNK,
+    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, GroupArgs, PoolArgs, TABLE_CHUNK,
 };
 
 /// A kernel argument. Addresses are `U64`.
@@ -31,6 +35,7 @@ pub(crate) enum KernelArg<'a> {
     Channels(ChannelArgs),
     Affine(AffineArgs),
     Pool(PoolArgs),
+    Group(GroupArgs),
     Conv(ConvArgs),
 }
 

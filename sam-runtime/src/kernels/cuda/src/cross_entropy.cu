@@ -59,16 +59,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) write(loss, type, 0, sum / rows);
 }
 
+// The losses of the rows as they are.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_each(const double *row_losses, u32 rows, u32 type, void *losses) {
+  const u32 row = blockIdx.x * THREADS + threadIdx.x;
+  if (row < rows) write(losses, type, row, row_losses[row]);
+}
+
+// `each`: dy has a gradient for each row, and not one for their mean.
 extern "C" __global__ void __launch_bounds__(THREADS)
     cross_entropy_backward(u32 type, const void *logits, const long long *labels, u32 target_type,
-                           const void *probabilities, double smoothing, u32 classes, u32 rows, const void *dy,
-                           void *dx) {
+                           const void *probabilities, double smoothing, u32 classes, u32 rows, u32 each,
+                           const void *dy, void *dx) {
   const Target target = {labels, target_type, probabilities, smoothing, classes};
   const u32 row = blockIdx.x;
   double all = 0;
   for (u32 c = threadIdx.x; c < target.classes; c += THREADS) all += target.of(row, c);
   all = over_block<Add>(all);
-  const double scale = read(dy, type, 0) / rows;
+  const double scale = each ? read(dy, type, row) : read(dy, type, 0) / rows;
   WITH_TYPE(type, {
     const T *x = static_cast<const T *>(logits) + u64(row) * target.classes;
     const double log = log_sum_exp(x, target.classes);

@@ -23,6 +23,10 @@ constexpr u32 CHANNELS_PER_BLOCK = 8;
 constexpr u32 THREADS_PER_PLANE = 32;
 // Channels of a filter per block where weights change their layout.
 constexpr u32 FILTER_TILE = THREADS;
+// Columns per block where layer normalization adds up rows.
+constexpr u32 NORM_COLUMNS = 32;
+// Statistics of a row in layer and group normalization: mean and 1/σ.
+constexpr u32 ROW_STATISTICS = 2;
 // Statistics of a channel in batch normalization: mean, 1/σ, γ/σ and β.
 constexpr u32 STATISTICS = 4;
 
@@ -53,6 +57,12 @@ struct AffineArgs {
 // `step`: from one pixel to the next, 1 in NCHW and the number of channels in NHWC.
 struct PoolArgs {
   u32 kind, kernel, stride, padding, height, width, rows, columns, step;
+};
+
+// Images of `channels` channels of `plane` elements, in groups of channels. `vectors`: whether loads of 16 bytes are
+// aligned and stay within a channel.
+struct GroupArgs {
+  u32 channels, groups, plane, vectors;
 };
 
 struct ConvArgs {
