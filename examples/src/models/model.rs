@@ -5,7 +5,8 @@ use candle_nn::{Module, VarBuilder, VarMap};
 use sam_runtime::nn::{self, RngStream};
 
 use super::architecture::{Architecture, Skip};
-use super::init::{self, Init};
+use super::efficientnet::EfficientNetLite0;
+use super::init::{self, Family, Init};
 use super::layers::{LayerSet, SamRuntime};
 use super::net::Net;
 use super::params::parameter_count;
@@ -13,6 +14,7 @@ use super::pyramid::Pyramid;
 use super::resnet::{ImageNet, ResNet};
 use super::shake_shake::ShakeShake;
 use super::small::{Cnn, Mlp, MlpNorm};
+use super::transformer::{Gpt, Mixer, Vit};
 use super::wide::{MentorMix, WideResNet};
 use crate::util::device::DeviceConfig;
 
@@ -28,7 +30,8 @@ pub struct Model<K: LayerSet = SamRuntime> {
 }
 
 impl<K: LayerSet + 'static> Model<K> {
-    /// A network for images of `shape` (channels, height, width), with weights from a seed, drawn as PyTorch does.
+    /// A network for images of `shape` (channels, height, width), with weights from a seed, drawn as PyTorch does. Of a language
+    /// model the width is the length of its texts, and the classes are its tokens.
     ///
     /// # Errors
     /// If candle cannot create a variable.
@@ -63,12 +66,23 @@ impl<K: LayerSet + 'static> Model<K> {
         seed: u64,
     ) -> Result<Self> {
         let model = Self::unset(device, architecture, shape, classes, seed)?;
-        let plain_blocks = match architecture {
-            Architecture::WidePlain { depth, .. } => Some((depth - 4) / 2),
-            _ => None,
+        let family = match architecture {
+            Architecture::WidePlain { depth, .. } => Family::Plain { blocks: (depth - 4) / 2 },
+            Architecture::Vit { .. } => Family::Vit,
+            Architecture::Mixer { .. } => Family::Mixer,
+            Architecture::Gpt(_) => Family::Gpt { blocks: Gpt::<K>::DEPTH },
+            _ => Family::Normalized,
         };
-        init::initialize(&model.vars, init, plain_blocks, seed)?;
+        init::initialize(&model.vars, init, family, seed)?;
         Ok(model)
+    }
+
+    /// The same with dropout, and with stochastic depth, whose rate grows from 0 in the first block to this in the last. Networks
+    /// other than transformers and mixers have neither.
+    #[must_use]
+    pub fn regularized(mut self, dropout: f64, stochastic_depth: f64) -> Self {
+        self.net.regularize([dropout, stochastic_depth], &self.draws);
+        self
     }
 
     fn unset(
@@ -112,8 +126,22 @@ impl<K: LayerSet + 'static> Model<K> {
             Architecture::ImageNet { depth, width } => {
                 (Box::new(ImageNet::<K>::new(channels, width, depth, &vb)?), ImageNet::<K>::features(width))
             }
+            Architecture::Vit { size, patch, width } => {
+                (Box::new(Vit::<K>::new(shape, patch, width, size.heads(), &vb)?), width)
+            }
+            Architecture::Mixer { size, patch, width } => {
+                (Box::new(Mixer::<K>::new(shape, patch, width, size.mixer_blocks(), &vb)?), width)
+            }
+            Architecture::Gpt(width) => (Box::new(Gpt::<K>::new(classes, shape[2], width, device.dtype, &vb)?), width),
+            Architecture::EfficientNetLite0(width) => {
+                let net = EfficientNetLite0::<K>::new(channels, width, &vb)?;
+                (Box::new(net), EfficientNetLite0::<K>::features(width))
+            }
         };
-        let head = K::linear(width, classes, vb.pp("head"))?;
+        let head = match architecture {
+            Architecture::Gpt(width) => Gpt::<K>::head(classes, width, &vb)?,
+            _ => K::linear(width, classes, vb.pp("head"))?,
+        };
         // On the CPU each layer would convert them back.
         let channels_last = device.channels_last && device.device.is_cuda();
         Ok(Self { net, head, vars, draws, classes, dtype: device.dtype, channels_last })
@@ -143,16 +171,19 @@ impl<K: LayerSet + 'static> Model<K> {
         parameter_count(&self.vars)
     }
 
-    /// The features (n, width), which the last layer sees, of images (n, channels, height, width).
+    /// The features (n, width), which the last layer sees, of images (n, channels, height, width), or of all n tokens of texts.
     ///
     /// # Errors
     /// If the images have another shape.
     pub fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        if x.dtype().is_int() {
+            return self.net.features(x, train);
+        }
         let x = if self.channels_last { nn::channels_last(x)? } else { x.clone() };
         self.net.features(&nn::to_dtype(&x, self.dtype)?, train)
     }
 
-    /// The logits (n, classes) of images (n, channels, height, width), in f32.
+    /// The logits (n, classes) of images (n, channels, height, width), or of all n tokens of texts, in f32.
     ///
     /// # Errors
     /// If the images have another shape, or are on another device than the network.
@@ -160,12 +191,12 @@ impl<K: LayerSet + 'static> Model<K> {
         nn::to_dtype(&self.head.forward(&self.features(x, train)?)?, DType::F32)
     }
 
-    /// The mean cross-entropy of images and labels (n), in training.
+    /// The mean cross-entropy of images and labels (n), or of texts and the next tokens (n, length), in training.
     ///
     /// # Errors
     /// If the images have another shape, or there are more labels or fewer.
     pub fn cross_entropy(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-        K::cross_entropy(&self.forward(x, true)?, y)
+        K::cross_entropy(&self.forward(x, true)?, &y.flatten_all()?)
     }
 }
 
@@ -211,6 +242,21 @@ mod tests {
             ("resnet50", [3, 224, 224], 1000, 25_557_032),
             ("resnet101", [3, 224, 224], 1000, 44_549_160),
             ("resnet152", [3, 224, 224], 1000, 60_192_808),
+            ("vit-ti-16", [3, 224, 224], 1000, 5_717_416),
+            ("vit-s-16", [3, 224, 224], 1000, 22_050_664),
+            ("vit-s-32", [3, 224, 224], 1000, 22_878_952),
+            ("vit-b-16", [3, 224, 224], 1000, 86_567_656),
+            ("vit-b-32", [3, 224, 224], 1000, 88_224_232),
+            ("mixer-s-16", [3, 224, 224], 1000, 18_528_264),
+            ("mixer-s-32", [3, 224, 224], 1000, 19_104_624),
+            ("mixer-b-16", [3, 224, 224], 1000, 59_880_472),
+            ("mixer-b-32", [3, 224, 224], 1000, 60_293_428),
+            ("mixer-tiny", [3, 32, 32], 10, 1_146_506),
+            ("efficientnet-lite0", [3, 224, 224], 1000, 4_652_008),
+            // Those of the programs that `bench` is compared with.
+            ("vit-tiny", [3, 32, 32], 10, 5_362_762),
+            ("gpt", [1, 1, 256], 256, 4_870_144),
+            ("efficientnet-lite0", [3, 128, 128], 10, 3_383_818),
         ] {
             let model = Model::<SamRuntime>::unset(&DeviceConfig::CPU, named(name), shape, classes, 1).unwrap();
             assert_eq!(model.parameters(), parameters, "{name}");
@@ -240,8 +286,13 @@ mod tests {
             ("pyramidnet-11-6-shakedrop", 8),
             ("mentormix-resnet32-w2", 8),
             ("resnet50-w4", 32),
+            ("vit-tiny-w6", 8),
+            ("vit-s-16-w6", 32),
+            ("mixer-tiny-w4", 8),
+            ("mixer-b-32-w4", 64),
+            ("efficientnet-lite0-w2", 64),
         ] {
-            let init = if side == 32 { Init::ImageNet } else { Init::Authors };
+            let init = if name.starts_with("resnet50") { Init::ImageNet } else { Init::Authors };
             let model =
                 Model::<SamRuntime>::with_init(&DeviceConfig::CPU, named(name), [3, side, side], 10, init, 1).unwrap();
             let pixels: Vec<f32> = (0..6 * 3 * side * side).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
@@ -254,6 +305,90 @@ mod tests {
             for (variable, var) in model.vars().data().lock().unwrap().iter() {
                 assert_eq!(gradient.get(var).is_some(), !is_statistic(variable), "{name}: {variable}");
             }
+        }
+    }
+
+    fn text(n: usize, length: usize, step: usize) -> Tensor {
+        let tokens = (0..n * length).map(|i| (i * step % 61) as u32).collect();
+        Tensor::from_vec(tokens, (n, length), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_language_model_predicts_each_token_from_those_before() {
+        let model: Model = Model::new(named("gpt-w16"), [1, 1, 12], 61, 1).unwrap();
+        let (x, y) = (text(3, 12, 7), text(3, 12, 11));
+        let logits = model.forward(&x, false).unwrap();
+        assert_eq!(logits.dims(), [36, 61]);
+        // The seventh token of the second text, and shorter texts.
+        let mut tokens = x.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        tokens[18] = 60;
+        let other = model.forward(&Tensor::from_vec(tokens, (3, 12), &Device::Cpu).unwrap(), false).unwrap();
+        let short = model.forward(&x.narrow(1, 0, 5).unwrap().contiguous().unwrap(), false).unwrap();
+        let rows = |logits: &Tensor| logits.to_vec2::<f32>().unwrap();
+        let (logits, other, short) = (rows(&logits), rows(&other), rows(&short));
+        assert!((0..18).chain(24..36).all(|i| logits[i] == other[i]) && (18..24).all(|i| logits[i] != other[i]));
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        assert!((0..5).all(|i| close(&short[i], &logits[i]) && close(&short[5 + i], &logits[12 + i])));
+        let gradient = model.cross_entropy(&x, &y).unwrap().backward().unwrap();
+        for (variable, var) in model.vars().data().lock().unwrap().iter() {
+            assert!(gradient.get(var).is_some(), "{variable}");
+        }
+        // Equally likely at first.
+        let loss = model.cross_entropy(&x, &y).unwrap().to_scalar::<f32>().unwrap();
+        assert!((loss - 61f32.ln()).abs() < 0.2, "{loss}");
+        for wrong in [x.to_dtype(DType::F32).unwrap(), text(2, 13, 1), x.flatten_all().unwrap()] {
+            let error = model.forward(&wrong, false).unwrap_err().to_string();
+            assert!(error.contains("tokens (n, "), "{error}");
+        }
+    }
+
+    /// A few steps on one batch, for each family of networks.
+    #[test]
+    fn a_step_lowers_the_loss() {
+        for (name, shape, classes) in [
+            ("vit-tiny-w12", [3, 8, 8], 4),
+            ("mixer-tiny-w8", [3, 8, 8], 4),
+            ("efficientnet-lite0-w4", [3, 64, 64], 4),
+            ("gpt-w16", [1, 1, 8], 61),
+        ] {
+            let model: Model =
+                Model::with_init(&DeviceConfig::CPU, named(name), shape, classes, Init::Authors, 3).unwrap();
+            let (x, y) = if shape[0] == 1 {
+                (text(4, 8, 7), text(4, 8, 13))
+            } else {
+                let count = 4 * shape.iter().product::<usize>();
+                let pixels: Vec<f32> = (0..count).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
+                let labels = Tensor::new(&[0u32, 1, 2, 3], &Device::Cpu).unwrap();
+                (Tensor::from_vec(pixels, (4, shape[0], shape[1], shape[2]), &Device::Cpu).unwrap(), labels)
+            };
+            let loss = || sam_runtime::Sam::new(0.01).loss(|| model.cross_entropy(&x, &y)).unwrap();
+            let before = loss();
+            let gradient = nn::backward(&before).unwrap();
+            for (_, var) in super::super::params::trained(model.vars()) {
+                var.set(&(var.as_tensor() - (gradient.get(&var).unwrap() * 0.02).unwrap()).unwrap()).unwrap();
+            }
+            let [before, after] = [before, loss()].map(|loss| loss.to_scalar::<f32>().unwrap());
+            assert!(after < before, "{name}: {before} {after}");
+        }
+    }
+
+    /// Dropout and stochastic depth apply in training only, and a stream that is set back repeats them.
+    #[test]
+    fn noise_belongs_to_training() {
+        for rates in [[0.3, 0.0], [0.0, 0.6]] {
+            let model: Model = Model::new(named("vit-tiny-w12"), [3, 8, 8], 4, 3).unwrap();
+            let x = Tensor::ones((4, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
+            let plain = model.forward(&x, true).unwrap().to_vec2::<f32>().unwrap();
+            let model = model.regularized(rates[0], rates[1]);
+            let logits = |train| model.forward(&x, train).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(logits(false), plain);
+            model.draws().set_position(0);
+            let noisy = logits(true);
+            assert_ne!(noisy, plain);
+            assert_ne!(noisy[0], noisy[1], "each example has noise of its own");
+            assert_ne!(logits(true), noisy);
+            model.draws().set_position(0);
+            assert_eq!(logits(true), noisy);
         }
     }
 
@@ -291,14 +426,20 @@ mod tests {
     /// Both layer sets compute the same function of the same weights, and have the same gradients.
     #[test]
     fn the_kits_agree() {
-        for architecture in [named("cnn"), named("resnet20")] {
+        for name in ["cnn", "resnet20", "vit-tiny-w12", "mixer-tiny-w8", "efficientnet-lite0-w4", "gpt-w16"] {
+            let architecture = named(name);
+            let shape = if architecture.is_for_text() { [1, 1, 16] } else { [3, 16, 16] };
             let (ours, stock) = (
-                Model::<SamRuntime>::new(architecture, [3, 16, 16], 10, 1).unwrap(),
-                Model::<CandleNn>::new(architecture, [3, 16, 16], 10, 1).unwrap(),
+                Model::<SamRuntime>::new(architecture, shape, 61, 1).unwrap(),
+                Model::<CandleNn>::new(architecture, shape, 61, 1).unwrap(),
             );
             let pixels: Vec<f32> = (0..4 * 768).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
-            let x = Tensor::from_vec(pixels, (4, 3, 16, 16), &Device::Cpu).unwrap();
-            let y = Tensor::new(&[1u32, 3, 5, 7], &Device::Cpu).unwrap();
+            let (x, y) = if architecture.is_for_text() {
+                (text(4, 16, 7), text(4, 16, 11))
+            } else {
+                let x = Tensor::from_vec(pixels, (4, 3, 16, 16), &Device::Cpu).unwrap();
+                (x, Tensor::new(&[1u32, 3, 5, 7], &Device::Cpu).unwrap())
+            };
             let losses = [ours.cross_entropy(&x, &y).unwrap(), stock.cross_entropy(&x, &y).unwrap()];
             let [a, b] = losses.each_ref().map(|loss| loss.to_scalar::<f32>().unwrap());
             assert!((a - b).abs() < 1e-4, "{a} and {b}");
