@@ -2,6 +2,21 @@
 
 use std::ops::Range;
 
+/// A dimension of a contiguous tensor, and how many elements lie outside and inside of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DimShape {
+    pub(crate) outer: usize,
+    pub(crate) size: usize,
+    pub(crate) inner: usize,
+}
+
+impl DimShape {
+    pub(crate) fn new(dims: &[usize], dim: usize) -> Self {
+        let product = |dims: &[usize]| dims.iter().product();
+        Self { outer: product(&dims[..dim]), size: dims[dim], inner: product(&dims[dim + 1..]) }
+    }
+}
+
 /// A pooling of images (n, channels, height, width).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolShape {

@@ -104,17 +104,7 @@ fn of_labels(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
     if !logits.device().is_cpu() {
         return by_candle(&logits, &target, smoothing, ignored);
     }
-    let labels: Vec<i64> = target.to_dtype(DType::I64)?.to_vec1()?;
-    let label = |(row, label): (usize, i64)| match usize::try_from(label) {
-        _ if ignored == Some(label) => Ok(None),
-        Ok(label) if label < classes => Ok(Some(label)),
-        _ => candle_core::bail!(
-            "expected labels in 0..{classes}, found {label} at index {row}: pass a label that is not to count to \
-             `cross_entropy_ignoring`"
-        ),
-    };
-    let labels = labels.into_iter().enumerate().map(label).collect::<Result<Vec<_>>>()?;
-    let count = labels.iter().flatten().count();
+    let (labels, count) = checked_labels(&target, classes, ignored)?;
     if count == 0 {
         candle_core::bail!("expected a label that counts, found {} labels that are all ignored", labels.len())
     }
@@ -185,7 +175,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 /// `reduction = "none"` in PyTorch.
 ///
 /// # Errors
-/// If the shapes do not fit, or a label is out of range.
+/// As [`cross_entropy`]. On CUDA the loss of an example whose label is out of range is NaN.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -200,7 +190,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 /// # }
 /// ```
 pub fn cross_entropy_per_example(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let (n, _) = logits.dims2()?;
+    let (n, classes) = logits.dims2()?;
     if target.dims() != [n] || !target.dtype().is_int() {
         candle_core::bail!(
             "expected integer labels [{n}] for logits {:?}, found {:?} of {:?}",
@@ -209,13 +199,52 @@ pub fn cross_entropy_per_example(logits: &Tensor, target: &Tensor) -> Result<Ten
             target.dtype()
         )
     }
-    let log = candle_nn::ops::log_softmax(logits, D::Minus1)?;
-    log.gather(&target.to_dtype(DType::U32)?.unsqueeze(1)?, 1)?.squeeze(1)?.neg()
+    if logits.elem_count() == 0 {
+        candle_core::bail!("expected at least one label and one class, found logits {:?}", logits.dims())
+    }
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let target = target.to_dtype(DType::I64)?.contiguous()?;
+        return cost(logits, Target::Cuda { target, smoothing: 0.0 }, Reduction::None);
+    }
+    if !logits.device().is_cpu() {
+        let log = candle_nn::ops::log_softmax(logits, D::Minus1)?;
+        return log.gather(&target.to_dtype(DType::U32)?.unsqueeze(1)?, 1)?.squeeze(1)?.neg();
+    }
+    let (labels, count) = checked_labels(target, classes, None)?;
+    cost(logits, Target::Cpu(Targets::Labels { labels, count, smoothing: 0.0 }), Reduction::None)
+}
+
+/// Labels on the host, None those that are ignored, and the number of the others.
+fn checked_labels(target: &Tensor, classes: usize, ignored: Option<i64>) -> Result<(Vec<Option<usize>>, usize)> {
+    let labels: Vec<i64> = target.to_dtype(DType::I64)?.to_vec1()?;
+    let label = |(row, label): (usize, i64)| match usize::try_from(label) {
+        _ if ignored == Some(label) => Ok(None),
+        Ok(label) if label < classes => Ok(Some(label)),
+        _ => candle_core::bail!(
+            "expected labels in 0..{classes}, found {label} at index {row}: pass a label that is not to count to \
+             `cross_entropy_ignoring`"
+        ),
+    };
+    let labels = labels.into_iter().enumerate().map(label).collect::<Result<Vec<_>>>()?;
+    let count = labels.iter().flatten().count();
+    Ok((labels, count))
 }
 
 fn mean_cost(logits: &Tensor, target: Target) -> Result<Tensor> {
-    let layer = CrossEntropy { target, normalizers: OnceLock::new() };
+    cost(logits, target, Reduction::Mean)
+}
+
+fn cost(logits: &Tensor, target: Target, reduction: Reduction) -> Result<Tensor> {
+    let layer = CrossEntropy { target, reduction, normalizers: OnceLock::new() };
     apply(layer, &[&to_compute_dtype(logits)?])?.to_dtype(logits.dtype())
+}
+
+/// What is returned of the costs of the rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reduction {
+    Mean,
+    None,
 }
 
 enum Target {
@@ -230,6 +259,7 @@ enum Target {
 
 struct CrossEntropy {
     target: Target,
+    reduction: Reduction,
     /// Of each row, for the backward pass.
     normalizers: OnceLock<Vec<Normalizer>>,
 }
@@ -259,9 +289,13 @@ impl FusedOp for CrossEntropy {
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let (mean, rows) = self.on_cpu()?.forward(&args[0])?;
+        let target = self.on_cpu()?;
+        let (costs, rows) = match self.reduction {
+            Reduction::Mean => target.forward(&args[0])?,
+            Reduction::None => target.forward_each(&args[0])?,
+        };
         self.normalizers.get_or_init(|| rows);
-        Ok(mean)
+        Ok(costs)
     }
 
     fn backward(&self, args: &[Tensor], _: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -274,7 +308,7 @@ impl FusedOp for CrossEntropy {
     #[cfg(feature = "cuda")]
     fn cuda_forward(&self, args: &[Tensor]) -> Result<(CudaStorage, Shape)> {
         let (target, smoothing) = self.on_cuda()?;
-        cuda::cross_entropy(&args[0], target, smoothing)
+        cuda::cross_entropy(&args[0], target, smoothing, self.reduction == Reduction::None)
     }
 
     #[cfg(feature = "cuda")]

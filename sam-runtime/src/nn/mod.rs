@@ -47,6 +47,7 @@ pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod loss;
+mod normalize;
 pub mod ops;
 pub mod optim;
 mod pool;

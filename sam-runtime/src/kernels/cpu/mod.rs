@@ -8,11 +8,14 @@ mod dot;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod float;
+pub(crate) mod group_norm;
+pub(crate) mod layer_norm;
 pub(crate) mod matmul;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod reduce;
 pub(crate) mod softmax;
+pub(crate) mod softmax_dim;
 mod storage_float;
 pub(crate) mod weight_decay;
 

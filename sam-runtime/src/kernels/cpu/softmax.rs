@@ -1,7 +1,7 @@
 //! Softmax of rows on the CPU, as cross entropies need it: its normalizer, and numbers in proportion to it.
 //!
 //! Exponentials of f32 are taken in f32, by a polynomial that the compiler turns into vectors as wide as the machine has, and
-//! are added up in f64. Every row is computed by one thread, with the same operations for any width of vectors: results
+//! are added up in f64, after a few in their own dtype. Every row is computed by one thread, with the same operations for any width of vectors: results
 //! are bitwise identical for any number of threads.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
@@ -122,23 +122,59 @@ fn normalizer<T: Exp>(row: &[T]) -> Normalizer {
         let sum = row.iter().map(|x| x.wide().exp()).sum();
         return Normalizer::new(0.0, sum, false);
     }
-    let mut sums = [0.0; LANES];
     let mut powers = [T::default(); BLOCK];
+    let mut sum = 0.0;
     for block in row.chunks(BLOCK) {
-        let powers = &mut powers[..block.len()];
-        powers.iter_mut().zip(block).for_each(|(power, x)| *power = (*x - max).exp());
-        let (whole, rest) = powers.as_chunks::<LANES>();
-        for powers in whole {
-            sums.iter_mut().zip(powers).for_each(|(sum, power)| *sum += power.wide());
-        }
-        sums.iter_mut().zip(rest).for_each(|(sum, power)| *sum += power.wide());
+        sum += exponentials(&mut powers[..block.len()], block, max);
     }
-    Normalizer::new(max.wide(), sums.iter().sum(), true)
+    Normalizer::new(max.wide(), sum, true)
 }
 
-/// The largest that is a number.
+/// y = exp(x - max), and the sum of these.
 #[inline(always)]
-fn maximum<T: Float>(row: &[T]) -> T {
+pub(super) fn exponentials<T: Exp>(y: &mut [T], x: &[T], max: T) -> f64 {
+    let mut sum = 0.0;
+    for (y, x) in y.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = (*x - max).exp());
+        sum += run_sum(y, y, |y, _| y);
+    }
+    sum
+}
+
+/// Σ f(a, b): at most `BLOCK / LANES` numbers in their own dtype, and then in f64.
+#[inline(always)]
+pub(super) fn run_sum<T: Float>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> f64 {
+    let mut sum = 0.0;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let mut lanes = [T::default(); LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..LANES {
+                lanes[i] += f(a[i], b[i]);
+            }
+        }
+        lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(lane, (a, b))| *lane += f(*a, *b));
+        sum += total(lanes);
+    }
+    sum
+}
+
+/// In f64, halves on halves: one lane after the other would take as long as the exponentials.
+#[inline(always)]
+fn total<T: Float>(lanes: [T; LANES]) -> f64 {
+    let mut lanes = lanes.map(Float::wide);
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (left, right) = lanes.split_at_mut(half);
+        left.iter_mut().zip(right).for_each(|(left, right)| *left += *right);
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest that is a number; -∞ if there is none.
+#[inline(always)]
+pub(super) fn maximum<T: Float>(row: &[T]) -> T {
     let larger = |a: T, b: T| if b > a { b } else { a };
     let mut maxima = [T::narrow(f64::NEG_INFINITY); LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
