@@ -272,7 +272,7 @@ impl LayerSet for SamRuntime {
     type Conv = nn::Conv2d;
     type Norm = nn::BatchNorm;
     type Linear = nn::Linear;
-    type LayerNorm = SlowLayerNorm;
+    type LayerNorm = nn::LayerNorm;
     type Embedding = nn::Embedding;
 
     fn conv(from: usize, to: usize, size: usize, stride: usize, vb: VarBuilder<'_>) -> Result<Self::Conv> {
@@ -297,7 +297,7 @@ impl LayerSet for SamRuntime {
     }
 
     fn layer_norm(width: usize, eps: f64, vb: VarBuilder<'_>) -> Result<Self::LayerNorm> {
-        SlowLayerNorm::new(width, eps, &vb)
+        nn::layer_norm(width, eps, vb)
     }
 
     fn embedding(count: usize, width: usize, vb: VarBuilder<'_>) -> Result<Self::Embedding> {

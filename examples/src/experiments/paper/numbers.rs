@@ -75,6 +75,7 @@ mod tests {
         Outcome {
             test_error: 0.0,
             top_5_error: None,
+            test_loss: None,
             sharpness: None,
             loss: 0.0,
             steps: 1,
