@@ -26,7 +26,7 @@ const EXAMPLES: &str = "Examples:
   train my.toml --out runs/mine --resume --set epochs=20.0
                                                      prolong it
   train table1/wrn-28-10/basic/cifar10/sam --data data --scale epochs=0.1,images=0.1,width=0.25
-  train gpt/text/sam --data book.txt --out runs/book a language model of a text
+  train gpt/sam --data book.txt --out runs/book a language model of a text
   train my.toml --dry-run                            show the whole recipe, and train nothing";
 
 /// Train one network, unattended.

@@ -1,7 +1,7 @@
 //! Networks of tokens: vision transformers (Dosovitskiy et al. 2021), MLP-Mixers (Tolstikhin et al. 2021) and a GPT
 //! (Radford et al. 2019). Their blocks normalize before each branch.
 //!
-//! Between the blocks all tokens of a batch are the rows of one matrix. The variables of the first two have the names and shapes of
+//! Everything between is of shape (n, tokens, width). The variables of the first two have the names and shapes of
 //! timm, so its weights can be the `start` of a recipe.
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -59,15 +59,15 @@ impl Noise {
         Self { dropout: layer(dropout), depth: layer(depth * share) }
     }
 
-    /// x + branch, of tokens (n tokens, width) of n examples.
-    fn add<K: LayerSet>(&self, x: &Tensor, branch: Tensor, n: usize, train: bool) -> Result<Tensor> {
+    /// x + branch.
+    fn add<K: LayerSet>(&self, x: &Tensor, branch: Tensor, train: bool) -> Result<Tensor> {
         let mut branch = match &self.dropout {
             Some(dropout) if train => dropout.forward_t(&branch, train)?,
             _ => branch,
         };
         if let Some(depth) = self.depth.as_ref().filter(|_| train) {
-            let kept = depth.forward_t(&Tensor::ones((n, 1), branch.dtype(), branch.device())?, train)?;
-            branch = branch.reshape((n, ()))?.broadcast_mul(&kept)?.reshape(x.shape())?;
+            let kept = depth.forward_t(&Tensor::ones((x.dim(0)?, 1, 1), branch.dtype(), branch.device())?, train)?;
+            branch = branch.broadcast_mul(&kept)?;
         }
         K::add(x, &branch)
     }
@@ -103,14 +103,12 @@ impl<K: LayerSet> Block<K> {
         (0..depth).map(|i| block(&vb.pp(format!("blocks.{i}")))).collect()
     }
 
-    /// Of the tokens of n examples.
-    fn forward(&self, x: &Tensor, n: usize, train: bool) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?.reshape((n, rows / n, 3 * width))?;
-        let mixed = K::attention(&qkv, self.heads, self.causal)?.reshape((rows, width))?;
-        let x = self.noise.add::<K>(x, self.proj.forward(&mixed)?, n, train)?;
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
+        let mixed = K::attention(&qkv, self.heads, self.causal)?;
+        let x = self.noise.add::<K>(x, self.proj.forward(&mixed)?, train)?;
         let y = self.mlp.forward(&self.norm2.forward(&x)?)?;
-        self.noise.add::<K>(&x, y, n, train)
+        self.noise.add::<K>(&x, y, train)
     }
 }
 
@@ -135,9 +133,8 @@ impl Patches {
         let ((n, channels, height, width), side) = (x.dims4()?, self.side);
         let (rows, columns) = (height / side, width / side);
         let x = x.reshape((n, channels, rows, side, columns, side))?.permute((0, 2, 4, 1, 3, 5))?.contiguous()?;
-        let to = self.weight.dim(0)?;
-        let layer = K::linear_of(self.weight.reshape((to, ()))?, Some(self.bias.clone()));
-        layer.forward(&x.reshape((n * rows * columns, channels * side * side))?)?.reshape((n, rows * columns, to))
+        let layer = K::linear_of(self.weight.flatten_from(1)?, Some(self.bias.clone()));
+        layer.forward(&x.reshape((n, rows * columns, channels * side * side))?)
     }
 }
 
@@ -169,15 +166,14 @@ impl<K: LayerSet> Vit<K> {
 impl<K: LayerSet> Net for Vit<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let patches = self.patches.forward::<K>(x)?;
-        let (n, count, width) = patches.dims3()?;
+        let (n, _, width) = patches.dims3()?;
         let [token, places] = [&self.token, &self.places].map(|var| nn::to_dtype(var, patches.dtype()));
-        let x = Tensor::cat(&[&token?.broadcast_as((n, 1, width))?, &patches], 1)?.broadcast_add(&places?)?;
-        let mut x = x.reshape((n * (count + 1), width))?;
+        let mut x = Tensor::cat(&[&token?.broadcast_as((n, 1, width))?, &patches], 1)?.broadcast_add(&places?)?;
         for block in &self.blocks {
-            x = block.forward(&x, n, train)?;
+            x = block.forward(&x, train)?;
         }
         // Each token is normalized by itself, so it is enough to normalize this one.
-        self.norm.forward(&x.reshape((n, count + 1, width))?.narrow(1, 0, 1)?.reshape((n, width))?)
+        self.norm.forward(&x.narrow(1, 0, 1)?.reshape((n, width))?)
     }
 
     fn regularize(&mut self, rates: [f64; 2], draws: &RngStream) {
@@ -226,13 +222,11 @@ impl<K: LayerSet> Mixer<K> {
 
 impl<K: LayerSet> Net for Mixer<K> {
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let x = self.patches.forward::<K>(x)?;
-        let (n, count, width) = x.dims3()?;
-        let mut x = x.reshape((n * count, width))?;
+        let mut x = self.patches.forward::<K>(x)?;
         for block in &self.blocks {
-            x = block.forward(&x, n, train)?;
+            x = block.forward(&x, train)?;
         }
-        self.norm.forward(&x)?.reshape((n, count, width))?.mean(1)
+        self.norm.forward(&x)?.mean(1)
     }
 
     fn regularize(&mut self, rates: [f64; 2], draws: &RngStream) {
@@ -244,15 +238,12 @@ impl<K: LayerSet> Net for Mixer<K> {
 }
 
 impl<K: LayerSet> MixerBlock<K> {
-    fn forward(&self, x: &Tensor, n: usize, train: bool) -> Result<Tensor> {
-        let (rows, width) = x.dims2()?;
-        let count = rows / n;
-        let by_channel = self.norm1.forward(x)?.reshape((n, count, width))?.transpose(1, 2)?.contiguous()?;
-        let mixed = self.tokens.forward(&by_channel.reshape((n * width, count))?)?;
-        let mixed = mixed.reshape((n, width, count))?.transpose(1, 2)?.contiguous()?.reshape((rows, width))?;
-        let x = self.noise.add::<K>(x, mixed, n, train)?;
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let by_channel = self.norm1.forward(x)?.transpose(1, 2)?.contiguous()?;
+        let mixed = self.tokens.forward(&by_channel)?.transpose(1, 2)?.contiguous()?;
+        let x = self.noise.add::<K>(x, mixed, train)?;
         let y = self.channels.forward(&self.norm2.forward(&x)?)?;
-        self.noise.add::<K>(&x, y, n, train)
+        self.noise.add::<K>(&x, y, train)
     }
 }
 
@@ -298,16 +289,16 @@ impl<K: LayerSet> Net for Gpt<K> {
             bail!("expected integer tokens (n, 1 to {}), found {:?} of {:?}", self.length, x.dims(), x.dtype())
         }
         let places: Vec<u32> = (0..n).flat_map(|_| 0..length as u32).collect();
-        let places = Tensor::from_vec(places, n * length, x.device())?;
-        let x = K::add(&self.tokens.forward(&x.flatten_all()?)?, &self.places.forward(&places)?)?;
+        let places = Tensor::from_vec(places, (n, length), x.device())?;
+        let x = K::add(&self.tokens.forward(x)?, &self.places.forward(&places)?)?;
         let mut x = nn::to_dtype(&x, self.dtype)?;
         if let Some(dropout) = &self.dropout {
             x = dropout.forward_t(&x, train)?;
         }
         for block in &self.blocks {
-            x = block.forward(&x, n, train)?;
+            x = block.forward(&x, train)?;
         }
-        self.norm.forward(&x)
+        self.norm.forward(&x)?.flatten_to(1)
     }
 
     fn regularize(&mut self, rates: [f64; 2], draws: &RngStream) {

@@ -52,6 +52,7 @@ impl Outcome {
             Measure::Accuracy => Some(100.0 * (1.0 - self.test_error)),
             Measure::Top5Error => self.top_5_error.map(|error| 100.0 * error),
             Measure::Sharpness => self.sharpness,
+            Measure::BitsPerToken => self.test_loss.map(bits),
         }
     }
 

@@ -99,17 +99,23 @@ impl Module for Linear {
         }
         let mut shape = x.dims().to_vec();
         shape.pop();
-        let layer = Product { rows: shape.iter().product(), in_dim, out_dim };
+        let rows = shape.iter().product();
         shape.push(out_dim);
-        let (wide, weight) = (to_compute_dtype(x)?, weight_for(x, &self.weight)?);
-        let wide = if x.rank() == 2 { wide } else { wide.reshape((layer.rows, in_dim))? };
+        let (mut wide, weight) = (to_compute_dtype(x)?, weight_for(x, &self.weight)?);
+        // cuBLAS takes matrices. On the CPU the operation itself takes any rank: a reshape between two layers would cost a copy of
+        // the gradient.
+        let as_matrix = x.rank() != 2 && !x.device().is_cpu();
+        if as_matrix {
+            wide = wide.reshape((rows, in_dim))?;
+        }
+        let layer = Product { rows, in_dim, out_dim, shape: if as_matrix { vec![rows, out_dim] } else { shape.clone() } };
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
             Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &weight_for(x, bias)?])?,
             Some(bias) => candle_core::bail!("expected a bias of {out_dim}, found {:?}", bias.dims()),
         };
         let y = y.to_dtype(x.dtype())?;
-        if x.rank() == 2 { Ok(y) } else { y.reshape(shape) }
+        if as_matrix { y.reshape(shape) } else { Ok(y) }
     }
 }
 
@@ -118,6 +124,8 @@ struct Product {
     rows: usize,
     in_dim: usize,
     out_dim: usize,
+    /// Of the result.
+    shape: Vec<usize>,
 }
 
 impl FusedOp for Product {
@@ -126,7 +134,7 @@ impl FusedOp for Product {
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
-        let Self { rows, in_dim, out_dim } = *self;
+        let &Self { rows, in_dim, out_dim, ref shape } = self;
         let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
         for_float!(args[0].dtype(), self.name(), |T| {
             let mut y = match &bias {
@@ -135,12 +143,12 @@ impl FusedOp for Product {
             };
             let x = Matrix::new(x.elements::<T>()?, rows, in_dim);
             add_product(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed());
-            Ok(output(y, (rows, out_dim)))
+            Ok(output(y, shape.clone()))
         })
     }
 
     fn backward(&self, args: &[Tensor], wanted: &[bool], _: &Tensor, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let Self { rows, in_dim, out_dim } = *self;
+        let Self { rows, in_dim, out_dim, .. } = *self;
         let (x, w, dy) = (view(&args[0]), view(&args[1]), view(dy));
         for_float!(args[0].dtype(), self.name(), |T| {
             let (x, w, dy) = (x.elements::<T>()?, w.elements::<T>()?, dy.elements::<T>()?);
