@@ -2,4 +2,9 @@
 
 pub use candle_nn::ops::*;
 
-pub use super::dropout::Dropout;
+pub use super::activation::{
+    elu, gelu, gelu_erf, glu, hard_sigmoid, hard_swish, leaky_relu, mish, relu2, relu6, selu, sigmoid, silu, swiglu,
+    tanh,
+};
+pub use super::dropout::{Dropout, dropout};
+pub use super::elementwise::relu;
