@@ -305,7 +305,7 @@ impl LayerSet for SamRuntime {
     }
 
     fn gelu(x: &Tensor) -> Result<Tensor> {
-        x.gelu_erf()
+        nn::ops::gelu_erf(x)
     }
 
     fn attention(qkv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
@@ -325,7 +325,7 @@ impl LayerSet for SamRuntime {
     }
 
     fn norm_relu6(norm: &Self::Norm, x: &Tensor, train: bool) -> Result<Tensor> {
-        norm.forward_t(x, train)?.clamp(0f32, 6f32)
+        nn::ops::relu6(&norm.forward_t(x, train)?)
     }
 
     fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {

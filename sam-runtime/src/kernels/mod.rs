@@ -1,12 +1,16 @@
 //! All arithmetic. [`dispatch`] picks the backend: `cpu`, `cuda`, or [`portable`] in candle's own operations.
 
+pub(crate) mod activation;
 pub(crate) mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 mod dispatch;
+pub(crate) mod elementwise_loss;
+pub(crate) mod indices;
 mod operands;
 mod portable;
 pub(crate) mod prepare;
+pub(crate) mod rotation;
 mod rounding;
 pub(crate) mod shapes;
 pub(crate) mod vars;

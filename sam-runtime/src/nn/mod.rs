@@ -42,6 +42,7 @@ pub mod batch_norm;
 pub mod conv;
 mod dropout;
 mod elementwise;
+mod elementwise_loss;
 pub mod embedding;
 pub mod group_norm;
 pub mod layer_norm;
@@ -60,7 +61,10 @@ mod upsample;
 mod weight_decay;
 
 pub use crate::autograd::gradient::backward;
-pub use activation::{Activation, PReLU, prelu};
+pub use activation::{
+    Activation, PReLU, elu, gelu, gelu_erf, glu, hard_sigmoid, hard_swish, leaky_relu, mish, prelu, relu2, relu6, selu,
+    sigmoid, silu, swiglu, tanh,
+};
 pub use batch_norm::{BatchNorm, BatchNormConfig, batch_norm};
 use candle_core::{Result, Tensor};
 // What this crate has nothing to add to; the modules and names above and below shadow candle's.

@@ -1,19 +1,26 @@
 //! The arithmetic on the CPU.
 
+pub(crate) mod activation;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
+mod curves;
 mod dot;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod elementwise_loss;
+pub(crate) mod embedding;
 pub(crate) mod float;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod prelu;
+mod real;
 pub(crate) mod reduce;
+pub(crate) mod rotary_emb;
 pub(crate) mod softmax;
 pub(crate) mod softmax_dim;
 mod storage_float;

@@ -5,6 +5,8 @@
 //! them on the CPU.
 
 #[cfg(feature = "cuda")]
+mod activation;
+#[cfg(feature = "cuda")]
 mod batch_norm;
 #[cfg(feature = "cuda")]
 mod branch_mix;
@@ -22,6 +24,8 @@ mod cudnn;
 mod dropout;
 #[cfg(feature = "cuda")]
 mod elementwise;
+#[cfg(feature = "cuda")]
+mod embedding;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod emulator;
@@ -35,10 +39,13 @@ mod params;
 #[cfg(feature = "cuda")]
 mod pool;
 #[cfg(feature = "cuda")]
+mod rotary_emb;
+#[cfg(feature = "cuda")]
 mod weight_decay;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
+    activation::{activate, activate_back, gate, gate_back},
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
     buffers::{is_home_of, token},
@@ -46,8 +53,10 @@ pub(crate) use self::{
     cross_entropy::{cross_entropy, cross_entropy_back},
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
+    embedding::{embedding, embedding_back},
     linear::{linear, linear_back},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
+    rotary_emb::{rotate, rotate_back},
     weight_decay::{penalty, times},
 };

@@ -1,15 +1,18 @@
 //! Tests of the kernels without a GPU. A C++ compiler compiles their source, with `emulate.h` included first; blocks
 //! run one by one, and results are compared with f64. Skipped, with a message, if there is no compiler.
 
+mod activation;
 mod batch_norm;
 mod branch_mix;
 mod channels;
 mod cross_entropy;
 mod dropout;
 mod elementwise;
+mod embedding;
 mod im2col;
 mod params;
 mod pool;
+mod rotary_emb;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

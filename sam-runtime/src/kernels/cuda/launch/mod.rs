@@ -3,15 +3,18 @@
 //!
 //! A [`Launcher`] runs the kernels: a CUDA device, or in the tests an emulator on the CPU.
 
+pub(crate) mod activation;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod embedding;
 pub(crate) mod im2col;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod rotary_emb;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
 pub(crate) mod shared;
 

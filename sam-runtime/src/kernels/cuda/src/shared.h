@@ -35,6 +35,8 @@ enum MetricCode : u32 { METRIC_ONE, METRIC_WEIGHTS, METRIC_GIVEN, METRIC_NUMBER 
 enum PowerCode : u32 { POWER_ZERO, POWER_ONE, POWER_SQUARE, POWER_ROOT, POWER_INFINITY, POWER_REAL };
 // ε̂ = ρ T² g without a norm, or in the ball of p = 2, p = ∞, or any other p.
 enum NormCode : u32 { NORM_NONE, NORM_L2, NORM_INFINITY, NORM_LP };
+// Activation functions; ELU has α and a factor γ.
+enum FunctionCode : u32 { GELU_TANH, GELU_ERF, SILU, SIGMOID, TANH, MISH, RELU2, RELU6, HARD_SIGMOID, HARD_SWISH, LEAKY_RELU, ELU };
 enum PoolKind : u32 { POOL_MAX, POOL_MEAN };
 
 // Images, and how the blocks share them. NCHW has `across` = 0: a vector stays within a channel, and a block takes some
