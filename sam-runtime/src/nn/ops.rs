@@ -2,4 +2,5 @@
 
 pub use candle_nn::ops::*;
 
+pub use super::attention::sdpa;
 pub use super::dropout::Dropout;
