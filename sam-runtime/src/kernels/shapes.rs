@@ -59,3 +59,91 @@ impl PoolShape {
         1.0 / (self.kernel * self.kernel) as f64
     }
 }
+
+/// Scaled dot product attention: softmax(scale q kᵀ + mask) v, for each batch and head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    /// Of k and v: each is for `heads / kv_heads` heads of q.
+    pub(crate) kv_heads: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    /// Of q and k.
+    pub(crate) dim: usize,
+    /// Of v and the output.
+    pub(crate) v_dim: usize,
+    pub(crate) scale: f64,
+    /// Scores s become c tanh(s / c). 0: they do not.
+    pub(crate) softcap: f64,
+    /// Query i sees the keys up to i + this.
+    pub(crate) causal: Option<isize>,
+    /// The probability that a weight is dropped, and the seed of the mask.
+    pub(crate) drop_p: f32,
+    pub(crate) seed: u64,
+    /// Whether q, k and v are one tensor (batch, tokens, 3 heads dim).
+    pub(crate) packed: bool,
+}
+
+/// Where the rows of each head are in a tensor's memory, in elements. Those of a row are side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadStrides {
+    pub(crate) first: usize,
+    pub(crate) batch: usize,
+    pub(crate) head: usize,
+    pub(crate) token: usize,
+}
+
+impl AttentionShape {
+    /// Heads of q for each head of k and v.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The number of keys that a query sees.
+    pub(crate) fn visible(&self, query: usize) -> usize {
+        self.causal.map_or(self.keys, |offset| self.keys.min((query + 1).saturating_add_signed(offset)))
+    }
+
+    /// How many of the arguments are q, k and v.
+    pub(crate) fn inputs(&self) -> usize {
+        if self.packed { 1 } else { 3 }
+    }
+
+    /// Those of the output (batch, queries, heads `v_dim`).
+    pub(crate) fn output(&self) -> HeadStrides {
+        contiguous(&[self.batch, self.queries, self.heads * self.v_dim], self.v_dim)
+    }
+
+    /// Those of q, k and v, from the dimensions and strides of the arguments. Of four dimensions these are (batch, heads, tokens,
+    /// dim), of three (batch, tokens, heads dim).
+    pub(crate) fn strides(&self, args: &[(&[usize], &[usize])]) -> [HeadStrides; 3] {
+        let dims = [self.dim, self.dim, self.v_dim];
+        std::array::from_fn(|i| {
+            let (shape, strides) = args[if self.packed { 0 } else { i }];
+            let first = if self.packed { i * self.heads * self.dim } else { 0 };
+            match *strides {
+                [batch, head, token, _] => HeadStrides { first, batch, head, token },
+                [batch, token, _] => HeadStrides { first, batch, head: dims[i], token },
+                _ => contiguous(shape, dims[i]),
+            }
+        })
+    }
+
+    /// Those of contiguous tensors of the arguments' shapes.
+    pub(crate) fn gradient_strides(&self, args: &[&[usize]]) -> [HeadStrides; 3] {
+        let strides: Vec<Vec<usize>> = args.iter().map(|shape| contiguous_strides(shape)).collect();
+        let pairs: Vec<(&[usize], &[usize])> = args.iter().copied().zip(strides.iter().map(Vec::as_slice)).collect();
+        self.strides(&pairs)
+    }
+}
+
+fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+    (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect()
+}
+
+/// Of (batch, tokens, heads dim).
+fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
+    let token = shape.last().copied().unwrap_or_default();
+    HeadStrides { first: 0, batch: shape.iter().skip(1).product(), head: dim, token }
+}

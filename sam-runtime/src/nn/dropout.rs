@@ -95,15 +95,20 @@ impl Dropout {
         if !train {
             return Ok(x.clone());
         }
-        if !(0.0..1.0).contains(&self.drop_p) {
-            candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
-        }
-        let mask = DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() };
+        let mask = self.next_mask()?;
         if has_fused_kernels(x.device()) {
             return apply(mask, &[&dense(x)?]);
         }
         let factors = Tensor::from_vec(mask.factors(x.elem_count()), x.shape(), &Device::Cpu)?;
         x * factors.to_dtype(x.dtype())?.to_device(x.device())?
+    }
+
+    /// The mask of one call.
+    pub(super) fn next_mask(&self) -> Result<DropoutMask> {
+        if !(0.0..1.0).contains(&self.drop_p) {
+            candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
+        }
+        Ok(DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() })
     }
 }
 

@@ -10,3 +10,4 @@ pub use super::dropout::{Dropout, dropout};
 pub use super::elementwise::relu;
 pub use super::normalize::{layer_norm, rms_norm};
 pub use super::softmax::{log_softmax, softmax, softmax_last_dim};
+pub use super::attention::sdpa;

@@ -1,6 +1,7 @@
 //! The arithmetic on the CPU.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod conv;
