@@ -9,6 +9,7 @@ pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod float;
 pub(crate) mod matmul;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod reduce;

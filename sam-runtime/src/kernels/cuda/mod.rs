@@ -31,6 +31,8 @@ pub(crate) mod launch;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
+mod optim;
+#[cfg(feature = "cuda")]
 mod params;
 #[cfg(feature = "cuda")]
 mod pool;
@@ -47,6 +49,7 @@ pub(crate) use self::{
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
     linear::{linear, linear_back},
+    optim::{adamw, clamp, ema, square},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
     weight_decay::{penalty, times},

@@ -8,6 +8,7 @@ mod cross_entropy;
 mod dropout;
 mod elementwise;
 mod im2col;
+mod optim;
 mod params;
 mod pool;
 

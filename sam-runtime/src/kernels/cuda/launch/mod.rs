@@ -10,6 +10,7 @@ pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod im2col;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
