@@ -16,6 +16,7 @@ pub(crate) mod float;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod prelu;

@@ -35,6 +35,8 @@ pub(crate) mod launch;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
+mod optim;
+#[cfg(feature = "cuda")]
 mod params;
 #[cfg(feature = "cuda")]
 mod pool;
@@ -55,6 +57,7 @@ pub(crate) use self::{
     elementwise::{add, relu, relu_back, sum},
     embedding::{embedding, embedding_back},
     linear::{linear, linear_back},
+    optim::{adamw, clamp, ema, square},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
     rotary_emb::{rotate, rotate_back},

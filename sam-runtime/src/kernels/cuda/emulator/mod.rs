@@ -10,6 +10,7 @@ mod dropout;
 mod elementwise;
 mod embedding;
 mod im2col;
+mod optim;
 mod params;
 mod pool;
 mod rotary_emb;

@@ -12,6 +12,7 @@ pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod im2col;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod rotary_emb;
