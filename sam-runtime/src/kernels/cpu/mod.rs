@@ -12,8 +12,10 @@ pub(crate) mod matmul;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod reduce;
+pub(crate) mod rnn;
 pub(crate) mod softmax;
 mod storage_float;
+pub(crate) mod upsample;
 pub(crate) mod weight_decay;
 
 use std::sync::LazyLock;

@@ -35,19 +35,25 @@ mod params;
 #[cfg(feature = "cuda")]
 mod pool;
 #[cfg(feature = "cuda")]
+mod rnn;
+#[cfg(feature = "cuda")]
+mod upsample;
+#[cfg(feature = "cuda")]
 mod weight_decay;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
-    buffers::{is_home_of, token},
-    conv::{conv, conv_back},
+    buffers::{copy, is_home_of, token},
+    conv::{as_image, as_images, conv, conv_back, conv_transpose, conv_transpose_back, in_shapes_of},
     cross_entropy::{cross_entropy, cross_entropy_back},
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
     linear::{linear, linear_back},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
+    rnn::{rnn, rnn_back},
+    upsample::{upsample, upsample_back},
     weight_decay::{penalty, times},
 };

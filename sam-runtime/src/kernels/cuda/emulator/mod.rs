@@ -5,11 +5,14 @@ mod batch_norm;
 mod branch_mix;
 mod channels;
 mod cross_entropy;
+mod depthwise;
 mod dropout;
 mod elementwise;
 mod im2col;
 mod params;
 mod pool;
+mod rnn;
+mod upsample;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

@@ -7,13 +7,16 @@ pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
 pub(crate) mod cross_entropy;
+pub(crate) mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod im2col;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod rnn;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
 pub(crate) mod shared;
+pub(crate) mod upsample;
 
 use candle_core::{DType, Result};
 
