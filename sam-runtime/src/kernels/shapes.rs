@@ -147,3 +147,106 @@ fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
     let token = shape.last().copied().unwrap_or_default();
     HeadStrides { first: 0, batch: shape.iter().skip(1).product(), head: dim, token }
 }
+/// The elements that one element of an interpolated side lies between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Between {
+    pub(crate) low: usize,
+    pub(crate) high: usize,
+    /// Of the second; that of the first is 1 less this.
+    pub(crate) weight: f64,
+}
+
+/// One side of images that change their size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resize {
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    /// Input elements for one of the output.
+    pub(crate) scale: f64,
+    pub(crate) mode: ResizeMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResizeMode {
+    Nearest,
+    Linear,
+    /// The first and the last elements stay where they are.
+    AlignedCorners,
+}
+
+impl Resize {
+    /// As candle and PyTorch have it. `factor` is the one that the caller gave instead of a size.
+    pub(crate) fn new(input: usize, output: usize, factor: Option<f64>, mode: ResizeMode) -> Self {
+        let scale = match (mode, factor) {
+            (ResizeMode::AlignedCorners, _) if output < 2 => 0.0,
+            (ResizeMode::AlignedCorners, _) => (input - 1) as f64 / (output - 1) as f64,
+            (_, Some(factor)) => 1.0 / factor,
+            (_, None) => input as f64 / output as f64,
+        };
+        Self { input, output, scale, mode }
+    }
+
+    pub(crate) fn between(&self, output: usize) -> Between {
+        let (last, output) = (self.input - 1, output as f64);
+        let place = match self.mode {
+            ResizeMode::Nearest => {
+                let low = last.min((output * self.scale) as usize);
+                return Between { low, high: low, weight: 0.0 };
+            }
+            ResizeMode::Linear => (self.scale * (output + 0.5) - 0.5).max(0.0),
+            ResizeMode::AlignedCorners => self.scale * output,
+        };
+        let low = last.min(place as usize);
+        Between { low, high: last.min(low + 1), weight: (place - low as f64).clamp(0.0, 1.0) }
+    }
+}
+
+/// An interpolation of images (.., height, width).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpsampleShape {
+    pub(crate) rows: Resize,
+    pub(crate) columns: Resize,
+    /// n times channels.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the kernels of CUDA take it"))]
+    pub(crate) planes: usize,
+    /// From one pixel of a plane to the next: 1 in NCHW, the number of channels in NHWC.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the kernels of CUDA take it"))]
+    pub(crate) step: usize,
+}
+
+/// A recurrent layer that runs over a batch of sequences.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RnnShape {
+    pub(crate) cell: RnnCell,
+    pub(crate) steps: usize,
+    pub(crate) batch: usize,
+    pub(crate) inputs: usize,
+    pub(crate) hidden: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RnnCell {
+    Lstm,
+    Gru,
+}
+
+impl RnnCell {
+    /// Rows of a weight, over the hidden size.
+    pub(crate) fn gates(self) -> usize {
+        match self {
+            Self::Lstm => 4,
+            Self::Gru => 3,
+        }
+    }
+
+    /// Tensors of a state.
+    pub(crate) fn states(self) -> usize {
+        match self {
+            Self::Lstm => 2,
+            Self::Gru => 1,
+        }
+    }
+}
+
+/// Numbers of each cell that a forward pass keeps: the gates of an LSTM; r, z, n and what r multiplies of a GRU.
+pub(crate) const RNN_KEPT: usize = 4;

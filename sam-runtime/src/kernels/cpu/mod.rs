@@ -23,9 +23,11 @@ pub(crate) mod prelu;
 mod real;
 pub(crate) mod reduce;
 pub(crate) mod rotary_emb;
+pub(crate) mod rnn;
 pub(crate) mod softmax;
 pub(crate) mod softmax_dim;
 mod storage_float;
+pub(crate) mod upsample;
 pub(crate) mod weight_decay;
 
 use std::sync::LazyLock;

@@ -43,6 +43,10 @@ mod pool;
 #[cfg(feature = "cuda")]
 mod rotary_emb;
 #[cfg(feature = "cuda")]
+mod rnn;
+#[cfg(feature = "cuda")]
+mod upsample;
+#[cfg(feature = "cuda")]
 mod weight_decay;
 
 #[cfg(feature = "cuda")]
@@ -50,8 +54,8 @@ pub(crate) use self::{
     activation::{activate, activate_back, gate, gate_back},
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
-    buffers::{is_home_of, token},
-    conv::{conv, conv_back},
+    buffers::{copy, is_home_of, token},
+    conv::{as_image, as_images, conv, conv_back, conv_transpose, conv_transpose_back, in_shapes_of},
     cross_entropy::{cross_entropy, cross_entropy_back},
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
@@ -61,5 +65,7 @@ pub(crate) use self::{
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
     rotary_emb::{rotate, rotate_back},
+    rnn::{rnn, rnn_back},
+    upsample::{upsample, upsample_back},
     weight_decay::{penalty, times},
 };

@@ -6,6 +6,7 @@ mod batch_norm;
 mod branch_mix;
 mod channels;
 mod cross_entropy;
+mod depthwise;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -14,6 +15,8 @@ mod optim;
 mod params;
 mod pool;
 mod rotary_emb;
+mod rnn;
+mod upsample;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

@@ -8,6 +8,7 @@ pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
 pub(crate) mod cross_entropy;
+pub(crate) mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
@@ -16,8 +17,10 @@ pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
 pub(crate) mod rotary_emb;
+pub(crate) mod rnn;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
 pub(crate) mod shared;
+pub(crate) mod upsample;
 
 use candle_core::{DType, Result};
 
