@@ -3,6 +3,7 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder};
 use sam_runtime::nn;
+use sam_runtime::nn::attention::{AttnMask, self_attention};
 
 /// A set of layers. Both sets have the same variables under the same names.
 pub trait LayerSet {
@@ -309,7 +310,8 @@ impl LayerSet for SamRuntime {
     }
 
     fn attention(qkv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-        slow_attention(qkv, heads, causal)
+        let mask = if causal { AttnMask::causal() } else { AttnMask::None };
+        self_attention(qkv, heads, &mask, None, None)
     }
 
     fn relu(x: &Tensor) -> Result<Tensor> {

@@ -4,9 +4,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use candle_nn::{Optimizer as _, VarMap};
-use candle_nn::ParamsAdamW;
-use sam_runtime::optim::{ParamsSgd, Sgd};
-use super::standin::{self, AdamW, ParamGroup};
+use sam_runtime::optim::{AdamW, ParamGroup, ParamsAdamW, ParamsSgd, Sgd};
 
 /// SGD or AdamW.
 #[derive(Debug)]
@@ -33,7 +31,7 @@ impl Optimizer {
     /// # Errors
     /// If a variable is in two groups.
     pub fn sgd(groups: impl IntoIterator<Item = ParamGroup>, params: ParamsSgd) -> Result<Self> {
-        Ok(Self::Sgd(standin::sgd(groups, params)?))
+        Ok(Self::Sgd(Sgd::with_groups(groups, params)?))
     }
 
     /// AdamW for these variables.

@@ -2,9 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use sam_runtime::Sam;
-use candle_nn::ParamsAdamW;
-use sam_runtime::optim::ParamsSgd;
-use super::standin::ParamGroup;
+use sam_runtime::optim::{ParamGroup, ParamsAdamW, ParamsSgd};
 
 use super::job::Job;
 use super::optimizer::Optimizer;
