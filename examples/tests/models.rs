@@ -33,7 +33,8 @@ fn each_family_trains() {
         let out = training.path(cell);
         let out = out.to_str().unwrap();
         said(&train(&[&format!("families/{cell}"), "--quiet", "--out", out]));
-        let result: Value = serde_json::from_slice(&fs::read(training.path(cell).join("result.json")).unwrap()).unwrap();
+        let result: Value =
+            serde_json::from_slice(&fs::read(training.path(cell).join("result.json")).unwrap()).unwrap();
         let error = result["test_error"].as_f64().unwrap();
         assert!(error > 0.0 && error < 0.9, "{cell}: {result}");
         assert_eq!(result["test_loss"].is_f64(), cell == "gpt");

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Error, bail};
 
+use super::size::Size;
 use crate::util::numbers::count;
 
 /// A network, by its name: `wrn-28-10`, `resnet20-w8`.
@@ -96,57 +97,6 @@ pub enum Architecture {
     Gpt(usize),
     /// EfficientNet-Lite0: B0 (Tan & Le 2019) with ReLU6 and without squeeze and excitation; `width` channels of the stem.
     EfficientNetLite0(usize),
-}
-
-/// The size of a vision transformer or a mixer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// Tiny.
-    Ti,
-    /// Small.
-    S,
-    /// Base.
-    B,
-}
-
-impl Size {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ti => "ti",
-            Self::S => "s",
-            Self::B => "b",
-        }
-    }
-
-    /// The width of a vision transformer, whose heads have 64 channels.
-    fn vit_width(self) -> usize {
-        match self {
-            Self::Ti => 192,
-            Self::S => 384,
-            Self::B => 768,
-        }
-    }
-
-    fn mixer_width(self) -> usize {
-        match self {
-            Self::Ti => 128,
-            Self::S => 512,
-            Self::B => 768,
-        }
-    }
-
-    /// The blocks of a mixer.
-    pub(super) fn mixer_blocks(self) -> usize {
-        match self {
-            Self::Ti | Self::S => 8,
-            Self::B => 12,
-        }
-    }
-
-    /// The heads of a vision transformer.
-    pub(super) fn heads(self) -> usize {
-        self.vit_width() / 64
-    }
 }
 
 /// The patch of the networks for images of 32 pixels.

@@ -75,9 +75,7 @@ impl<K: LayerSet> EfficientNetLite0<K> {
                 let vb = vb.pp(format!("group{group}.block{i}"));
                 let (stride, inner) = (if i == 0 { stride } else { 1 }, expansion * from);
                 blocks.push(Inverted {
-                    expand: (expansion > 1)
-                        .then(|| ConvNorm::pointwise(from, inner, &vb.pp("expand")))
-                        .transpose()?,
+                    expand: (expansion > 1).then(|| ConvNorm::pointwise(from, inner, &vb.pp("expand"))).transpose()?,
                     depthwise: ConvNorm::new(|vb| K::depthwise(inner, size, stride, vb), inner, &vb.pp("depthwise"))?,
                     project: ConvNorm::pointwise(inner, to, &vb.pp("project"))?,
                     has_skip: stride == 1 && from == to,

@@ -11,10 +11,12 @@ pub mod params;
 mod pyramid;
 mod resnet;
 mod shake_shake;
+mod size;
 mod small;
 mod transformer;
 mod wide;
 
-pub use architecture::{Architecture, NAMES, Size, Skip};
+pub use architecture::{Architecture, NAMES, Skip};
 pub use init::Init;
 pub use model::Model;
+pub use size::Size;

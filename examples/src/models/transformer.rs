@@ -122,7 +122,9 @@ struct Patches {
 impl Patches {
     fn new([channels, height, width]: [usize; 3], side: usize, to: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         if !height.is_multiple_of(side) || !width.is_multiple_of(side) || height * width == 0 {
-            bail!("expected images whose sides are multiples of {side} pixels, those of a patch, found {height} x {width}")
+            bail!(
+                "expected images whose sides are multiples of {side} pixels, those of a patch, found {height} x {width}"
+            )
         }
         let weight = vb.get_with_hints((to, channels, side, side), "weight", Init::Const(0.0))?;
         Ok(Self { weight, bias: vb.get_with_hints(to, "bias", Init::Const(0.0))?, side })
@@ -150,7 +152,13 @@ pub(super) struct Vit<K: LayerSet> {
 impl<K: LayerSet> Vit<K> {
     const DEPTH: usize = 12;
 
-    pub(super) fn new(shape: [usize; 3], patch: usize, width: usize, heads: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub(super) fn new(
+        shape: [usize; 3],
+        patch: usize,
+        width: usize,
+        heads: usize,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
         let patches = Patches::new(shape, patch, width, &vb.pp("patch_embed.proj"))?;
         let count = (shape[1] / patch) * (shape[2] / patch);
         Ok(Self {
@@ -199,7 +207,13 @@ struct MixerBlock<K: LayerSet> {
 }
 
 impl<K: LayerSet> Mixer<K> {
-    pub(super) fn new(shape: [usize; 3], patch: usize, width: usize, depth: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub(super) fn new(
+        shape: [usize; 3],
+        patch: usize,
+        width: usize,
+        depth: usize,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
         let patches = Patches::new(shape, patch, width, &vb.pp("stem.proj"))?;
         let count = (shape[1] / patch) * (shape[2] / patch);
         let block = |i| {
@@ -263,7 +277,13 @@ impl<K: LayerSet> Gpt<K> {
     const HEADS: usize = 8;
 
     /// For as many different tokens, and texts of at most this length.
-    pub(super) fn new(vocabulary: usize, length: usize, width: usize, dtype: DType, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub(super) fn new(
+        vocabulary: usize,
+        length: usize,
+        width: usize,
+        dtype: DType,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
         Ok(Self {
             tokens: K::embedding(vocabulary, width, vb.pp("tokens"))?,
             places: K::embedding(length, width, vb.pp("places"))?,

@@ -233,7 +233,14 @@ mod tests {
         let file = folder.path().join("some.txt");
         std::fs::write(&file, "Once upon a time. ".repeat(100)).unwrap();
         let load = |text: &str, place: Option<&Path>| {
-            let recipe = RecipePatch::parse("test", &format!("model = \"gpt\"\nbatch = 8\n{text}\n{}", if text.contains("length") { "" } else { "length = 32" })).unwrap();
+            let recipe = RecipePatch::parse(
+                "test",
+                &format!(
+                    "model = \"gpt\"\nbatch = 8\n{text}\n{}",
+                    if text.contains("length") { "" } else { "length = 32" }
+                ),
+            )
+            .unwrap();
             Data::load(&recipe.recipe(&Scale::default()).unwrap(), place, 0, &Device::Cpu)
         };
         let named = load("data = \"some.txt\"\nvalidation = 0.5", Some(folder.path())).unwrap();

@@ -42,7 +42,11 @@ fn of(log: &str) -> String {
         let (loss, rise, rate) = (mean(&losses), mean(&rises), rate.map_or_else(String::new, |rate| rate.to_string()));
         let of_test = line[TEST_LOSS.0].as_f64().map_or_else(String::new, |loss| format!(",{loss}"));
         // Writing to a string does not fail.
-        let _ = writeln!(table, "{},{},{},{loss},{rate},{rise},{error}{of_test}", line["stage"], line["epoch"], line["step"]);
+        let _ = writeln!(
+            table,
+            "{},{},{},{loss},{rate},{rise},{error}{of_test}",
+            line["stage"], line["epoch"], line["step"]
+        );
         losses.clear();
         rises.clear();
     }

@@ -152,7 +152,9 @@ impl<'a> Training<'a> {
             .put("weight/", named(self.model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
         checkpoint.put("kept/", self.kept.clone());
         let vars = self.model.vars();
-        for (name, bytes) in [(self.optimizer.name(), self.optimizer.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)] {
+        for (name, bytes) in
+            [(self.optimizer.name(), self.optimizer.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)]
+        {
             let length = bytes.len();
             checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
         }

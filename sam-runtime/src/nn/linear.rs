@@ -108,7 +108,8 @@ impl Module for Linear {
         if as_matrix {
             wide = wide.reshape((rows, in_dim))?;
         }
-        let layer = Product { rows, in_dim, out_dim, shape: if as_matrix { vec![rows, out_dim] } else { shape.clone() } };
+        let layer =
+            Product { rows, in_dim, out_dim, shape: if as_matrix { vec![rows, out_dim] } else { shape.clone() } };
         let y = match &self.bias {
             None => apply(layer, &[&wide, &weight])?,
             Some(bias) if bias.dims() == [out_dim] => apply(layer, &[&wide, &weight, &weight_for(x, bias)?])?,
