@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-NAMES = "mlp, mlp-wide, cnn, resnet20 (6 n + 2 layers), resnet18, wrn-16-4, wrn-28-10 (6 n + 4 layers)"
+NAMES = ("mlp, mlp-wide, cnn, resnet20 (6 n + 2 layers), resnet18, wrn-16-4, wrn-28-10 (6 n + 4 layers), vit-tiny, gpt, "
+         "efficientnet-lite0")
 
 
 class ConvNorm(nn.Module):
@@ -65,6 +66,71 @@ class PreActivationBlock(nn.Module):
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
+class InvertedBlock(nn.Module):
+    """Tan & Le 2019 without squeeze and excitation: expansion, a convolution of each channel by itself, projection."""
+
+    def __init__(self, inputs, outputs, kernel, stride, expansion):
+        super().__init__()
+        inner = expansion * inputs
+        layers = [] if expansion == 1 else [ConvNorm(inputs, inner, 1), nn.ReLU6()]
+        depthwise = nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False)
+        layers += [depthwise, nn.BatchNorm2d(inner), nn.ReLU6(), ConvNorm(inner, outputs, 1)]
+        self.layers = nn.Sequential(*layers)
+        self.has_skip = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        return x + self.layers(x) if self.has_skip else self.layers(x)
+
+
+class TransformerBlock(nn.Module):
+    """Normalization before each branch: attention, and an MLP of four times the width."""
+
+    def __init__(self, width, heads, causal):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*qkv, is_causal=self.causal)
+        x = x + self.proj(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4 pixels and a class token; the width, heads and blocks of DeiT-Ti."""
+
+    def __init__(self, channels, side, classes, patch=4, width=192, heads=3, depth=12):
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.places = nn.Parameter(torch.zeros(1, (side // patch) ** 2 + 1, width))
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads, False) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), patches], 1) + self.places
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class LanguageModel(nn.Module):
+    """A GPT whose last layer is the table of its tokens."""
+
+    def __init__(self, vocabulary, length, width=256, heads=8, depth=6):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads, True) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x):
+        x = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
+        return self.head(self.norm(self.blocks(x))).flatten(0, 1)
+
+
 class GlobalPool(nn.Module):
     def forward(self, x):
         return x.mean(dim=(2, 3))
@@ -109,6 +175,18 @@ def wide_residual(channels, depth, factor, classes):
     return nn.Sequential(stem, *blocks, nn.BatchNorm2d(widths[2]), nn.ReLU(), GlobalPool(), nn.Linear(widths[2], classes))
 
 
+def efficientnet_lite0(channels, classes):
+    """Kernel, stride, expansion, width and depth of each group of blocks."""
+    blocks, inputs = [], 32
+    for kernel, stride, expansion, width, depth in [(3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
+                                                    (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1)]:
+        for position in range(depth):
+            blocks.append(InvertedBlock(inputs, width, kernel, stride if position == 0 else 1, expansion))
+            inputs = width
+    return nn.Sequential(ConvNorm(channels, 32, stride=2), nn.ReLU6(), *blocks, ConvNorm(inputs, 1280, 1), nn.ReLU6(),
+                         GlobalPool(), nn.Linear(1280, classes))
+
+
 def draw(model):
     """Weights uniform in ±1/√(inputs of a unit), as PyTorch draws them; biases 0."""
     with torch.no_grad():
@@ -122,7 +200,10 @@ def draw(model):
 
 
 def network(name, shape, classes=10):
-    """A network for images of `shape` (channels, height, width), by the name that `bench` has for it."""
+    """A network for images of `shape` (channels, height, width), by the name that `bench` has for it. Of a text, the shape is
+    its length, and the classes are its tokens."""
+    if name == "gpt":
+        return draw(LanguageModel(classes, shape[-1]))
     channels, pixels = shape[0], math.prod(shape)
     wide = re.fullmatch(r"wrn-(\d+)-([\d.]+)", name)
     deep = re.fullmatch(r"resnet(\d+)", name)
@@ -132,6 +213,10 @@ def network(name, shape, classes=10):
         model = perceptron(pixels, [1024, 1024], classes)
     elif name == "cnn":
         model = convolutional(channels, 16, classes)
+    elif name == "vit-tiny":
+        model = VisionTransformer(channels, shape[-1], classes)
+    elif name == "efficientnet-lite0":
+        model = efficientnet_lite0(channels, classes)
     elif name == "resnet18":
         model = residual(channels, [64, 128, 256, 512], 2, classes)
     elif deep and int(deep[1]) % 6 == 2:
@@ -144,5 +229,8 @@ def network(name, shape, classes=10):
 
 
 def default_shape(name):
-    """Of the images that `bench` makes for a network."""
+    """Of the images, or the text, that `bench` makes for a network."""
+    special = {"efficientnet-lite0": (3, 128, 128), "gpt": (256,)}
+    if name in special:
+        return special[name]
     return (1, 28, 28) if name.startswith("mlp") else (3, 32, 32)

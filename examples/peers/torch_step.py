@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times a plain SGD step and a SAM step in PyTorch, as `bench` does here; prints one line of JSON with the same keys."""
+"""Times a step without SAM and a SAM step in PyTorch, as `bench` does here; prints one line of JSON with the same keys."""
 import argparse
 import json
 import os
@@ -16,7 +16,8 @@ from sam import Sam
 def options():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help=f"network: {networks.NAMES}")
-    parser.add_argument("--batch", type=int, help="images in a batch [default: 128, 32 for wrn-28-10]")
+    parser.add_argument("--batch", type=int, help="images, or texts, in a batch [default: 128, 32 for wrn-28-10, gpt and "
+                        "efficientnet-lite0]")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the CPU [default: all]")
     parser.add_argument("--iters", type=int, default=5, help="how often each part is timed [default: 5]")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -37,16 +38,24 @@ def main():
         torch.backends.cudnn.allow_tf32 = True
 
     device = torch.device(args.device)
-    batch = args.batch or (32 if args.model == "wrn-28-10" else 128)
+    batch = args.batch or (32 if args.model in {"wrn-28-10", "gpt", "efficientnet-lite0"} else 128)
     shape = networks.default_shape(args.model)
-    model = networks.network(args.model, shape).to(device)
-    x = torch.randn(batch, *shape, device=device)
-    y = torch.randint(10, (batch,), device=device)
-    if args.channels_last:
+    if args.model == "gpt":
+        model = networks.network(args.model, shape, classes=256).to(device)
+        x, y = (torch.randint(256, (batch, *shape), device=device) for _ in range(2))
+        y = y.flatten()
+    else:
+        model = networks.network(args.model, shape).to(device)
+        x = torch.randn(batch, *shape, device=device)
+        y = torch.randint(10, (batch,), device=device)
+    if args.channels_last and x.dim() == 4:
         model = model.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
+    if args.model in {"vit-tiny", "gpt"}:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05, fused=True)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
     sam = Sam(parameters, rho=0.05)
     forward = torch.compile(model) if args.compile else model
 
@@ -104,6 +113,7 @@ def main():
     print(json.dumps({
         "layers": f"torch {torch.__version__}",
         "model": args.model,
+        "optimizer": type(optimizer).__name__.lower(),
         "batch": batch,
         "threads": args.threads,
         "device": args.device,

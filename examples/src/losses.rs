@@ -8,12 +8,12 @@ use crate::models::Model;
 use crate::models::params::trained;
 
 /// Images (n, channels, height, width) and their targets (n, classes): probabilities, multiplied by the weight of the
-/// example.
+/// example. Of a text, tokens (n, length) and labels (n, length), both of an integer type.
 #[derive(Clone, Debug)]
 pub struct TargetBatch {
-    /// Images.
+    /// Images or tokens.
     pub x: Tensor,
-    /// Target probabilities.
+    /// Target probabilities or labels.
     pub target: Tensor,
 }
 
@@ -51,13 +51,18 @@ pub const GCE_Q: f64 = 0.7;
 pub const GCE_K: f64 = 0.5;
 
 impl Objective<'_> {
-    /// The cross-entropy.
+    /// The cross-entropy; of a text the mean over its tokens.
     ///
     /// # Errors
     /// If the shapes do not fit.
     #[sam(with = sam, shards(examples; m = self.m))]
     pub fn cross_entropy(&self, examples: &TargetBatch, sam: &Sam) -> Result<(Tensor, Tensor)> {
-        self.decayed(nn::cross_entropy_with_probs(&self.logits(examples)?, &examples.target)?)
+        let (logits, target) = (self.logits(examples)?, &examples.target);
+        self.decayed(if target.dtype().is_int() {
+            nn::cross_entropy(&logits, &target.flatten_all()?)?
+        } else {
+            nn::cross_entropy_with_probs(&logits, target)?
+        })
     }
 
     /// The generalized cross-entropy (1 - f^q) / q of the probability f of the target.
@@ -150,6 +155,24 @@ mod tests {
                 assert!((value(&loss) - value(&alone) - decay).abs() < 1e-5);
             }
         });
+    }
+
+    /// Of a text, also in shards.
+    #[test]
+    fn the_loss_of_a_text_is_the_mean_over_its_tokens() {
+        let model = Model::new("gpt-w8".parse().unwrap(), [1, 1, 5], 7, 1).unwrap();
+        let tokens = |step| {
+            let tokens: Vec<u32> = (0..20).map(|i| i * step % 7).collect();
+            Tensor::from_vec(tokens, (4, 5), &Device::Cpu).unwrap()
+        };
+        let examples = TargetBatch { x: tokens(3), target: tokens(5) };
+        let log = log_softmax(&model.forward(&examples.x, true).unwrap(), 1).unwrap().to_vec2::<f32>().unwrap();
+        let expected = -(0..20).map(|i| f64::from(log[i][i * 5 % 7])).sum::<f64>() / 20.0;
+        for m in [usize::MAX, 2] {
+            let objective = Objective { model: &model, decay: 0.0, frozen: false, m };
+            let found = value(&objective.cross_entropy(&examples, &Sam::new(0.05)).unwrap().1);
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
     }
 
     /// In shards each has its own perturbation: the gradient is the mean of theirs.

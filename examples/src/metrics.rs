@@ -15,17 +15,48 @@ pub fn error_rate(
     model: &Model,
     batches: impl Iterator<Item = candle_core::Result<(Tensor, Tensor)>>,
 ) -> candle_core::Result<f64> {
-    let (mut wrong, mut count) = (0, 0);
-    for batch in batches {
-        let (x, y) = batch?;
-        let guesses = model.forward(&x, false)?.argmax(1)?;
-        wrong += guesses.ne(&y)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
-        count += y.elem_count();
-    }
-    Ok(f64::from(wrong) / count.max(1) as f64)
+    Ok(Scores::of(model, batches)?.error)
 }
 
-/// The top-5 error of a model: the share of images whose label is not among its five likeliest classes; `None` for at most five
+/// How well a model does on images, or on the tokens of a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// The share of the labels that are not the likeliest.
+    pub error: f64,
+    /// The mean cross-entropy of the labels, in nats.
+    pub loss: f64,
+}
+
+impl Scores {
+    /// Of a model in evaluation.
+    ///
+    /// # Errors
+    /// Those of the model.
+    pub fn of(
+        model: &Model,
+        batches: impl Iterator<Item = candle_core::Result<(Tensor, Tensor)>>,
+    ) -> candle_core::Result<Self> {
+        let (mut wrong, mut sum, mut count) = (0, 0.0, 0);
+        for batch in batches {
+            let (x, y) = batch?;
+            let (logits, y) = (model.forward(&x, false)?.detach(), y.flatten_all()?);
+            wrong += logits.argmax(1)?.ne(&y)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
+            let loss = nn::cross_entropy(&logits, &y)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            sum += loss * y.elem_count() as f64;
+            count += y.elem_count();
+        }
+        let count = count.max(1) as f64;
+        Ok(Self { error: f64::from(wrong) / count, loss: sum / count })
+    }
+}
+
+/// The bits that a text needs for each token, for a cross-entropy in nats.
+#[must_use]
+pub fn bits(loss: f64) -> f64 {
+    loss / std::f64::consts::LN_2
+}
+
+/// The top-5 error of a model: the share of labels that are not among its five likeliest classes; `None` for at most five
 /// classes.
 ///
 /// # Errors
@@ -35,11 +66,11 @@ pub fn top_5_error(model: &Model, images: &ImageSet) -> Result<Option<f64>> {
         return Ok(None);
     }
     let mut wrong = 0;
-    for batch in images.in_order(TEST_BATCH).in_background().pairs() {
+    for batch in images.in_order(images.test_batch()).in_background().pairs() {
         let (x, y) = batch?;
-        wrong += not_in_top_5(&model.forward(&x, false)?, &y)?;
+        wrong += not_in_top_5(&model.forward(&x, false)?, &y.flatten_all()?)?;
     }
-    Ok(Some(f64::from(wrong) / images.len() as f64))
+    Ok(Some(f64::from(wrong) / (images.len() * images.labels_each()) as f64))
 }
 
 /// The number of rows of logits (n, classes) in which at least five others are not lower than that of the label (n). Nothing is

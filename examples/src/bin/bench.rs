@@ -1,40 +1,43 @@
-//! Times a plain SGD step and a SAM step, and prints one JSON line: the median and the minimum milliseconds of each part.
+//! Times a step of a plain optimizer and a SAM step, and prints one JSON line: the median and the minimum milliseconds of each
+//! part.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::Optimizer as _;
+use candle_core::{DType, Device, Tensor, Var};
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sam_examples::cli::console::{exit, say};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::{parse, within};
+use sam_examples::data::VOCABULARY;
 use sam_examples::models::layers::{CandleNn, LayerSet, SamRuntime};
+use sam_examples::models::params::trained_vars;
 use sam_examples::models::{Architecture, Model};
+use sam_examples::trainer::Optimizer;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::timing::seconds;
-use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::optim::{ParamGroup, ParamsAdamW, ParamsSgd};
 use sam_runtime::{Ascent, Sam, nn};
 use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::LevelFilter;
 
 sam_examples::use_mimalloc!();
 
-/// Time a plain SGD step and a SAM step.
+/// Time a step without SAM and a SAM step: of SGD, of transformers and mixers AdamW.
 #[derive(Debug, Parser)]
 #[command(
     name = "bench",
     version,
-    after_help = "Examples:\n  bench resnet20 --batch 128\n  bench mlp-wide --stock --threads 1"
+    after_help = "Examples:\n  bench resnet20 --batch 128\n  bench gpt --threads 2\n  bench mlp-wide --stock --threads 1"
 )]
 struct Options {
-    /// Network: mlp-wide, resnet20, resnet18, wrn-16-4, wrn-28-10, ..
+    /// Network: mlp-wide, resnet20, resnet18, wrn-16-4, wrn-28-10, vit-tiny, gpt, efficientnet-lite0, ..
     model: Architecture,
 
-    /// Images in a batch [default: 128, 32 for wrn-28-10]
+    /// Images, or windows of 256 tokens, in a batch [default: 128, 32 for wrn-28-10, gpt and images of more than 32 pixels]
     #[arg(long)]
     batch: Option<usize>,
 
@@ -72,24 +75,27 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     let architecture = options.model;
     let shape = match architecture {
         Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],
+        Architecture::EfficientNetLite0(_) => [3, 128, 128],
+        _ if architecture.is_for_text() => [1, 1, 256],
         _ if architecture.is_for_imagenet() => [3, 224, 224],
         _ => [3, 32, 32],
     };
-    let batch =
-        options.batch.unwrap_or(if matches!(architecture, Architecture::Wide { width: 160.., .. }) { 32 } else { 128 });
+    let is_large = matches!(architecture, Architecture::Wide { width: 160.., .. }) || shape[2] > 32;
+    let batch = options.batch.unwrap_or(if is_large { 32 } else { 128 });
     let device = options.device.config()?;
     if options.stock && device.dtype != DType::F32 {
         bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
     }
-    let model = Model::<K>::at(&device, architecture, shape, 10, 0)?;
-    let (mut x, y) = batch_of(batch, shape, &device.device)?;
-    if device.channels_last {
+    let is_text = architecture.is_for_text();
+    let model = Model::<K>::at(&device, architecture, shape, if is_text { VOCABULARY } else { 10 }, 0)?;
+    let (mut x, y) =
+        if is_text { text_of(batch, shape[2], &device.device)? } else { batch_of(batch, shape, &device.device)? };
+    if device.channels_last && !is_text {
         x = nn::channels_last(&x)?;
     }
     let clock =
         |f: &mut dyn FnMut() -> candle_core::Result<()>| Ok::<_, anyhow::Error>(1e3 * seconds(&device.device, f)?);
-    let params = ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 };
-    let mut sgd = Sgd::new(model.vars().all_vars(), params)?;
+    let mut optimizer = optimizer(architecture, trained_vars(model.vars()))?;
     let sam = Sam::default();
     let mut loss = |_| model.cross_entropy(&x, &y);
 
@@ -99,10 +105,10 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     for round in 0..warm_up + options.iters {
         let mut took = Vec::new();
         took.push(clock(&mut || nn::backward(&model.cross_entropy(&x, &y)?).map(drop))?);
-        took.push(clock(&mut || sgd.backward_step(&model.cross_entropy(&x, &y)?))?);
-        took.push(clock(&mut || sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?);
+        took.push(clock(&mut || optimizer.backward_step(&model.cross_entropy(&x, &y)?))?);
+        took.push(clock(&mut || optimizer.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?);
         let grads = nn::backward(&model.cross_entropy(&x, &y)?)?;
-        took.push(clock(&mut || sgd.step(&grads))?);
+        took.push(clock(&mut || optimizer.step(&grads))?);
         drop(grads);
         let (mut ascent, mut perturbed) = (Some(sam.ascend(&mut loss)?), None);
         took.push(clock(&mut || {
@@ -129,7 +135,7 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     // The time until the host returns while the device works: short if it does not synchronize.
     device.device.synchronize()?;
     let start = Instant::now();
-    sgd.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?)?;
+    optimizer.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?)?;
     let enqueued = start.elapsed().as_secs_f64() * 1e3;
     // The loss shows that the step has computed the right thing.
     let loss = model.cross_entropy(&x, &y)?.to_scalar::<f32>()?;
@@ -137,6 +143,7 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     Ok(json!({
         "layers": if options.stock { "candle_nn" } else { "sam_runtime" },
         "model": options.model.to_string(),
+        "optimizer": optimizer.name(),
         "batch": batch,
         "threads": rayon::current_num_threads(),
         "device": format!("{:?}", device.device.location()),
@@ -151,6 +158,25 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
         "sam_enqueued_ms": rounded(enqueued),
         "peak_rss_mib": peak_memory(),
     }))
+}
+
+/// That of the networks' trainings.
+fn optimizer(architecture: Architecture, vars: Vec<Var>) -> Result<Optimizer> {
+    let all = [ParamGroup::new(vars)];
+    if architecture.is_transformer() {
+        return Optimizer::adamw(all, ParamsAdamW { lr: 1e-4, weight_decay: 0.05, ..ParamsAdamW::default() });
+    }
+    Optimizer::sgd(all, ParamsSgd { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 })
+}
+
+/// Random tokens and next tokens.
+fn text_of(n: usize, length: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut tokens = || {
+        let tokens = (0..n * length).map(|_| rng.random_range(0..VOCABULARY as u32)).collect();
+        Tensor::from_vec(tokens, (n, length), device)
+    };
+    Ok((tokens()?, tokens()?))
 }
 
 fn batch_of(n: usize, shape: [usize; 3], device: &Device) -> Result<(Tensor, Tensor)> {

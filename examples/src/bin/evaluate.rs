@@ -8,10 +8,9 @@ use clap::Parser;
 use sam_examples::cli::console::{exit, say, warn};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::parse;
-use sam_examples::data::TEST_BATCH;
-use sam_examples::metrics::{error_rate, top_5_error};
+use sam_examples::metrics::{Scores, top_5_error};
 use sam_examples::recipe::{RecipePatch, Scale};
-use sam_examples::trainer::{Data, WeightsInfo};
+use sam_examples::trainer::{Data, WeightsInfo, loss_note};
 
 sam_examples::use_mimalloc!();
 
@@ -25,8 +24,8 @@ struct Options {
     #[arg(value_name = "WEIGHTS")]
     weights: PathBuf,
 
-    /// Folder of the data sets
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the data sets, or the text of a language model
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
 
     #[command(flatten)]
@@ -55,14 +54,17 @@ fn evaluate(options: &Options) -> Result<()> {
         data.test.shape(),
         data.name
     );
-    let error = error_rate(&model, data.test.in_order(TEST_BATCH)).context("cannot test the network")?;
+    let scores = Scores::of(&model, data.test.in_order(data.test.test_batch())).context("cannot test the network")?;
     let top_5 = top_5_error(&model, &data.test)?
         .map_or_else(String::new, |error| format!(", top-5 error {:.2} %", 100.0 * error));
+    let is_text = info.model.is_for_text();
     say(format_args!(
-        "{}: test error {:.2} %{top_5}, {} images; {}, epoch {}",
+        "{}: test error {:.2} %{top_5}{}, {} {}; {}, epoch {}",
         data.name,
-        100.0 * error,
+        100.0 * scores.error,
+        if is_text { loss_note(scores.loss) } else { String::new() },
         data.test.len(),
+        if is_text { "windows" } else { "images" },
         info.model,
         info.epoch
     ));

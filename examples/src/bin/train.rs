@@ -26,6 +26,7 @@ const EXAMPLES: &str = "Examples:
   train my.toml --out runs/mine --resume --set epochs=20.0
                                                      prolong it
   train table1/wrn-28-10/basic/cifar10/sam --data data --scale epochs=0.1,images=0.1,width=0.25
+  train gpt/sam --data book.txt --out runs/book a language model of a text
   train my.toml --dry-run                            show the whole recipe, and train nothing";
 
 /// Train one network, unattended.
@@ -125,9 +126,10 @@ fn train(options: &Options) -> Result<ExitCode> {
     };
     write_atomic(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
     say(format_args!(
-        "{}: test error {:.2} %, {} steps, {:.0} s{}; {}",
+        "{}: test error {:.2} %{}, {} steps, {:.0} s{}; {}",
         outcome.data,
         100.0 * outcome.test_error,
+        outcome.test_loss_note(),
         outcome.steps,
         outcome.seconds,
         outcome.scaled_note(),
@@ -171,12 +173,14 @@ fn dry_run(recipe: &Recipe, data: &Data, device: &DeviceConfig) -> Result<ExitCo
     let model: Model = Model::at(device, recipe.model, data.train.shape(), data.classes, 0)?;
     print(&recipe.to_toml()?);
     let per_epoch = data.train.steps(recipe.batch);
+    let is_text = recipe.model.is_for_text();
+    let (examples, of) = if is_text { ("windows", "tokens") } else { ("images", "classes") };
     say(format_args!(
-        "\n# {}: {} training images, {} test images of {} classes; {per_epoch} steps an epoch; {} has {} parameters",
+        "\n# {}: {} training {examples}, {} test {examples} of {} {of}; {per_epoch} steps an epoch; {} has {} parameters",
         data.name,
         data.train.len(),
         data.test.len(),
-        data.classes,
+        if is_text { recipe.length } else { data.classes },
         recipe.model,
         model.parameters()
     ));

@@ -44,7 +44,7 @@ impl ProgressDisplay {
             }
         }
         // Writing to a string does not fail.
-        let mut message = format!("loss {:.3}, {:.0} images/s", status.loss, status.throughput);
+        let mut message = format!("loss {:.3}, {:.0} examples/s", status.loss, status.throughput);
         if let Some(error) = status.test_error {
             let _ = write!(message, ", test error {:.2} %", 100.0 * error);
         }

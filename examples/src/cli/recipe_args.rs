@@ -14,8 +14,8 @@ pub struct RecipeArgs {
     #[arg(value_name = "RECIPE")]
     pub name: String,
 
-    /// Folder of the data sets
-    #[arg(long, value_name = "DIR")]
+    /// Folder of the data sets, or the text of a language model
+    #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
 
     /// Seed of everything random

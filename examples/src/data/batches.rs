@@ -12,9 +12,6 @@ use crate::augment::Augment;
 use crate::util::rng::Stream;
 use crate::util::stop::Interrupted;
 
-/// The size of a batch where no gradient is taken: in tests, predictions, losses of all images.
-pub const TEST_BATCH: usize = 500;
-
 /// Batches that the thread in the background has ready.
 const AHEAD: usize = 2;
 
@@ -141,6 +138,7 @@ mod tests {
 
     use super::super::dataset::{Dataset, MeanStd, Split};
     use super::super::pictures::Pictures;
+    use super::super::text::Text;
     use super::*;
     use crate::augment::Policy;
 
@@ -251,6 +249,32 @@ mod tests {
         let mut places = batch.indices.clone();
         places.sort_unstable();
         assert_eq!(places, [2, 5, 7]);
+    }
+
+    /// Each label is the token that follows, and each epoch begins the windows elsewhere.
+    #[test]
+    fn windows_of_a_text_are_tokens_and_the_tokens_after_them() {
+        let text = Arc::new(Text { name: "test".into(), bytes: (0..200).collect() });
+        let [train, test] = ImageSet::text(&text, 16).unwrap();
+        assert_eq!((train.len(), test.len(), train.shape(), train.labels_each()), (11, 1, [1, 1, 16], 16));
+        let rows = |batch: &Batch| (batch.x.to_vec2::<u32>().unwrap(), batch.y.to_vec2::<u32>().unwrap());
+        let batches = |epoch, augment| -> Vec<_> {
+            train.shuffled(5, augment, 3, epoch).in_background().map(|batch| rows(&batch.unwrap())).collect()
+        };
+        for (x, y) in batches(0, Augment::BASIC).into_iter().chain(batches(0, Augment::NONE)) {
+            assert_eq!((x.len(), x[0].len()), (5, 16));
+            for (x, y) in x.iter().flatten().zip(y.iter().flatten()) {
+                assert_eq!(*y, x + 1);
+            }
+        }
+        let starts = |epoch, augment| -> Vec<u32> {
+            batches(epoch, augment).iter().flat_map(|(x, _)| x.iter().map(|x| x[0])).collect()
+        };
+        assert!(starts(0, Augment::NONE).iter().all(|start| start % 16 == 0));
+        assert!(starts(0, Augment::BASIC).iter().any(|start| start % 16 != 0));
+        assert_eq!(starts(1, Augment::BASIC), starts(1, Augment::BASIC));
+        let (x, y) = test.in_order(test.test_batch()).next().unwrap().unwrap();
+        assert_eq!((x.to_vec2::<u32>().unwrap()[0][0], y.dims()), (180, &[1, 16][..]));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::dataset::{Dataset, Split};
 use super::error::DataError;
 use super::pictures::Pictures;
+use super::text::Text;
 use crate::util::hex::hex;
 
 /// SHA-256 over fields of known length: no two sequences of fields give the same bytes.
@@ -96,6 +97,16 @@ impl Pictures {
             }
         }
         Ok(fields.finish())
+    }
+}
+
+impl Text {
+    /// SHA-256, in hexadecimal, of the bytes.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut fields = Fields::new("text");
+        fields.bytes(&self.bytes);
+        fields.finish()
     }
 }
 

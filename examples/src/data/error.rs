@@ -125,6 +125,19 @@ pub enum DataError {
         width: u32,
     },
 
+    /// A text without a window to train on and one to test on.
+    #[error(
+        "the text {name} has {found} bytes: expected more than `length`, {length}, both in the last tenth, which is tested on, and before"
+    )]
+    ShortText {
+        /// The text.
+        name: String,
+        /// Its bytes.
+        found: usize,
+        /// Bytes of a window.
+        length: usize,
+    },
+
     /// An invalid file of SVHN.
     #[error("`{path}` is not a MATLAB file of SVHN: {problem}; get it again with `cifar --download svhn`")]
     Matlab {

@@ -1,20 +1,32 @@
-//! Images in memory or in files, and how they become tensors.
+//! Images in memory or in files, or windows of a text, and how they become tensors.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{Device, Error, Result, Tensor};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::dataset::{Dataset, MeanStd, Split};
+use super::error::DataError;
 use super::pictures::{self, Crop, Pictures};
+use super::text::{Text, Windows};
 use crate::augment::{Augment, Picture, View, cut_out};
 use crate::util::rng::Stream;
 use crate::util::stop::Stop;
 
+/// The size of a batch of images where no gradient is taken: in tests, predictions, losses of all images.
+pub const TEST_BATCH: usize = 500;
+
+/// The tokens of such a batch of a text.
+const TEST_TOKENS: usize = 8192;
+
 /// The training or test images of a data set, or a part of them, and how they become tensors. Clones share the images.
+///
+/// The examples of a text are windows of it, each with a label for each of its tokens: the one that follows. Of a window,
+/// [`labels`](Self::labels) has a 0.
 #[derive(Clone, Debug)]
 pub struct ImageSet {
     images: Images,
@@ -37,6 +49,7 @@ pub struct ImageSet {
 enum Images {
     Memory { set: Arc<Dataset>, half: fn(&Dataset) -> &Split },
     Files(Arc<Vec<PathBuf>>),
+    Text { text: Arc<Text>, windows: Windows },
 }
 
 impl ImageSet {
@@ -62,6 +75,21 @@ impl ImageSet {
         })
     }
 
+    /// The windows of a text that are trained on, and those that are tested on, each of `length` tokens. With the basic
+    /// augmentation a window begins up to as many tokens earlier in each epoch.
+    ///
+    /// # Errors
+    /// If the text is too short for one of each.
+    pub fn text(text: &Arc<Text>, length: usize) -> std::result::Result<[Self; 2], DataError> {
+        let halves = text.halves(length)?;
+        Ok(halves.map(|part| {
+            let windows = Windows { part, length };
+            let labels = vec![0; windows.count()];
+            let scale = MeanStd { mean: vec![0.0], std: vec![1.0] };
+            Self::new(Images::Text { text: Arc::clone(text), windows }, labels, [1, 1, length], scale)
+        }))
+    }
+
     fn new(images: Images, labels: Vec<u32>, shape: [usize; 3], scale: MeanStd) -> Self {
         let indices = (0..labels.len() as u32).collect();
         let (labels, indices, scale) = (Arc::new(labels), Arc::new(indices), Arc::new(scale));
@@ -78,7 +106,7 @@ impl ImageSet {
         }
     }
 
-    /// Channels, height and width of an image.
+    /// Channels, height and width of an image; of a text 1, 1 and the length of its windows.
     #[must_use]
     pub fn shape(&self) -> [usize; 3] {
         let [c, h, w] = self.shape;
@@ -169,7 +197,28 @@ impl ImageSet {
         self.len() / batch
     }
 
+    /// The size of a batch where no gradient is taken.
+    #[must_use]
+    pub fn test_batch(&self) -> usize {
+        match &self.images {
+            Images::Text { windows, .. } => (TEST_TOKENS / windows.length).max(1),
+            _ => TEST_BATCH,
+        }
+    }
+
+    /// How many labels an example has.
+    #[must_use]
+    pub fn labels_each(&self) -> usize {
+        match &self.images {
+            Images::Text { windows, .. } => windows.length,
+            _ => 1,
+        }
+    }
+
     pub(super) fn tensors(&self, indices: &[u32], training: Option<Training>) -> Result<Batch> {
+        if let Images::Text { text, windows } = &self.images {
+            return self.windows(text, windows, indices, training);
+        }
         let [c, h, w] = self.shape;
         let mut pixels = vec![0f32; indices.len() * c * h * w];
         let fill: Vec<u8> = self.scale.mean.iter().map(|mean| byte(255.0 * mean)).collect();
@@ -189,6 +238,21 @@ impl ImageSet {
             x = x.upsample_bilinear2d(side, side, false)?;
         }
         let y = Tensor::from_slice(&labels, labels.len(), &self.device)?;
+        Ok(Batch { x, y, labels, indices: indices.to_vec() })
+    }
+
+    fn windows(&self, text: &Text, windows: &Windows, indices: &[u32], training: Option<Training>) -> Result<Batch> {
+        let shape = (indices.len(), windows.length);
+        let [mut tokens, mut labels] = [0; 2].map(|_: u8| Vec::with_capacity(shape.0 * shape.1));
+        for &index in indices {
+            let training = training.filter(|training| training.augment.basic);
+            let shift = training.map_or(0, |training| training.rng(index).random_range(0..windows.length));
+            let window = windows.get(text, index, shift).ok_or_else(|| self.out_of_range(index))?;
+            tokens.extend(window[..windows.length].iter().copied().map(u32::from));
+            labels.extend(window[1..].iter().copied().map(u32::from));
+        }
+        let x = Tensor::from_vec(tokens, shape, &self.device)?;
+        let y = Tensor::from_slice(&labels, shape, &self.device)?;
         Ok(Batch { x, y, labels, indices: indices.to_vec() })
     }
 
@@ -216,6 +280,7 @@ impl ImageSet {
                 owned = pictures::read(path, w as u32, crop).map_err(Error::wrap)?;
                 &owned
             }
+            Images::Text { .. } => candle_core::bail!("a text has no images"),
         };
         let mut view = View::STRAIGHT;
         if let Some(rng) = rng.as_mut() {
@@ -266,15 +331,16 @@ impl Training {
     }
 }
 
-/// Images (n, channels, height, width) in f32, normalized, their labels (n) in u32, and their indices in the set.
+/// Images (n, channels, height, width) in f32, normalized, their labels (n) in u32, and their indices in the set. Of a text,
+/// tokens (n, length) and labels (n, length), both in u32.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Images.
+    /// Images or tokens.
     pub x: Tensor,
     /// Labels.
     pub y: Tensor,
     /// The same labels on the host.
     pub labels: Vec<u32>,
-    /// The indices of the images.
+    /// The indices of the images, or of the windows.
     pub indices: Vec<u32>,
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Error, bail};
 
+use super::size::Size;
 use crate::util::numbers::count;
 
 /// A network, by its name: `wrn-28-10`, `resnet20-w8`.
@@ -74,7 +75,32 @@ pub enum Architecture {
         /// Channels of the stem.
         width: usize,
     },
+    /// Vision transformer (Dosovitskiy et al. 2021; Ti is DeiT's, Touvron et al. 2021), with a class token.
+    Vit {
+        /// Heads and blocks.
+        size: Size,
+        /// Pixels a side of a patch: 4 for images of 32 pixels, more for 224.
+        patch: usize,
+        /// The width of a token.
+        width: usize,
+    },
+    /// MLP-Mixer (Tolstikhin et al. 2021).
+    Mixer {
+        /// Blocks.
+        size: Size,
+        /// Pixels a side of a patch: 4 for images of 32 pixels, more for 224.
+        patch: usize,
+        /// The width of a token.
+        width: usize,
+    },
+    /// A language model of bytes, as GPT-2 (Radford et al. 2019) with six blocks of eight heads.
+    Gpt(usize),
+    /// EfficientNet-Lite0: B0 (Tan & Le 2019) with ReLU6 and without squeeze and excitation; `width` channels of the stem.
+    EfficientNetLite0(usize),
 }
+
+/// The patch of the networks for images of 32 pixels.
+const SMALL_PATCH: usize = 4;
 
 /// The skip connection of a WideResNet block that changes the shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +117,8 @@ const MOST_CHANNELS: usize = 65_536;
 /// Every form of name, for messages and help.
 pub const NAMES: &str = "mlp, mlp-norm, mlp-wide, cnn, resnet20 (6 n + 2), resnet18, wrn-28-10, wrn-28-10-pad, wrn-40-10-plain, \
     shake-shake-26-2x96d, pyramidnet-272-200, pyramidnet-272-200-shakedrop, mentormix-resnet32, resnet50, resnet101, \
-    resnet152, each also narrower with -wWIDTH";
+    resnet152, vit-tiny, vit-ti-16, vit-s-32, vit-b-16, mixer-tiny, mixer-s-16, mixer-b-32, efficientnet-lite0, gpt, each \
+    also narrower with -wWIDTH";
 
 impl Architecture {
     /// The default width, which a name leaves out.
@@ -103,6 +130,10 @@ impl Architecture {
             Self::ResNet18(_) | Self::MentorMix(_) | Self::ImageNet { .. } => 64,
             Self::Wide { width, .. } | Self::WidePlain { width, .. } | Self::ShakeShake(width) => width,
             Self::Pyramid { alpha, .. } => alpha,
+            Self::Vit { size, .. } => size.vit_width(),
+            Self::Mixer { size, .. } => size.mixer_width(),
+            Self::Gpt(_) => 256,
+            Self::EfficientNetLite0(_) => 32,
         }
     }
 
@@ -119,7 +150,11 @@ impl Architecture {
             | Self::ShakeShake(width)
             | Self::Pyramid { alpha: width, .. }
             | Self::MentorMix(width)
-            | Self::ImageNet { width, .. } => width,
+            | Self::ImageNet { width, .. }
+            | Self::Vit { width, .. }
+            | Self::Mixer { width, .. }
+            | Self::Gpt(width)
+            | Self::EfficientNetLite0(width) => width,
         }
     }
 
@@ -134,7 +169,23 @@ impl Architecture {
     /// Whether it takes images of 224 pixels a side.
     #[must_use]
     pub fn is_for_imagenet(self) -> bool {
-        matches!(self, Self::ImageNet { .. })
+        match self {
+            Self::ImageNet { .. } => true,
+            Self::Vit { patch, .. } | Self::Mixer { patch, .. } => patch > SMALL_PATCH,
+            _ => false,
+        }
+    }
+
+    /// Whether it is a language model: its examples are windows of a text, and it predicts each token from those before.
+    #[must_use]
+    pub fn is_for_text(self) -> bool {
+        matches!(self, Self::Gpt(_))
+    }
+
+    /// Whether it is made of residual blocks of layer normalizations, which have dropout and stochastic depth.
+    #[must_use]
+    pub fn is_transformer(self) -> bool {
+        matches!(self, Self::Vit { .. } | Self::Mixer { .. } | Self::Gpt(_))
     }
 }
 
@@ -155,6 +206,12 @@ impl fmt::Display for Architecture {
                 write!(f, "pyramidnet-{depth}-{alpha}{}", if shake_drop { "-shakedrop" } else { "" })?;
             }
             Self::MentorMix(_) => f.write_str("mentormix-resnet32")?,
+            Self::Vit { patch: SMALL_PATCH, .. } => f.write_str("vit-tiny")?,
+            Self::Vit { size, patch, .. } => write!(f, "vit-{}-{patch}", size.name())?,
+            Self::Mixer { patch: SMALL_PATCH, .. } => f.write_str("mixer-tiny")?,
+            Self::Mixer { size, patch, .. } => write!(f, "mixer-{}-{patch}", size.name())?,
+            Self::Gpt(_) => f.write_str("gpt")?,
+            Self::EfficientNetLite0(_) => f.write_str("efficientnet-lite0")?,
         }
         let (mut copy, usual) = (*self, self.usual_width());
         if *copy.width_mut() == usual { Ok(()) } else { write!(f, "-w{}", copy.width_mut()) }
@@ -192,6 +249,10 @@ fn usual(name: &str) -> Result<Option<Architecture>, Error> {
         "cnn" => Architecture::Cnn(16),
         "resnet18" => Architecture::ResNet18(64),
         "mentormix-resnet32" => Architecture::MentorMix(64),
+        "vit-tiny" => vit(Size::Ti, SMALL_PATCH),
+        "mixer-tiny" => mixer(Size::Ti, SMALL_PATCH),
+        "gpt" => Architecture::Gpt(256),
+        "efficientnet-lite0" => Architecture::EfficientNetLite0(32),
         _ => {
             let number = |text: &str| text.parse::<usize>().ok().filter(|number| (1..=4096).contains(number));
             let wide = || {
@@ -232,11 +293,34 @@ fn usual(name: &str) -> Result<Option<Architecture>, Error> {
                     }
                     pyramid => pyramid,
                 }
+            } else if let Some(of_patches) = of_patches(name) {
+                of_patches
             } else {
                 return Ok(None);
             }
         }
     }))
+}
+
+fn vit(size: Size, patch: usize) -> Architecture {
+    Architecture::Vit { size, patch, width: size.vit_width() }
+}
+
+fn mixer(size: Size, patch: usize) -> Architecture {
+    Architecture::Mixer { size, patch, width: size.mixer_width() }
+}
+
+/// A vision transformer or a mixer for images of 224 pixels: `vit-b-16`.
+fn of_patches(name: &str) -> Option<Architecture> {
+    let (family, rest) = name.split_once('-')?;
+    let (size, patch) = rest.split_once('-')?;
+    let size = [Size::Ti, Size::S, Size::B].into_iter().find(|known| known.name() == size)?;
+    let patch = [16, 32].into_iter().find(|known: &usize| known.to_string() == patch)?;
+    match family {
+        "vit" => Some(vit(size, patch)),
+        "mixer" if size != Size::Ti => Some(mixer(size, patch)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -264,6 +348,18 @@ mod tests {
             "pyramidnet-272-200-shakedrop",
             "resnet50",
             "resnet152-w16",
+            "vit-tiny",
+            "vit-tiny-w48",
+            "vit-ti-16",
+            "vit-s-32",
+            "vit-b-16-w96",
+            "mixer-tiny",
+            "mixer-s-16",
+            "mixer-b-32",
+            "gpt",
+            "gpt-w64",
+            "efficientnet-lite0",
+            "efficientnet-lite0-w8",
         ] {
             assert_eq!(name.parse::<Architecture>().unwrap().to_string(), name);
         }
@@ -279,6 +375,10 @@ mod tests {
             ("wrn-28-x", "no network"),
             ("wrn-28-10-new", "no network"),
             ("pyramidnet-271-200", "9 n + 2"),
+            ("vit-b", "no network"),
+            ("vit-b-4", "no network"),
+            ("vit-l-16", "no network"),
+            ("mixer-ti-16", "no network"),
             ("mlp-w0", "a width of 1 to 65536"),
             ("mlp-w", "a width of 1 to 65536"),
             ("mlp-w18446744073709551615", "a width of 1 to 65536"),

@@ -2,11 +2,15 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use sam_runtime::nn::RngStream;
 
 /// A network without its last, linear layer.
 pub(super) trait Net {
-    /// The features (n, width) of images.
+    /// The features (n, width) of images, or of all tokens of texts.
     fn features(&self, x: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// Sets the rates of dropout and of stochastic depth, in a network that has them.
+    fn regularize(&mut self, _rates: [f64; 2], _draws: &RngStream) {}
 }
 
 /// Groups of residual blocks of growing width, each group after the first halving the image.

@@ -2,11 +2,15 @@
 
 use anyhow::{Error, Result};
 
-use super::keys::{Recipe, RecipePatch, kebab};
+use super::keys::{OptimizerKind, Recipe, RecipePatch, kebab};
 use super::scale::Scale;
 use crate::data::MAX_IMAGE_SIZE;
+use crate::noisy_labels::NoisyLabelMethod;
 use crate::util::numbers::MOST;
 use crate::util::schedule::LrSchedule;
+
+/// A longer window is a typing error.
+const MOST_TOKENS: usize = 65_536;
 
 impl RecipePatch {
     /// The recipe, with defaults for missing keys, scaled.
@@ -31,6 +35,7 @@ impl RecipePatch {
     fn check(&self, recipe: &Recipe) -> Result<()> {
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let share = |x: f64| (0.0..=1.0).contains(&x);
+        let (is_text, is_adamw) = (recipe.model.is_for_text(), recipe.optimizer == OptimizerKind::AdamW);
         let at_least_0 = |x: f64| x >= 0.0 && x.is_finite();
         macro_rules! expect {
             ($($key:ident $holds:expr, $expected:literal;)*) => {
@@ -51,10 +56,13 @@ impl RecipePatch {
             keep_epochs recipe.keep_epochs.iter().all(|at| positive(*at)), "epochs, each more than 0";
             compare_orders !recipe.compare_orders || (recipe.rho > 0.0 && recipe.inner_steps == 1), "`false` without `rho`, or with several `inner-steps`";
             batch (1..=MOST as usize).contains(&recipe.batch), "1 to 1000000";
+            length (1..=MOST_TOKENS).contains(&recipe.length), "1 to 65536";
             accumulate recipe.accumulate > 0 && recipe.batch.is_multiple_of(recipe.accumulate), "a divisor of `batch`";
             validation (0.0..1.0).contains(&recipe.validation), "a share below 1";
             lr positive(recipe.lr), "more than 0";
             momentum (0.0..1.0).contains(&recipe.momentum), "0 to less than 1";
+            betas recipe.betas.iter().all(|beta| (0.0..1.0).contains(beta)), "two numbers of 0 to less than 1";
+            decay_in_loss !(is_adamw && recipe.decay_in_loss && recipe.weight_decay > 0.0), "`false` for AdamW, whose decay is not a part of the gradient";
             weight_decay at_least_0(recipe.weight_decay), "at least 0";
             clip at_least_0(recipe.clip), "at least 0";
             drop_factor share(recipe.drop_factor), "0 to 1";
@@ -79,6 +87,25 @@ impl RecipePatch {
             lazy !recipe.lazy || recipe.data != "embedded", "`false` for the set that is compiled in";
             lazy !recipe.lazy || recipe.image_size > 0, "`false` without `image-size`";
             lazy !recipe.lazy || (recipe.cutout == 0 && recipe.auto_augment.0.is_none()), "`false` with other augmentation than `basic`";
+        }
+        if is_text {
+            expect! {
+                method recipe.method == NoisyLabelMethod::Plain, "`plain` for a text";
+                smoothing recipe.smoothing == 0.0, "0 for a text";
+                noise recipe.noise == 0.0, "0 for a text";
+                image_size recipe.image_size == 0, "0 for a text";
+                lazy !recipe.lazy, "`false` for a text";
+                cutout recipe.cutout == 0, "0 for a text";
+                auto_augment recipe.auto_augment.0.is_none(), "`none` for a text";
+                compare_orders !recipe.compare_orders, "`false` for a text";
+            }
+        }
+        let has_branches = recipe.model.is_transformer();
+        expect! {
+            dropout (0.0..1.0).contains(&recipe.dropout), "0 to less than 1";
+            dropout has_branches || recipe.dropout == 0.0, "0 for a network that is no transformer or mixer";
+            stochastic_depth (0.0..1.0).contains(&recipe.stochastic_depth), "0 to less than 1";
+            stochastic_depth has_branches || recipe.stochastic_depth == 0.0, "0 for a network that is no transformer or mixer";
         }
         recipe.sam(&[]).map(|_| ()).map_err(|error| {
             let order = self.second_order.as_ref().filter(|order| order.value).map(|order| order.error(&error));
@@ -121,6 +148,15 @@ mod tests {
             ("auto-augment = \"best\"", 1, "paper-25"),
             ("keep-epochs = [1.0, 0.0]", 1, "each more than 0"),
             ("compare-orders = true", 1, "without `rho`"),
+            ("length = 0", 1, "1 to 65536"),
+            ("model = \"gpt\"\nnoise = 0.1", 2, "0 for a text"),
+            ("model = \"gpt\"\nmethod = \"mixup\"", 2, "`plain` for a text"),
+            ("model = \"vit-tiny\"\ndropout = 1.0", 2, "less than 1"),
+            ("stochastic-depth = 0.1", 1, "no transformer"),
+            ("optimizer = \"adam\"", 1, "adamw"),
+            ("optimizer = \"adamw\"\ndecay-in-loss = true", 2, "`false` for AdamW"),
+            ("betas = [0.9]", 1, "length 2"),
+            ("betas = [0.9, 1.0]", 1, "less than 1"),
             ("rho = [", 1, ""),
         ] {
             let error = refused(text);

@@ -59,12 +59,14 @@ macro_rules! keys {
 }
 
 keys! {
-    /// The data set: a folder of this name under the data folder, or `embedded`.
+    /// The data set: a folder of this name under the data folder, or `embedded`; of a language model a text file.
     data: String = "embedded".to_owned(),
     /// The size in pixels that images are scaled to, after augmentation for sets of a fixed size; 0 for their own size.
     image_size: u32 = 0,
     /// Whether pictures are decoded when they are needed, for sets that do not fit into memory.
     lazy: bool = false,
+    /// The tokens of a window of a text, which are bytes.
+    length: usize = 256,
     /// The number of training images, from the first one on, or their share if it is at most 1.
     images: f64 = 1.0,
     /// The share of the training images, the last ones, that is held out for tests, in place of the test images.
@@ -73,6 +75,10 @@ keys! {
     model: Architecture = Architecture::Mlp(128),
     /// The initialization of its weights.
     init: Init = Init::Authors,
+    /// Dropout of the outputs of a transformer's or mixer's branches.
+    dropout: f64 = 0.0,
+    /// Stochastic depth: the probability that an example leaves out a branch of the last block, less before.
+    stochastic_depth: f64 = 0.0,
     /// A file of initial weights in the data folder; empty for none.
     start: String = String::new(),
     /// Whether the last layer is initialized nevertheless.
@@ -96,12 +102,18 @@ keys! {
     accumulate: usize = 1,
     /// The base learning rate, which is the highest.
     lr: f64 = 0.1,
-    /// Momentum.
+    /// The optimizer.
+    optimizer: OptimizerKind = OptimizerKind::Sgd,
+    /// Momentum of SGD.
     momentum: f64 = 0.9,
     /// Whether the momentum is Nesterov's.
     nesterov: bool = true,
-    /// λ of ½λ‖w‖².
+    /// β₁ and β₂ of AdamW.
+    betas: [f64; 2] = [0.9, 0.999],
+    /// λ of ½λ‖w‖². Of AdamW, whose decay is decoupled from the gradient, a step subtracts λ times the learning rate of the weights.
     weight_decay: f64 = 5e-4,
+    /// Whether biases and the scales of normalizations decay too, if the decay is not in the loss.
+    decay_all: bool = true,
     /// Whether that term is a part of the loss, and so of the ascent gradient, as in the code of Foret et al.
     decay_in_loss: bool = true,
     /// Gradient clipping: the largest norm of the gradient; 0 for none.
@@ -118,7 +130,7 @@ keys! {
     ema: f64 = 0.0,
     /// Label smoothing: the share of each label that is spread over all classes.
     smoothing: f64 = 0.0,
-    /// Whether images are flipped and cropped.
+    /// Whether images are flipped and cropped, and windows of a text begin at random.
     basic: bool = true,
     /// AutoAugment's list, if any.
     auto_augment: Auto = Auto(None),
@@ -160,6 +172,16 @@ pub enum AscentDirection {
     Gradient,
     /// A random direction, at the same distance.
     Random,
+}
+
+/// The optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// SGD with momentum.
+    Sgd,
+    /// AdamW (Loshchilov & Hutter 2019).
+    AdamW,
 }
 
 /// A list of AutoAugment, or `none`.

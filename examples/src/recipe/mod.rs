@@ -12,7 +12,7 @@ mod table;
 mod tables;
 
 pub use deviations::{DEVIATIONS, Deviation, deviations};
-pub use keys::{AscentDirection, Recipe, RecipePatch, keys};
+pub use keys::{AscentDirection, OptimizerKind, Recipe, RecipePatch, keys};
 pub use scale::Scale;
 pub use spans::{WithSpan, line_of};
 pub use table::{Cell, Measure, Published, Table};

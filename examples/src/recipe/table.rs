@@ -25,6 +25,8 @@ pub enum Measure {
     Top5Error,
     /// L(w + ε̂) - L(w) in the last epoch of training, on the examples of a shard.
     Sharpness,
+    /// The cross-entropy of a language model on its test text, in bits for each token.
+    BitsPerToken,
 }
 
 impl Measure {
@@ -36,6 +38,7 @@ impl Measure {
             Self::Accuracy => "accuracy in %",
             Self::Top5Error => "top-5 error in %",
             Self::Sharpness => "L(w + ε̂) - L(w)",
+            Self::BitsPerToken => "bits per token",
         }
     }
 }

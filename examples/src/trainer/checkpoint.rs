@@ -50,11 +50,14 @@ pub struct Progress {
     pub seconds: f64,
     /// The last test error.
     pub test_error: Option<Bits>,
+    /// The cross-entropy of the same test, of a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<Bits>,
     /// Whether the epoch that has just ended has not been tested yet.
     pub untested: bool,
-    /// The lowest test error, and its epoch.
+    /// The lowest test error, of a text the lowest loss, and its epoch.
     pub best: Option<(Bits, usize)>,
-    /// Whether the test error has not fallen for too long (`patience`).
+    /// Whether that has not fallen for too long (`patience`).
     pub stopped_early: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The training and test images of a recipe.
+//! The training and test images of a recipe, or windows of its text.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::Device;
 use clap::ValueEnum as _;
 
-use crate::data::{self, Archive, Dataset, ImageSet, Pictures, add_noise};
+use crate::data::{self, Archive, Dataset, ImageSet, Pictures, Text, add_noise};
 use crate::recipe::Recipe;
 use crate::util::numbers::count;
 
@@ -57,12 +57,15 @@ impl Data {
         Ok(Self { train: self.train.loaded_by(&pool), test: self.test.loaded_by(&pool), ..self })
     }
 
-    /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device.
+    /// Reads the recipe's set from a folder, or from a folder of the set's name in it, for a device. The text of a language model is
+    /// a file of that name in the folder, or is named in place of the folder.
     ///
     /// # Errors
     /// If it is missing, damaged, or too small.
     pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
-        let Stored { name, class_names, digest, notes, halves: [train, test] } = Stored::read(recipe, folder)?;
+        let is_text = recipe.model.is_for_text();
+        let stored = if is_text { Stored::text(recipe, folder) } else { Stored::read(recipe, folder) };
+        let Stored { name, class_names, digest, notes, halves: [train, test] } = stored?;
         let classes = class_names.len();
         let images = match recipe.images {
             share if share <= 1.0 => (train.len() as f64 * share).round(),
@@ -77,9 +80,10 @@ impl Data {
         }
         ensure!(
             data.train.len() >= recipe.batch,
-            "`batch` is {}, but there are only {} training images: expected at most as many",
+            "`batch` is {}, but there are only {} training {}: expected at most as many",
             recipe.batch,
-            data.train.len()
+            data.train.len(),
+            if is_text { "windows" } else { "images" }
         );
         ensure!(!data.test.is_empty(), "`validation` is {}: no image would be left to test on", recipe.validation);
         if recipe.noise > 0.0 {
@@ -125,6 +129,22 @@ impl Stored {
             bail!("{} holds {}: expected {expected}", folder.display(), set.name)
         }
         Ok(Self::of(set).sized(recipe.image_size))
+    }
+
+    fn text(recipe: &Recipe, place: Option<&Path>) -> Result<Self> {
+        let text = match place {
+            Some(file) if file.is_file() => Text::read(file)?,
+            _ if recipe.data == "embedded" => Text::embedded(),
+            Some(folder) => Text::read(&folder.join(&recipe.data))?,
+            None => Text::read(Path::new(&recipe.data))?,
+        };
+        Ok(Self {
+            name: text.name.clone(),
+            class_names: Text::tokens(),
+            digest: text.digest(),
+            notes: Vec::new(),
+            halves: ImageSet::text(&Arc::new(text), recipe.length)?,
+        })
     }
 
     fn of(set: Dataset) -> Self {
@@ -205,6 +225,36 @@ mod tests {
         let wrong = (0..900).filter(|i| some.train.labels()[*i] != all.train.labels()[*i]).count();
         assert!((350..550).contains(&wrong), "{wrong}");
         assert_eq!(load("images = 0.2").unwrap().train.len(), 1000);
+    }
+
+    #[test]
+    fn a_text_is_a_file_by_its_name_or_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("some.txt");
+        std::fs::write(&file, "Once upon a time. ".repeat(100)).unwrap();
+        let load = |text: &str, place: Option<&Path>| {
+            let recipe = RecipePatch::parse(
+                "test",
+                &format!(
+                    "model = \"gpt\"\nbatch = 8\n{text}\n{}",
+                    if text.contains("length") { "" } else { "length = 32" }
+                ),
+            )
+            .unwrap();
+            Data::load(&recipe.recipe(&Scale::default()).unwrap(), place, 0, &Device::Cpu)
+        };
+        let named = load("data = \"some.txt\"\nvalidation = 0.5", Some(folder.path())).unwrap();
+        assert_eq!((&*named.name, named.classes, named.train.len(), named.test.len()), ("some.txt", 256, 25, 25));
+        assert_eq!(load("", Some(&file)).unwrap().digest, named.digest);
+        let path = format!("data = {:?}", file.to_str().unwrap());
+        assert_eq!(load(&path, None).unwrap().test.len(), 5);
+        assert_eq!(load("", None).unwrap().name, "Apache License 2.0");
+        let error = load("data = \"other.txt\"", Some(folder.path())).unwrap_err().to_string();
+        assert!(error.contains("other.txt` is missing"), "{error}");
+        let error = load("length = 300", Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("some.txt has 1800 bytes"), "{error}");
+        let error = load("images = 0.1", Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("5 training windows"), "{error}");
     }
 
     #[test]

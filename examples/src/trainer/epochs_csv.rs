@@ -8,7 +8,10 @@ use serde_json::Value;
 
 use crate::io::atomic::write_atomic;
 
-const HEAD: &str = "stage,epoch,step,loss,rate,sharpness,test_error\n";
+const HEAD: &str = "stage,epoch,step,loss,rate,sharpness,test_error";
+
+/// A further column, of the tests of a text.
+const TEST_LOSS: (&str, &str) = ("test loss", "test_loss");
 
 /// Writes the table of a log.
 ///
@@ -23,6 +26,9 @@ pub(super) fn write(log: &Path, table: &Path) -> Result<()> {
 /// logged since the one before, and the last learning rate.
 fn of(log: &str) -> String {
     let mut table = HEAD.to_owned();
+    let is_of_text = log.contains(TEST_LOSS.0);
+    table.extend(is_of_text.then(|| format!(",{}", TEST_LOSS.1)));
+    table.push('\n');
     let (mut losses, mut rises, mut rate) = (Vec::new(), Vec::new(), None);
     for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         losses.extend(line["loss"].as_f64());
@@ -34,8 +40,13 @@ fn of(log: &str) -> String {
             if numbers.is_empty() { String::new() } else { (sum / numbers.len() as f64).to_string() }
         };
         let (loss, rise, rate) = (mean(&losses), mean(&rises), rate.map_or_else(String::new, |rate| rate.to_string()));
+        let of_test = line[TEST_LOSS.0].as_f64().map_or_else(String::new, |loss| format!(",{loss}"));
         // Writing to a string does not fail.
-        let _ = writeln!(table, "{},{},{},{loss},{rate},{rise},{error}", line["stage"], line["epoch"], line["step"]);
+        let _ = writeln!(
+            table,
+            "{},{},{},{loss},{rate},{rise},{error}{of_test}",
+            line["stage"], line["epoch"], line["step"]
+        );
         losses.clear();
         rises.clear();
     }
@@ -56,5 +67,8 @@ mod tests {
         let table = super::of(log);
         let lines: Vec<_> = table.lines().skip(1).collect();
         assert_eq!(lines, ["0,2,20,1.5,0.05,0.375,0.125", "1,1,7,0.5,0.01,,0.25"]);
+        let table = super::of(&log.replace("\"test error\":", "\"test loss\":1.5,\"test error\":"));
+        assert!(table.starts_with("stage,epoch,step,loss,rate,sharpness,test_error,test_loss\n"));
+        assert!(table.ends_with(",0.25,1.5\n"), "{table}");
     }
 }

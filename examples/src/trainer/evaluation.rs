@@ -6,8 +6,8 @@ use serde_json::json;
 use super::epochs_csv;
 use super::training::Training;
 use super::weights::WeightsInfo;
-use crate::data::{ImageSet, TEST_BATCH};
-use crate::metrics::error_rate;
+use crate::data::ImageSet;
+use crate::metrics::{Scores, bits};
 use crate::models::params::named;
 use crate::util::numbers::count;
 
@@ -28,16 +28,24 @@ impl Training<'_> {
             self.progress.untested = false;
             return Ok(());
         }
-        let error = self.test_error()?;
+        let scores = self.test_scores()?;
+        let error = scores.error;
         self.progress.untested = false;
-        self.progress.test_error = Some(error.into());
-        self.log.add(
-            &json!({ "stage": self.progress.phase, "step": self.progress.step, "epoch": epoch, "test error": error }),
-        )?;
-        self.events.add(self.progress.steps, &[("test/error", error)])?;
+        self.keep_scores(scores);
+        let mut line =
+            json!({ "stage": self.progress.phase, "step": self.progress.step, "epoch": epoch, "test error": error });
+        let mut event = vec![("test/error", error)];
+        if self.is_text() {
+            line["test loss"] = json!(scores.loss);
+            line["bits per token"] = json!(bits(scores.loss));
+            event.extend([("test/loss", scores.loss), ("test/bits per token", bits(scores.loss))]);
+        }
+        self.log.add(&line)?;
+        self.events.add(self.progress.steps, &event)?;
         if self.is_last_phase() {
-            if self.progress.best.is_none_or(|(best, _)| error < best.into()) {
-                self.progress.best = Some((error.into(), epoch));
+            let measure = if self.is_text() { scores.loss } else { error };
+            if self.progress.best.is_none_or(|(best, _)| measure < best.into()) {
+                self.progress.best = Some((measure.into(), epoch));
                 if self.job.keep_weights {
                     self.with_average(|training| training.write_weights("best.safetensors", epoch, error))?;
                 }
@@ -58,7 +66,7 @@ impl Training<'_> {
         if !self.is_last_phase() || here.is_empty() {
             return Ok(());
         }
-        let error = self.test_error()?;
+        let error = self.test_scores()?.error;
         let epoch = (self.progress.step - 1) / per_epoch + 1;
         let name = |at| format!("weights-epoch-{at}.safetensors");
         self.with_average(|training| here.iter().try_for_each(|at| training.write_weights(&name(at), epoch, error)))
@@ -77,11 +85,23 @@ impl Training<'_> {
         self.job.data.test.interrupted_by(&self.stop)
     }
 
-    /// The test error of the averaged weights, if there are any, or of the weights.
-    pub(super) fn test_error(&self) -> Result<f64> {
+    /// Whether the data set is a text.
+    pub(super) fn is_text(&self) -> bool {
+        self.job.recipe.model.is_for_text()
+    }
+
+    /// A test of the averaged weights, if there are any, or of the weights.
+    pub(super) fn test_scores(&self) -> Result<Scores> {
         self.with_average(|training| {
-            Ok(error_rate(&training.model, training.test().in_order(TEST_BATCH).in_background().pairs())?)
+            let test = training.test();
+            Ok(Scores::of(&training.model, test.in_order(test.test_batch()).in_background().pairs())?)
         })
+    }
+
+    /// Remembers the last test.
+    pub(super) fn keep_scores(&mut self, scores: Scores) {
+        self.progress.test_error = Some(scores.error.into());
+        self.progress.test_loss = self.is_text().then(|| scores.loss.into());
     }
 
     /// Writes the variables of the model, with what is needed to use them.

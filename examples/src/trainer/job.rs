@@ -44,7 +44,7 @@ pub struct Status {
     pub step: (usize, usize),
     /// The loss of the last step whose loss has been read.
     pub loss: f64,
-    /// Images per second of this session.
+    /// Images, or windows of a text, per second of this session.
     pub throughput: f64,
     /// The last test error.
     pub test_error: Option<f64>,

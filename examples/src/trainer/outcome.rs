@@ -3,16 +3,20 @@
 use sam_runtime::Error;
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::bits;
 use crate::recipe::Measure;
 
 /// Errors, losses and costs of a finished training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The share of test images that the last model misclassifies.
+    /// The share of test images that the last model misclassifies, or of the tokens of a text that it does not predict.
     pub test_error: f64,
     /// The share whose label is not among its five likeliest classes; `None` for at most five classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_5_error: Option<f64>,
+    /// The mean cross-entropy of the last model on a text to test on, in nats for each token; `None` for images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
     /// L(w + ε̂) - L(w) with the weight decay, on the last shard of a step, the mean over the last epoch; `None` if a step does not
     /// evaluate both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,9 +29,9 @@ pub struct Outcome {
     pub seconds: f64,
     /// Parameters.
     pub parameters: usize,
-    /// Training images.
+    /// Training images, or windows of a text.
     pub train_images: usize,
-    /// Test images.
+    /// Test images, or windows of a text.
     pub test_images: usize,
     /// The data set.
     pub data: String,
@@ -48,7 +52,14 @@ impl Outcome {
             Measure::Accuracy => Some(100.0 * (1.0 - self.test_error)),
             Measure::Top5Error => self.top_5_error.map(|error| 100.0 * error),
             Measure::Sharpness => self.sharpness,
+            Measure::BitsPerToken => self.test_loss.map(bits),
         }
+    }
+
+    /// The loss of a text in words, or nothing.
+    #[must_use]
+    pub fn test_loss_note(&self) -> String {
+        self.test_loss.map_or_else(String::new, loss_note)
     }
 
     /// The end of a line about it: the label of a scaled recipe, or nothing.
@@ -56,6 +67,12 @@ impl Outcome {
     pub fn scaled_note(&self) -> String {
         if self.scaled.is_empty() { String::new() } else { format!(", scaled: {}", self.scaled) }
     }
+}
+
+/// A cross-entropy in words.
+#[must_use]
+pub fn loss_note(loss: f64) -> String {
+    format!(", loss {loss:.4} ({:.3} bits per token, perplexity {:.2})", bits(loss), loss.exp())
 }
 
 /// A training whose loss or gradient is not finite. It is not repeated: it is deterministic.

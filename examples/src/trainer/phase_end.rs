@@ -18,7 +18,7 @@ impl Training<'_> {
         self.follow()?;
         self.progress.phase += 1;
         self.progress.step = 0;
-        self.sgd = optimizer(self.job.recipe, &self.model)?;
+        self.optimizer = optimizer(self.job.recipe, &self.model)?;
         self.average = None;
         if self.job.every > 0 { self.save() } else { Ok(()) }
     }
@@ -96,9 +96,9 @@ impl Training<'_> {
                 discriminate(&self.model, &images, self.job.data.classes)?;
                 // The weights have been replaced: their average is not tested.
                 let average = self.average.take();
-                let error = self.test_error();
+                let scores = self.test_scores();
                 self.average = average;
-                self.progress.test_error = Some(error?.into());
+                self.keep_scores(scores?);
             }
         }
         Ok(())
@@ -107,12 +107,16 @@ impl Training<'_> {
     fn outcome(&mut self) -> Result<Outcome> {
         // The variables of the model are their averages already.
         let average = self.average.take();
-        let errors = || -> Result<_> {
+        let mut errors = || -> Result<_> {
             let test_error = match self.progress.test_error {
-                Some(error) => error.into(),
-                None => self.test_error()?,
+                Some(error) => error,
+                None => {
+                    let scores = self.test_scores()?;
+                    self.keep_scores(scores);
+                    scores.error.into()
+                }
             };
-            Ok((test_error, top_5_error(&self.model, &self.test())?))
+            Ok((test_error.into(), top_5_error(&self.model, &self.test())?))
         };
         let errors = errors();
         self.average = average;
@@ -127,6 +131,7 @@ impl Training<'_> {
         Ok(Outcome {
             test_error,
             top_5_error,
+            test_loss: self.progress.test_loss.map(f64::from),
             sharpness: self.progress.last_sharpness.map(f64::from),
             loss: self.progress.last_loss.into(),
             steps: self.progress.steps,

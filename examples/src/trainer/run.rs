@@ -86,7 +86,7 @@ fn start_phase(training: &mut Training<'_>, phase: &Phase) -> Result<()> {
         training.model = fresh_model(job, index)?;
         training.sam = build_sam(job, &training.model, index)?;
     }
-    training.sgd = optimizer(job.recipe, &training.model)?;
+    training.optimizer = optimizer(job.recipe, &training.model)?;
     training.average = Average::of(job.recipe.ema, &training.model)?;
     if phase.start == Start::Kept {
         put(&training.kept, training.model.vars(), |_| true)?;

@@ -1,16 +1,16 @@
 //! Model, optimizer and SAM of a phase.
 
 use anyhow::{Context as _, Result};
-use candle_nn::Optimizer as _;
 use sam_runtime::Sam;
-use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::optim::{ParamGroup, ParamsAdamW, ParamsSgd};
 
 use super::job::Job;
+use super::optimizer::Optimizer;
 use super::weights::load_weights;
 use crate::models::Model;
-use crate::models::params::trained_vars;
+use crate::models::params::{trained, trained_vars};
 use crate::noisy_labels::{Phase, Start};
-use crate::recipe::Recipe;
+use crate::recipe::{OptimizerKind, Recipe};
 use crate::util::rng::{model_seed, phase_seed};
 
 /// The phase that created the model of a phase: its seed is also that of the random layers.
@@ -23,6 +23,7 @@ pub(super) fn fresh_model(job: &Job<'_>, phase: usize) -> Result<Model> {
     let Job { recipe, data, .. } = job;
     let seed = model_seed(job.seed, phase);
     let model = Model::with_init(job.device, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
+    let model = model.regularized(recipe.dropout, recipe.stochastic_depth);
     if !recipe.start.is_empty() {
         let folder =
             job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
@@ -32,14 +33,18 @@ pub(super) fn fresh_model(job: &Job<'_>, phase: usize) -> Result<Model> {
 }
 
 /// The optimizer of a phase.
-pub(super) fn optimizer(recipe: &Recipe, model: &Model) -> Result<Sgd> {
-    let params = ParamsSgd {
-        lr: recipe.lr,
-        momentum: recipe.momentum,
-        nesterov: recipe.nesterov,
-        weight_decay: if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay },
-    };
-    Ok(Sgd::new(trained_vars(model.vars()), params)?)
+pub(super) fn optimizer(recipe: &Recipe, model: &Model) -> Result<Optimizer> {
+    let weight_decay = if recipe.decay_in_loss { 0.0 } else { recipe.weight_decay };
+    let (matrices, rest): (Vec<_>, Vec<_>) =
+        trained(model.vars()).into_iter().map(|(_, var)| var).partition(|var| recipe.decay_all || var.rank() >= 2);
+    let groups = [ParamGroup::new(matrices), ParamGroup::new(rest).weight_decay(0.0)];
+    let Recipe { lr, momentum, nesterov, betas: [beta1, beta2], .. } = *recipe;
+    match recipe.optimizer {
+        OptimizerKind::Sgd => Optimizer::sgd(groups, ParamsSgd { lr, momentum, nesterov, weight_decay }),
+        OptimizerKind::AdamW => {
+            Optimizer::adamw(groups, ParamsAdamW { lr, beta1, beta2, weight_decay, ..ParamsAdamW::default() })
+        }
+    }
 }
 
 /// SAM as the recipe configures it, for the model of a phase.

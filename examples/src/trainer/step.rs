@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use candle_nn::Optimizer as _;
 use sam_runtime::nn::{self, l2_penalty};
 use serde_json::json;
 
@@ -31,7 +30,7 @@ impl Training<'_> {
         let step = self.progress.step;
         let progress = step as f64 / steps as f64;
         let rate = rate(recipe, phase, step, steps, per_epoch);
-        self.sgd.set_learning_rate(rate);
+        self.optimizer.set_learning_rate(rate);
         self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
         let mut rng = Stream::Step { phase: self.progress.phase, step }.rng(self.job.seed);
         let examples =
@@ -98,7 +97,7 @@ impl Training<'_> {
         let statistics = ShardStatistics::before(&self.model, partition.shards(rows)?.len())?;
         if recipe.clip == 0.0 && parts.len() == 1 {
             let (loss, alone) = recipe.method.loss(&objective, examples, corrects, &self.sam)?;
-            self.sgd.backward_step(&loss)?;
+            self.optimizer.backward_step(&loss)?;
             statistics.map_or(Ok(()), ShardStatistics::settle)?;
             return Ok(alone.detach());
         }
@@ -125,7 +124,7 @@ impl Training<'_> {
         if recipe.clip > 0.0 {
             clip(&mut gradient, &vars, recipe.clip)?;
         }
-        self.sgd.step(&gradient)?;
+        self.optimizer.step(&gradient)?;
         statistics.map_or(Ok(()), ShardStatistics::settle)?;
         sum.context("there are no images in the batch")
     }

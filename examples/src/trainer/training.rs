@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
-use sam_runtime::optim::Sgd;
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
 
@@ -13,6 +12,7 @@ use super::checkpoint::{Checkpoint, Progress};
 use super::ema::Average;
 use super::job::{Job, Session};
 use super::label_state::LabelState;
+use super::optimizer::Optimizer;
 use super::outcome::Diverged;
 use super::recipe_diff::difference;
 use super::setup::{build_sam, fresh_model, last_fresh, optimizer};
@@ -34,7 +34,7 @@ pub(super) struct Training<'a> {
     pub(super) progress: Progress,
     pub(super) labels: LabelState,
     pub(super) model: Model,
-    pub(super) sgd: Sgd,
+    pub(super) optimizer: Optimizer,
     pub(super) average: Option<Average>,
     /// The initial weights of a later phase, if one needs them.
     pub(super) kept: BTreeMap<String, Tensor>,
@@ -70,7 +70,7 @@ impl<'a> Training<'a> {
         let train = &job.data.train;
         let phases = recipe.method.phases();
         let model = fresh_model(job, last_fresh(&phases, progress.phase))?;
-        let mut sgd = optimizer(recipe, &model)?;
+        let mut optimizer = optimizer(recipe, &model)?;
         let sam = build_sam(job, &model, progress.phase)?;
         let mut labels = LabelState {
             labels: train.labels().to_vec(),
@@ -89,7 +89,7 @@ impl<'a> Training<'a> {
                     ensure!(!kept.is_empty(), "the checkpoint has no kept weights");
                 }
                 let vars = model.vars();
-                sgd.load_bytes(vars, &state(checkpoint, "sgd")?)?;
+                optimizer.load_bytes(vars, &state(checkpoint, optimizer.name())?)?;
                 // A phase with new weights keeps nothing of the one before, at whose end this checkpoint was written.
                 if progress.step > 0 || phases[progress.phase].start != Start::New {
                     sam.load_bytes(vars, &state(checkpoint, "sam")?)?;
@@ -116,7 +116,7 @@ impl<'a> Training<'a> {
             phases,
             sam,
             labels,
-            sgd,
+            optimizer,
             average,
             kept,
             model,
@@ -152,7 +152,9 @@ impl<'a> Training<'a> {
             .put("weight/", named(self.model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())));
         checkpoint.put("kept/", self.kept.clone());
         let vars = self.model.vars();
-        for (name, bytes) in [("sgd", self.sgd.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)] {
+        for (name, bytes) in
+            [(self.optimizer.name(), self.optimizer.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)]
+        {
             let length = bytes.len();
             checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
         }

@@ -3,11 +3,11 @@
 #[cfg(not(feature = "cuda"))]
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::operands::{Move, PerturbTarget, SgdStep};
+use super::operands::{AdamWMove, Move, PerturbTarget};
 use super::prepare::{to_compute_dtype, to_layout_of};
 use super::rounding::Rounding;
 use super::{cpu, portable};
@@ -130,17 +130,84 @@ pub(crate) fn mix_all(pairs: &[(&Tensor, &Tensor)], alpha: &Tensor, beta: &Tenso
 }
 
 /// One step of stochastic gradient descent, see [`Sgd`](crate::optim::Sgd).
-pub(crate) fn sgd(params: SgdStep, moves: &[Move<'_>]) -> Result<()> {
+pub(crate) fn sgd(moves: &[Move<'_>]) -> Result<()> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
-        return cuda::sgd(params, moves);
+        return cuda::sgd(moves);
     }
-    moves.iter().filter(|Move { var, .. }| var.elem_count() > 0).try_for_each(|Move { var, grad, velocity }| {
+    moves.iter().filter(|Move { var, .. }| var.elem_count() > 0).try_for_each(|Move { step, var, grad, velocity }| {
         if var.device().is_cpu() {
-            cpu::params::sgd(params, var, grad, *velocity)
+            cpu::params::sgd(*step, var, grad, *velocity)
         } else {
-            portable::sgd(params, var, grad, *velocity)
+            portable::sgd(*step, var, grad, *velocity)
         }
+    })
+}
+
+/// One step of AdamW, see [`AdamW`](crate::optim::AdamW).
+pub(crate) fn adamw(moves: &[AdamWMove<'_>]) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
+        return cuda::adamw(moves);
+    }
+    let moves = moves.iter().filter(|step| step.var.elem_count() > 0);
+    moves.into_iter().try_for_each(|AdamWMove { step, var, grad, first, second }| {
+        if var.device().is_cpu() {
+            cpu::optim::adamw(*step, var, grad, first, second)
+        } else {
+            portable::adamw(*step, var, grad, first, second)
+        }
+    })
+}
+
+/// a ← d a + (1 - d) w for each pair of an average, in the [`wide`] type of its variable, and the variable.
+pub(crate) fn ema(pairs: &[(&Tensor, &Var)], decay: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(pairs.iter().map(|(average, _)| *average)) {
+        return cuda::ema(pairs, decay);
+    }
+    pairs.iter().filter(|(average, _)| average.elem_count() > 0).try_for_each(|(average, var)| {
+        if average.device().is_cpu() {
+            cpu::optim::ema(average, var, decay)
+        } else {
+            portable::ema(average, var, decay)
+        }
+    })
+}
+
+/// ‖a‖₂ of all of these together, as a number on the device of the first: in f64 on the CPU and on CUDA.
+pub(crate) fn total_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(tensors.iter().copied()) {
+        return cuda::square(tensors)?.sqrt();
+    }
+    square(tensors.iter().copied())?.sqrt()
+}
+
+/// a ← factor · a for each. The factor is a number on their device, so that nothing synchronizes with it.
+pub(crate) fn scale_all(tensors: &[&Tensor], factor: &Tensor) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(tensors.iter().copied()) {
+        let pairs: Vec<_> = tensors.iter().map(|tensor| (*tensor, *tensor)).collect();
+        return cuda::mix(&pairs, factor, &factor.zeros_like()?);
+    }
+    tensors.iter().filter(|tensor| tensor.elem_count() > 0).try_for_each(|tensor| {
+        if tensor.device().is_cpu() {
+            cpu::optim::scale(tensor, read(factor)?)
+        } else {
+            portable::scale(tensor, factor)
+        }
+    })
+}
+
+/// Each number of these to the nearest one within ±limit. NaN stays.
+pub(crate) fn clamp_all(tensors: &[&Tensor], limit: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if cuda::is_home_of(tensors.iter().copied()) {
+        return cuda::clamp(tensors, limit);
+    }
+    tensors.iter().filter(|tensor| tensor.elem_count() > 0).try_for_each(|tensor| {
+        if tensor.device().is_cpu() { cpu::optim::clamp(tensor, limit) } else { portable::clamp(tensor, limit) }
     })
 }
 
@@ -224,8 +291,6 @@ fn not_finite(gradient: &Gradient, pass: Pass) -> Result<candle_core::Error> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-
-    use candle_core::Var;
 
     use super::*;
     use crate::kernels::operands::Scale;

@@ -1,12 +1,16 @@
 //! All arithmetic. [`dispatch`] picks the backend: `cpu`, `cuda`, or [`portable`] in candle's own operations.
 
+pub(crate) mod activation;
 pub(crate) mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 mod dispatch;
+pub(crate) mod elementwise_loss;
+pub(crate) mod indices;
 mod operands;
 mod portable;
 pub(crate) mod prepare;
+pub(crate) mod rotation;
 mod rounding;
 pub(crate) mod shapes;
 pub(crate) mod vars;
@@ -14,7 +18,7 @@ pub(crate) mod weighted_mean;
 
 pub use dispatch::skipped_step_count;
 pub(crate) use dispatch::{
-    check_addable, check_finite, cuda_token, dot, has_fused_kernels, mix, mix_all, norm_of, number, perturbed, read,
-    residual, sgd, square, sum,
+    adamw, check_addable, check_finite, clamp_all, cuda_token, dot, ema, has_fused_kernels, mix, mix_all, norm_of,
+    number, perturbed, read, residual, scale_all, sgd, square, sum, total_norm,
 };
-pub(crate) use operands::{Move, PerturbTarget, Scale, SgdStep};
+pub(crate) use operands::{AdamWMove, AdamWStep, Move, PerturbTarget, Scale, SgdStep};

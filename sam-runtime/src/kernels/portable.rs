@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::operands::{PerturbTarget, Scale, SgdStep};
+use super::operands::{AdamWStep, PerturbTarget, Scale, SgdStep};
 use super::rounding::Rounding;
 use crate::core::dtype::{exact, exact_dtype};
 use crate::core::norm_ball::Ball;
@@ -153,6 +153,37 @@ pub(super) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&T
     };
     swap_storage(var, &(w - (step * lr)?)?.to_dtype(var.dtype())?)?;
     velocity.map_or(Ok(()), |(old, new)| swap_storage(old, &new))
+}
+
+/// One step of AdamW.
+pub(super) fn adamw(step: AdamWStep, var: &Var, grad: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
+    let AdamWStep { keep, lerp, from_gradient, beta2, rate2, bias2_root, eps, minus_rate } = step;
+    let (w, g) = (wide(var)?, wide(grad)?);
+    let m = (((&g - first)? * lerp)? + if from_gradient { &g } else { first })?;
+    let v = ((second * beta2)? + (g.sqr()? * rate2)?)?;
+    let divisor = ((v.sqrt()? / bias2_root)? + eps)?;
+    let moved = ((w * keep)? + ((&m * minus_rate)? / divisor)?)?;
+    swap_storage(var, &moved.to_dtype(var.dtype())?)?;
+    swap_storage(first, &m)?;
+    swap_storage(second, &v)
+}
+
+/// a ← d a + (1 - d) w.
+pub(super) fn ema(average: &Tensor, var: &Var, decay: f64) -> Result<()> {
+    swap_storage(average, &((average * decay)? + (wide(var)? * (1.0 - decay))?)?)
+}
+
+/// a ← factor · a.
+pub(super) fn scale(a: &Tensor, factor: &Tensor) -> Result<()> {
+    let wide = wide(a)?;
+    swap_storage(a, &wide.broadcast_mul(&on(factor, &wide)?)?.to_dtype(a.dtype())?)
+}
+
+/// Each number to the nearest one within ±limit.
+pub(super) fn clamp(a: &Tensor, limit: f64) -> Result<()> {
+    let a_detached = a.detach();
+    let clamped = a_detached.clamp(-limit, limit)?;
+    swap_storage(a, &a_detached.ne(&a_detached)?.where_cond(&a_detached, &clamped)?)
 }
 
 /// T, where it is not 1.

@@ -59,3 +59,194 @@ impl PoolShape {
         1.0 / (self.kernel * self.kernel) as f64
     }
 }
+
+/// Scaled dot product attention: softmax(scale q kᵀ + mask) v, for each batch and head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionShape {
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    /// Of k and v: each is for `heads / kv_heads` heads of q.
+    pub(crate) kv_heads: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    /// Of q and k.
+    pub(crate) dim: usize,
+    /// Of v and the output.
+    pub(crate) v_dim: usize,
+    pub(crate) scale: f64,
+    /// Scores s become c tanh(s / c). 0: they do not.
+    pub(crate) softcap: f64,
+    /// Query i sees the keys up to i + this.
+    pub(crate) causal: Option<isize>,
+    /// The probability that a weight is dropped, and the seed of the mask.
+    pub(crate) drop_p: f32,
+    pub(crate) seed: u64,
+    /// Whether q, k and v are one tensor (batch, tokens, 3 heads dim).
+    pub(crate) packed: bool,
+}
+
+/// Where the rows of each head are in a tensor's memory, in elements. Those of a row are side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadStrides {
+    pub(crate) first: usize,
+    pub(crate) batch: usize,
+    pub(crate) head: usize,
+    pub(crate) token: usize,
+}
+
+impl AttentionShape {
+    /// Heads of q for each head of k and v.
+    pub(crate) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The number of keys that a query sees.
+    pub(crate) fn visible(&self, query: usize) -> usize {
+        self.causal.map_or(self.keys, |offset| self.keys.min((query + 1).saturating_add_signed(offset)))
+    }
+
+    /// How many of the arguments are q, k and v.
+    pub(crate) fn inputs(&self) -> usize {
+        if self.packed { 1 } else { 3 }
+    }
+
+    /// Those of the output (batch, queries, heads `v_dim`).
+    pub(crate) fn output(&self) -> HeadStrides {
+        contiguous(&[self.batch, self.queries, self.heads * self.v_dim], self.v_dim)
+    }
+
+    /// Those of q, k and v, from the dimensions and strides of the arguments. Of four dimensions these are (batch, heads, tokens,
+    /// dim), of three (batch, tokens, heads dim).
+    pub(crate) fn strides(&self, args: &[(&[usize], &[usize])]) -> [HeadStrides; 3] {
+        let dims = [self.dim, self.dim, self.v_dim];
+        std::array::from_fn(|i| {
+            let (shape, strides) = args[if self.packed { 0 } else { i }];
+            let first = if self.packed { i * self.heads * self.dim } else { 0 };
+            match *strides {
+                [batch, head, token, _] => HeadStrides { first, batch, head, token },
+                [batch, token, _] => HeadStrides { first, batch, head: dims[i], token },
+                _ => contiguous(shape, dims[i]),
+            }
+        })
+    }
+
+    /// Those of contiguous tensors of the arguments' shapes.
+    pub(crate) fn gradient_strides(&self, args: &[&[usize]]) -> [HeadStrides; 3] {
+        let strides: Vec<Vec<usize>> = args.iter().map(|shape| contiguous_strides(shape)).collect();
+        let pairs: Vec<(&[usize], &[usize])> = args.iter().copied().zip(strides.iter().map(Vec::as_slice)).collect();
+        self.strides(&pairs)
+    }
+}
+
+fn contiguous_strides(shape: &[usize]) -> Vec<usize> {
+    (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect()
+}
+
+/// Of (batch, tokens, heads dim).
+fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
+    let token = shape.last().copied().unwrap_or_default();
+    HeadStrides { first: 0, batch: shape.iter().skip(1).product(), head: dim, token }
+}
+/// The elements that one element of an interpolated side lies between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Between {
+    pub(crate) low: usize,
+    pub(crate) high: usize,
+    /// Of the second; that of the first is 1 less this.
+    pub(crate) weight: f64,
+}
+
+/// One side of images that change their size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resize {
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    /// Input elements for one of the output.
+    pub(crate) scale: f64,
+    pub(crate) mode: ResizeMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResizeMode {
+    Nearest,
+    Linear,
+    /// The first and the last elements stay where they are.
+    AlignedCorners,
+}
+
+impl Resize {
+    /// As candle and PyTorch have it. `factor` is the one that the caller gave instead of a size.
+    pub(crate) fn new(input: usize, output: usize, factor: Option<f64>, mode: ResizeMode) -> Self {
+        let scale = match (mode, factor) {
+            (ResizeMode::AlignedCorners, _) if output < 2 => 0.0,
+            (ResizeMode::AlignedCorners, _) => (input - 1) as f64 / (output - 1) as f64,
+            (_, Some(factor)) => 1.0 / factor,
+            (_, None) => input as f64 / output as f64,
+        };
+        Self { input, output, scale, mode }
+    }
+
+    pub(crate) fn between(&self, output: usize) -> Between {
+        let (last, output) = (self.input - 1, output as f64);
+        let place = match self.mode {
+            ResizeMode::Nearest => {
+                let low = last.min((output * self.scale) as usize);
+                return Between { low, high: low, weight: 0.0 };
+            }
+            ResizeMode::Linear => (self.scale * (output + 0.5) - 0.5).max(0.0),
+            ResizeMode::AlignedCorners => self.scale * output,
+        };
+        let low = last.min(place as usize);
+        Between { low, high: last.min(low + 1), weight: (place - low as f64).clamp(0.0, 1.0) }
+    }
+}
+
+/// An interpolation of images (.., height, width).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UpsampleShape {
+    pub(crate) rows: Resize,
+    pub(crate) columns: Resize,
+    /// n times channels.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the kernels of CUDA take it"))]
+    pub(crate) planes: usize,
+    /// From one pixel of a plane to the next: 1 in NCHW, the number of channels in NHWC.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the kernels of CUDA take it"))]
+    pub(crate) step: usize,
+}
+
+/// A recurrent layer that runs over a batch of sequences.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RnnShape {
+    pub(crate) cell: RnnCell,
+    pub(crate) steps: usize,
+    pub(crate) batch: usize,
+    pub(crate) inputs: usize,
+    pub(crate) hidden: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RnnCell {
+    Lstm,
+    Gru,
+}
+
+impl RnnCell {
+    /// Rows of a weight, over the hidden size.
+    pub(crate) fn gates(self) -> usize {
+        match self {
+            Self::Lstm => 4,
+            Self::Gru => 3,
+        }
+    }
+
+    /// Tensors of a state.
+    pub(crate) fn states(self) -> usize {
+        match self {
+            Self::Lstm => 2,
+            Self::Gru => 1,
+        }
+    }
+}
+
+/// Numbers of each cell that a forward pass keeps: the gates of an LSTM; r, z, n and what r multiplies of a GRU.
+pub(crate) const RNN_KEPT: usize = 4;

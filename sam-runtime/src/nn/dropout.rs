@@ -1,5 +1,6 @@
 //! Dropout with a seed, whose second pass draws the masks of the first.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(feature = "cuda")]
@@ -19,6 +20,9 @@ use crate::kernels::prepare::dense;
 
 /// Keeps the seeds of clones apart from those of masks.
 const CLONES: u64 = 0x636c_6f6e_6573;
+
+/// The seed of the function [`dropout`].
+const FUNCTION: u64 = 0x6675_6e63;
 
 /// Sets each element to 0 with probability `drop_p` and divides the others by `1 - drop_p`, in training.
 ///
@@ -91,16 +95,44 @@ impl Dropout {
         if !train {
             return Ok(x.clone());
         }
-        if !(0.0..1.0).contains(&self.drop_p) {
-            candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
-        }
-        let mask = DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() };
+        let mask = self.next_mask()?;
         if has_fused_kernels(x.device()) {
             return apply(mask, &[&dense(x)?]);
         }
         let factors = Tensor::from_vec(mask.factors(x.elem_count()), x.shape(), &Device::Cpu)?;
         x * factors.to_dtype(x.dtype())?.to_device(x.device())?
     }
+
+    /// The mask of one call.
+    pub(super) fn next_mask(&self) -> Result<DropoutMask> {
+        if !(0.0..1.0).contains(&self.drop_p) {
+            candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
+        }
+        Ok(DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() })
+    }
+}
+
+/// [`Dropout`] as a function, in training: `candle_nn::ops::dropout` with masks that can be repeated.
+///
+/// All calls of a process draw from one [`RngStream`], so both passes of a sharpness-aware step see the same masks, and a program that
+/// makes the same calls in the same order has the same masks. For a seed of one's own, and to resume a training, use a [`Dropout`].
+///
+/// # Errors
+/// If the probability is not in [0, 1), or `x` not a float tensor.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use sam_runtime::nn::ops;
+///
+/// # fn main() -> Result<()> {
+/// let y = ops::dropout(&Tensor::ones(1000, DType::F32, &Device::Cpu)?, 0.5)?;
+/// assert!(y.to_vec1::<f32>()?.iter().all(|&y| y == 0. || y == 2.));
+/// # Ok(())
+/// # }
+/// ```
+pub fn dropout(x: &Tensor, drop_p: f32) -> Result<Tensor> {
+    static DRAWS: LazyLock<RngStream> = LazyLock::new(|| RngStream::new(FUNCTION));
+    Dropout::with_rng(drop_p, DRAWS.clone()).forward(x, true)
 }
 
 impl Clone for Dropout {

@@ -1,4 +1,4 @@
-//! Cross entropy in one operation: log-softmax, label smoothing and mean.
+//! Losses, each one operation: cross entropies (log-softmax, label smoothing and mean), and means over elements.
 
 use std::sync::OnceLock;
 
@@ -6,8 +6,7 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
-pub use candle_nn::loss::*;
-
+pub use super::elementwise_loss::{binary_cross_entropy_with_logit, huber, mse, nll};
 use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::cross_entropy::Targets;

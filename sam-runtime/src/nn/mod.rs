@@ -35,10 +35,13 @@ pub mod activation;
 pub mod attention;
 pub mod batch_norm;
 pub mod conv;
+pub mod cpu_flash_attention;
 mod dropout;
 mod elementwise;
+mod elementwise_loss;
 pub mod embedding;
 pub mod group_norm;
+pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod loss;
@@ -52,10 +55,14 @@ pub mod rotary_emb;
 mod shake;
 mod softmax;
 mod upsample;
+pub mod varlen_attention;
 mod weight_decay;
 
 pub use crate::autograd::gradient::backward;
-pub use activation::{Activation, PReLU, prelu};
+pub use activation::{
+    Activation, PReLU, elu, gelu, gelu_erf, glu, hard_sigmoid, hard_swish, leaky_relu, mish, prelu, relu2, relu6, selu,
+    sigmoid, silu, swiglu, tanh,
+};
 pub use batch_norm::{BatchNorm, BatchNormConfig, batch_norm};
 use candle_core::{Result, Tensor};
 // What this crate has nothing to add to; the modules and names above and below shadow candle's.
@@ -80,6 +87,7 @@ pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use rng_stream::RngStream;
 pub use rnn::{GRU, GRUConfig, LSTM, LSTMConfig, RNN, gru, lstm};
 pub use shake::{ShakeDrop, ShakeShake};
+pub use upsample::{upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d};
 pub use weight_decay::l2_penalty;
 
 use crate::core::image_layout::ImageLayout;

@@ -1,4 +1,4 @@
-//! Stochastic gradient descent with momentum, which `candle_nn` lacks.
+//! Optimizers, and what else belongs to a training loop: `candle_nn`'s interface, PyTorch's formulas.
 //!
 //! Any other optimizer of candle works with SAM as well. Two optimizers that step one after the other, each with a part of
 //! the variables, should take their gradients from one backward pass: `let grads = loss.backward()?`, then `step(&grads)` for
@@ -6,9 +6,15 @@
 //! moved its variables, and gradients that depend on their values are those at the moved ones, as in candle in general. (The
 //! gradient of a sharpness-aware loss is fixed when the loss is returned, and does not change.)
 
+mod adamw;
+mod gradients;
+mod group;
 mod momentum;
 mod sgd;
 pub(crate) mod state_file;
 
+pub use adamw::AdamW;
+pub use candle_nn::{Optimizer, ParamsAdamW};
+pub use group::{ParamGroup, decay_groups};
 pub use momentum::MomentumBuffers;
 pub use sgd::{ParamsSgd, Sgd};

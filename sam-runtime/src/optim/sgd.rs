@@ -1,19 +1,19 @@
 //! Stochastic gradient descent with momentum, as the paper trains.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 use candle_nn::{Optimizer, VarMap};
 
+use super::gradients::{gradient_of, ready};
+use super::group::{ParamGroup, Rates, members};
 use super::momentum::MomentumBuffers;
-use super::state_file::{self, Contents, Kind, StateFile, checked};
-use crate::autograd::fixed_gradient::registered_gradient_or_backward;
+use super::state_file::{self, Contents, Kind, Owners, StateFile, checked};
 use crate::core::dtype::wide;
 use crate::core::identity::storage_of;
-use crate::core::names::{Names, describe};
-use crate::core::overlap::{check_may_move, note_moved};
+use crate::core::names::Names;
+use crate::core::overlap::note_moved;
 use crate::kernels::{self, Move, SgdStep};
 
 const FILE: Kind = Kind { label: "sam-runtime sgd velocities", what: "the velocities of an `Sgd`", version: 1 };
@@ -87,6 +87,7 @@ pub struct Sgd {
 #[derive(Debug)]
 struct Moving {
     var: Var,
+    rates: Rates,
     velocity: Option<Tensor>,
 }
 
@@ -94,10 +95,7 @@ impl Optimizer for Sgd {
     type Config = ParamsSgd;
 
     fn new(vars: Vec<Var>, params: ParamsSgd) -> Result<Self> {
-        let mut seen = HashSet::new();
-        let vars = vars.into_iter().filter(|var| var.dtype().is_float() && seen.insert(storage_of(var)));
-        let vars = vars.map(|var| Moving { var, velocity: None }).collect();
-        Ok(Self { vars, params, shown: MomentumBuffers::default() })
+        Self::with_groups([ParamGroup::new(vars)], params)
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
@@ -106,8 +104,7 @@ impl Optimizer for Sgd {
 
     /// The backward pass and [`step`](Self::step). Gradients of this crate's layers, and of SAM's loss, are not copied.
     fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        let gradient: HashMap<_, _> =
-            registered_gradient_or_backward(loss)?.into_iter().map(|(var, grad)| (var.id(), grad)).collect();
+        let gradient = gradient_of(loss)?;
         self.advance(|var| gradient.get(&var.id()))
     }
 
@@ -121,41 +118,53 @@ impl Optimizer for Sgd {
 }
 
 impl Sgd {
-    fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
-        check_may_move(self.vars.iter().map(|moving| &moving.var))?;
-        let with_grads: Vec<(usize, &Tensor)> =
-            self.vars.iter().enumerate().filter_map(|(i, moving)| Some((i, grad(&moving.var)?))).collect();
-        let mut written = HashSet::new();
-        for (i, grad) in &with_grads {
-            let Moving { var, velocity } = &self.vars[*i];
-            check_gradient(var, grad)?;
-            written.insert(storage_of(var));
-            written.extend(velocity.as_ref().map(storage_of));
-        }
+    /// With groups of variables that have a learning rate or a weight decay of their own.
+    ///
+    /// # Errors
+    /// If a variable is in two groups that differ, or a group's numbers are negative or not finite.
+    pub fn with_groups(groups: impl IntoIterator<Item = ParamGroup>, params: ParamsSgd) -> Result<Self> {
+        let vars = members(groups)?.into_iter().map(|(var, rates)| Moving { var, rates, velocity: None });
+        Ok(Self { vars: vars.collect(), params, shown: MomentumBuffers::default() })
+    }
 
-        let mut steps = Vec::with_capacity(with_grads.len());
-        for (i, grad) in with_grads {
-            let Moving { var, velocity } = &self.vars[i];
-            // A gradient may be a variable itself, that of xy by x is y: it must not change while others move.
-            let grad = if written.contains(&storage_of(grad)) { grad.copy()? } else { grad.contiguous()? };
+    /// Adds a variable, with the learning rate and weight decay of [`ParamsSgd`]. One that is there already stays as it is.
+    pub(crate) fn push(&mut self, var: &Var) {
+        let storage = storage_of(var);
+        if var.dtype().is_float() && self.vars.iter().all(|moving| storage_of(&moving.var) != storage) {
+            self.vars.push(Moving { var: var.clone(), rates: Rates::default(), velocity: None });
+        }
+    }
+
+    /// The variables.
+    pub(crate) fn into_vars(self) -> Vec<Var> {
+        self.vars.into_iter().map(|moving| moving.var).collect()
+    }
+
+    fn advance<'a>(&mut self, grad: impl Fn(&Var) -> Option<&'a Tensor>) -> Result<()> {
+        let vars: Vec<_> = self.vars.iter().map(|moving| &moving.var).collect();
+        let grads = ready(&vars, self.vars.iter().filter_map(|moving| moving.velocity.as_ref()), grad)?;
+        let mut steps = Vec::with_capacity(grads.len());
+        for (i, grad) in grads {
+            let Moving { var, velocity, .. } = &self.vars[i];
             let velocity = match velocity {
                 None if self.params.momentum != 0.0 => {
                     Some(Tensor::zeros(var.shape(), wide(var.dtype()), var.device())?)
                 }
                 velocity => velocity.clone(),
             };
-            steps.push((i, grad.detach().contiguous()?, velocity));
+            steps.push((i, grad, velocity));
         }
+        let ParamsSgd { lr, momentum, nesterov, weight_decay } = self.params;
         let moves: Vec<_> = steps
             .iter()
-            .map(|(i, grad, velocity)| Move {
-                var: &self.vars[*i].var,
-                grad: grad.clone(),
-                velocity: velocity.as_ref(),
+            .map(|(i, grad, velocity)| {
+                let Moving { var, rates, .. } = &self.vars[*i];
+                let (lr, weight_decay) = (rates.lr(lr), rates.weight_decay(weight_decay));
+                let step = SgdStep { lr, momentum, nesterov, weight_decay };
+                Move { step, var, grad: grad.clone(), velocity: velocity.as_ref() }
             })
             .collect();
-        let ParamsSgd { lr, momentum, nesterov, weight_decay } = self.params;
-        kernels::sgd(SgdStep { lr, momentum, nesterov, weight_decay }, &moves)?;
+        kernels::sgd(&moves)?;
         note_moved(moves.iter().map(|step| step.var));
 
         let mut new = false;
@@ -186,7 +195,7 @@ impl Sgd {
     pub fn to_bytes(&self, names: &VarMap) -> Result<Vec<u8>> {
         let names = Names::of(names);
         let mut file = StateFile::new(&FILE);
-        for Moving { var, velocity } in &self.vars {
+        for Moving { var, velocity, .. } in &self.vars {
             if let Some(velocity) = velocity {
                 let name = file.name(&names, var)?.to_owned();
                 file.insert(name, velocity);
@@ -224,24 +233,17 @@ impl Sgd {
 
     /// The velocity of each variable in a file.
     fn velocities_of(&self, names: &Names, file: &Contents<'_>) -> Result<Vec<Option<Tensor>>> {
-        let indices: HashMap<_, _> =
-            self.vars.iter().enumerate().map(|(i, moving)| (storage_of(&moving.var), i)).collect();
+        let owners = Owners::new(names, file, self.vars.iter().map(|moving| &moving.var), "this optimizer");
         let mut velocities = vec![None; self.vars.len()];
         for (name, view) in &file.tensors {
-            let var = names.find(&file.all_names(name))?;
-            let Some(i) = var.and_then(|var| indices.get(&storage_of(var))) else {
-                candle_core::bail!("the velocity of `{name}` belongs to no variable of this optimizer")
-            };
-            let var = &self.vars[*i].var;
+            let i = owners.find(name, "the velocity")?;
+            let var = &self.vars[i].var;
             let velocity = checked(&format!("the velocity of `{name}`"), view, var, wide(var.dtype()))?;
             if !file.is_labelled() && is_value_of(var, &velocity)? {
                 candle_core::bail!("`{name}` holds the values of the variable: expected {}, found weights", FILE.what)
             }
-            if velocities[*i].replace(velocity.to_device(var.device())?).is_some() {
-                candle_core::bail!(
-                    "`{name}` is the second velocity of {}: its names are those of two variables in the file",
-                    describe(var)
-                )
+            if velocities[i].replace(velocity.to_device(var.device())?).is_some() {
+                return Err(owners.second(name, "velocity", var));
             }
         }
         Ok(velocities)
@@ -258,22 +260,6 @@ impl Sgd {
         let velocities = self.vars.iter().filter_map(|moving| Some((moving.var.clone(), moving.velocity.clone()?)));
         *self.shown.lock() = velocities.collect();
     }
-}
-
-/// An error if a gradient is not like its variable.
-fn check_gradient(var: &Var, grad: &Tensor) -> Result<()> {
-    if grad.shape() != var.shape() || grad.dtype() != var.dtype() || !grad.device().same_device(var.device()) {
-        candle_core::bail!(
-            "the gradient of {} is {:?} {:?} on {:?}: expected the shape, type and device of the variable ({:?}); no \
-             variable has moved",
-            describe(var),
-            grad.dtype(),
-            grad.dims(),
-            grad.device().location(),
-            var.device().location()
-        )
-    }
-    Ok(())
 }
 
 /// Whether these are the values of a variable, and not all 0.

@@ -9,7 +9,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{TensorInfo, TensorView};
 
 use crate::core::atomic_file::write_atomically;
-use crate::core::names::Names;
+use crate::core::identity::storage_of;
+use crate::core::names::{Names, describe};
 use crate::kernels::cpu::reduce::is_finite;
 
 /// What a file holds. Files of other kinds are refused.
@@ -53,7 +54,7 @@ impl StateFile {
         let Some((name, others)) = names.names(var) else {
             candle_core::bail!(
                 "{} has no name to save its state under: expected a map with all variables",
-                crate::core::names::describe(var)
+                describe(var)
             )
         };
         for other in others {
@@ -158,6 +159,52 @@ impl Contents<'_> {
             labels.filter(|(_, saved)| *saved == name).filter_map(|(key, _)| key.strip_prefix(ALSO)).collect();
         others.sort_unstable();
         [&[name], &others[..]].concat()
+    }
+}
+
+/// Finds the variables that the tensors of a file belong to.
+pub(crate) struct Owners<'a> {
+    names: &'a Names,
+    file: &'a Contents<'a>,
+    indices: HashMap<usize, usize>,
+    whose: &'static str,
+}
+
+impl<'a> Owners<'a> {
+    /// Among these variables. `whose`: for errors.
+    pub(crate) fn new<'v>(
+        names: &'a Names,
+        file: &'a Contents<'a>,
+        vars: impl Iterator<Item = &'v Var>,
+        whose: &'static str,
+    ) -> Self {
+        let indices = vars.enumerate().map(|(i, var)| (storage_of(var), i)).collect();
+        Self { names, file, indices, whose }
+    }
+
+    /// The index of the variable that has this name, or had it as one of several. `what`: what the file has of it.
+    pub(crate) fn find(&self, name: &str, what: &str) -> Result<usize> {
+        let var = self.names.find(&self.file.all_names(name))?;
+        match var.and_then(|var| self.indices.get(&storage_of(var))) {
+            Some(i) => Ok(*i),
+            None => candle_core::bail!("{what} of `{name}` belongs to no variable of {}", self.whose),
+        }
+    }
+
+    /// The error for a second entry of one variable.
+    pub(crate) fn second(&self, name: &str, what: &str, var: &Var) -> Error {
+        let var = describe(var);
+        Error::msg(format!("`{name}` is the second {what} of {var}: its names are those of two variables in the file"))
+            .bt()
+    }
+}
+
+/// A number of steps from a file. A counter beyond 2^53 is damaged: a step a microsecond would take it three centuries.
+pub(crate) fn count(value: &Tensor, what: &str) -> Result<u64> {
+    let number = if value.rank() == 0 && value.dtype() == DType::I64 { value.to_scalar::<i64>()? } else { -1 };
+    match u64::try_from(number) {
+        Ok(number) if number <= 1 << 53 => Ok(number),
+        _ => candle_core::bail!("{what} is not a number from 0 to 2^53: the file is damaged"),
     }
 }
 

@@ -59,7 +59,7 @@ impl Numbers {
 /// A number of a table as text, with its interval; empty if there is none.
 #[must_use]
 pub fn number(measure: Measure, mean: Option<f64>, interval: Option<f64>) -> String {
-    let digits = if measure == Measure::Sharpness { 3 } else { 2 };
+    let digits = if matches!(measure, Measure::Sharpness | Measure::BitsPerToken) { 3 } else { 2 };
     match (mean, interval) {
         (Some(mean), Some(interval)) => format!("{mean:.digits$} ± {interval:.digits$}"),
         (Some(mean), None) => format!("{mean:.digits$}"),
@@ -75,6 +75,7 @@ mod tests {
         Outcome {
             test_error: 0.0,
             top_5_error: None,
+            test_loss: None,
             sharpness: None,
             loss: 0.0,
             steps: 1,

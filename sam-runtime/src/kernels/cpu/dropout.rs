@@ -1,10 +1,12 @@
 //! Dropout, whose mask is a function of a seed and of an element's index.
 
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::float::{output, view};
+use super::float::{Float, output, view};
 use crate::core::rng::uniform_f32;
 
 /// What an element is multiplied by, as a function of its index.
@@ -15,12 +17,22 @@ pub(crate) struct DropoutMask {
 }
 
 impl DropoutMask {
+    #[inline(always)]
     fn keeps(self, index: usize) -> bool {
         uniform_f32(self.seed, index as u64) >= self.drop_p
     }
 
     pub(crate) fn scale(self) -> f32 {
         1.0 / (1.0 - self.drop_p)
+    }
+
+    /// Elements of a row times their factors; the first has this index.
+    #[inline(always)]
+    pub(super) fn multiply<T: Float>(self, row: &mut [T], first: usize) {
+        let scale = T::narrow(self.scale().into());
+        for (i, x) in row.iter_mut().enumerate() {
+            *x = if self.keeps(first + i) { *x * scale } else { T::default() };
+        }
     }
 
     /// The factors of `n` elements.

@@ -146,6 +146,14 @@ impl View<'_> {
         };
         Ok(&T::cpu_storage_as_slice(storage)?[start..end])
     }
+
+    /// All elements of the memory of a tensor on the CPU, from its first one on.
+    pub(crate) fn from_first<T: WithDType>(&self) -> Result<&[T]> {
+        let Storage::Cpu(storage) = &*self.storage else {
+            candle_core::bail!("expected a tensor on the CPU, found one on {:?}", self.storage.device().location())
+        };
+        Ok(T::cpu_storage_as_slice(storage)?.get(self.layout.start_offset()..).unwrap_or_default())
+    }
 }
 
 /// `vec![0; n]` by all threads: one alone takes as long to clear an activation as all take to compute it.

@@ -55,7 +55,12 @@ impl<'a, T> Matrix<'a, T> {
 
 /// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
 pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
-    multiply(product, a, b, Parallelism::Rayon(0));
+    multiply(product, a, b, Parallelism::Rayon(0), true);
+}
+
+/// `product` = a b: what it held is not read. By all threads, or with `alone` by this one; the same bits in either case.
+pub(crate) fn set_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, alone: bool) {
+    multiply(product, a, b, if alone { Parallelism::None } else { Parallelism::Rayon(0) }, false);
 }
 
 /// The sum of each column of a matrix whose rows are stored one after the other. Sums are taken in f64, row after row.
@@ -89,13 +94,14 @@ impl<T: Float> NullaryFnOnce for ColumnSums<'_, T> {
 
 /// [`add_product`] by this thread alone.
 pub(crate) fn add_product_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
-    multiply(product, a, b, Parallelism::None);
+    multiply(product, a, b, Parallelism::None, true);
 }
 
-fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism) {
+fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism, keep: bool) {
     assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
     assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
-    if let (Parallelism::Rayon(_), Some(rows), Some(columns)) = (threads, a.in_rows(), b.transposed().in_rows())
+    if let (true, Parallelism::Rayon(_), Some(rows), Some(columns)) =
+        (keep, threads, a.in_rows(), b.transposed().in_rows())
         && dot::fits(&rows, &columns)
     {
         return dot::add_dots(product, rows, columns);
@@ -114,7 +120,7 @@ fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, thr
             product.as_mut_ptr(),
             1,
             columns,
-            true,
+            keep,
             a.values.as_ptr(),
             a_right,
             a_down,

@@ -1,23 +1,34 @@
 //! The arithmetic on the CPU.
 
+pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod conv;
 pub(crate) mod cross_entropy;
+mod curves;
 mod dot;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod elementwise_loss;
+pub(crate) mod embedding;
 pub(crate) mod float;
 pub(crate) mod group_norm;
 mod lanes;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod prelu;
+mod real;
 pub(crate) mod reduce;
+pub(crate) mod rnn;
+pub(crate) mod rotary_emb;
 pub(crate) mod softmax;
 pub(crate) mod softmax_dim;
 mod storage_float;
+pub(crate) mod upsample;
 pub(crate) mod weight_decay;
 
 use std::sync::LazyLock;

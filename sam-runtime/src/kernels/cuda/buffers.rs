@@ -108,6 +108,17 @@ impl UninitTensor {
     }
 }
 
+/// The elements of a tensor, as one of this shape.
+pub(crate) fn copy(tensor: &Tensor, shape: Shape) -> Result<Output> {
+    let mut copy = UninitTensor::new(device(tensor)?, tensor.dtype(), shape)?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        candle_core::bail!("expected a tensor on a CUDA device, found one on {:?}", tensor.device().location())
+    };
+    storage.copy_strided_src(&mut copy.storage, 0, layout)?;
+    Ok(copy.output())
+}
+
 /// Uninitialized storage on the same device, as a token in the graph. It is never read, so it is not zeroed: that would
 /// cost one launch per node.
 pub(crate) fn token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {

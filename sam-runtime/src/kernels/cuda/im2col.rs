@@ -76,17 +76,7 @@ impl Conv {
     }
 
     fn sizes(&self) -> Patches {
-        let Self { images, channels, height, width, .. } = *self;
-        Patches {
-            images,
-            channels,
-            input: [height.input, width.input],
-            kernel: [height.kernel, width.kernel],
-            output: [height.output, width.output],
-            stride: height.stride,
-            padding: height.padding,
-            dilation: height.dilation,
-        }
+        Patches::new(self)
     }
 
     /// (groups, filters per group, elements of a filter)

@@ -11,6 +11,10 @@ use crate::core::image_layout::ImageLayout;
 
 /// x wᵀ + b, of contiguous (.., in), (out, in) and (out).
 pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Output> {
+    product(x, w, bias).map(UninitTensor::output)
+}
+
+pub(super) fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<UninitTensor> {
     let mut shape = x.dims().to_vec();
     let (x, (outer, _)) = (in_rows(x)?, w.dims2()?);
     let (rows, inner) = x.dims2()?;
@@ -30,7 +34,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Ou
         let addresses = [y.address()?, device_ptr(bias)?.address];
         with_context(device(&x)?, |context| channels::bias(context, sizes, dtypes, addresses))?;
     }
-    Ok(y.output())
+    Ok(y)
 }
 
 /// The requested gradients of x, w and b.

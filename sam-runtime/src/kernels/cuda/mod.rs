@@ -5,6 +5,8 @@
 //! them on the CPU.
 
 #[cfg(feature = "cuda")]
+mod activation;
+#[cfg(feature = "cuda")]
 mod batch_norm;
 #[cfg(feature = "cuda")]
 mod branch_mix;
@@ -22,6 +24,8 @@ mod cudnn;
 mod dropout;
 #[cfg(feature = "cuda")]
 mod elementwise;
+#[cfg(feature = "cuda")]
+mod embedding;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod emulator;
@@ -35,28 +39,41 @@ mod layer_norm;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
+mod optim;
+#[cfg(feature = "cuda")]
 mod params;
 #[cfg(feature = "cuda")]
 mod pool;
 #[cfg(feature = "cuda")]
+mod rnn;
+mod rotary_emb;
+#[cfg(feature = "cuda")]
 mod softmax_dim;
+#[cfg(feature = "cuda")]
+mod upsample;
 #[cfg(feature = "cuda")]
 mod weight_decay;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
+    activation::{activate, activate_back, gate, gate_back},
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
-    buffers::{is_home_of, token},
-    conv::{conv, conv_back},
+    buffers::{copy, is_home_of, token},
+    conv::{as_image, as_images, conv, conv_back, conv_transpose, conv_transpose_back, in_shapes_of},
     cross_entropy::{cross_entropy, cross_entropy_back},
     dropout::dropout,
     elementwise::{add, relu, relu_back, sum},
+    embedding::{embedding, embedding_back},
     group_norm::{group_norm, group_norm_back},
     layer_norm::{layer_norm, layer_norm_back},
     linear::{linear, linear_back},
+    optim::{adamw, clamp, ema, square},
     params::{dot, mix, perturbed, sgd, skipped_step_count},
     pool::{mean, mean_back, pool, pool_back, step},
+    rnn::{rnn, rnn_back},
+    rotary_emb::{rotate, rotate_back},
     softmax_dim::{softmax, softmax_back},
+    upsample::{upsample, upsample_back},
     weight_decay::{penalty, times},
 };

@@ -10,7 +10,7 @@ use super::launch::{Launcher, Scratch, dtype_code};
 use crate::core::dtype::wide;
 use crate::core::norm_ball::Ball;
 use crate::core::var_list::Gradient;
-use crate::kernels::operands::{Move, PerturbTarget, Scale, SgdStep};
+use crate::kernels::operands::{Move, PerturbTarget, Scale, by_step};
 
 /// w + ε̂ for each variable, in the buffers of the gradient.
 pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
@@ -42,17 +42,19 @@ pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradi
     Ok(targets.into_iter().map(|target| (target.var, target.grad)).collect())
 }
 
-/// One SGD step of all variables.
-pub(crate) fn sgd(step: SgdStep, moves: &[Move<'_>]) -> Result<()> {
-    let Some(first) = moves.first() else { return Ok(()) };
-    let mut entries = Vec::with_capacity(moves.len());
-    for Move { var, grad, velocity } in moves {
-        let [w, g] = pair(var, grad)?;
-        let velocity = velocity.map_or(Ok(0), |velocity| device_ptr(velocity).map(|place| place.address))?;
-        let pointers = vec![w.address, g.address, velocity];
-        entries.push(Entry { dtype: w.dtype, size: w.elements, metric: Metric::One, pointers });
+/// One SGD step of all variables: a launch for each group of equal constants.
+pub(crate) fn sgd(moves: &[Move<'_>]) -> Result<()> {
+    for (step, moves) in by_step(moves, |step| step.step) {
+        let mut entries = Vec::with_capacity(moves.len());
+        for Move { var, grad, velocity, .. } in &moves {
+            let [w, g] = pair(var, grad)?;
+            let velocity = velocity.map_or(Ok(0), |velocity| device_ptr(velocity).map(|place| place.address))?;
+            let pointers = vec![w.address, g.address, velocity];
+            entries.push(Entry { dtype: w.dtype, size: w.elements, metric: Metric::One, pointers });
+        }
+        with_context(device(moves[0].var)?, |context| params::sgd(context, step, &entries))?;
     }
-    with_context(device(first.var)?, |context| params::sgd(context, step, &entries))
+    Ok(())
 }
 
 /// Σ a b, as a tensor on the device.

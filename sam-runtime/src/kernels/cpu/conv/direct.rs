@@ -59,7 +59,7 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
     let mut phases = Vec::new();
     for place in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
         let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
-        if plan.taps.is_empty() || plan.rows.output * plan.columns.output == 0 {
+        if plan.is_empty() {
             continue; // No output saw these: their gradient is 0.
         }
         let weights = |group: usize| {
@@ -138,7 +138,7 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
 }
 
 /// How one dimension of a correlation is laid out: output u is Σ w[tap.index] · input[phase of the tap][u + tap.shift].
-struct Axis {
+pub(super) struct Axis {
     kernel: usize,
     /// Zeros before the input.
     lead: usize,
@@ -147,23 +147,23 @@ struct Axis {
     /// The phases that some tap reads.
     phases: Vec<usize>,
     taps: Vec<Tap>,
-    input: usize,
-    output: usize,
+    pub(super) input: usize,
+    pub(super) output: usize,
     /// Places of a phase, zeros included.
-    length: usize,
+    pub(super) length: usize,
 }
 
 #[derive(Clone, Copy)]
-struct Tap {
+pub(super) struct Tap {
     /// Its place in the kernel.
-    index: usize,
+    pub(super) index: usize,
     /// The number of its phase among those that are read.
     phase: usize,
     shift: usize,
 }
 
 impl Axis {
-    fn forward(side: Side) -> Self {
+    pub(super) fn forward(side: Side) -> Self {
         let mut phases = Vec::new();
         let tap = |index| {
             let (phase, shift) = (index * side.dilation % side.stride, index * side.dilation / side.stride);
@@ -178,7 +178,7 @@ impl Axis {
     }
 
     /// From the gradient of the output to that of the inputs number phase, phase + stride, ..
-    fn backward(side: Side, phase: usize) -> Self {
+    pub(super) fn backward(side: Side, phase: usize) -> Self {
         let stride = side.stride.cast_signed();
         let shift = |index: usize| {
             let place = (phase + side.padding).cast_signed() - (index * side.dilation).cast_signed();
@@ -219,14 +219,14 @@ impl Axis {
 }
 
 /// A correlation in two dimensions.
-struct Plan {
-    rows: Axis,
-    columns: Axis,
-    taps: Vec<Tap>,
+pub(super) struct Plan {
+    pub(super) rows: Axis,
+    pub(super) columns: Axis,
+    pub(super) taps: Vec<Tap>,
 }
 
 impl Plan {
-    fn new(rows: Axis, columns: Axis) -> Self {
+    pub(super) fn new(rows: Axis, columns: Axis) -> Self {
         let tap = |down: Tap, right: Tap| Tap {
             index: down.index * columns.kernel + right.index,
             phase: down.phase * columns.phases.len() + right.phase,
@@ -236,13 +236,18 @@ impl Plan {
         Self { rows, columns, taps }
     }
 
-    fn phases(&self) -> usize {
+    pub(super) fn phases(&self) -> usize {
         self.rows.phases.len() * self.columns.phases.len()
     }
 
     /// Places of one phase of one channel of one image.
-    fn plane(&self) -> usize {
+    pub(super) fn plane(&self) -> usize {
         self.rows.length * self.columns.length
+    }
+
+    /// Whether there is nothing to compute.
+    pub(super) fn is_empty(&self) -> bool {
+        self.taps.is_empty() || self.rows.output * self.columns.output == 0
     }
 
     /// How many images are worked on together.
@@ -252,26 +257,26 @@ impl Plan {
     }
 
     /// From the first output of the first of some images to the last of the last, with the places between rows.
-    fn span(&self, images: usize) -> usize {
+    pub(super) fn span(&self, images: usize) -> usize {
         (images - 1) * self.plane() + (self.rows.output - 1) * self.columns.length + self.columns.output
     }
 
     /// What each weight of a filter reads for the first output.
-    fn offsets(&self, channels: usize, images: usize) -> Vec<usize> {
+    pub(super) fn offsets(&self, channels: usize, images: usize) -> Vec<usize> {
         let (phase, channel) = (images * self.plane(), images * self.plane() * self.phases());
         let offset = |i: usize, tap: &Tap| i * channel + tap.phase * phase + tap.shift;
         (0..channels).flat_map(|i| self.taps.iter().map(move |tap| offset(i, tap))).collect()
     }
 
     /// Elements of the planes of some images, and of the zeros that are read behind them.
-    fn len(&self, channels: usize, images: usize, tile: usize) -> usize {
+    pub(super) fn len(&self, channels: usize, images: usize, tile: usize) -> usize {
         let beyond = self.taps.iter().map(|tap| tap.shift).max().unwrap_or(0) + tile;
         channels * self.phases() * images * self.plane() + beyond
     }
 
     /// Copies images into planes: by channel, phase and image.
     #[inline(always)]
-    fn spread<T: Float>(&self, x: &Images<'_, T>, planes: &mut [T]) {
+    pub(super) fn spread<T: Float>(&self, x: &Images<'_, T>, planes: &mut [T]) {
         let (pitch, size, step) = (self.columns.length, self.columns.input, self.columns.step);
         let images = x.count(self.rows.input * size);
         let mut targets = planes.chunks_exact_mut(self.plane());
@@ -376,7 +381,7 @@ impl<T: Float> Correlate<'_, T> {
 }
 
 #[inline(always)]
-fn write<T: Float>(
+pub(super) fn write<T: Float>(
     plan: &Plan,
     images: usize,
     filter: usize,

@@ -1,6 +1,7 @@
 //! Convolution of images on the CPU: output, gradient of the input, gradient of the weight.
 //!
-//! There are two ways: 3x3 kernels of stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
+//! There are four ways: one channel a group is [`depthwise`], 1x1 kernels are matrix products ([`pointwise`]), 3x3 kernels of
+//! stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
 //! Threads share out images, or channels, in parts that are a function of the shapes alone: the same bits for any number
 //! of threads.
 //!
@@ -27,19 +28,22 @@
 //! channels, where candle's f32 has 2.1e-7 to 4.1e-7; of the gradients 1.6e-7 to 7.4e-7, where candle's have 0.9e-7 to
 //! 4.2e-7.
 //!
-//! What is left: 16 and 32 filters fill 6 rows of a tile badly (18 and 36), 1x1 kernels and the three channels of an image
-//! run at a third of `matmul`'s pace, and the outputs are cleared before they are written.
+//! What is left: 16 and 32 filters fill 6 rows of a tile badly (18 and 36), and the outputs are cleared before they are
+//! written.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
+mod depthwise;
 mod direct;
+mod pointwise;
 mod winograd;
 
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::ARCH;
 use super::float::{Float, zeros};
 
 /// Parts that a batch is shared out in.
@@ -80,40 +84,107 @@ impl Conv {
         self.height.output * self.width.output
     }
 
+    /// Pixels of an output.
+    pub(crate) fn pixels(&self) -> [usize; 2] {
+        [self.height.output, self.width.output]
+    }
+
     /// Channels and filters of a group.
     fn in_group(&self) -> [usize; 2] {
         [self.channels / self.groups, self.filters / self.groups]
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy)]
+enum Way {
+    Depthwise,
+    Pointwise,
+    Winograd,
+    Direct,
+}
+
+impl Way {
+    fn of(conv: &Conv) -> Self {
+        if depthwise::fits(conv) {
+            Self::Depthwise
+        } else if pointwise::fits(conv) {
+            Self::Pointwise
+        } else if winograd::fits(conv) {
+            Self::Winograd
+        } else {
+            Self::Direct
+        }
+    }
+}
+
 /// y (images, filters, height, width) of x (images, channels, height, width) and
 /// w (filters, channels / groups, height, width).
 pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
-    if winograd::fits(conv) { winograd::forward(conv, x, w, bias) } else { direct::forward(conv, x, w, bias) }
+    match Way::of(conv) {
+        Way::Depthwise => depthwise::forward(conv, x, w, bias),
+        Way::Pointwise => pointwise::forward(conv, x, w, bias),
+        Way::Winograd => winograd::forward(conv, x, w, bias),
+        Way::Direct => direct::forward(conv, x, w, bias),
+    }
 }
 
 /// The gradient of x, given that of y.
 pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
-    if winograd::fits(conv) { winograd::input_gradient(conv, dy, w) } else { direct::input_gradient(conv, dy, w) }
+    match Way::of(conv) {
+        Way::Depthwise => depthwise::input_gradient(conv, dy, w),
+        Way::Pointwise => pointwise::input_gradient(conv, dy, w),
+        Way::Winograd => winograd::input_gradient(conv, dy, w),
+        Way::Direct => direct::input_gradient(conv, dy, w),
+    }
 }
 
 /// The gradient of w, given that of y.
 pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
-    if winograd::fits_weights(conv) {
-        winograd::weight_gradient(conv, x, dy)
-    } else {
-        direct::weight_gradient(conv, x, dy)
+    match Way::of(conv) {
+        Way::Depthwise => depthwise::weight_gradient(conv, x, dy),
+        Way::Pointwise => pointwise::weight_gradient(conv, x, dy),
+        Way::Winograd if winograd::fits_weights(conv) => winograd::weight_gradient(conv, x, dy),
+        Way::Winograd | Way::Direct => direct::weight_gradient(conv, x, dy),
     }
 }
 
-/// The gradient of the bias: the sum over images and places.
-pub(crate) fn bias_gradient<T: Float>(conv: &Conv, dy: &[T]) -> Vec<T> {
-    let plane = conv.output();
-    let sum = |filter: usize| {
-        let planes = (0..conv.images).map(|image| &dy[(image * conv.filters + filter) * plane..][..plane]);
-        T::narrow(planes.map(|plane| plane.iter().map(|dy| dy.wide()).sum::<f64>()).sum())
-    };
-    (0..conv.filters).into_par_iter().map(sum).collect()
+/// Adds a bias to each channel of `plane` pixels.
+pub(crate) fn add_bias<T: Float>(plane: usize, bias: &[T], y: &mut [T]) {
+    y.par_chunks_mut(plane).enumerate().for_each(|(i, y)| {
+        let bias = bias[i % bias.len()];
+        y.iter_mut().for_each(|y| *y += bias);
+    });
+}
+
+/// The gradient of a bias: the sum of each of `channels` channels over images and their `plane` pixels, in f64.
+pub(crate) fn bias_gradient<T: Float>(channels: usize, plane: usize, dy: &[T]) -> Vec<T> {
+    (0..channels).into_par_iter().map(|channel| ARCH.dispatch(ChannelSum { channels, plane, channel, dy })).collect()
+}
+
+struct ChannelSum<'a, T> {
+    channels: usize,
+    plane: usize,
+    channel: usize,
+    dy: &'a [T],
+}
+
+impl<T: Float> NullaryFnOnce for ChannelSum<'_, T> {
+    type Output = T;
+
+    #[inline(always)]
+    fn call(self) -> T {
+        let Self { channels, plane, channel, dy } = self;
+        let (mut sums, mut rest) = ([0.0; 16], 0.0);
+        for image in dy.chunks_exact(channels * plane) {
+            let (chunks, end) = image[channel * plane..][..plane].as_chunks::<16>();
+            for chunk in chunks {
+                sums.iter_mut().zip(chunk).for_each(|(sum, dy)| *sum += dy.wide());
+            }
+            end.iter().for_each(|dy| rest += dy.wide());
+        }
+        T::narrow(sums.iter().sum::<f64>() + rest)
+    }
 }
 
 /// Some channels of some images.

@@ -51,17 +51,22 @@ fn permuted(x: &[f64], a: usize, b: usize, plane: usize) -> Vec<f64> {
 
 #[test]
 fn patches_of_convolutions() {
-    for (kernel, stride, padding, dilation, input) in
-        [([3, 3], 1, 1, 1, [6, 5]), ([3, 3], 2, 1, 1, [7, 8]), ([1, 1], 2, 0, 1, [6, 7]), ([3, 2], 1, 2, 2, [8, 9])]
-    {
+    for (kernel, stride, padding, dilation, input) in [
+        ([3, 3], [1; 2], [1; 2], [1; 2], [6, 5]),
+        ([3, 3], [2; 2], [1; 2], [1; 2], [7, 8]),
+        ([1, 1], [2; 2], [0; 2], [1; 2], [6, 7]),
+        ([3, 2], [1; 2], [2; 2], [2; 2], [8, 9]),
+        ([1, 3], [1, 2], [0, 1], [1, 3], [1, 9]),
+    ] {
         let (images, channels, filters) = (2, 3, 4);
         let side = |i: usize| {
+            let (stride, padding, dilation) = (stride[i], padding[i], dilation[i]);
             let output = (input[i] + 2 * padding - dilation * (kernel[i] - 1) - 1) / stride + 1;
             Side { input: input[i], kernel: kernel[i], output, stride, padding, dilation }
         };
         let conv = Conv { images, channels, filters, groups: 1, height: side(0), width: side(1) };
         let output = [conv.height.output, conv.width.output];
-        let patches = Patches { images, channels, input, kernel, output, stride, padding, dilation };
+        let patches = Patches::new(&conv);
         let ([rows, columns], pixels) = (patches.matrix(), output[0] * output[1]);
         let n = images * channels * input[0] * input[1];
         let [w, dy] = [(filters * rows, 2), (filters * columns, 3)].map(|(n, seed)| numbers(n, seed));

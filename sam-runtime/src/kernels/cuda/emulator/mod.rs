@@ -1,18 +1,25 @@
 //! Tests of the kernels without a GPU. A C++ compiler compiles their source, with `emulate.h` included first; blocks
 //! run one by one, and results are compared with f64. Skipped, with a message, if there is no compiler.
 
+mod activation;
 mod batch_norm;
 mod branch_mix;
 mod channels;
 mod cross_entropy;
+mod depthwise;
 mod dropout;
 mod elementwise;
+mod embedding;
 mod group_norm;
 mod im2col;
 mod layer_norm;
+mod optim;
 mod params;
 mod pool;
+mod rnn;
+mod rotary_emb;
 mod softmax_dim;
+mod upsample;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

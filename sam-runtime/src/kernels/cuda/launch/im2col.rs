@@ -5,6 +5,7 @@ use candle_core::Result;
 use super::shared::{ConvArgs, FILTER_TILE, THREADS};
 use super::{KernelArg, Launcher, to_u32};
 use crate::core::image_layout::ImageLayout;
+use crate::kernels::cpu::conv::Conv;
 
 /// The weight of a convolution, (filters, channels, taps of the kernel), which changes its layout and dtype.
 #[derive(Clone, Copy, Debug)]
@@ -38,19 +39,33 @@ pub(crate) struct Patches {
     pub(crate) input: [usize; 2],
     pub(crate) kernel: [usize; 2],
     pub(crate) output: [usize; 2],
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
-    pub(crate) dilation: usize,
+    pub(crate) stride: [usize; 2],
+    pub(crate) padding: [usize; 2],
+    pub(crate) dilation: [usize; 2],
 }
 
 impl Patches {
+    pub(crate) fn new(conv: &Conv) -> Self {
+        let Conv { images, channels, height, width, .. } = *conv;
+        Self {
+            images,
+            channels,
+            input: [height.input, width.input],
+            kernel: [height.kernel, width.kernel],
+            output: [height.output, width.output],
+            stride: [height.stride, width.stride],
+            padding: [height.padding, width.padding],
+            dilation: [height.dilation, width.dilation],
+        }
+    }
+
     /// Rows and columns of the matrix.
     pub(crate) fn matrix(&self) -> [usize; 2] {
         let [product, pixels] = [self.kernel, self.output].map(|[height, width]| height * width);
         [self.channels * product, self.images * pixels]
     }
 
-    fn arg(&self) -> Result<KernelArg<'static>> {
+    pub(super) fn arg(&self) -> Result<KernelArg<'static>> {
         let [height, width] = self.input;
         let [kernel_height, kernel_width] = self.kernel;
         let [rows, columns] = self.output;
@@ -63,9 +78,12 @@ impl Patches {
             kernel_width: to_u32(kernel_width)?,
             rows: to_u32(rows)?,
             columns: to_u32(columns)?,
-            stride: to_u32(self.stride)?,
-            padding: to_u32(self.padding)?,
-            dilation: to_u32(self.dilation)?,
+            stride_down: to_u32(self.stride[0])?,
+            stride_right: to_u32(self.stride[1])?,
+            padding_down: to_u32(self.padding[0])?,
+            padding_right: to_u32(self.padding[1])?,
+            dilation_down: to_u32(self.dilation[0])?,
+            dilation_right: to_u32(self.dilation[1])?,
         }))
     }
 

@@ -3,21 +3,28 @@
 //!
 //! A [`Launcher`] runs the kernels: a CUDA device, or in the tests an emulator on the CPU.
 
+pub(crate) mod activation;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
 pub(crate) mod cross_entropy;
+pub(crate) mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod embedding;
 pub(crate) mod group_norm;
 pub(crate) mod im2col;
 pub(crate) mod layer_norm;
+pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
+pub(crate) mod rnn;
+pub(crate) mod rotary_emb;
 mod rows;
 #[allow(dead_code, reason = "some of it is for the kernels alone")]
 pub(crate) mod shared;
 pub(crate) mod softmax_dim;
+pub(crate) mod upsample;
 
 use candle_core::{DType, Result};
 

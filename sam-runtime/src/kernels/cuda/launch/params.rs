@@ -66,15 +66,15 @@ impl Metric {
 }
 
 /// A table on the device.
-struct Table {
+pub(super) struct Table {
     address: u64,
     count: u32,
     /// Blocks of a launch over all entries.
-    chunks: usize,
+    pub(super) chunks: usize,
 }
 
 impl Table {
-    fn write(launcher: &mut impl Launcher, entries: &[Entry]) -> Result<Self> {
+    pub(super) fn write(launcher: &mut impl Launcher, entries: &[Entry]) -> Result<Self> {
         let (count, pointers) = (entries.len(), entries.first().map_or(0, |entry| entry.pointers.len()));
         let words = count * (COLUMNS + pointers);
         let mut columns = vec![0; words];
@@ -103,7 +103,7 @@ impl Table {
         Ok(Self { address, count: to_u32(count)?, chunks })
     }
 
-    fn args<const N: usize>(&self, more: [KernelArg<'static>; N]) -> Vec<KernelArg<'static>> {
+    pub(super) fn args<const N: usize>(&self, more: [KernelArg<'static>; N]) -> Vec<KernelArg<'static>> {
         [KernelArg::U64(self.address), KernelArg::U32(self.count)].into_iter().chain(more).collect()
     }
 }

@@ -113,6 +113,12 @@ __device__ __forceinline__ float power_of(float x, float e) { return powf(x, e);
 __device__ __forceinline__ double power_of(double x, double e) { return pow(x, e); }
 __device__ __forceinline__ float exp_of(float x) { return expf(x); }
 __device__ __forceinline__ double exp_of(double x) { return exp(x); }
+__device__ __forceinline__ float exp_less_one(float x) { return expm1f(x); }
+__device__ __forceinline__ double exp_less_one(double x) { return expm1(x); }
+__device__ __forceinline__ float tanh_of(float x) { return tanhf(x); }
+__device__ __forceinline__ double tanh_of(double x) { return tanh(x); }
+__device__ __forceinline__ float erfc_of(float x) { return erfcf(x); }
+__device__ __forceinline__ double erfc_of(double x) { return erfc(x); }
 
 // The larger of two non-negative numbers. Compares their bits, where infinity and NaN are the largest, so neither is
 // lost.

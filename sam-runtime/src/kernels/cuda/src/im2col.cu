@@ -41,8 +41,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const u32 tap = rest / conv.images % (conv.kernel_height * conv.kernel_width);
   const u32 channel = rest / conv.images / (conv.kernel_height * conv.kernel_width);
   // Positions before the image wrap around to large numbers.
-  const u32 y = row * conv.stride + tap / conv.kernel_width * conv.dilation - conv.padding;
-  const u32 z = column * conv.stride + tap % conv.kernel_width * conv.dilation - conv.padding;
+  const u32 y = row * conv.stride_down + tap / conv.kernel_width * conv.dilation_down - conv.padding_down;
+  const u32 z = column * conv.stride_right + tap % conv.kernel_width * conv.dilation_right - conv.padding_right;
   const bool inside = y < conv.height && z < conv.width;
   const u64 place = ((u64(image) * conv.channels + channel) * conv.height + y) * conv.width + z;
   WITH_TYPE(type, static_cast<T *>(patches)[i] = inside ? static_cast<const T *>(x)[place] : Number<T>::narrow(0));
@@ -60,9 +60,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     Wide<T> sum = 0;
     for (u32 down = 0; down < conv.kernel_height; down++) {
       for (u32 right = 0; right < conv.kernel_width; right++) {
-        const u32 top = y + conv.padding - down * conv.dilation, left = z + conv.padding - right * conv.dilation;
-        const u32 row = top / conv.stride, column = left / conv.stride;
-        if (top % conv.stride || left % conv.stride || row >= conv.rows || column >= conv.columns) continue;
+        const u32 top = y + conv.padding_down - down * conv.dilation_down;
+        const u32 left = z + conv.padding_right - right * conv.dilation_right;
+        const u32 row = top / conv.stride_down, column = left / conv.stride_right;
+        if (top % conv.stride_down || left % conv.stride_right || row >= conv.rows || column >= conv.columns) continue;
         const u64 line = (u64(channel) * conv.kernel_height + down) * conv.kernel_width + right;
         const u64 place = ((line * conv.images + image) * conv.rows + row) * conv.columns + column;
         sum += Number<T>::widen(static_cast<const T *>(patches)[place]);

@@ -27,6 +27,8 @@ constexpr u32 FILTER_TILE = THREADS;
 constexpr u32 NORM_COLUMNS = 32;
 // Statistics of a row in layer and group normalization: mean and 1/σ.
 constexpr u32 ROW_STATISTICS = 2;
+// Elements per thread that a kernel adds up in the accumulation dtype before it goes on in f64.
+constexpr u32 RUN = 16;
 // Statistics of a channel in batch normalization: mean, 1/σ, γ/σ and β.
 constexpr u32 STATISTICS = 4;
 
@@ -39,7 +41,10 @@ enum MetricCode : u32 { METRIC_ONE, METRIC_WEIGHTS, METRIC_GIVEN, METRIC_NUMBER 
 enum PowerCode : u32 { POWER_ZERO, POWER_ONE, POWER_SQUARE, POWER_ROOT, POWER_INFINITY, POWER_REAL };
 // ε̂ = ρ T² g without a norm, or in the ball of p = 2, p = ∞, or any other p.
 enum NormCode : u32 { NORM_NONE, NORM_L2, NORM_INFINITY, NORM_LP };
+// Activation functions; ELU has α and a factor γ.
+enum FunctionCode : u32 { GELU_TANH, GELU_ERF, SILU, SIGMOID, TANH, MISH, RELU2, RELU6, HARD_SIGMOID, HARD_SWISH, LEAKY_RELU, ELU };
 enum PoolKind : u32 { POOL_MAX, POOL_MEAN };
+enum ResizeCode : u32 { RESIZE_NEAREST, RESIZE_LINEAR, RESIZE_ALIGNED_CORNERS };
 
 // Images, and how the blocks share them. NCHW has `across` = 0: a vector stays within a channel, and a block takes some
 // images of one channel. NHWC: each lane of a vector is another channel, `across` threads are side by side in a row of
@@ -65,8 +70,10 @@ struct GroupArgs {
   u32 channels, groups, plane, vectors;
 };
 
+// `down` and `right`: along a column and along a row.
 struct ConvArgs {
-  u32 images, channels, height, width, kernel_height, kernel_width, rows, columns, stride, padding, dilation;
+  u32 images, channels, height, width, kernel_height, kernel_width, rows, columns;
+  u32 stride_down, stride_right, padding_down, padding_right, dilation_down, dilation_right;
 };
 
 // The result of measuring a gradient. It stays on the device.

@@ -1,0 +1,181 @@
+//! Activation functions: f(x), and f'(x) dy, which is computed from x again.
+//!
+//! GELU of 1,048,576 numbers on an Intel Xeon (AVX-512), two threads: see the table in `tests` of what was tried.
+
+#![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, Result, Shape, Tensor};
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
+
+use super::ARCH;
+use super::curves::{Curve, with_curve};
+use super::float::{Float, for_float, like, output, view, zeros};
+use super::real::Real;
+use crate::kernels::activation::{Function, Gate};
+
+/// Elements that are computed at a time, in the first level cache.
+const BLOCK: usize = 512;
+
+/// Elements that one thread takes at least.
+const SHARE: usize = 1 << 14;
+
+/// f(x)
+pub(crate) fn activate(function: Function, x: &Tensor) -> Result<(CpuStorage, Shape)> {
+    let elements = view(x);
+    for_float!(x.dtype(), "activation", |T| {
+        let x_all = elements.elements::<T>()?;
+        let values = with_curve!(function, |curve| blocks(x_all.len(), |range, to| {
+            ARCH.dispatch(Values { curve, x: &x_all[range], to });
+        }));
+        Ok(output(values, x.shape()))
+    })
+}
+
+/// f'(x) dy
+pub(crate) fn activate_back(function: Function, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (elements, gradient) = (view(x), view(dy));
+    for_float!(x.dtype(), "activation", |T| {
+        let (x_all, dy) = (elements.elements::<T>()?, gradient.elements::<T>()?);
+        let values = with_curve!(function, |curve| blocks(x_all.len(), |range, to| {
+            ARCH.dispatch(Slopes { curve, x: &x_all[range.clone()], dy: &dy[range], to });
+        }));
+        like(values, x)
+    })
+}
+
+/// f of one half of each row of x, times the other.
+pub(crate) fn gate(gate: Gate, x: &Tensor, shape: &[usize]) -> Result<(CpuStorage, Shape)> {
+    let elements = view(x);
+    for_float!(x.dtype(), "gate", |T| {
+        let x_all = elements.elements::<T>()?;
+        let mut y = zeros::<T>(x_all.len() / 2);
+        let rows = SHARE.div_ceil(gate.half.max(1)) * gate.half.max(1);
+        with_curve!(gate.function, |curve| {
+            y.par_chunks_mut(rows).zip(x_all.par_chunks(2 * rows)).for_each(|(to, x)| {
+                ARCH.dispatch(Gated { curve, gate, x, to });
+            });
+        });
+        Ok(output(y, shape))
+    })
+}
+
+/// The gradient of x.
+pub(crate) fn gate_back(gate: Gate, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (elements, gradient) = (view(x), view(dy));
+    for_float!(x.dtype(), "gate", |T| {
+        let (x_all, dy) = (elements.elements::<T>()?, gradient.elements::<T>()?);
+        let mut dx = zeros::<T>(x_all.len());
+        let rows = SHARE.div_ceil(gate.half.max(1)) * gate.half.max(1);
+        with_curve!(gate.function, |curve| {
+            let parts = dx.par_chunks_mut(2 * rows).zip(x_all.par_chunks(2 * rows)).zip(dy.par_chunks(rows));
+            parts.for_each(|((to, x), dy)| ARCH.dispatch(GatedSlopes { curve, gate, x, dy, to }));
+        });
+        like(dx, x)
+    })
+}
+
+/// `n` elements, of which each is written once: memory that is cleared before costs as much as the function.
+pub(super) fn blocks<T: Float>(n: usize, fill: impl Fn(Range<usize>, &mut [T]) + Sync) -> Vec<T> {
+    let block = |i: usize| {
+        let (mut block, range) = ([T::default(); BLOCK], i * BLOCK..n.min((i + 1) * BLOCK));
+        let part = &mut block[..range.len()];
+        fill(range, part);
+        block
+    };
+    let all: Vec<[T; BLOCK]> = (0..n.div_ceil(BLOCK)).into_par_iter().with_min_len(SHARE / BLOCK).map(block).collect();
+    let mut values = all.into_flattened();
+    values.truncate(n);
+    values
+}
+
+struct Values<'a, T, C> {
+    curve: C,
+    x: &'a [T],
+    to: &'a mut [T],
+}
+
+impl<T: Real, C: Curve> NullaryFnOnce for Values<'_, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.to.iter_mut().zip(self.x).for_each(|(to, x)| *to = self.curve.value(*x));
+    }
+}
+
+struct Slopes<'a, T, C> {
+    curve: C,
+    x: &'a [T],
+    dy: &'a [T],
+    to: &'a mut [T],
+}
+
+impl<T: Real, C: Curve> NullaryFnOnce for Slopes<'_, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let pairs = self.x.iter().zip(self.dy);
+        self.to.iter_mut().zip(pairs).for_each(|(to, (x, dy))| *to = self.curve.slope(*x) * *dy);
+    }
+}
+
+impl Gate {
+    /// The half that the function is applied to, and the other.
+    #[inline(always)]
+    fn halves<'a, T>(&self, row: &'a [T]) -> (&'a [T], &'a [T]) {
+        let (first, second) = row.split_at(self.half);
+        if self.second { (second, first) } else { (first, second) }
+    }
+}
+
+struct Gated<'a, T, C> {
+    curve: C,
+    gate: Gate,
+    x: &'a [T],
+    to: &'a mut [T],
+}
+
+impl<T: Real, C: Curve> NullaryFnOnce for Gated<'_, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let half = self.gate.half;
+        for (to, row) in self.to.chunks_exact_mut(half).zip(self.x.chunks_exact(2 * half)) {
+            let (a, b) = self.gate.halves(row);
+            to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = self.curve.value(*a) * *b);
+        }
+    }
+}
+
+struct GatedSlopes<'a, T, C> {
+    curve: C,
+    gate: Gate,
+    x: &'a [T],
+    dy: &'a [T],
+    to: &'a mut [T],
+}
+
+impl<T: Real, C: Curve> NullaryFnOnce for GatedSlopes<'_, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let half = self.gate.half;
+        let rows = self.to.chunks_exact_mut(2 * half).zip(self.x.chunks_exact(2 * half));
+        for ((to, row), dy) in rows.zip(self.dy.chunks_exact(half)) {
+            let (a, b) = self.gate.halves(row);
+            let (first, second) = to.split_at_mut(half);
+            let (da, db) = if self.gate.second { (second, first) } else { (first, second) };
+            let values = a.iter().zip(b).zip(dy);
+            da.iter_mut().zip(db).zip(values).for_each(|((da, db), ((a, b), dy))| {
+                *da = self.curve.slope(*a) * *b * *dy;
+                *db = self.curve.value(*a) * *dy;
+            });
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! What is done to a tile of scores: masks, probabilities, dropout and their gradient. Row by row.
+
+use pulp::{Simd, WithSimd};
+
+use super::super::dropout::DropoutMask;
+use super::super::float::Float;
+use super::product::KEYS;
+use crate::kernels::shapes::AttentionShape;
+
+/// A number whose powers of 2 are taken in rows.
+pub(crate) trait Exp2: Float {
+    /// x ← 2^(factor x - shift), and the sum; 0 where the exponent is less than that of a normal number. The row is of
+    /// whole vectors.
+    fn exp2<S: Simd>(simd: S, row: &mut [Self], factor: Self, shift: Self) -> Self;
+    /// The largest, perhaps without those that are not a number. Of whole vectors.
+    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self;
+}
+
+impl Exp2 for f32 {
+    /// 2ⁿ 2ʳ, n an integer, |r| ≤ 1/2: off by less than 2 ulp.
+    #[inline(always)]
+    fn exp2<S: Simd>(simd: S, row: &mut [Self], factor: Self, shift: Self) -> Self {
+        const LEAST: f32 = -126.0;
+        /// Added to a small number, it leaves the nearest integer in the lowest bits.
+        const ROUND: f32 = 12_582_912.0;
+        /// Of (2ʳ - 1) / r, from the highest power (Cephes, `exp2f.c`).
+        const COEFFICIENTS: [f32; 6] =
+            [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
+        let coefficients = COEFFICIENTS.map(|c| simd.splat_f32s(c));
+        let [least, round, one, zero] = [LEAST, ROUND, 1.0, 0.0].map(|c| simd.splat_f32s(c));
+        let (factor, shift) = (simd.splat_f32s(factor), simd.splat_f32s(-shift));
+        let (bits, one_bits) = (simd.splat_u32s(23), simd.splat_u32s(1f32.to_bits()));
+        let mut sum = zero;
+        for x in S::as_mut_simd_f32s(row).0 {
+            let t = simd.mul_add_e_f32s(*x, factor, shift);
+            let vanishes = simd.less_than_f32s(t, least);
+            let t = simd.select_f32s(vanishes, least, t);
+            let shifted = simd.add_f32s(t, round);
+            let r = simd.sub_f32s(t, simd.sub_f32s(shifted, round));
+            let mut tail = coefficients[0];
+            for coefficient in &coefficients[1..] {
+                tail = simd.mul_add_e_f32s(tail, r, *coefficient);
+            }
+            let y = simd.mul_add_e_f32s(tail, r, one);
+            let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), bits);
+            let power = simd.transmute_f32s_u32s(simd.add_u32s(n, one_bits));
+            *x = simd.select_f32s(vanishes, zero, simd.mul_f32s(y, power));
+            sum = simd.add_f32s(sum, *x);
+        }
+        simd.reduce_sum_f32s(sum)
+    }
+
+    #[inline(always)]
+    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self {
+        let first = simd.splat_f32s(f32::NEG_INFINITY);
+        simd.reduce_max_f32s(S::as_simd_f32s(row).0.iter().fold(first, |max, x| simd.max_f32s(*x, max)))
+    }
+}
+
+impl Exp2 for f64 {
+    #[inline(always)]
+    fn exp2<S: Simd>(_: S, row: &mut [Self], factor: Self, shift: Self) -> Self {
+        let mut sum = 0.0;
+        for x in row {
+            *x = (*x * factor - shift).exp2();
+            sum += *x;
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self {
+        let first = simd.splat_f64s(f64::NEG_INFINITY);
+        simd.reduce_max_f64s(S::as_simd_f64s(row).0.iter().fold(first, |max, x| simd.max_f64s(*x, max)))
+    }
+}
+
+/// A mask, and from one of its elements to the next by batch, head, query and key: 0 where it is the same for all.
+#[derive(Clone, Copy)]
+pub(super) struct Mask<'a, T> {
+    pub(super) values: MaskValues<'a, T>,
+    pub(super) strides: [usize; 4],
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum MaskValues<'a, T> {
+    /// Is added to the scores.
+    Additive(&'a [T]),
+    /// 1 where a query sees a key.
+    Boolean(&'a [u8]),
+}
+
+/// A tile of raw products q kᵀ: some queries of one head, by rows, and some keys.
+#[derive(Clone, Copy)]
+pub(super) struct Scores<'a, T> {
+    pub(super) shape: &'a AttentionShape,
+    pub(super) mask: Option<Mask<'a, T>>,
+    pub(super) batch: usize,
+    pub(super) head: usize,
+    pub(super) query: usize,
+    pub(super) queries: usize,
+    pub(super) key: usize,
+    pub(super) keys: usize,
+    /// `keys`, in whole vectors.
+    pub(super) width: usize,
+}
+
+impl<T: Float> Scores<'_, T> {
+    /// Whether a factor is all that is between a product and its score.
+    fn is_plain(&self) -> bool {
+        self.mask.is_none() && self.shape.softcap == 0.0 && self.shape.scale > 0.0
+    }
+
+    /// What makes the elements of a row that [`prepare`](Self::prepare) has seen exponents of 2.
+    fn factor(&self) -> T {
+        let scale = if self.is_plain() { self.shape.scale } else { 1.0 };
+        T::narrow(scale * std::f64::consts::LOG2_E)
+    }
+
+    /// How many keys of the tile a row sees at most.
+    fn visible(&self, i: usize) -> usize {
+        self.shape.visible(self.query + i).saturating_sub(self.key).min(self.keys)
+    }
+
+    /// Scores from products, -∞ where the query does not see the key. `slopes` gets the derivative of the soft cap.
+    #[inline(always)]
+    fn prepare(&self, i: usize, row: &mut [T], slopes: Option<&mut [T]>) {
+        let hidden = T::narrow(f64::NEG_INFINITY);
+        let visible = self.visible(i);
+        let (row, rest) = row.split_at_mut(visible);
+        rest.fill(hidden);
+        if self.is_plain() {
+            return;
+        }
+        let (scale, cap) = (T::narrow(self.shape.scale), self.shape.softcap);
+        for x in row.iter_mut() {
+            *x = *x * scale;
+        }
+        if cap != 0.0 {
+            for x in row.iter_mut() {
+                *x = T::narrow(cap * (x.wide() / cap).tanh());
+            }
+            if let Some(slopes) = slopes {
+                for (slope, x) in slopes.iter_mut().zip(row.iter()) {
+                    *slope = T::narrow(1.0 - (x.wide() / cap).powi(2));
+                }
+            }
+        }
+        let Some(Mask { values, strides: [batch, head, query, key] }) = self.mask else { return };
+        let first = self.batch * batch + self.head * head + (self.query + i) * query + self.key * key;
+        match values {
+            MaskValues::Additive(values) if key == 0 => row.iter_mut().for_each(|x| *x += values[first]),
+            MaskValues::Additive(values) => {
+                row.iter_mut().zip(&values[first..][..visible]).for_each(|(x, bias)| *x += *bias);
+            }
+            MaskValues::Boolean(values) if key == 0 => {
+                if values[first] == 0 {
+                    row.fill(hidden);
+                }
+            }
+            MaskValues::Boolean(values) => {
+                let seen = &values[first..][..visible];
+                row.iter_mut().zip(seen).for_each(|(x, seen)| *x = if *seen == 0 { hidden } else { *x });
+            }
+        }
+    }
+
+    /// The mask of dropout, and the index of a row's first key in it.
+    fn dropout(&self, i: usize) -> Option<(DropoutMask, usize)> {
+        let AttentionShape { heads, queries, keys, drop_p, seed, .. } = *self.shape;
+        let row = (self.batch * heads + self.head) * queries + self.query + i;
+        (drop_p > 0.0).then_some((DropoutMask { drop_p, seed }, row * keys + self.key))
+    }
+}
+
+/// The state of the rows of a softmax: the largest exponent so far, and the sum of the powers relative to it.
+#[derive(Clone, Copy)]
+pub(super) struct RowState<T> {
+    pub(super) max: T,
+    pub(super) sum: f64,
+}
+
+impl<T: Float> RowState<T> {
+    pub(super) fn new() -> Self {
+        Self { max: T::narrow(f64::NEG_INFINITY), sum: 0.0 }
+    }
+
+    /// log₂ Σ 2^exponent; ∞ for a row without a key, so that its probabilities are 0.
+    pub(super) fn log(self) -> T {
+        if self.sum == 0.0 { T::narrow(f64::INFINITY) } else { T::narrow(self.max.wide() + self.sum.log2()) }
+    }
+
+    /// What the weighted sum of values is multiplied by.
+    pub(super) fn inverse(self) -> T {
+        T::narrow(if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum })
+    }
+}
+
+/// Powers instead of scores, dropped where dropout says, and the state of each row with these keys. What has been added up
+/// from other keys, `pitch` elements for each row, is rescaled.
+pub(super) struct Softmax<'a, T> {
+    pub(super) scores: Scores<'a, T>,
+    pub(super) tile: &'a mut [T],
+    pub(super) rows: &'a mut [RowState<T>],
+    pub(super) sums: &'a mut [T],
+    pub(super) pitch: usize,
+}
+
+impl<T: Exp2> WithSimd for Softmax<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { scores, tile, rows, sums, pitch } = self;
+        let factor = scores.factor();
+        for (i, (row, state)) in tile.chunks_exact_mut(KEYS).zip(rows).enumerate().take(scores.queries) {
+            let row = &mut row[..scores.width];
+            scores.prepare(i, row, None);
+            let largest = T::largest(simd, row) * factor;
+            let before = state.max;
+            if !(largest <= before) {
+                state.max = largest;
+            }
+            let max = if state.max == T::narrow(f64::NEG_INFINITY) { T::default() } else { state.max };
+            let sum = T::exp2(simd, row, factor, max);
+            if state.sum != 0.0 && before != max {
+                let share = (before - max).wide().exp2();
+                state.sum *= share;
+                let share = T::narrow(share);
+                sums[i * pitch..][..pitch].iter_mut().for_each(|x| *x = *x * share);
+            }
+            state.sum += sum.wide();
+            if let Some((mask, first)) = scores.dropout(i) {
+                mask.multiply(row, first);
+            }
+        }
+    }
+}
+
+/// Probabilities instead of scores, with dropout, and the gradient of the products instead of that of the weights.
+pub(super) struct Gradients<'a, T> {
+    pub(super) scores: Scores<'a, T>,
+    /// Products; what v is multiplied by.
+    pub(super) tile: &'a mut [T],
+    /// dy vᵀ; the gradient of q kᵀ.
+    pub(super) gradient: &'a mut [T],
+    /// log₂ Σ of each row, and Σ dy y.
+    pub(super) logs: &'a [T],
+    pub(super) deltas: &'a [T],
+    /// The derivative is that of the scores, before they are scaled and capped: of an additive mask.
+    pub(super) of_mask: bool,
+}
+
+impl<T: Exp2> WithSimd for Gradients<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { scores, tile, gradient, logs, deltas, of_mask } = self;
+        let factor = scores.factor();
+        let scale = T::narrow(if of_mask { 1.0 } else { scores.shape.scale });
+        let mut slopes = (scores.shape.softcap != 0.0 && !of_mask).then_some([T::default(); KEYS]);
+        let rows = tile.chunks_exact_mut(KEYS).zip(gradient.chunks_exact_mut(KEYS)).zip(logs.iter().zip(deltas));
+        for (i, ((row, gradient), (log, delta))) in rows.enumerate().take(scores.queries) {
+            let (row, gradient) = (&mut row[..scores.width], &mut gradient[..scores.width]);
+            scores.prepare(i, row, slopes.as_mut().map(<[T; KEYS]>::as_mut_slice));
+            T::exp2(simd, row, factor, *log);
+            let share = *delta * scale;
+            if let Some((mask, first)) = scores.dropout(i) {
+                mask.multiply(gradient, first);
+                gradient.iter_mut().zip(row.iter()).for_each(|(g, p)| *g = *p * (*g * scale - share));
+                mask.multiply(row, first);
+            } else {
+                gradient.iter_mut().zip(row.iter()).for_each(|(g, p)| *g = *p * (*g * scale - share));
+            }
+            // Where nothing is seen, also if v is not finite there.
+            gradient[scores.visible(i)..].fill(T::default());
+            if let Some(slopes) = &slopes {
+                gradient.iter_mut().zip(slopes).for_each(|(g, slope)| *g = *g * *slope);
+            }
+        }
+    }
+}

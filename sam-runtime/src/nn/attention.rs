@@ -1,3 +1,0 @@
-//! Attention.
-
-pub use candle_nn::attention::*;

@@ -1,3 +1,0 @@
-//! Recurrent layers.
-
-pub use candle_nn::rnn::*;
