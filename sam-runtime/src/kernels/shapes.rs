@@ -132,3 +132,9 @@ fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
     let token = shape.last().copied().unwrap_or_default();
     HeadStrides { first: 0, batch: shape.iter().skip(1).product(), head: dim, token }
 }
+
+/// From one element of a contiguous mask to the next, by batch, head, query and key.
+pub(crate) fn mask_strides((batch, heads, queries, keys): (usize, usize, usize, usize)) -> [usize; 4] {
+    let of = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
+    [of(batch, heads * queries * keys), of(heads, queries * keys), of(queries, keys), of(keys, 1)]
+}

@@ -5,6 +5,8 @@
 //! them on the CPU.
 
 #[cfg(feature = "cuda")]
+mod attention;
+#[cfg(feature = "cuda")]
 mod batch_norm;
 #[cfg(feature = "cuda")]
 mod branch_mix;
@@ -39,6 +41,7 @@ mod weight_decay;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
+    attention::{attention, attention_back},
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
     buffers::{is_home_of, token},

@@ -3,6 +3,7 @@
 //!
 //! A [`Launcher`] runs the kernels: a CUDA device, or in the tests an emulator on the CPU.
 
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
@@ -18,7 +19,8 @@ pub(crate) mod shared;
 use candle_core::{DType, Result};
 
 use self::shared::{
-    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, PoolArgs, TABLE_CHUNK,
+    AffineArgs, AttentionArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, HeadArgs, MaskArgs,
+    PoolArgs, TABLE_CHUNK,
 };
 
 /// A kernel argument. Addresses are `U64`.
@@ -32,6 +34,9 @@ pub(crate) enum KernelArg<'a> {
     Affine(AffineArgs),
     Pool(PoolArgs),
     Conv(ConvArgs),
+    Attention(AttentionArgs),
+    Heads(HeadArgs),
+    Mask(MaskArgs),
 }
 
 pub(crate) type TableChunk = [u64; TABLE_CHUNK];
