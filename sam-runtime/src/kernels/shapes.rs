@@ -250,3 +250,9 @@ impl RnnCell {
 
 /// Numbers of each cell that a forward pass keeps: the gates of an LSTM; r, z, n and what r multiplies of a GRU.
 pub(crate) const RNN_KEPT: usize = 4;
+
+/// From one element of a contiguous mask to the next, by batch, head, query and key.
+pub(crate) fn mask_strides((batch, heads, queries, keys): (usize, usize, usize, usize)) -> [usize; 4] {
+    let of = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
+    [of(batch, heads * queries * keys), of(heads, queries * keys), of(queries, keys), of(keys, 1)]
+}

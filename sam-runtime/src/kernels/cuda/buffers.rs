@@ -26,15 +26,20 @@ pub(super) fn device_ptr(tensor: &Tensor) -> Result<DevicePtr> {
     Ok(DevicePtr { address: address_of(tensor)?, dtype: dtype_code(tensor.dtype())?, elements: tensor.elem_count() })
 }
 
-/// The address of a tensor's first element, for floats and i64.
+/// The address of a tensor's first element, for floats, i64 and u8.
 pub(super) fn address_of(tensor: &Tensor) -> Result<u64> {
+    if ImageLayout::of_layout(tensor.layout()).is_none() {
+        candle_core::bail!("expected a tensor without gaps, found {:?}", tensor.layout())
+    }
+    strided_address(tensor)
+}
+
+/// The same for a tensor with any strides.
+pub(super) fn strided_address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         candle_core::bail!("expected a tensor on a CUDA device, found one on {:?}", tensor.device().location())
     };
-    if ImageLayout::of_layout(layout).is_none() {
-        candle_core::bail!("expected a tensor without gaps, found {layout:?}")
-    }
     let offset = (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64;
     Ok(address(storage)? + offset)
 }
@@ -50,7 +55,8 @@ pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
         DType::F16 => of::<f16>(storage),
         DType::BF16 => of::<bf16>(storage),
         DType::I64 => of::<i64>(storage),
-        dtype => candle_core::bail!("expected a tensor of floats or of i64, found {dtype:?}"),
+        DType::U8 => of::<u8>(storage),
+        dtype => candle_core::bail!("expected a tensor of floats, i64 or u8, found {dtype:?}"),
     }
 }
 

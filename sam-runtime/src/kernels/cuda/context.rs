@@ -18,7 +18,9 @@ use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
 use super::cudnn::plans::Convolutions;
-use super::launch::shared::{AffineArgs, ChannelArgs, ConvArgs, GroupArgs, PoolArgs, THREADS};
+use super::launch::shared::{
+    AffineArgs, AttentionArgs, ChannelArgs, ConvArgs, GroupArgs, HeadArgs, MaskArgs, PoolArgs, THREADS,
+};
 use super::launch::{KernelArg, Launcher, Scratch, to_u32};
 
 // Defines `MODULES: &[(&str, &[&str], &str)]`: name, kernels and PTX of every source in `src`.
@@ -91,6 +93,12 @@ unsafe impl DeviceRepr for PoolArgs {}
 unsafe impl DeviceRepr for GroupArgs {}
 // SAFETY: as for `ChannelArgs`.
 unsafe impl DeviceRepr for ConvArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for AttentionArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for HeadArgs {}
+// SAFETY: as for `ChannelArgs`.
+unsafe impl DeviceRepr for MaskArgs {}
 
 impl Launcher for CudaContext {
     fn launch(&mut self, kernel: &'static str, blocks: usize, args: &[KernelArg<'_>]) -> Result<()> {
@@ -119,6 +127,9 @@ impl Launcher for CudaContext {
                 KernelArg::Pool(x) => launch.arg(x),
                 KernelArg::Group(x) => launch.arg(x),
                 KernelArg::Conv(x) => launch.arg(x),
+                KernelArg::Attention(x) => launch.arg(x),
+                KernelArg::Heads(x) => launch.arg(x),
+                KernelArg::Mask(x) => launch.arg(x),
             };
         }
         let (grid_dim, block_dim) = ((to_u32(blocks)?, 1, 1), (to_u32(THREADS)?, 1, 1));

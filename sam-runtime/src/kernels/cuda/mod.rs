@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod activation;
+mod attention;
 #[cfg(feature = "cuda")]
 mod batch_norm;
 #[cfg(feature = "cuda")]
@@ -57,6 +58,7 @@ mod weight_decay;
 #[cfg(feature = "cuda")]
 pub(crate) use self::{
     activation::{activate, activate_back, gate, gate_back},
+    attention::{attention, attention_back},
     batch_norm::{BatchNormInput, StatisticsSource, batch_norm, batch_norm_back},
     branch_mix::{branch_mix, branch_mix_back},
     buffers::{copy, is_home_of, token},

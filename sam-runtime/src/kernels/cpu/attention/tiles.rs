@@ -8,7 +8,7 @@ use super::super::ARCH;
 use super::super::float::{Float, View};
 use super::product::{KEYS, Left, Product, ROWS, padded};
 use super::scores::{Mask, MaskValues, Scores};
-use crate::kernels::shapes::{AttentionShape, HeadStrides};
+use crate::kernels::shapes::{AttentionShape, HeadStrides, mask_strides};
 
 /// Queries of a tile, a multiple of [`ROWS`].
 pub(super) const QUERIES: usize = 8 * ROWS;
@@ -74,12 +74,6 @@ impl<'a, T: Float> Inputs<'a, T> {
         let (query, key) = (queries.start, keys.start);
         Scores { shape: self.shape, mask, batch, head, query, queries: queries.len(), key, keys: keys.len(), width }
     }
-}
-
-/// From one element of a contiguous mask to the next, by batch, head, query and key.
-fn mask_strides((batch, heads, queries, keys): (usize, usize, usize, usize)) -> [usize; 4] {
-    let of = |size: usize, stride: usize| if size == 1 { 0 } else { stride };
-    [of(batch, heads * queries * keys), of(heads, queries * keys), of(queries, keys), of(keys, 1)]
 }
 
 /// The queries of each tile: all of about the same size.

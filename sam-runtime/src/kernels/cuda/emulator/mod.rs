@@ -2,6 +2,7 @@
 //! run one by one, and results are compared with f64. Skipped, with a message, if there is no compiler.
 
 mod activation;
+mod attention;
 mod batch_norm;
 mod branch_mix;
 mod channels;
@@ -140,6 +141,9 @@ impl Launcher for Emulator {
             KernelArg::Pool(x) => argument(x),
             KernelArg::Group(x) => argument(x),
             KernelArg::Conv(x) => argument(x),
+            KernelArg::Attention(x) => argument(x),
+            KernelArg::Heads(x) => argument(x),
+            KernelArg::Mask(x) => argument(x),
         };
         let (mut pointers, sizes): (Vec<*mut c_void>, Vec<c_uint>) = args.iter_mut().map(of).unzip();
         let (name, blocks) = (CString::new(kernel).expect("a kernel's name has no 0"), to_u32(blocks)?);

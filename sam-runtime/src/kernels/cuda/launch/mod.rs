@@ -4,6 +4,7 @@
 //! A [`Launcher`] runs the kernels: a CUDA device, or in the tests an emulator on the CPU.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod branch_mix;
 pub(crate) mod channels;
@@ -29,7 +30,8 @@ pub(crate) mod upsample;
 use candle_core::{DType, Result};
 
 use self::shared::{
-    AffineArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, GroupArgs, PoolArgs, TABLE_CHUNK,
+    AffineArgs, AttentionArgs, ChannelArgs, ConvArgs, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_F64, GroupArgs, HeadArgs,
+    MaskArgs, PoolArgs, TABLE_CHUNK,
 };
 
 /// A kernel argument. Addresses are `U64`.
@@ -44,6 +46,9 @@ pub(crate) enum KernelArg<'a> {
     Pool(PoolArgs),
     Group(GroupArgs),
     Conv(ConvArgs),
+    Attention(AttentionArgs),
+    Heads(HeadArgs),
+    Mask(MaskArgs),
 }
 
 pub(crate) type TableChunk = [u64; TABLE_CHUNK];

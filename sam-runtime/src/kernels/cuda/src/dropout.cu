@@ -1,13 +1,6 @@
 // Dropout.
 #include "elementwise.cuh"
-
-// The finalizer of SplitMix64, as in core/rng.rs.
-__device__ __forceinline__ u64 splitmix64(u64 x) {
-  x += 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
+#include "random.cuh"
 
 template <typename T> struct Dropout {
   const T *x;
@@ -20,7 +13,7 @@ template <typename T> struct Dropout {
     Pack<T, N> pack = load<N>(x + i);
     const u64 first = seed + nchw_index(i), next = step == 1 ? 1 : plane;
     for (u32 k = 0; k < N; k++) {
-      const bool keeps = float(splitmix64(first + k * next) >> 40) / 16777216.f >= drop;
+      const bool keeps = is_kept(first + k * next, drop);
       pack.at[k] = Number<T>::narrow(keeps ? Number<T>::widen(pack.at[k]) * scale : Wide<T>(0));
     }
     store<N>(y + i, pack);

@@ -31,6 +31,12 @@ constexpr u32 ROW_STATISTICS = 2;
 constexpr u32 RUN = 16;
 // Statistics of a channel in batch normalization: mean, 1/σ, γ/σ and β.
 constexpr u32 STATISTICS = 4;
+// Tiles of attention: rows of a block, what they meet at a time, dimensions that are multiplied at a time, and dimensions of the
+// output of a block.
+constexpr u32 ATTENTION_ROWS = 16;
+constexpr u32 ATTENTION_COLUMNS = 64;
+constexpr u32 ATTENTION_DIMS = 32;
+constexpr u32 ATTENTION_SLICE = 128;
 
 enum DtypeCode : u32 { DTYPE_F32, DTYPE_F64, DTYPE_F16, DTYPE_BF16 };
 // The columns of the table: first block, number of elements, dtype and metric (from bit 8 on), pointers.
@@ -45,6 +51,7 @@ enum NormCode : u32 { NORM_NONE, NORM_L2, NORM_INFINITY, NORM_LP };
 enum FunctionCode : u32 { GELU_TANH, GELU_ERF, SILU, SIGMOID, TANH, MISH, RELU2, RELU6, HARD_SIGMOID, HARD_SWISH, LEAKY_RELU, ELU };
 enum PoolKind : u32 { POOL_MAX, POOL_MEAN };
 enum ResizeCode : u32 { RESIZE_NEAREST, RESIZE_LINEAR, RESIZE_ALIGNED_CORNERS };
+enum MaskKind : u32 { MASK_NONE, MASK_BOOLEAN, MASK_ADDITIVE };
 
 // Images, and how the blocks share them. NCHW has `across` = 0: a vector stays within a channel, and a block takes some
 // images of one channel. NHWC: each lane of a vector is another channel, `across` threads are side by side in a row of
@@ -74,6 +81,26 @@ struct GroupArgs {
 struct ConvArgs {
   u32 images, channels, height, width, kernel_height, kernel_width, rows, columns;
   u32 stride_down, stride_right, padding_down, padding_right, dilation_down, dilation_right;
+};
+
+// Attention. `offset`: query i sees the keys up to i + this, where `causal` is not 0; of two's complement. `softcap`: scores s
+// become c tanh(s / c), if it is not 0. `drop`: the probability that a weight is dropped.
+struct AttentionArgs {
+  u32 batch, heads, kv_heads, queries, keys, dim, v_dim, causal;
+  u64 offset, seed;
+  double scale, softcap, drop;
+};
+
+// From one row of a tensor's heads to the next.
+struct HeadArgs {
+  u64 batch, head, token;
+};
+
+// A mask, and from one of its elements to the next: 0 where it is the same for all.
+struct MaskArgs {
+  u32 kind, dtype;
+  u64 batch, head, query, key;
+  const void *values;
 };
 
 // The result of measuring a gradient. It stays on the device.
