@@ -84,9 +84,7 @@ pub use pool::{avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use rng_stream::RngStream;
 pub use rnn::{GRU, GRUConfig, LSTM, LSTMConfig, RNN, gru, lstm};
 pub use shake::{ShakeDrop, ShakeShake};
-pub use upsample::{
-    upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d,
-};
+pub use upsample::{upsample_bilinear2d, upsample_bilinear2d_with_scale, upsample_nearest1d, upsample_nearest2d};
 pub use weight_decay::l2_penalty;
 
 use crate::core::image_layout::ImageLayout;

@@ -85,12 +85,7 @@ pub fn upsample_bilinear2d(x: &Tensor, target_h: usize, target_w: usize, align_c
 ///
 /// # Errors
 /// As [`upsample_nearest2d`], and if a factor is not a positive number.
-pub fn upsample_bilinear2d_with_scale(
-    x: &Tensor,
-    scale_h: f64,
-    scale_w: f64,
-    align_corners: bool,
-) -> Result<Tensor> {
+pub fn upsample_bilinear2d_with_scale(x: &Tensor, scale_h: f64, scale_w: f64, align_corners: bool) -> Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     if !(scale_h > 0.0 && scale_h.is_finite() && scale_w > 0.0 && scale_w.is_finite()) {
         candle_core::bail!("expected positive factors, found {scale_h} and {scale_w}")
@@ -146,7 +141,8 @@ fn by_products(x: &Tensor, rows: &Resize, columns: &Resize) -> Result<Tensor> {
             weights[high] += weight;
         }
         let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let on_cpu = Tensor::from_vec(weights, (side.output, side.input), &candle_core::Device::Cpu)?.to_dtype(dtype)?;
+        let on_cpu =
+            Tensor::from_vec(weights, (side.output, side.input), &candle_core::Device::Cpu)?.to_dtype(dtype)?;
         on_cpu.to_device(x.device())?.to_dtype(x.dtype())
     };
     let wide = x.broadcast_matmul(&matrix(columns)?.t()?)?;

@@ -100,7 +100,8 @@ pub(crate) fn add_product_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b
 fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism, keep: bool) {
     assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
     assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
-    if let (true, Parallelism::Rayon(_), Some(rows), Some(columns)) = (keep, threads, a.in_rows(), b.transposed().in_rows())
+    if let (true, Parallelism::Rayon(_), Some(rows), Some(columns)) =
+        (keep, threads, a.in_rows(), b.transposed().in_rows())
         && dot::fits(&rows, &columns)
     {
         return dot::add_dots(product, rows, columns);

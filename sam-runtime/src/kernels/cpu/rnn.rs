@@ -83,9 +83,11 @@ pub(crate) fn forward<T: Float>(shape: &RnnShape, args: &RnnArgs<'_, T>) -> (Vec
                     ARCH.dispatch(Lstm { from_x, from_h, kept, h, c, before });
                 });
             }
-            RnnCell::Gru => rows.zip(before.par_chunks_exact(hidden)).for_each(|((((from_x, from_h), kept), h), before)| {
-                ARCH.dispatch(Gru { from_x, from_h, kept, h, before });
-            }),
+            RnnCell::Gru => {
+                rows.zip(before.par_chunks_exact(hidden)).for_each(|((((from_x, from_h), kept), h), before)| {
+                    ARCH.dispatch(Gru { from_x, from_h, kept, h, before });
+                })
+            }
         }
     }
     (y, kept)

@@ -30,7 +30,8 @@ pub(super) const NO_SIDE: Side = Side { input: 1, kernel: 1, output: 1, stride: 
 impl Window {
     /// Images and a weight that fit together.
     pub(super) fn of_images(self, x: &[usize], weight: &[usize]) -> Result<Conv> {
-        let (&[images, channels, height, width], &[filters, in_group, kernel_height, kernel_width]) = (x, weight) else {
+        let (&[images, channels, height, width], &[filters, in_group, kernel_height, kernel_width]) = (x, weight)
+        else {
             candle_core::bail!("expected images and a weight of four dimensions, found {x:?} and {weight:?}")
         };
         self.check(&[kernel_height, kernel_width])?;
@@ -38,8 +39,7 @@ impl Window {
             candle_core::bail!("expected at least one channel, row, column and filter, found {x:?} and {weight:?}")
         }
         self.check_channels("images", channels, in_group, filters)?;
-        let (height, width) =
-            (self.side("images", height, kernel_height)?, self.side("images", width, kernel_width)?);
+        let (height, width) = (self.side("images", height, kernel_height)?, self.side("images", width, kernel_width)?);
         Ok(Conv { images, channels, filters, groups: self.groups, height, width })
     }
 

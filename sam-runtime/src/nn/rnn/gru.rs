@@ -28,7 +28,8 @@ impl GRU {
     /// If `vb` has variables of another shape.
     pub fn new(in_dim: usize, hidden_dim: usize, config: GRUConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let inits = [config.w_ih_init, config.w_hh_init];
-        let weights = Weights::new(RnnCell::Gru, [in_dim, hidden_dim], "l0", inits, [config.b_ih_init, config.b_hh_init], &vb)?;
+        let weights =
+            Weights::new(RnnCell::Gru, [in_dim, hidden_dim], "l0", inits, [config.b_ih_init, config.b_hh_init], &vb)?;
         Ok(Self { weights, hidden_dim, config, device: vb.device().clone(), dtype: vb.dtype() })
     }
 

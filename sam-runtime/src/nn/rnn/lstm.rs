@@ -33,7 +33,8 @@ impl LSTM {
         };
         let end = format!("l{}{reverse}", config.layer_idx);
         let inits = [config.w_ih_init, config.w_hh_init];
-        let weights = Weights::new(RnnCell::Lstm, [in_dim, hidden_dim], &end, inits, [config.b_ih_init, config.b_hh_init], &vb)?;
+        let weights =
+            Weights::new(RnnCell::Lstm, [in_dim, hidden_dim], &end, inits, [config.b_ih_init, config.b_hh_init], &vb)?;
         Ok(Self { weights, hidden_dim, config, device: vb.device().clone(), dtype: vb.dtype() })
     }
 

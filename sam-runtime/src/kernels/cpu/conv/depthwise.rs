@@ -170,7 +170,11 @@ impl<T: Float> WithSimd for Accumulate<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if self.plan.taps.len() == 9 && S::REGISTER_COUNT >= 16 { self.run::<S, 9>(simd) } else { self.run::<S, 5>(simd) }
+        if self.plan.taps.len() == 9 && S::REGISTER_COUNT >= 16 {
+            self.run::<S, 9>(simd)
+        } else {
+            self.run::<S, 5>(simd)
+        }
     }
 }
 

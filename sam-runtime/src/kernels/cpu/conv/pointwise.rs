@@ -27,7 +27,9 @@ const PARTIAL: usize = 1 << 20;
 pub(super) fn fits(conv: &Conv) -> bool {
     let sides = [conv.height, conv.width];
     conv.groups == 1
-        && sides.into_iter().all(|side| side.kernel == 1 && side.stride == 1 && side.padding == 0 && side.input == side.output)
+        && sides
+            .into_iter()
+            .all(|side| side.kernel == 1 && side.stride == 1 && side.padding == 0 && side.input == side.output)
 }
 
 /// As the parent's.
@@ -42,13 +44,7 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// a x, plus a bias, for each image of x.
-fn products<T: Float>(
-    a: Matrix<'_, T>,
-    [from, to]: [usize; 2],
-    plane: usize,
-    bias: Option<&[T]>,
-    x: &[T],
-) -> Vec<T> {
+fn products<T: Float>(a: Matrix<'_, T>, [from, to]: [usize; 2], plane: usize, bias: Option<&[T]>, x: &[T]) -> Vec<T> {
     let images = x.len() / (from * plane);
     let together = (PIXELS / plane).clamp(1, images);
     let alone = images.div_ceil(together) >= PARTS;

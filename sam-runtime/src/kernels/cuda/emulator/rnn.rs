@@ -43,9 +43,11 @@ fn recurrent_cells() {
         let Some(found) = in_both_orders(|launcher| {
             let code = dtype_code(dtype)?;
             let cells = Cells { batch, hidden, dtype: code };
-            let [kept_found, next_h, again, next_c, carry] = [4 * size, size, size, size, size].map(|n| Buffer::empty(dtype, n));
+            let [kept_found, next_h, again, next_c, carry] =
+                [4 * size, size, size, size, size].map(|n| Buffer::empty(dtype, n));
             let [d_x, d_h] = [(); 2].map(|()| Buffer::empty(dtype, batch * gates));
-            let sources = GateSources { from_x: from_x.address(), from_h: from_h.address(), bias: (code, bias.address()) };
+            let sources =
+                GateSources { from_x: from_x.address(), from_h: from_h.address(), bias: (code, bias.address()) };
             let at = [&kept_found, &next_c, &next_h, &again].map(Buffer::address);
             Ok(match cell {
                 RnnCell::Lstm => {

@@ -22,13 +22,7 @@ pub(crate) struct GateSources {
 }
 
 impl Cells {
-    fn run(
-        self,
-        launcher: &mut impl Launcher,
-        kernel: &'static str,
-        from: &[KernelArg<'_>],
-        to: &[u64],
-    ) -> Result<()> {
+    fn run(self, launcher: &mut impl Launcher, kernel: &'static str, from: &[KernelArg<'_>], to: &[u64]) -> Result<()> {
         let n = self.batch * self.hidden;
         let mut args = vec![KernelArg::U32(self.dtype), KernelArg::U32(to_u32(self.hidden)?)];
         args.extend_from_slice(from);
