@@ -94,22 +94,18 @@ fn run<T: Float>(map: &Map<'_, T>, stride: [usize; 2], phases: &[Phase<T>], x: &
         let first = part % splits;
         let x = Images { values: x, all: from, range: 0..from };
         let bias = map.bias.map(|bias| &bias[first * to..][..to]);
-        let mut y = Target { values: y, all: to, first: 0, bias, size: map.size, plane: to_plane };
-        for phase in phases {
-            let (row, x, y) = (phase.weights.len() / splits, x.clone(), y.again());
-            let weights = &phase.weights[first * row..][..row];
-            T::with_scratch(|scratch| {
-                ARCH.dispatch(Correlate { phase, weights, groups, x, y, stride, scratch });
-            });
-        }
+        let y = Target { values: y, all: to, first: 0, bias, size: map.size, plane: to_plane };
+        T::with_scratch(|scratch| {
+            ARCH.dispatch(Correlate { phases, first: first * groups, groups, x, y, stride, scratch });
+        });
     });
     y
 }
 
-/// One phase of some groups of some images.
+/// Some groups of some images, from a first one on.
 struct Correlate<'a, T> {
-    phase: &'a Phase<T>,
-    weights: &'a [[T; 1]],
+    phases: &'a [Phase<T>],
+    first: usize,
     groups: usize,
     x: Images<'a, T>,
     y: Target<'a, T>,
@@ -117,38 +113,58 @@ struct Correlate<'a, T> {
     scratch: &'a mut Vec<T>,
 }
 
+/// Where a phase has its planes in the scratch memory.
+struct Room {
+    span: usize,
+    offsets: Vec<usize>,
+    len: usize,
+}
+
 impl<T: Float> WithSimd for Correlate<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { phase: Phase { place, plan, .. }, weights, groups, x, mut y, stride, scratch } = self;
+        let Self { phases, first, groups, x, mut y, stride, scratch } = self;
         let (from, to) = (x.all / groups, y.all / groups);
         let lanes = T::lanes::<S>();
-        let images = x.count(plan.rows.input * plan.columns.input);
-        let span = plan.span(images).next_multiple_of(lanes);
-        let offsets = plan.offsets(from, images);
-        let len = plan.len(from, images, lanes);
+        let mut rooms = Vec::with_capacity(phases.len());
+        let (mut len, mut longest) = (0, 0);
+        for Phase { plan, .. } in phases {
+            let images = x.count(plan.rows.input * plan.columns.input);
+            let span = plan.span(images).next_multiple_of(lanes);
+            let room = Room { span, offsets: plan.offsets(from, images), len: plan.len(from, images, lanes) };
+            (len, longest) = (len + room.len, longest.max(span));
+            rooms.push(room);
+        }
         scratch.clear();
-        scratch.resize(len + span, T::default());
-        let (planes, sums) = scratch.split_at_mut(len);
-        let mut weights = weights.chunks_exact(offsets.len());
+        scratch.resize(len + longest, T::default());
+        let (all_planes, sums) = scratch.split_at_mut(len);
         for group in 0..groups {
-            // The zeros around each plane stay.
-            plan.spread(&Images { range: group * from..(group + 1) * from, ..x.clone() }, planes);
-            for (filter, weights) in (group * to..(group + 1) * to).zip(&mut weights) {
-                let mut at = 0;
-                while at + WIDTH * lanes <= span {
-                    let [tile] = correlate_tile::<S, T, WIDTH, 1>(simd, weights, &offsets, &planes[at..]);
-                    T::vectors_mut::<S>(&mut sums[at..])[..WIDTH].copy_from_slice(&tile);
-                    at += WIDTH * lanes;
+            let x = Images { range: group * from..(group + 1) * from, ..x.clone() };
+            let mut rest = &mut *all_planes;
+            // All phases of a plane, while it is in the first level cache.
+            for (Phase { place, plan, weights }, Room { span, offsets, len }) in phases.iter().zip(&rooms) {
+                let (planes, others) = rest.split_at_mut(*len);
+                rest = others;
+                let images = x.count(plan.rows.input * plan.columns.input);
+                // The zeros around each plane stay.
+                plan.spread(&x, planes);
+                let weights = &weights[(first + group) * to * offsets.len()..];
+                for (filter, weights) in (group * to..(group + 1) * to).zip(weights.chunks_exact(offsets.len())) {
+                    let mut at = 0;
+                    while at + WIDTH * lanes <= *span {
+                        let [tile] = correlate_tile::<S, T, WIDTH, 1>(simd, weights, offsets, &planes[at..]);
+                        T::vectors_mut::<S>(&mut sums[at..])[..WIDTH].copy_from_slice(&tile);
+                        at += WIDTH * lanes;
+                    }
+                    while at < *span {
+                        let [tile] = correlate_tile::<S, T, 1, 1>(simd, weights, offsets, &planes[at..]);
+                        T::vectors_mut::<S>(&mut sums[at..])[..1].copy_from_slice(&tile);
+                        at += lanes;
+                    }
+                    write(plan, images, filter, sums, &mut y, *place, stride);
                 }
-                while at < span {
-                    let [tile] = correlate_tile::<S, T, 1, 1>(simd, weights, &offsets, &planes[at..]);
-                    T::vectors_mut::<S>(&mut sums[at..])[..1].copy_from_slice(&tile);
-                    at += lanes;
-                }
-                write(plan, images, filter, sums, &mut y, *place, stride);
             }
         }
     }

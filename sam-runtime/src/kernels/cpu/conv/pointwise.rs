@@ -127,5 +127,21 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
     for sum in sums {
         dw.iter_mut().zip(sum).for_each(|(dw, sum)| *dw += sum);
     }
-    if flipped { (0..filters).flat_map(|f| dw[f..].iter().step_by(filters).copied()).collect() } else { dw }
+    if flipped { transposed(&dw, filters) } else { dw }
+}
+
+/// The transpose of a matrix with this many columns.
+fn transposed<T: Float>(x: &[T], columns: usize) -> Vec<T> {
+    const BLOCK: usize = 16;
+    let rows = x.len() / columns;
+    let mut y = zeros(x.len());
+    y.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, y)| {
+        let first = block * BLOCK;
+        for (row, x) in x.chunks_exact(columns).enumerate() {
+            for (y, x) in y.chunks_exact_mut(rows).zip(&x[first..]) {
+                y[row] = *x;
+            }
+        }
+    });
+    y
 }
