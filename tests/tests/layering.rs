@@ -24,8 +24,17 @@ const EXAMPLES: &[&[&str]] = &[
 ];
 
 /// From the bottom up. Those in one row do not use each other.
-const RUNTIME: &[&[&str]] =
-    &[&["core"], &["kernels"], &["autograd"], &["optim"], &["nn"], &["variants"], &["sam"], &["step"], &["macro_support"]];
+const RUNTIME: &[&[&str]] = &[
+    &["core"],
+    &["kernels"],
+    &["autograd"],
+    &["optim"],
+    &["nn"],
+    &["variants"],
+    &["sam"],
+    &["step"],
+    &["macro_support"],
+];
 
 /// Every file of a crate, by its module path.
 fn paths_of_files(root: &Path) -> BTreeMap<Vec<String>, PathBuf> {

@@ -25,8 +25,7 @@ pub(super) fn ready<'a, 'b>(
     grad: impl Fn(&Var) -> Option<&'a Tensor>,
 ) -> Result<Vec<(usize, Tensor)>> {
     check_may_move(vars.iter().copied())?;
-    let with_grads: Vec<_> =
-        vars.iter().enumerate().filter_map(|(i, var)| Some((i, *var, grad(var)?))).collect();
+    let with_grads: Vec<_> = vars.iter().enumerate().filter_map(|(i, var)| Some((i, *var, grad(var)?))).collect();
     let mut written: HashSet<_> = state.into_iter().map(storage_of).collect();
     for (_, var, grad) in &with_grads {
         check_gradient(var, grad)?;

@@ -194,7 +194,8 @@ impl<'a> Owners<'a> {
     /// The error for a second entry of one variable.
     pub(crate) fn second(&self, name: &str, what: &str, var: &Var) -> Error {
         let var = describe(var);
-        Error::msg(format!("`{name}` is the second {what} of {var}: its names are those of two variables in the file")).bt()
+        Error::msg(format!("`{name}` is the second {what} of {var}: its names are those of two variables in the file"))
+            .bt()
     }
 }
 

@@ -24,8 +24,7 @@ pub(crate) fn adamw(moves: &[AdamWMove<'_>]) -> Result<()> {
 /// a ← d a + (1 - d) w for each pair.
 pub(crate) fn ema(pairs: &[(&Tensor, &Var)], decay: f64) -> Result<()> {
     let Some((first, _)) = pairs.first() else { return Ok(()) };
-    let entries =
-        pairs.iter().map(|(average, var)| entry(&[var.as_tensor(), *average])).collect::<Result<Vec<_>>>()?;
+    let entries = pairs.iter().map(|(average, var)| entry(&[var.as_tensor(), *average])).collect::<Result<Vec<_>>>()?;
     with_context(device(first)?, |context| optim::ema(context, decay, &entries))
 }
 
@@ -49,7 +48,10 @@ pub(crate) fn square(tensors: &[&Tensor]) -> Result<Tensor> {
 fn entry(tensors: &[&Tensor]) -> Result<Entry> {
     let places = tensors.iter().map(|tensor| device_ptr(tensor)).collect::<Result<Vec<_>>>()?;
     if places.iter().any(|place| place.elements != places[0].elements) {
-        candle_core::bail!("expected tensors of one size, found {:?}", tensors.iter().map(|t| t.dims()).collect::<Vec<_>>())
+        candle_core::bail!(
+            "expected tensors of one size, found {:?}",
+            tensors.iter().map(|t| t.dims()).collect::<Vec<_>>()
+        )
     }
     let pointers = places.iter().map(|place| place.address).collect();
     Ok(Entry { dtype: places[0].dtype, size: places[0].elements, metric: Metric::One, pointers })
