@@ -9,7 +9,7 @@ use candle_core::{D, DType, Device, Module, Tensor, Var};
 use candle_nn::{Conv2dConfig, ModuleT, Optimizer, VarBuilder, VarMap};
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
-use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::optim::{AdamW, Ema, ParamsSgd, Sgd, clip_grad_norm};
 use sam_runtime::{Sam, nn};
 
 #[global_allocator]
@@ -63,6 +63,34 @@ fn sgd(c: &mut Criterion) {
     let mut sgd = Sgd::new(vec![w], ParamsSgd { lr: 1e-6, ..ParamsSgd::default() }).unwrap();
     beside_a_copy(c, "sgd", 5 * 4 * PARAMETERS, |group| {
         group.bench_function("momentum", |b| b.iter(|| sgd.step(&grads).unwrap()));
+    });
+}
+
+/// AdamW: weight, two moments and gradient read, all but the gradient written. Clipping: a gradient read twice and written. An
+/// average: it and the weight read, it written.
+fn adamw(c: &mut Criterion) {
+    const PARAMETERS: usize = 10_000_000;
+    let w = Var::from_tensor(&randn(&[PARAMETERS])).unwrap();
+    let grads = w.sum_all().unwrap().backward().unwrap();
+    let mut adamw = AdamW::new_lr(vec![w.clone()], 1e-6).unwrap();
+    beside_a_copy(c, "adamw", 7 * 4 * PARAMETERS, |group| {
+        group.bench_function("step", |b| b.iter(|| adamw.step(&grads).unwrap()));
+    });
+    let vars = [w.clone()];
+    beside_a_copy(c, "clip", 3 * 4 * PARAMETERS, |group| {
+        let mut grads = w.sum_all().unwrap().backward().unwrap();
+        group.bench_function("read only", |b| b.iter(|| clip_grad_norm(&mut grads, &vars, 1e9).unwrap()));
+        let gradient = grads.get(&w).unwrap().clone();
+        group.bench_function("scaled", |b| {
+            b.iter(|| {
+                grads.insert(&w, gradient.clone());
+                clip_grad_norm(&mut grads, &vars, 1.0).unwrap()
+            });
+        });
+    });
+    let mut ema = Ema::new(vec![w.clone()], 0.999).unwrap();
+    beside_a_copy(c, "ema", 3 * 4 * PARAMETERS, |group| {
+        group.bench_function("update", |b| b.iter(|| ema.update().unwrap()));
     });
 }
 
@@ -191,5 +219,5 @@ fn convolution(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, sam, sgd, norm, transformer, matmul, linear, convolution);
+criterion_group!(benches, sam, sgd, adamw, norm, transformer, matmul, linear, convolution);
 criterion_main!(benches);

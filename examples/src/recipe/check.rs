@@ -7,7 +7,7 @@ use super::scale::Scale;
 use crate::data::MAX_IMAGE_SIZE;
 use crate::noisy_labels::NoisyLabelMethod;
 use crate::util::numbers::MOST;
-use crate::util::schedule::LrSchedule;
+use crate::util::schedule::LrShape;
 
 /// A longer window is a typing error.
 const MOST_TOKENS: usize = 65_536;
@@ -67,7 +67,7 @@ impl RecipePatch {
             clip at_least_0(recipe.clip), "at least 0";
             drop_factor share(recipe.drop_factor), "0 to 1";
             drops recipe.drops.iter().all(|at| share(*at)), "shares of the run";
-            drops recipe.drops.is_empty() || recipe.schedule == LrSchedule::Steps, "none without `schedule = \"steps\"`";
+            drops recipe.drops.is_empty() || recipe.schedule == LrShape::Steps, "none without `schedule = \"steps\"`";
             warm_up at_least_0(recipe.warm_up), "at least 0 epochs";
             ema (0.0..1.0).contains(&recipe.ema), "0 to less than 1";
             smoothing (0.0..1.0).contains(&recipe.smoothing), "0 to less than 1";

@@ -10,7 +10,7 @@ use crate::augment::Policy;
 use crate::data::Noise;
 use crate::models::{Architecture, Init};
 use crate::noisy_labels::NoisyLabelMethod;
-use crate::util::schedule::LrSchedule;
+use crate::util::schedule::LrShape;
 
 /// Defines both structures from one list of keys.
 macro_rules! keys {
@@ -119,7 +119,7 @@ keys! {
     /// Gradient clipping: the largest norm of the gradient; 0 for none.
     clip: f64 = 0.0,
     /// The schedule of the learning rate.
-    schedule: LrSchedule = LrSchedule::Cosine,
+    schedule: LrShape = LrShape::Cosine,
     /// When it drops, in shares of the run, for `schedule = "steps"`.
     drops: Vec<f64> = Vec::new(),
     /// The factor of the learning rate at each drop.

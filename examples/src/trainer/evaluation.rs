@@ -75,7 +75,7 @@ impl Training<'_> {
     /// Runs `f` with the averaged weights, if there are any.
     fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
         match &self.average {
-            Some(average) => average.during(&self.model, || f(self)),
+            Some(average) => average.during(|| f(self)),
             None => f(self),
         }
     }

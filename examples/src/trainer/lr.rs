@@ -1,24 +1,30 @@
 //! The learning rate of a step.
 
+use sam_runtime::optim::LrSchedule;
+
 use crate::noisy_labels::Phase;
 use crate::recipe::Recipe;
-use crate::util::schedule::{LrSchedule, cosine};
+use crate::util::schedule::LrShape;
 
 /// The learning rate of a step of a phase that has `steps`, of which `per_epoch` are one epoch.
 #[must_use]
 pub fn rate(recipe: &Recipe, phase: &Phase, step: usize, steps: usize, per_epoch: usize) -> f64 {
-    let progress = step as f64 / steps as f64;
-    let warm_up = recipe.warm_up * per_epoch as f64;
-    let warmth = if (step as f64) < warm_up { (step + 1) as f64 / (warm_up + 1.0) } else { 1.0 };
-    let factor = phase.rate.factor(progress).unwrap_or_else(|| match recipe.schedule {
-        LrSchedule::Cosine => cosine(progress),
-        LrSchedule::Constant => 1.0,
-        LrSchedule::Steps => {
-            let drops = recipe.drops.iter().filter(|at| progress >= **at).count();
-            recipe.drop_factor.powi(i32::try_from(drops).unwrap_or(i32::MAX))
+    let own = phase.rate.factor(step as f64 / steps as f64);
+    let schedule = match if own.is_some() { LrShape::Constant } else { recipe.schedule } {
+        LrShape::Constant => LrSchedule::constant(recipe.lr),
+        LrShape::Cosine => LrSchedule::cosine(recipe.lr, steps as u64, 0.0),
+        LrShape::Steps => {
+            let at = recipe.drops.iter().map(|share| first_at(*share, steps));
+            LrSchedule::milestones(recipe.lr, at, recipe.drop_factor)
         }
-    });
-    recipe.lr * warmth * factor
+    };
+    schedule.ramp_up(recipe.warm_up * per_epoch as f64).lr(step as u64) * own.unwrap_or(1.0)
+}
+
+/// The first step that has this share of all steps before it, as f64 divides them.
+fn first_at(share: f64, steps: usize) -> u64 {
+    let near = (share * steps as f64) as u64;
+    (near.saturating_sub(1)..=near).find(|step| *step as f64 / steps as f64 >= share).unwrap_or(near + 1)
 }
 
 #[cfg(test)]
@@ -31,6 +37,17 @@ mod tests {
         let recipe = RecipePatch::parse("test", text).unwrap().recipe(&Scale::default()).unwrap();
         let phase = NoisyLabelMethod::Plain.phases()[0];
         (0..10).map(|step| rate(&recipe, &phase, step, 10, 2)).collect()
+    }
+
+    /// The shares of recipes, divided as the steps are.
+    #[test]
+    fn drops_are_at_the_first_step_that_has_the_share() {
+        for steps in [1usize, 3, 7, 10, 97, 391, 78_200] {
+            for share in [0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0] {
+                let first = (0..=steps).find(|step| *step as f64 / steps as f64 >= share).unwrap();
+                assert_eq!(first_at(share, steps), first as u64, "{share} of {steps}");
+            }
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Training<'_> {
         self.progress.last_loss = (f64::from(self.progress.loss) / counted as f64).into();
         self.progress.last_sharpness = self.progress.sharpness.map(|sum| (f64::from(sum) / counted as f64).into());
         if let Some(average) = &self.average {
-            average.put_into(&self.model)?;
+            average.put_into_model()?;
         }
         match phase.then {
             AfterPhase::Nothing => (),

@@ -55,7 +55,7 @@ impl Training<'_> {
             self.read()?;
         }
         if let Some(average) = &mut self.average {
-            average.add(&self.model)?;
+            average.add()?;
         }
         self.progress.step += 1;
         self.progress.steps += 1;

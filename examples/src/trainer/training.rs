@@ -159,7 +159,7 @@ impl<'a> Training<'a> {
             checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
         }
         if let Some(average) = &self.average {
-            checkpoint.put("average/", average.tensors());
+            checkpoint.put("average/", average.tensors()?);
         }
         checkpoint.save(&self.job.checkpoint())
     }

@@ -184,31 +184,44 @@ pub(crate) fn total_norm(tensors: &[&Tensor]) -> Result<Tensor> {
     square(tensors.iter().copied())?.sqrt()
 }
 
-/// a ← factor · a for each. The factor is a number on their device, so that nothing synchronizes with it.
-pub(crate) fn scale_all(tensors: &[&Tensor], factor: &Tensor) -> Result<()> {
+/// factor · a for each, in buffers of their own. The factor is a number on their device, so that nothing synchronizes with it.
+pub(crate) fn scaled(tensors: &[&Tensor], factor: &Tensor) -> Result<Vec<Tensor>> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(tensors.iter().copied()) {
-        let pairs: Vec<_> = tensors.iter().map(|tensor| (*tensor, *tensor)).collect();
-        return cuda::mix(&pairs, factor, &factor.zeros_like()?);
+        let copies = tensors.iter().map(|tensor| tensor.copy()).collect::<Result<Vec<_>>>()?;
+        let pairs: Vec<_> = copies.iter().zip(tensors.iter().copied()).collect();
+        cuda::mix(&pairs, factor, &factor.zeros_like()?)?;
+        return Ok(copies);
     }
-    tensors.iter().filter(|tensor| tensor.elem_count() > 0).try_for_each(|tensor| {
-        if tensor.device().is_cpu() {
-            cpu::optim::scale(tensor, read(factor)?)
-        } else {
-            portable::scale(tensor, factor)
-        }
-    })
+    let one = |tensor: &&Tensor| match tensor.device() {
+        Device::Cpu => cpu::optim::scaled(tensor, read(factor)?),
+        _ => portable::times(tensor, factor),
+    };
+    tensors.iter().map(one).collect()
 }
 
-/// Each number of these to the nearest one within ±limit. NaN stays.
-pub(crate) fn clamp_all(tensors: &[&Tensor], limit: f64) -> Result<()> {
+/// Each number of these to the nearest one within ±limit, in buffers of their own. NaN stays.
+pub(crate) fn clamped(tensors: &[&Tensor], limit: f64) -> Result<Vec<Tensor>> {
     #[cfg(feature = "cuda")]
     if cuda::is_home_of(tensors.iter().copied()) {
-        return cuda::clamp(tensors, limit);
+        let copies = tensors.iter().map(|tensor| tensor.copy()).collect::<Result<Vec<_>>>()?;
+        cuda::clamp(&copies.iter().collect::<Vec<_>>(), limit)?;
+        return Ok(copies);
     }
-    tensors.iter().filter(|tensor| tensor.elem_count() > 0).try_for_each(|tensor| {
-        if tensor.device().is_cpu() { cpu::optim::clamp(tensor, limit) } else { portable::clamp(tensor, limit) }
-    })
+    let one = |tensor: &&Tensor| match tensor.device() {
+        Device::Cpu => cpu::optim::clamped(tensor, limit),
+        _ => portable::clamped(tensor, limit),
+    };
+    tensors.iter().map(one).collect()
+}
+
+/// Whether every number of these is finite. Synchronizes with their device.
+pub(crate) fn all_finite(tensors: &[&Tensor]) -> Result<bool> {
+    if tensors.iter().all(|tensor| tensor.device().is_cpu()) {
+        return cpu::reduce::is_finite(tensors.iter().copied());
+    }
+    // The square of an f32 that is finite is so in f64.
+    Ok(read(&total_norm(tensors)?)?.is_finite())
 }
 
 /// How many gradients on a CUDA device were not finite, in steps of this thread so far. Such a step continues without a

@@ -18,7 +18,7 @@ pub(crate) mod weighted_mean;
 
 pub use dispatch::skipped_step_count;
 pub(crate) use dispatch::{
-    adamw, check_addable, check_finite, clamp_all, cuda_token, dot, ema, has_fused_kernels, mix, mix_all, norm_of,
-    number, perturbed, read, residual, scale_all, sgd, square, sum, total_norm,
+    adamw, all_finite, check_addable, check_finite, clamped, cuda_token, dot, ema, has_fused_kernels, mix, mix_all,
+    norm_of, number, perturbed, read, residual, scaled, sgd, square, sum, total_norm,
 };
 pub(crate) use operands::{AdamWMove, AdamWStep, Move, PerturbTarget, Scale, SgdStep};

@@ -173,17 +173,16 @@ pub(super) fn ema(average: &Tensor, var: &Var, decay: f64) -> Result<()> {
     swap_storage(average, &((average * decay)? + (wide(var)? * (1.0 - decay))?)?)
 }
 
-/// a ← factor · a.
-pub(super) fn scale(a: &Tensor, factor: &Tensor) -> Result<()> {
+/// factor · a
+pub(super) fn times(a: &Tensor, factor: &Tensor) -> Result<Tensor> {
     let wide = wide(a)?;
-    swap_storage(a, &wide.broadcast_mul(&on(factor, &wide)?)?.to_dtype(a.dtype())?)
+    wide.broadcast_mul(&on(factor, &wide)?)?.to_dtype(a.dtype())
 }
 
 /// Each number to the nearest one within ±limit.
-pub(super) fn clamp(a: &Tensor, limit: f64) -> Result<()> {
-    let a_detached = a.detach();
-    let clamped = a_detached.clamp(-limit, limit)?;
-    swap_storage(a, &a_detached.ne(&a_detached)?.where_cond(&a_detached, &clamped)?)
+pub(super) fn clamped(a: &Tensor, limit: f64) -> Result<Tensor> {
+    let a = a.detach();
+    a.ne(&a)?.where_cond(&a, &a.clamp(-limit, limit)?)
 }
 
 /// T, where it is not 1.

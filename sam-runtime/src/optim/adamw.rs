@@ -247,7 +247,7 @@ impl AdamW {
             let Some((part, name)) = key.split_once('.') else {
                 candle_core::bail!("expected {}, found `{key}`", FILE.what)
             };
-            let i = owners.find(name, "the moments")?;
+            let i = owners.find(name, "the state")?;
             let var = &self.vars[i].var;
             let (place, value) = match part {
                 FIRST | SECOND => {

@@ -7,14 +7,22 @@
 //! gradient of a sharpness-aware loss is fixed when the loss is returned, and does not change.)
 
 mod adamw;
+mod clip;
+mod ema;
+mod grad_scaler;
 mod gradients;
 mod group;
+mod lr_schedule;
 mod momentum;
 mod sgd;
 pub(crate) mod state_file;
 
 pub use adamw::AdamW;
 pub use candle_nn::{Optimizer, ParamsAdamW};
+pub use clip::{clip_grad_norm, clip_grad_value};
+pub use ema::Ema;
+pub use grad_scaler::GradScaler;
 pub use group::{ParamGroup, decay_groups};
+pub use lr_schedule::{LrSchedule, LrScheduler, OneCycle};
 pub use momentum::MomentumBuffers;
 pub use sgd::{ParamsSgd, Sgd};

@@ -16,6 +16,7 @@ use crate::core::norm_ball::Ball;
 use crate::core::pass::Step;
 use crate::core::var_list::VarSet;
 use crate::kernels;
+use crate::optim::GradScaler;
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope, State};
 use stats::StepStats;
 
@@ -72,7 +73,8 @@ pub struct Sam {
     pub(crate) vars: Option<VarSet>,
     pub(crate) buffers: VarSet,
     pub(crate) seed: u64,
-    pub(crate) loss_scale: f64,
+    loss_scale: f64,
+    scaler: Option<GradScaler>,
     pub(crate) has_diagnostics: bool,
     memory: Mutex<Memory>,
     /// Steps under way.
@@ -117,6 +119,7 @@ impl Clone for Sam {
             direction: self.direction.clone(),
             vars: self.vars.clone(),
             buffers: self.buffers.clone(),
+            scaler: self.scaler.clone(),
             memory: Mutex::new(self.memory().clone()),
             running: AtomicUsize::new(0),
             ..*self
@@ -149,6 +152,7 @@ impl Sam {
             buffers: VarSet::default(),
             seed: 0,
             loss_scale: 1.0,
+            scaler: None,
             has_diagnostics: false,
             memory: Mutex::default(),
             running: AtomicUsize::new(0),
@@ -296,6 +300,18 @@ impl Sam {
     /// As [`loss_scale`](Self::loss_scale), between two steps.
     pub fn set_loss_scale(&mut self, scale: f64) {
         self.loss_scale = scale;
+    }
+
+    /// Has the [scaler](GradScaler) set the loss scale of each step, in place of [`loss_scale`](Self::loss_scale): both passes are
+    /// scaled by what it is when they run. [`GradScaler::step`] leaves out a step whose gradient, of either pass, overflows.
+    pub fn grad_scaler(mut self, scaler: &GradScaler) -> Self {
+        self.scaler = Some(scaler.clone());
+        self
+    }
+
+    /// What the loss is multiplied by now.
+    pub(crate) fn current_loss_scale(&self) -> f64 {
+        self.scaler.as_ref().map_or(self.loss_scale, GradScaler::scale)
     }
 
     /// Has [`last`](Self::last_stats) tell also of norms, angles and curvature, at the price of a copy of the gradient and a few

@@ -26,9 +26,10 @@ impl Sam {
         self.combination.validate()?;
         at_least("ascents", self.ascents.count as f64, 1.0)?;
         at_least("length", self.ascents.length, 0.0)?;
-        if !(self.loss_scale.is_finite() && self.loss_scale > 0.0) {
+        let loss_scale = self.current_loss_scale();
+        if !(loss_scale.is_finite() && loss_scale > 0.0) {
             let expected = "a finite number above 0";
-            return Err(Error::Setting { what: "loss_scale", value: self.loss_scale, expected });
+            return Err(Error::Setting { what: "loss_scale", value: loss_scale, expected });
         }
         Ok(())
     }

@@ -188,7 +188,7 @@ impl StepContext<'_> {
             check_made_since(*began, &nodes)?;
         }
         let nodes = nodes.into_iter();
-        let scale = self.sam.loss_scale;
+        let scale = self.sam.current_loss_scale();
         let gradient = if scale == 1.0 {
             gradient_of(loss, nodes)?
         } else {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::Optimizer as _;
 use clap::ValueEnum;
-use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::optim::{LrSchedule, ParamsSgd, Sgd};
 use serde::Serialize;
 
 use crate::augment::Augment;
@@ -17,7 +17,6 @@ use crate::metrics::{MeanLoss, error_rate};
 use crate::models::{Architecture, Model};
 use crate::trainer::{Fit, Position, fit};
 use crate::util::device::DeviceConfig;
-use crate::util::schedule::cosine;
 
 /// The settings that all runs of a comparison share.
 #[derive(Clone, Debug)]
@@ -171,8 +170,8 @@ impl<F: FnMut(Epoch) -> Result<()>> Fit for Run<'_, F> {
     }
 
     fn step(&mut self, _: Position, (x, y): Self::Batch) -> Result<ControlFlow<()>> {
-        let progress = self.step as f64 / (self.config.epochs * self.per_epoch) as f64;
-        self.sgd.set_learning_rate(self.config.sgd.lr * cosine(progress));
+        let steps = (self.config.epochs * self.per_epoch) as u64;
+        self.sgd.set_learning_rate(LrSchedule::cosine(self.config.sgd.lr, steps, 0.0).lr(self.step as u64));
         let loss = loss(&self.model, &x, &y, self.ball)?;
         self.sgd.backward_step(&loss)?;
         self.loss.add(&loss)?;

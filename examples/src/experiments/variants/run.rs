@@ -8,7 +8,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::Optimizer as _;
 use sam_runtime::Sam;
-use sam_runtime::optim::{ParamsSgd, Sgd};
+use sam_runtime::optim::{LrSchedule, ParamsSgd, Sgd};
 use serde::Serialize;
 
 use super::list::{Setting, Variant};
@@ -17,7 +17,6 @@ use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
 use crate::metrics::error_rate;
 use crate::models::{Architecture, Model};
 use crate::trainer::{Fit, Position, fit};
-use crate::util::schedule::cosine;
 
 const BATCH: usize = 128;
 
@@ -143,7 +142,7 @@ impl Fit for Training {
     }
 
     fn step(&mut self, _: Position, (x, y): Self::Batch) -> Result<ControlFlow<()>> {
-        let rate = self.lr * cosine(self.step as f64 / self.steps as f64);
+        let rate = LrSchedule::cosine(self.lr, self.steps as u64, 0.0).lr(self.step as u64);
         self.sgd.set_learning_rate(rate);
         self.sam.set_learning_rate(rate);
         self.sgd.backward_step(&(self.loss)(&self.sam, &self.model, &x, &y)?)?;
