@@ -22,17 +22,23 @@ pub(super) fn draw(path: &Path, table: &Table, rows: &[Row], foot: &[String]) ->
     let curves = Curves::of(&shown);
     let height = if curves.is_some() { 800 } else { 190 + 30 * shown.len() as u32 };
     png(path, (1200, height), |area| {
-        let mut line = area.dim_in_pixel().1.cast_signed() - 52;
-        for text in foot.iter().rev().filter(|text| !text.is_empty()) {
-            let font = ("sans-serif", 30).into_font().color(&INK);
-            area.draw(&Text::new(text.clone(), (40, line), font))?;
-            line -= 40;
-        }
+        write_foot(area, foot)?;
         match &curves {
             Some(curves) => curves.draw(area, range, &table.title, measure),
             None => dots(area, &shown, range, &table.title, measure),
         }
     })
+}
+
+/// Lines of text at the bottom of a picture.
+pub(super) fn write_foot(area: &Area<'_>, foot: &[String]) -> DrawResult {
+    let mut line = area.dim_in_pixel().1.cast_signed() - 52;
+    for text in foot.iter().rev().filter(|text| !text.is_empty()) {
+        let font = ("sans-serif", 30).into_font().color(&INK);
+        area.draw(&Text::new(text.clone(), (40, line), font))?;
+        line -= 40;
+    }
+    Ok(())
 }
 
 /// From the lowest number to the highest, intervals and some room included.
