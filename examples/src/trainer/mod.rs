@@ -17,6 +17,7 @@ mod lr;
 mod orders;
 mod outcome;
 mod phase_end;
+mod phase_length;
 mod recipe_diff;
 mod run;
 mod run_dir;
