@@ -145,21 +145,24 @@ fn check(options: &Options) -> Result<()> {
     above_0("lr", options.lr)?;
     within("momentum", options.momentum, 0.0..=0.999_999)?;
     at_least_0("weight-decay", options.weight_decay)?;
-    ensure!(!options.nesterov || options.momentum > 0.0, "--nesterov has no effect with --momentum 0: leave out one");
+    ensure!(
+        !options.nesterov || options.momentum > 0.0,
+        "--nesterov has no effect with --momentum 0: remove one of them"
+    );
     if options.only == Some(TrainMode::Sgd) {
         for (option, is_set) in [("rho", options.rho.is_some()), ("p", options.p.is_some())] {
-            ensure!(!is_set, "--{option} has no effect with --only sgd: leave out one");
+            ensure!(!is_set, "--{option} has no effect with --only sgd: remove one of them");
         }
     }
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], 2, noise, kind, 0)?;
     ensure!(
         options.noise_kind.is_none() || noise > 0.0,
-        "--noise-kind has no effect without wrong labels: say --noise with a share"
+        "--noise-kind has no effect without wrong labels: set --noise to a share above 0"
     );
     ensure!(
         options.image_size.is_none() || options.data.is_some(),
-        "--image-size has no effect without --data: it is for folders of pictures"
+        "--image-size has no effect without --data: remove it, or name a folder of pictures with --data"
     );
     if let Some(size) = options.image_size {
         within("image-size", size, 1..=data::MAX_IMAGE_SIZE)?;
@@ -226,7 +229,7 @@ fn compare(options: &Options) -> Result<()> {
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{command}\n").as_bytes())?;
     curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
     say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
-    say("\"Best epoch\" is chosen on the test images: what early stopping could give at most.");
+    say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(())
 }
@@ -260,7 +263,11 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
 
 fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<CompareConfig> {
     if options.batch > set.train.len() {
-        bail!("--batch is {}, but there are only {} training images", options.batch, set.train.len());
+        bail!(
+            "--batch is {}, but there are only {} training images: choose at most as many",
+            options.batch,
+            set.train.len()
+        );
     }
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;

@@ -97,15 +97,15 @@ fn look(options: &Options) -> Result<()> {
     let mut weights = Vec::new();
     for named in &options.weights {
         let Some((name, path)) = named.split_once('=') else {
-            bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
+            bail!("`{named}` is not a name and a file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
         };
-        ensure!(Path::new(path).is_file(), "there is no file {path}");
+        ensure!(Path::new(path).is_file(), "there is no file {path}: expected the weights of a trained network");
         weights.push((name, Path::new(path)));
     }
     let out = options.out.folder("runs/spectrum", &FILES)?;
     let place = options.device.config()?;
     if place.dtype != DType::F32 || place.tf32 {
-        bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
+        bail!("--bf16 and --tf32 would round small eigenvalues away: remove them")
     }
     let recipe = options.recipe.recipe()?;
     let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &place.device)?;

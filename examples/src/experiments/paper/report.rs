@@ -57,7 +57,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     if !settings.scaled().is_empty() {
         let _ = writeln!(
             text,
-            "**Scaled: {}. These are not the paper's experiments; its numbers stand beside for their shape only.**\n",
+            "**Scaled: {}. These are not the paper's experiments; its numbers are shown to compare trends.**\n",
             settings.scaled()
         );
     }
@@ -94,7 +94,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
     );
     if rows.iter().any(|row| row.without.contains("diverged")) {
-        text += "\n`diverged`: a loss or gradient was not finite in a run, which the mean is without.\n";
+        text += "\n`diverged`: a loss or gradient was not finite in a run, and the mean is that of the others.\n";
     }
     if !table.note.is_empty() {
         let _ = writeln!(text, "\n{}", table.note);
