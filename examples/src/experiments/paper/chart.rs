@@ -7,7 +7,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use super::numbers::{Numbers, Row};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
 
@@ -108,17 +108,13 @@ impl<'a> Curves<'a> {
             let radius = is_one.then(|| self.radii.get(count(*x))).flatten();
             radius.map_or_else(String::new, |radius| (*radius).to_owned())
         };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.5))
+        let mut mesh = chart.configure_mesh();
+        style(&mut mesh, 36);
+        mesh.disable_x_mesh()
             .x_desc("ρ")
             .y_desc(measure)
             .x_labels(self.radii.len() + 2)
             .x_label_formatter(&radius)
-            .label_style(("sans-serif", 36).into_font().color(&INK))
             .draw()?;
         for ((name, numbers), color) in self.curves.iter().zip(COLORS.iter().cycle()) {
             let paper: Vec<_> = numbers
@@ -173,15 +169,11 @@ fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, me
         let is_row = (y - at).abs() < 1e-6 && at >= 0.0;
         if is_row { rows.get(count(at)).map_or_else(String::new, |row| row.cell.clone()) } else { String::new() }
     };
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
-        .x_desc(format!("{measure}; ring: paper, dot: ours"))
+    let mut mesh = chart.configure_mesh();
+    style(&mut mesh, 30);
+    mesh.x_desc(format!("{measure}; ring: paper, dot: ours"))
         .y_labels(rows.len() + 2)
         .y_label_formatter(&name)
-        .label_style(("sans-serif", 30).into_font().color(&INK))
         .draw()?;
     for (i, row) in rows.iter().enumerate() {
         let y = i as f64;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::chart::write_foot;
 use super::runs::{Ended, Settings};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use crate::metrics::Mean;
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
@@ -170,7 +170,6 @@ impl Panel {
         // The legend is above the curves.
         let above = if with_legend { 0.16 * self.curves.len() as f64 * (high - low) } else { 0.0 };
         let (low, high) = (low - room, high + room + above);
-        let small = ("sans-serif", 32).into_font().color(&INK);
         let mut builder = ChartBuilder::on(area);
         if !self.group.is_empty() {
             builder.caption(&self.group, ("sans-serif", 36).into_font().color(&INK));
@@ -184,19 +183,15 @@ impl Panel {
         } else {
             3
         };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.5))
+        let mut mesh = chart.configure_mesh();
+        style(&mut mesh, 32);
+        mesh.disable_x_mesh()
             .x_desc("epoch")
             .y_desc(self.quantity.name)
             .x_labels(6)
             .y_labels(7)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .y_label_formatter(&|y| format!("{y:.digits$}"))
-            .label_style(small)
             .draw()?;
         for Curve { name, color, points } in &self.curves {
             let edge = |sign: f64| {
