@@ -65,15 +65,18 @@ fn recipe(method: &str, more: &str) -> String {
 #[test]
 fn all_run_with_sam_and_go_on_with_the_same_bits() {
     for method in METHODS {
-        let recipe = recipe(method, "rho = 0.05\nm = 10\nclip = 5.0\n");
+        let mut recipe = recipe(method, "rho = 0.05\nm = 10\nclip = 5.0\n");
+        // These need a model that has learned something: GCE leaves out what it is not sure of, M-DYR-H learns its own guesses, and
+        // INCV selects images by models of a quarter of the epochs, and then trains a new one.
+        if ["gce", "m-dyr-h", "incv"].contains(&method) {
+            recipe = recipe.replace("epochs = 6.0", "epochs = 30.0");
+        }
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let whole = train(&recipe, &path("whole"), usize::MAX).unwrap();
         assert!(whole.sharpness.is_some_and(f64::is_finite) && whole.loss.is_finite(), "{method}: {whole:?}");
-        // After so few steps these can be no better than chance: GCE leaves out everything, for the model is sure of nothing,
-        // M-DYR-H trusts its own guesses, and INCV selects by models of one and a half epochs.
-        let is_early = ["gce", "m-dyr-h", "incv"].contains(&method);
-        assert!(whole.test_error < 0.8 || is_early, "{method}: {whole:?}");
+        // Of ten classes chance is at 0.9.
+        assert!(whole.test_error < 0.8, "{method}: {whole:?}");
         // In each of its parts, and between them.
         let times = 5;
         for _ in 0..times {

@@ -54,7 +54,7 @@ fn arithmetic(options: &Options) -> Result<Value> {
     within("iters", *iters, 1..=MOST as usize)?;
     ensure!(
         !device.is_bf16(),
-        "--bf16 has no effect: SAM's arithmetic is that of the weights, which are f32; leave it out"
+        "--bf16 has no effect: SAM's arithmetic is that of the weights, which are f32; remove it"
     );
     let device = device.config()?.device;
     let sizes = (0..*variables).map(|i| parameters / variables + usize::from(i < parameters % variables));

@@ -13,8 +13,9 @@ use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
 use sam_examples::cli::console::{bar, exit, say, warn};
 use sam_examples::cli::device_args::DeviceArgs;
-use sam_examples::cli::options::{above_0, at_least_0, parse, seeds, within};
+use sam_examples::cli::options::{above_0, at_least_0, parse, within};
 use sam_examples::cli::out::Out;
+use sam_examples::cli::repetitions::Repetitions;
 use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, run};
 use sam_examples::experiments::compare::{curves, report};
@@ -67,17 +68,8 @@ struct Options {
     #[arg(long, value_enum)]
     only: Option<TrainMode>,
 
-    /// Passes over the training images
-    #[arg(long, default_value_t = 40)]
-    epochs: usize,
-
-    /// Number of repetitions, with other weights, order and wrong labels
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
-
-    /// First seed
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    repetitions: Repetitions<3>,
 
     /// Share of wrong training labels, 0 to 1 [default: 0.4 for the embedded set, 0 for others]
     #[arg(long)]
@@ -136,8 +128,7 @@ fn main() -> ExitCode {
 
 /// Checks everything that can be checked before a data set is read or downloaded.
 fn check(options: &Options) -> Result<()> {
-    within("epochs", options.epochs as u64, 1..=MOST)?;
-    seeds(options.seed, options.seeds)?;
+    options.repetitions.check()?;
     within("batch", options.batch as u64, 1..=MOST)?;
     if let Some(limit) = options.limit {
         within("limit", limit, 1..=usize::MAX)?;
@@ -145,21 +136,24 @@ fn check(options: &Options) -> Result<()> {
     above_0("lr", options.lr)?;
     within("momentum", options.momentum, 0.0..=0.999_999)?;
     at_least_0("weight-decay", options.weight_decay)?;
-    ensure!(!options.nesterov || options.momentum > 0.0, "--nesterov has no effect with --momentum 0: leave out one");
+    ensure!(
+        !options.nesterov || options.momentum > 0.0,
+        "--nesterov has no effect with --momentum 0: remove one of them"
+    );
     if options.only == Some(TrainMode::Sgd) {
         for (option, is_set) in [("rho", options.rho.is_some()), ("p", options.p.is_some())] {
-            ensure!(!is_set, "--{option} has no effect with --only sgd: leave out one");
+            ensure!(!is_set, "--{option} has no effect with --only sgd: remove one of them");
         }
     }
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], 2, noise, kind, 0)?;
     ensure!(
         options.noise_kind.is_none() || noise > 0.0,
-        "--noise-kind has no effect without wrong labels: say --noise with a share"
+        "--noise-kind has no effect without wrong labels: set --noise to a share above 0"
     );
     ensure!(
         options.image_size.is_none() || options.data.is_some(),
-        "--image-size has no effect without --data: it is for folders of pictures"
+        "--image-size has no effect without --data: remove it, or name a folder of pictures with --data"
     );
     if let Some(size) = options.image_size {
         within("image-size", size, 1..=data::MAX_IMAGE_SIZE)?;
@@ -201,8 +195,9 @@ fn compare(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut file = Log::create(&out.join(FILES[0]))?;
     let mut log: Vec<Epoch> = Vec::new();
-    let total = screen.add(bar((modes.len() as u64) * options.seeds * config.epochs as u64, "all", options.quiet));
-    for seed in options.seed..options.seed + options.seeds {
+    let total =
+        screen.add(bar((modes.len() as u64) * options.repetitions.count * config.epochs as u64, "all", options.quiet));
+    for seed in options.repetitions.seeds() {
         for &mode in &modes {
             let line = screen.insert_before(
                 &total,
@@ -226,7 +221,7 @@ fn compare(options: &Options) -> Result<()> {
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{command}\n").as_bytes())?;
     curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
     say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
-    say("\"Best epoch\" is chosen on the test images: what early stopping could give at most.");
+    say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(())
 }
@@ -260,7 +255,11 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
 
 fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<CompareConfig> {
     if options.batch > set.train.len() {
-        bail!("--batch is {}, but there are only {} training images", options.batch, set.train.len());
+        bail!(
+            "--batch is {}, but there are only {} training images: choose at most as many",
+            options.batch,
+            set.train.len()
+        );
     }
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;
@@ -268,7 +267,7 @@ fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<Comp
     Ok(CompareConfig {
         device,
         architecture: options.model.unwrap_or(usual),
-        epochs: options.epochs,
+        epochs: options.repetitions.epochs,
         batch: options.batch,
         sgd: ParamsSgd {
             lr: options.lr,
@@ -287,7 +286,10 @@ fn command_line(options: &Options, config: &CompareConfig) -> String {
     let CompareConfig { architecture, epochs, batch, sgd, ball, noise, device, .. } = config;
     let mut words = vec![
         format!("--model {architecture} --epochs {epochs} --batch {batch} --lr {} --momentum {}", sgd.lr, sgd.momentum),
-        format!("--weight-decay {} --seeds {} --seed {}", sgd.weight_decay, options.seeds, options.seed),
+        format!(
+            "--weight-decay {} --seeds {} --seed {}",
+            sgd.weight_decay, options.repetitions.count, options.repetitions.first
+        ),
     ];
     let kind = if noise.1 == Noise::Exclusive { "exclusive" } else { "inclusive" };
     words.push(if noise.0 > 0.0 { format!("--noise {} --noise-kind {kind}", noise.0) } else { "--noise 0".to_owned() });
@@ -309,6 +311,6 @@ fn title(options: &Options, config: &CompareConfig, set: &Dataset) -> String {
     let model = config.architecture;
     let noise =
         if config.noise.0 > 0.0 { format!(", {:.0} % wrong labels", 100.0 * config.noise.0) } else { String::new() };
-    let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
+    let seeds = options.repetitions.words();
     format!("{}, {} images{noise}, {model}, SAM ρ = {}, {seeds}", set.name, set.train.len(), config.ball.rho)
 }

@@ -102,13 +102,13 @@ struct Work {
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
 
-    /// Steps between checkpoints; 0 for one when it is stopped only
-    #[arg(long, value_name = "STEPS", default_value_t = 500)]
+    /// Steps between checkpoints; 0 to write one only when the training is stopped
+    #[arg(long, visible_alias = "checkpoint-every", value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
     /// Seconds without a heartbeat after which the run of a process of another machine is taken over; that of a dead process
     /// of this machine is taken over at once
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, visible_alias = "lease-timeout", value_name = "SECONDS", default_value_t = 300)]
     stale: u64,
 
     /// No progress bars
@@ -137,7 +137,7 @@ fn list(name: Option<&str>) -> Result<ExitCode> {
     };
     let names: String = tables.iter().flat_map(|table| &table.cells).map(|cell| cell.name.clone() + "\n").collect();
     print(&names);
-    warn("what is not as the authors have it: `paper list --deviations`");
+    warn("deviations from the publications: `paper list --deviations`");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -211,7 +211,7 @@ fn run(work: &Work) -> Result<ExitCode> {
     }
     if !left.is_empty() {
         say(format_args!(
-            "{} runs are left to other processes: `paper report` shows them when they are done",
+            "{} runs are being executed by other processes: `paper report` shows them when they are done",
             left.len()
         ));
     }
@@ -261,7 +261,7 @@ impl Worker<'_> {
             Ok(Found::Taken(holder)) => return Ok(After::Others(holder)),
             Ok(Found::Stopped) => {
                 let text = write(table, &work.only, settings)?.text;
-                say(format_args!("{name}: saved; the same command goes on\n\n{text}"));
+                say(format_args!("{name}: saved; run the same command again to resume\n\n{text}"));
                 return Ok(After::Stop);
             }
             Err(error) => {

@@ -14,7 +14,7 @@ use sam_examples::cli::out::Out;
 use sam_examples::cli::recipe_args::RecipeArgs;
 use sam_examples::experiments::hessian::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
+use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use sam_examples::io::table::align;
 use sam_examples::models::Model;
 use sam_examples::models::layers::CandleNn;
@@ -97,15 +97,15 @@ fn look(options: &Options) -> Result<()> {
     let mut weights = Vec::new();
     for named in &options.weights {
         let Some((name, path)) = named.split_once('=') else {
-            bail!("`{named}` is no name and file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
+            bail!("`{named}` is not a name and a file: expected NAME=FILE, such as sgd=runs/sgd/weights.safetensors")
         };
-        ensure!(Path::new(path).is_file(), "there is no file {path}");
+        ensure!(Path::new(path).is_file(), "there is no file {path}: expected the weights of a trained network");
         weights.push((name, Path::new(path)));
     }
     let out = options.out.folder("runs/spectrum", &FILES)?;
     let place = options.device.config()?;
     if place.dtype != DType::F32 || place.tf32 {
-        bail!("small eigenvalues drown in rounding: leave out --bf16 and --tf32")
+        bail!("--bf16 and --tf32 would round small eigenvalues away: remove them")
     }
     let recipe = options.recipe.recipe()?;
     let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &place.device)?;
@@ -169,16 +169,9 @@ fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) 
         .x_label_area_size(112)
         .y_label_area_size(160)
         .build_cartesian_2d(low..high, (LEAST..2.0 * top).log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
-        .x_desc("eigenvalue")
-        .y_desc("density")
-        .y_label_formatter(&|y| format!("{y:.0e}"))
-        .label_style(("sans-serif", 36).into_font().color(&INK))
-        .draw()?;
+    let mut mesh = chart.configure_mesh();
+    style(&mut mesh, 36);
+    mesh.x_desc("eigenvalue").y_desc("density").y_label_formatter(&|y| format!("{y:.0e}")).draw()?;
     for ((name, spectrum), color) in found.iter().zip(COLORS.iter().cycle()) {
         let line = (0..=points).map(|i| (at(i), spectrum.density(at(i), width).max(LEAST)));
         chart

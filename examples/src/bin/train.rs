@@ -50,8 +50,8 @@ struct Options {
     #[command(flatten)]
     out: Out,
 
-    /// Steps between checkpoints; 0 for one when it is stopped only
-    #[arg(long, value_name = "STEPS", default_value_t = 500)]
+    /// Steps between checkpoints; 0 to write one only when the training is stopped
+    #[arg(long, visible_alias = "checkpoint-every", value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
     /// Resume from the checkpoint in the folder, or start if there is none; with PATH, from that of another training. A
@@ -86,7 +86,11 @@ fn train(options: &Options) -> Result<ExitCode> {
     let (out, begin) = folder(options);
     let from = options.resume.as_ref().and_then(|from| from.as_deref()).map(checkpoint);
     if let Some(from) = &from {
-        ensure!(from.is_file(), "there is no checkpoint {}", from.display());
+        ensure!(
+            from.is_file(),
+            "there is no checkpoint {}: expected the file, or the folder of a training",
+            from.display()
+        );
     }
     if !options.dry_run {
         begin.check(&out)?;

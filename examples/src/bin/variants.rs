@@ -7,15 +7,15 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use sam_examples::cli::console::{bar, exit, say};
-use sam_examples::cli::options::{above_0, parse, seeds, within};
+use sam_examples::cli::options::{above_0, parse};
 use sam_examples::cli::out::Out;
+use sam_examples::cli::repetitions::Repetitions;
 use sam_examples::data;
 use sam_examples::experiments::variants::report::table;
 use sam_examples::experiments::variants::run::{Run, train};
 use sam_examples::experiments::variants::{Variant, chart, variants};
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::io::jsonl::Log;
-use sam_examples::util::numbers::MOST;
 
 sam_examples::use_mimalloc!();
 
@@ -34,17 +34,8 @@ struct Options {
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
 
-    /// Passes over the training images
-    #[arg(long, default_value_t = 40)]
-    epochs: usize,
-
-    /// Number of repetitions, with other weights, order and wrong labels
-    #[arg(long, default_value_t = 5)]
-    seeds: u64,
-
-    /// First seed
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    repetitions: Repetitions<5>,
 
     /// Multiply every radius by this: how the radii in the list were found, with another seed than the five
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
@@ -63,8 +54,7 @@ fn main() -> ExitCode {
 }
 
 fn compare(options: &Options) -> Result<()> {
-    within("epochs", options.epochs as u64, 1..=MOST)?;
-    seeds(options.seed, options.seeds)?;
+    options.repetitions.check()?;
     above_0("rho-factor", options.rho_factor)?;
     let wanted = |variant: &Variant| {
         let name = variant.name.to_lowercase();
@@ -81,11 +71,11 @@ fn compare(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut file = Log::create(&out.join(FILES[0]))?;
     let mut runs: Vec<Run> = Vec::new();
-    let bar = bar(variants.len() as u64 * options.seeds, "all", options.quiet);
-    for seed in options.seed..options.seed + options.seeds {
+    let bar = bar(variants.len() as u64 * options.repetitions.count, "all", options.quiet);
+    for seed in options.repetitions.seeds() {
         for variant in &variants {
             bar.set_message(format!("{} seed {seed}", variant.name));
-            let run = train(variant, &set, seed, options.epochs, options.rho_factor)?;
+            let run = train(variant, &set, seed, options.repetitions.epochs, options.rho_factor)?;
             file.add(&run)?;
             runs.push(run);
             bar.inc(1);
@@ -93,11 +83,11 @@ fn compare(options: &Options) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    let seeds = if options.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", options.seeds) };
+    let seeds = options.repetitions.words();
     let title = format!("{}, {} images, 40 % wrong labels, {seeds}", set.name, set.train.len());
     let table = table(&variants, &runs);
     let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
-                the same seed. \"Best epoch\" is chosen on the test images: what early stopping could give at most. The radii were \
+                the same seed. \"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives. The radii were \
                 chosen on them too, with another seed.";
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;
     chart::draw(&variants, &runs, &title, &out.join(FILES[2]))?;

@@ -56,7 +56,7 @@ impl DeviceArgs {
         for (option, is_set) in [("tf32", self.tf32), ("channels-last", self.channels_last)] {
             ensure!(
                 !is_set || self.device == Kind::Cuda,
-                "--{option} has no effect on this device: leave it out, or say --device cuda"
+                "--{option} has no effect on this device: remove it, or use --device cuda"
             );
         }
         if let Some(threads) = self.threads {
@@ -70,10 +70,12 @@ impl DeviceArgs {
             Kind::Metal if !cfg!(feature = "metal") => {
                 bail!("this was built without Metal: build with --features metal")
             }
-            Kind::Cuda => {
-                Device::new_cuda(0).context("cannot use the first CUDA device: is there one, and its driver?")?
+            Kind::Cuda => Device::new_cuda(0).context(
+                "cannot use the first CUDA device: check with `nvidia-smi` that there is one, and a driver for it",
+            )?,
+            Kind::Metal => {
+                Device::new_metal(0).context("cannot use the first Metal device: check that this machine has one")?
             }
-            Kind::Metal => Device::new_metal(0).context("cannot use the first Metal device: is there one?")?,
         };
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
         Ok(DeviceConfig { device, dtype, tf32: self.tf32, channels_last: self.channels_last })

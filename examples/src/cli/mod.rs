@@ -7,3 +7,4 @@ pub mod options;
 pub mod out;
 pub mod progress;
 pub mod recipe_args;
+pub mod repetitions;

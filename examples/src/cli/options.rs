@@ -76,7 +76,7 @@ pub fn at_least_0(option: &str, value: f64) -> Result<()> {
 pub fn seeds(first: u64, count: u64) -> Result<()> {
     within("seeds", count, 1..=MOST)?;
     let most = u64::MAX - count;
-    ensure!(first <= most, "--seed is {first}: expected at most {most}, so that {count} seeds follow");
+    ensure!(first <= most, "--seed is {first}: expected at most {most}, because {count} seeds are used from there on");
     Ok(())
 }
 

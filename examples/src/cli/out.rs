@@ -47,7 +47,10 @@ impl Out {
         match first(named).filter(|_| !self.overwrite) {
             None => Ok(named.clone()),
             Some(file) => {
-                bail!("{} holds {file} of another run: choose another --out, or say --overwrite", named.display())
+                bail!(
+                    "{} holds {file} of another run: choose another --out, or replace it with --overwrite",
+                    named.display()
+                )
             }
         }
     }

@@ -78,7 +78,10 @@ pub fn lanczos(
     seed: u64,
     mut product: impl FnMut(&[f64]) -> Result<Vec<f64>>,
 ) -> Result<Spectrum> {
-    ensure!(n > 0 && order > 0, "a matrix of {n} rows has no spectrum of {order} values: expected 1 or more of each");
+    ensure!(
+        n > 0 && order > 0,
+        "cannot estimate {order} eigenvalues of a matrix of {n} rows: expected 1 or more of each"
+    );
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let start = DVector::from_fn(n, |_, _| StandardNormal.sample(&mut rng));
     let mut basis: Vec<DVector<f64>> = vec![start.normalize()];
@@ -86,7 +89,10 @@ pub fn lanczos(
     loop {
         let last = &basis[basis.len() - 1];
         let mut next = DVector::from_vec(product(last.as_slice())?);
-        ensure!(next.iter().all(|x| x.is_finite()), "a product with the Hessian is not finite");
+        ensure!(
+            next.iter().all(|x| x.is_finite()),
+            "a product with the Hessian is not finite: check the weights and the images"
+        );
         let scale = next.norm();
         diagonal.push(next.dot(last));
         // Twice is enough against rounding.
@@ -128,7 +134,7 @@ pub fn of_loss(
     seed: u64,
     mut tell: impl FnMut(),
 ) -> Result<Spectrum> {
-    ensure!(keeps_graph(), "candle lets go of the graph of gradients: set {KEEP_GRAPH}=1 before the process starts");
+    ensure!(keeps_graph(), "candle detaches gradients from their graph: set {KEEP_GRAPH}=1 before the process starts");
     let vars = trained_vars(model.vars());
     lanczos(vars.iter().map(|var| var.elem_count()).sum(), order, seed, |v| {
         let mut sum = vec![0.0; v.len()];

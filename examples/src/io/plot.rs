@@ -6,6 +6,8 @@ use std::sync::Once;
 
 use anyhow::{Context as _, Result};
 use image::RgbImage;
+use plotters::chart::MeshStyle;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
@@ -60,6 +62,18 @@ pub const COLORS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(110, 110, 110),
 ];
+
+/// Gives a mesh the lines of all charts, and labels of this size.
+pub fn style<X, Y>(mesh: &mut MeshStyle<'_, '_, X, Y, BitMapBackend<'_>>, label_size: u32)
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    mesh.light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.5))
+        .label_style(("sans-serif", label_size).into_font().color(&INK));
+}
 
 /// Draws the legend of a chart into one of its corners.
 ///

@@ -1,6 +1,6 @@
 //! What a method keeps from step to step and from epoch to epoch.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::beta_mixture::{Beta, Mixture};
 use super::kind::NoisyLabelMethod;
@@ -47,6 +47,18 @@ impl MethodState {
         if method != NoisyLabelMethod::Incv {
             *self = Self::default();
         }
+    }
+
+    /// Checks that O2U-Net has a place for the loss of each training image, and that it has recorded some, if it should have.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub fn check(&self, method: NoisyLabelMethod, images: usize, records: bool) -> Result<()> {
+        let (each, few) = (self.each.len(), self.few.len());
+        let is_whole = method != NoisyLabelMethod::O2u || few == images || (few == 0 && !records);
+        ensure!(is_whole, "`few` of the checkpoint has {few} numbers: expected {images}");
+        ensure!(!records || each == images, "`each` of the checkpoint has {each} numbers: expected {images}");
+        Ok(())
     }
 
     /// Whether M-DYR-H corrects labels already. Its loss then has a term against equal labels for all images.
@@ -177,6 +189,19 @@ pub fn without_worst(indices: &[u32], losses: &[f32], share: f64) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recorded_losses_are_those_of_all_images() {
+        let state = |each, few| MethodState { each: vec![0.0; each], few: vec![0.0; few] };
+        let o2u = NoisyLabelMethod::O2u;
+        for (state, records) in [(state(0, 0), false), (state(4, 4), true), (state(4, 4), false)] {
+            state.check(o2u, 4, records).unwrap();
+        }
+        for (state, records) in [(state(0, 0), true), (state(4, 3), false), (state(0, 4), true), (state(4, 5), true)] {
+            assert!(state.check(o2u, 4, records).is_err(), "{state:?}");
+        }
+        state(0, 1).check(NoisyLabelMethod::MentorNet, 4, false).unwrap();
+    }
 
     #[test]
     fn gce_looks_after_whole_epochs() {

@@ -51,7 +51,7 @@ impl RecipePatch {
             steps recipe.steps <= (1 << 40), "at most 1099511627776";
             steps recipe.steps == 0 || self.epochs.is_none(), "0, or no `epochs` beside it";
             stretch positive(recipe.stretch) && recipe.stretch <= MOST as f64, "more than 0, at most 1000000";
-            patience recipe.patience == 0 || recipe.method.phases().len() == 1, "0 for a `method` of several trainings";
+            patience recipe.patience == 0 || recipe.method.phases().len() == 1, "0 for a `method` of several phases";
             images positive(recipe.images), "more than 0";
             keep_epochs recipe.keep_epochs.iter().all(|at| positive(*at)), "epochs, each more than 0";
             compare_orders !recipe.compare_orders || (recipe.rho > 0.0 && recipe.inner_steps == 1), "`false` without `rho`, or with several `inner-steps`";

@@ -59,7 +59,7 @@ impl FromStr for Scale {
     fn from_str(text: &str) -> Result<Self, Error> {
         let share = |text: &str| match text.parse::<f64>() {
             Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
-            _ => bail!("`{text}` is no share: expected more than 0 and at most 1"),
+            _ => bail!("`{text}` is not a share: expected more than 0 and at most 1"),
         };
         if !text.contains('=') {
             let share = share(text)?;

@@ -132,7 +132,7 @@ impl Table {
         for from in document.from.iter().rev() {
             let Some(changes) = bases.get(&from.value) else {
                 let known = bases.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                return Err(from.in_file(&file).error(format!("`{}` is no base: expected {known}", from.value)));
+                return Err(from.in_file(&file).error(format!("unknown base `{}`: expected {known}", from.value)));
             };
             base = base.or(changes);
         }

@@ -36,7 +36,7 @@ pub fn table(name: &str) -> Result<Table> {
     let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
     match tables.into_iter().find(|known| known.name == name) {
         Some(found) => Ok(found),
-        None => bail!("`{name}` is no table: expected one of {}, or a file of your own", names.join(", ")),
+        None => bail!("unknown table `{name}`: expected one of {}, or the path of a TOML file", names.join(", ")),
     }
 }
 

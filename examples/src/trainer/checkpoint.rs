@@ -108,7 +108,7 @@ impl Checkpoint {
         let label = HashMap::from([(PROGRESS.to_owned(), serde_json::to_string(&label)?)]);
         let mut bytes = safetensors::serialize(&self.tensors, Some(label))?;
         let digest = hex(&Sha256::digest(&bytes));
-        let at = find(&bytes, NO_DIGEST).context("the checkpoint has no place for its digest")?;
+        let at = find(&bytes, NO_DIGEST).context("the header of the checkpoint has no digest")?;
         bytes[at..at + digest.len()].copy_from_slice(digest.as_bytes());
         Ok(bytes)
     }
@@ -120,7 +120,7 @@ impl Checkpoint {
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
         Self::from_bytes(bytes).with_context(|| {
-            format!("{} is damaged: go on from another checkpoint, or begin again with --overwrite", path.display())
+            format!("{} is damaged: resume from another checkpoint, or start again with --overwrite", path.display())
         })
     }
 

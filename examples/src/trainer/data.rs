@@ -85,7 +85,11 @@ impl Data {
             data.train.len(),
             if is_text { "windows" } else { "images" }
         );
-        ensure!(!data.test.is_empty(), "`validation` is {}: no image would be left to test on", recipe.validation);
+        ensure!(
+            !data.test.is_empty(),
+            "`validation` is {}: no image would be left to test on; choose a larger share",
+            recipe.validation
+        );
         if recipe.noise > 0.0 {
             add_noise(data.train.labels_mut(), classes, recipe.noise, recipe.noise_kind, seed)?;
         }
@@ -165,7 +169,7 @@ impl Stored {
 /// recognized by its content.
 fn place(name: &str, folder: Option<&Path>) -> Result<PathBuf> {
     let folder =
-        folder.with_context(|| format!("the data set `{name}` is not compiled in: say where it is with --data"))?;
+        folder.with_context(|| format!("the data set `{name}` is not compiled in: name its folder with --data"))?;
     let inner = folder.join(name);
     // Where a download of this set is: several may be in one folder.
     let downloaded = Archive::from_str(name, false).ok().map(|archive| folder.join(archive.spec().folder));

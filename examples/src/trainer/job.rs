@@ -105,22 +105,22 @@ impl Job<'_> {
             && !(session.may_prolong && different.iter().all(is_length))
         {
             let advice = if different == ["data set"] {
-                "the images or labels have changed since: put them back, or begin again in another folder"
+                "the images or labels have changed since: put them back, or start again in another folder"
             } else {
-                "begin again with --overwrite, or choose another folder"
+                "start again with --overwrite, or choose another folder"
             };
             bail!("{} is a checkpoint of another training: {advice}; {difference}", path.display())
         }
         let phases = self.recipe.method.phases().len();
         ensure!(
             checkpoint.progress.phase < phases,
-            "{} is at training {}: expected one of the {phases} of the method",
+            "{} is in phase {}, from 0: expected one of the {phases} phases of the method",
             path.display(),
             checkpoint.progress.phase
         );
         ensure!(
             different.is_empty() || phases == 1,
-            "{} cannot be prolonged: a method with {phases} trainings begins again with --overwrite",
+            "{} cannot be prolonged, because its method has {phases} phases: start again with --overwrite",
             path.display()
         );
         Ok(Some((checkpoint, path)))

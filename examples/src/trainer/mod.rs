@@ -18,6 +18,7 @@ mod optimizer;
 mod orders;
 mod outcome;
 mod phase_end;
+mod phase_length;
 mod recipe_diff;
 mod run;
 mod run_dir;

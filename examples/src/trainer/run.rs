@@ -3,18 +3,18 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 
 use super::ema::Average;
 use super::fit::{Fit, Position, fit};
 use super::job::{Job, Next, Session, Status};
 use super::outcome::Outcome;
+use super::phase_length::PhaseLength;
 use super::setup::{build_sam, fresh_model, optimizer};
 use super::training::Training;
 use super::weights::put;
 use crate::data::{Background, Batch, ImageSet};
 use crate::noisy_labels::{Phase, Start};
-use crate::util::numbers::count;
 use crate::util::rng::phase_seed;
 
 impl Job<'_> {
@@ -52,26 +52,13 @@ impl Job<'_> {
 fn train_phase(training: &mut Training<'_>, tell: &mut impl FnMut(&Status) -> Result<Next>) -> Result<ControlFlow<()>> {
     let (recipe, phase) = (training.job.recipe, training.phase());
     let images = training.images(phase.images)?;
-    let batch = recipe.batch.min(images.len());
-    let per_epoch = images.steps(batch);
-    let whole = if recipe.steps > 0 { recipe.steps as f64 } else { recipe.epochs * per_epoch as f64 };
-    let steps = count(whole * recipe.stretch * phase.epochs).max(1);
-    let epochs = steps.div_ceil(per_epoch);
-    ensure!(
-        training.progress.step <= steps,
-        "the checkpoint has done {} steps: expected at most the {steps} of the training",
-        training.progress.step
-    );
-    if let Some(at) =
-        recipe.keep_epochs.iter().find(|at| training.is_last_phase() && **at * per_epoch as f64 > 0.5 + steps as f64)
-    {
-        bail!("`keep-epochs` names epoch {at}: expected at most {epochs}, since the training ends then")
-    }
+    let length = PhaseLength::of(recipe, &phase, &images);
+    length.check(recipe, &training.progress, training.is_last_phase())?;
     if training.progress.step == 0 {
         start_phase(training, &phase)?;
     }
     let (resumed_at, since) = (training.progress.step, Instant::now());
-    let mut run = PhaseRun { training, tell, phase, images, batch, per_epoch, steps, epochs, resumed_at, since };
+    let mut run = PhaseRun { training, tell, phase, images, length, resumed_at, since };
     // What the session before has not written or tested.
     if run.keep_epoch()?.is_break() || (run.training.progress.untested && run.test()?.is_break()) {
         return Ok(ControlFlow::Break(()));
@@ -101,14 +88,7 @@ struct PhaseRun<'r, 'a, F> {
     tell: &'r mut F,
     phase: Phase,
     images: ImageSet,
-    /// Images of a step.
-    batch: usize,
-    /// Steps of an epoch.
-    per_epoch: usize,
-    /// Steps of the phase.
-    steps: usize,
-    /// Epochs of the phase; the last one may be incomplete.
-    epochs: usize,
+    length: PhaseLength,
     /// The first step of this session, and when it started.
     resumed_at: usize,
     since: Instant,
@@ -116,12 +96,12 @@ struct PhaseRun<'r, 'a, F> {
 
 impl<F> PhaseRun<'_, '_, F> {
     fn test(&mut self) -> Result<ControlFlow<()>> {
-        let (per_epoch, epochs, steps) = (self.per_epoch, self.epochs, self.steps);
+        let PhaseLength { per_epoch, epochs, steps, .. } = self.length;
         self.unless_stopped(|training| training.end_epoch(per_epoch, epochs, steps))
     }
 
     fn keep_epoch(&mut self) -> Result<ControlFlow<()>> {
-        let per_epoch = self.per_epoch;
+        let per_epoch = self.length.per_epoch;
         self.unless_stopped(|training| training.keep_epoch(per_epoch))
     }
 
@@ -137,13 +117,13 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
 
     fn position(&self) -> Option<Position> {
         let step = self.training.progress.step;
-        let ends = step >= self.steps || self.training.progress.stopped_early;
-        (!ends).then(|| Position { epoch: step / self.per_epoch, done: step % self.per_epoch })
+        let ends = step >= self.length.steps || self.training.progress.stopped_early;
+        (!ends).then(|| Position { epoch: step / self.length.per_epoch, done: step % self.length.per_epoch })
     }
 
     fn begin_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {
         (self.training.progress.loss, self.training.progress.sharpness) = Default::default();
-        let (method, record, epochs) = (self.training.job.recipe.method, self.phase.record, self.epochs);
+        let (method, record, epochs) = (self.training.job.recipe.method, self.phase.record, self.length.epochs);
         let images = self.images.clone();
         self.unless_stopped(|Training { labels, model, .. }| {
             labels.state.look(method, model, &images, record, epoch, epochs)
@@ -153,13 +133,13 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
     fn batches(&self, at: Position) -> Background {
         let Training { job, progress, .. } = &*self.training;
         let seed = phase_seed(job.seed, progress.phase);
-        self.images.shuffled(self.batch, job.recipe.augment(), seed, at.epoch).after(at.done).in_background()
+        self.images.shuffled(self.length.batch, job.recipe.augment(), seed, at.epoch).after(at.done).in_background()
     }
 
     fn step(&mut self, _: Position, batch: Batch) -> Result<ControlFlow<()>> {
-        self.training.step(&self.phase, &batch, self.steps, self.per_epoch)?;
+        self.training.step(&self.phase, &batch, self.length.steps, self.length.per_epoch)?;
         let step = self.training.progress.step;
-        self.training.progress.untested = step == self.steps || step.is_multiple_of(self.per_epoch);
+        self.training.progress.untested = step == self.length.steps || step.is_multiple_of(self.length.per_epoch);
         self.keep_epoch()
     }
 
@@ -170,10 +150,10 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
 
     fn after_step(&mut self) -> Result<ControlFlow<()>> {
         let training = &mut *self.training;
-        let trained = (training.progress.step - self.resumed_at) * self.batch;
+        let trained = (training.progress.step - self.resumed_at) * self.length.batch;
         let next = (self.tell)(&Status {
             phase: (training.progress.phase, training.phases.len()),
-            step: (training.progress.step, self.steps),
+            step: (training.progress.step, self.length.steps),
             loss: training.loss,
             throughput: trained as f64 / self.since.elapsed().as_secs_f64(),
             test_error: training.progress.test_error.map(f64::from),

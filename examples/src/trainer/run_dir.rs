@@ -113,7 +113,11 @@ pub fn has_results(folder: &Path) -> Result<bool> {
 fn check(folder: &Path, begin: Begin) -> Result<bool> {
     let cannot = || format!("cannot train in {}", folder.display());
     let is_training = is_training(folder).with_context(cannot)?;
-    ensure!(!folder.join("lock").exists(), "{} is a run of `paper`: choose another folder", folder.display());
+    ensure!(
+        !folder.join("lock").exists(),
+        "{} is the folder of a run of `paper`: choose another folder",
+        folder.display()
+    );
     let files = files(folder).with_context(cannot)?;
     let first = |is: &dyn Fn(&str) -> bool| files.iter().map(|(name, _)| name.as_str()).find(|name| is(name));
     if !is_training {
@@ -127,14 +131,17 @@ fn check(folder: &Path, begin: Begin) -> Result<bool> {
     let is_in_the_way = |name: &str| if begin == Begin::Resume { ENDED.contains(&name) } else { is_result(name) };
     match (begin, first(&is_in_the_way)) {
         (Begin::New, Some(_)) if has_checkpoint => bail!(
-            "there is a checkpoint in {}: say --resume to go on from it, --overwrite to begin anew, or choose another --out",
+            "there is a checkpoint in {}: say --resume to continue it, --overwrite to start again, or choose another --out",
             folder.display()
         ),
         (Begin::New, Some(name)) => {
-            bail!("{} holds {name} of another training: say --overwrite, or choose another --out", folder.display())
+            bail!(
+                "{} holds {name} of another training: replace it with --overwrite, or choose another --out",
+                folder.display()
+            )
         }
         (Begin::Resume, Some(name)) if !has_checkpoint => bail!(
-            "{} holds {name}, but no checkpoint to go on from: say --overwrite to begin anew, or choose another --out",
+            "{} holds {name}, but no checkpoint to resume from: start again with --overwrite, or choose another --out",
             folder.display()
         ),
         _ => Ok(true),
@@ -152,7 +159,7 @@ fn is_training(folder: &Path) -> Result<bool> {
     // Empty: its writer was killed at once.
     ensure!(
         found.is_empty() || found == MARK.as_bytes(),
-        "{} is not of this program: choose another --out",
+        "{} was not written by this program: choose another --out",
         path.display()
     );
     Ok(!found.is_empty())

@@ -1,9 +1,9 @@
 //! The state of a training: how it starts, resumes and is saved.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use candle_core::{Device, Tensor};
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
@@ -14,6 +14,7 @@ use super::job::{Job, Session};
 use super::label_state::LabelState;
 use super::optimizer::Optimizer;
 use super::outcome::Diverged;
+use super::phase_length::{PhaseLength, phase_images};
 use super::recipe_diff::difference;
 use super::setup::{build_sam, fresh_model, last_fresh, optimizer};
 use super::weights::put;
@@ -83,11 +84,14 @@ impl<'a> Training<'a> {
         if let Some(checkpoint) = &mut checkpoint {
             let mut restore = || -> Result<()> {
                 labels = LabelState::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
-                put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
+                let phase = &phases[progress.phase];
+                labels.state.check(recipe.method, train.labels().len(), phase.record && progress.step > 0)?;
                 kept = checkpoint.take("kept/");
-                if phases[progress.phase].start == Start::Kept && progress.step == 0 {
-                    ensure!(!kept.is_empty(), "the checkpoint has no kept weights");
+                if !kept.is_empty() || (phase.start == Start::Kept && progress.step == 0) {
+                    // A later phase starts from them.
+                    put(&kept, model.vars(), |_| true).context("the weights that an earlier phase has kept")?;
                 }
+                put(&checkpoint.take("weight/"), model.vars(), |_| true)?;
                 let vars = model.vars();
                 optimizer.load_bytes(vars, &state(checkpoint, optimizer.name())?)?;
                 // A phase with new weights keeps nothing of the one before, at whose end this checkpoint was written.
@@ -101,8 +105,12 @@ impl<'a> Training<'a> {
                 Ok(())
             };
             let path = path.as_deref().unwrap_or(job.folder);
-            restore().with_context(|| format!("cannot go on from {}", path.display()))?;
+            restore().with_context(|| format!("cannot resume from {}", path.display()))?;
         }
+        let phase = &phases[progress.phase];
+        let images = phase_images(job, &labels, phase.images, &session.stop)?;
+        let is_last = progress.phase + 1 == phases.len();
+        PhaseLength::of(recipe, phase, &images).check(recipe, &progress, is_last)?;
         // Nothing is written before the whole checkpoint has been checked. A log of another folder stays there.
         let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
         let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
@@ -200,20 +208,7 @@ impl<'a> Training<'a> {
 
     /// The images and labels of a phase.
     pub(super) fn images(&self, subset: TrainSubset) -> Result<ImageSet> {
-        let mut all = self.job.data.train.interrupted_by(&self.stop);
-        all.labels_mut().copy_from_slice(&self.labels.labels);
-        let images = match subset {
-            TrainSubset::Kept => all.part(self.labels.kept.clone()),
-            TrainSubset::Selected => all.part(self.labels.selected.clone()),
-            TrainSubset::SelectedAndFold(fold) => {
-                let selected: HashSet<_> = self.labels.selected.iter().collect();
-                let indices = all.indices().iter().copied();
-                let is_candidate = |image: u32| fold.has(self.job.seed, image) && !self.labels.state.leaves_out(image);
-                all.part(indices.filter(|image| is_candidate(*image) || selected.contains(image)).collect())
-            }
-        };
-        ensure!(!images.is_empty(), "no image is left to train on");
-        Ok(images)
+        phase_images(self.job, &self.labels, subset, &self.stop)
     }
 }
 

@@ -107,8 +107,7 @@ impl WeightsInfo {
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let about = header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT));
-        let about =
-            about.context("it does not say which network it is of: expected a file that `train` has written")?;
+        let about = about.context("it does not name its network: expected a weights file that `train` has written")?;
         let about: Self = serde_json::from_str(about)?;
         let [channels, height, width] = about.shape;
         let Self { classes, scale: MeanStd { mean, std }, .. } = &about;
@@ -116,9 +115,12 @@ impl WeightsInfo {
             matches!(channels, 1 | 3) && (1..=4096).contains(&height) && (1..=4096).contains(&width),
             "its images are {channels} x {height} x {width}: expected 1 or 3 channels of 1 to 4096 pixels a side"
         );
-        ensure!(!classes.is_empty(), "it names no classes");
+        ensure!(!classes.is_empty(), "it names no classes: expected at least one");
         let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
-        ensure!(is_scale, "it does not say how images of {channels} channels are normalized");
+        ensure!(
+            is_scale,
+            "it has no mean and standard deviation for images of {channels} channels: expected a weights file that `train` has written"
+        );
         Ok(about)
     }
 }
@@ -141,7 +143,9 @@ fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
 pub(super) fn put(weights: &BTreeMap<String, Tensor>, vars: &VarMap, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let mut values = Vec::new();
     for (name, var) in named(vars).into_iter().filter(|(name, _)| wanted(name)) {
-        let weight = weights.get(&name).with_context(|| format!("it has no weight `{name}`"))?;
+        let weight = weights
+            .get(&name)
+            .with_context(|| format!("it has no weight `{name}`: expected the weights of the same network"))?;
         ensure!(
             weight.dims() == var.dims(),
             "its weight `{name}` has shape {:?}: expected {:?}",

@@ -56,7 +56,7 @@ impl Stop {
                 // The last, so that the first signal sets the flag and does not yet see it.
                 flag::register(signal, Arc::clone(&stop.told))
             };
-            register().context("cannot listen to signals")?;
+            register().context("cannot install the signal handlers")?;
         }
         Ok(stop)
     }

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use crate::core::error::Error;
 use crate::core::pass::Pass;
 use crate::sam::Sam;
-use crate::step::shards::{SplitBatch, rows_of};
-use crate::step::shares::{Part, Shares, Weights, same_rows};
+use crate::step::shards::SplitBatch;
+use crate::step::shares::{Division, Part, Shares, Weights};
 
 /// Examples chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
 ///
@@ -40,8 +40,7 @@ pub struct BatchSelection<'a> {
     rule: Rule,
     /// Examples in a part, or to choose.
     size: usize,
-    rows: Option<usize>,
-    shares: Shares,
+    division: Division,
     current: RefCell<Rows>,
 }
 
@@ -92,7 +91,7 @@ impl<'a> BatchSelection<'a> {
             };
             Err(Error::Setting { what, value: 0.0, expected })?;
         }
-        Ok(Self { sam, rule, size, rows: None, shares: Shares::default(), current: RefCell::new(Rows::All) })
+        Ok(Self { sam, rule, size, division: Division::default(), current: RefCell::new(Rows::All) })
     }
 
     /// Names an argument that has a row for each example.
@@ -100,7 +99,7 @@ impl<'a> BatchSelection<'a> {
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
     pub fn split(mut self, argument: &impl SplitBatch) -> candle_core::Result<Self> {
-        self.rows = Some(rows_of(self.rows, argument)?);
+        self.division.add_rows(argument.rows()?)?;
         Ok(self)
     }
 
@@ -122,7 +121,7 @@ impl<'a> BatchSelection<'a> {
     /// # }
     /// ```
     pub fn sum(mut self) -> Self {
-        self.shares = Shares::Sum;
+        self.division.shares = Shares::Sum;
         self
     }
 
@@ -133,8 +132,7 @@ impl<'a> BatchSelection<'a> {
     /// # Errors
     /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.
     pub fn weights<W: Weights + ?Sized>(mut self, weights: &W) -> candle_core::Result<Self> {
-        self.shares = Shares::weighted(weights)?;
-        self.rows = self.shares.rows().map(|found| same_rows(self.rows, found)).transpose()?;
+        self.division.set_weights(weights)?;
         Ok(self)
     }
 
@@ -154,8 +152,9 @@ impl<'a> BatchSelection<'a> {
     pub(super) fn begin(&self) -> Result<&Sam, Error> {
         self.current.replace(Rows::All);
         self.sam.validate()?;
-        if self.rule.is_per_example() && !matches!(self.shares, Shares::Examples) {
-            let what = if matches!(self.shares, Shares::Sum) { "sum" } else { "weights" };
+        let shares = &self.division.shares;
+        if self.rule.is_per_example() && !matches!(shares, Shares::Examples) {
+            let what = if matches!(shares, Shares::Sum) { "sum" } else { "weights" };
             let why = "it says how the losses of micro-batches are added up: `hardest` and `sharpest` have a loss for each example";
             return Err(Error::Settings { what, why });
         }
@@ -172,14 +171,14 @@ impl<'a> BatchSelection<'a> {
 
     /// What a pass goes over, before any are chosen.
     pub(crate) fn portions(&self) -> Vec<Portion> {
-        let rows = self.rows.unwrap_or(1);
         if self.rule.is_per_example() {
             return vec![Portion::ALL];
         }
-        let parts = self.shares.cut(rows, self.size);
+        let parts = self.division.parts(Some(self.size));
         if parts.len() == 1 {
             return vec![Portion::ALL];
         }
+        let rows: usize = parts.iter().map(|part| part.len).sum();
         let share = |len: usize| len as f64 / rows as f64;
         let portion = |part: Part| Portion {
             share: share(part.len),
@@ -204,7 +203,7 @@ impl<'a> BatchSelection<'a> {
     /// One loss for each example, on the host.
     pub(crate) fn losses(&self, losses: &Tensor, pass: Pass) -> candle_core::Result<Vec<f64>> {
         let rows = match &*self.current.borrow() {
-            Rows::All => self.rows,
+            Rows::All => self.division.rows,
             Rows::Range(_, len) => Some(*len),
             Rows::Chosen(rows) => Some(rows.len()),
         };

@@ -12,7 +12,7 @@ use crate::core::var_list::Gradient;
 use crate::kernels::weighted_mean::WeightedMean;
 use crate::sam::Sam;
 use crate::step::output::LossOutput;
-use crate::step::shares::{Part, Shares, Weights, same_rows};
+use crate::step::shares::{Division, Part, Shares, Weights};
 
 /// The shards of one batch, and the results of those that are done. Made by [`Sam::shards`].
 ///
@@ -48,8 +48,7 @@ use crate::step::shares::{Part, Shares, Weights, same_rows};
 pub struct Shards<O> {
     /// Examples in a shard; none where the batch stays whole, because there is no perturbation.
     m: Option<usize>,
-    rows: Option<usize>,
-    shares: Shares,
+    division: Division,
     /// The shards to come, once the first was asked for.
     next: Option<IntoIter<Part>>,
     current: Shard,
@@ -90,11 +89,6 @@ pub trait SplitBatch: Sized {
     /// # Errors
     /// If there are not as many.
     fn select_rows(&self, rows: &[usize]) -> candle_core::Result<Self>;
-}
-
-/// The number of rows of an argument, which is that of the arguments before.
-pub(crate) fn rows_of(known: Option<usize>, argument: &impl SplitBatch) -> candle_core::Result<usize> {
-    same_rows(known, argument.rows()?)
 }
 
 impl SplitBatch for Tensor {
@@ -143,11 +137,9 @@ impl<O> Shards<O> {
             Err(Error::ShardedMemory)?;
         }
         let current = Shard { part: Part { start: 0, len: 0, weight: 1.0 }, whole: true };
-        let (m, shares) = (sam.perturbs().then_some(m), Shares::default());
         Ok(Self {
-            m,
-            rows: None,
-            shares,
+            m: sam.perturbs().then_some(m),
+            division: Division::default(),
             next: None,
             current,
             values: Vec::new(),
@@ -161,7 +153,7 @@ impl<O> Shards<O> {
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
     pub fn split(mut self, argument: &impl SplitBatch) -> candle_core::Result<Self> {
-        self.rows = Some(rows_of(self.rows, argument)?);
+        self.division.add_rows(argument.rows()?)?;
         Ok(self)
     }
 
@@ -187,7 +179,7 @@ impl<O> Shards<O> {
     /// # }
     /// ```
     pub fn sum(mut self) -> Self {
-        self.shares = Shares::Sum;
+        self.division.shares = Shares::Sum;
         self
     }
 
@@ -198,17 +190,15 @@ impl<O> Shards<O> {
     /// # Errors
     /// If there is not one weight for each row of the arguments, one is negative or not finite, or all are 0.
     pub fn weights<W: Weights + ?Sized>(mut self, weights: &W) -> candle_core::Result<Self> {
-        self.shares = Shares::weighted(weights)?;
-        self.rows = self.shares.rows().map(|found| same_rows(self.rows, found)).transpose()?;
+        self.division.set_weights(weights)?;
         Ok(self)
     }
 
     /// The next shard, until all examples had their turn.
     pub fn next_shard(&mut self) -> Option<Shard> {
-        let rows = self.rows.unwrap_or(1);
-        let parts = || self.shares.cut(rows, self.m.unwrap_or(rows)).into_iter();
+        let parts = || self.division.parts(self.m).into_iter();
         let part = self.next.get_or_insert_with(parts).next()?;
-        self.current = Shard { part, whole: part.len == rows };
+        self.current = Shard { part, whole: part.len == self.division.rows.unwrap_or(1) };
         Some(self.current)
     }
 

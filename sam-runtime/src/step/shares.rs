@@ -106,6 +106,38 @@ pub(crate) enum Shares {
     Weights(Vec<f64>),
 }
 
+/// The examples of a batch that is cut into parts, and how these count.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Division {
+    /// The number of examples, once an argument or weights were named.
+    pub(crate) rows: Option<usize>,
+    pub(crate) shares: Shares,
+}
+
+impl Division {
+    /// Names an argument with so many rows.
+    pub(crate) fn add_rows(&mut self, found: usize) -> Result<()> {
+        if found == 0 || self.rows.is_some_and(|known| known != found) {
+            Err(Error::Rows(self.rows.unwrap_or(found), found))?;
+        }
+        self.rows = Some(found);
+        Ok(())
+    }
+
+    pub(crate) fn set_weights(&mut self, weights: &(impl Weights + ?Sized)) -> Result<()> {
+        let weights = relative(weights)?;
+        self.add_rows(weights.len())?;
+        self.shares = Shares::Weights(weights);
+        Ok(())
+    }
+
+    /// The parts of a batch, of `size` examples each; one part without a size.
+    pub(crate) fn parts(&self, size: Option<usize>) -> Vec<Part> {
+        let rows = self.rows.unwrap_or(1);
+        self.shares.cut(rows, size.unwrap_or(rows))
+    }
+}
+
 /// Consecutive examples of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Part {
@@ -116,28 +148,9 @@ pub(crate) struct Part {
 }
 
 impl Shares {
-    pub(crate) fn weighted(weights: &(impl Weights + ?Sized)) -> Result<Self> {
-        let weights = weights.to_weights()?;
-        let expected = "finite numbers, 0 or more";
-        if let Some(&value) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
-            Err(Error::Setting { what: "weights", value, expected })?;
-        }
-        let largest = weights.iter().copied().fold(0.0, f64::max);
-        if largest == 0.0 {
-            Err(Error::Settings { what: "weights", why: "at least one of them has to be above 0" })?;
-        }
-        // The sum of relative weights does not overflow.
-        Ok(Self::Weights(weights.into_iter().map(|weight| weight / largest).collect()))
-    }
-
-    /// The number of examples, where it is known from this.
-    pub(crate) fn rows(&self) -> Option<usize> {
-        if let Self::Weights(weights) = self { Some(weights.len()) } else { None }
-    }
-
     /// Parts of `size` examples, the last one of what remains. Two remainders join a neighbor instead: a single example,
     /// which a batch normalization cannot normalize, and examples without weight, whose mean loss would be 0 / 0.
-    pub(crate) fn cut(&self, rows: usize, size: usize) -> Vec<Part> {
+    fn cut(&self, rows: usize, size: usize) -> Vec<Part> {
         let mut ranges: Vec<(usize, usize)> = Vec::with_capacity(rows.div_ceil(size));
         for start in (0..rows).step_by(size) {
             let len = size.min(rows - start);
@@ -171,12 +184,18 @@ impl Shares {
     }
 }
 
-/// A number of examples, which is the one that is known.
-pub(crate) fn same_rows(known: Option<usize>, found: usize) -> Result<usize> {
-    if found == 0 || known.is_some_and(|known| known != found) {
-        Err(Error::Rows(known.unwrap_or(found), found))?;
+/// Weights relative to the largest of them, whose sum does not overflow.
+fn relative(weights: &(impl Weights + ?Sized)) -> Result<Vec<f64>> {
+    let weights = weights.to_weights()?;
+    let expected = "finite numbers, 0 or more";
+    if let Some(&value) = weights.iter().find(|weight| !(weight.is_finite() && **weight >= 0.0)) {
+        Err(Error::Setting { what: "weights", value, expected })?;
     }
-    Ok(found)
+    let largest = weights.iter().copied().fold(0.0, f64::max);
+    if largest == 0.0 {
+        Err(Error::Settings { what: "weights", why: "at least one of them has to be above 0" })?;
+    }
+    Ok(weights.into_iter().map(|weight| weight / largest).collect())
 }
 
 #[cfg(test)]
@@ -199,14 +218,27 @@ mod tests {
 
     #[test]
     fn weights() {
-        let weights = Shares::weighted(&[3usize, 1, 0, 0, 4, 0]).unwrap();
+        let weights = Shares::Weights(relative(&[3usize, 1, 0, 0, 4, 0]).unwrap());
         assert_eq!(cut(&weights, 6, 2), [(0, 4, 0.5), (4, 2, 0.5)]);
-        let late = Shares::weighted(&vec![0f64, 0., 0., 0., 1., 3.]).unwrap();
+        let late = Shares::Weights(relative(&vec![0f64, 0., 0., 0., 1., 3.]).unwrap());
         assert_eq!(cut(&late, 6, 2), [(0, 6, 1.)]);
-        let large = Shares::weighted(&[f64::MAX; 4]).unwrap();
+        let large = Shares::Weights(relative(&[f64::MAX; 4]).unwrap());
         assert_eq!(cut(&large, 4, 2), [(0, 2, 0.5), (2, 2, 0.5)]);
         for bad in [vec![1., f64::NAN], vec![-1., 2.], vec![f64::INFINITY], vec![0., 0.], vec![]] {
-            assert!(Shares::weighted(&bad).is_err(), "{bad:?}");
+            assert!(relative(&bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn all_arguments_have_as_many_rows() {
+        let mut division = Division::default();
+        assert_eq!(division.parts(Some(4)).len(), 1);
+        division.add_rows(6).unwrap();
+        division.add_rows(6).unwrap();
+        assert!(division.add_rows(5).is_err() && division.set_weights(&[1f64; 5]).is_err());
+        assert!(matches!((division.rows, &division.shares), (Some(6), Shares::Examples)));
+        division.set_weights(&[1f64; 6]).unwrap();
+        assert_eq!((division.parts(Some(2)).len(), division.parts(None).len()), (3, 1));
+        assert!(Division::default().add_rows(0).is_err());
     }
 }

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::report::{curve, seeds};
 use super::run::{Epoch, TrainMode};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, legend, png};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, legend, png, style};
 use crate::metrics::Mean;
 
 /// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors dashed,
@@ -36,18 +36,14 @@ fn chart(area: &Area<'_>, log: &[Epoch], modes: &[TrainMode], title: &str, is_no
         .x_label_area_size(112)
         .y_label_area_size(144)
         .build_cartesian_2d(0.98..(epochs.max(2) as f64), (-0.03 * top)..top)?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
+    let mut mesh = chart.configure_mesh();
+    style(&mut mesh, 36);
+    mesh.disable_x_mesh()
         .x_desc("epoch")
         .y_desc("error, %")
         .x_labels(epochs.clamp(2, 12))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .label_style(("sans-serif", 36).into_font().color(&INK))
         .draw()?;
     let at_epoch = |i: usize| (i + 1) as f64;
     let dash = |from: i32, to: i32, style: ShapeStyle| PathElement::new([(from, 0), (to, 0)], style);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use super::numbers::{Numbers, Row};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
 
@@ -22,17 +22,23 @@ pub(super) fn draw(path: &Path, table: &Table, rows: &[Row], foot: &[String]) ->
     let curves = Curves::of(&shown);
     let height = if curves.is_some() { 800 } else { 190 + 30 * shown.len() as u32 };
     png(path, (1200, height), |area| {
-        let mut line = area.dim_in_pixel().1.cast_signed() - 52;
-        for text in foot.iter().rev().filter(|text| !text.is_empty()) {
-            let font = ("sans-serif", 30).into_font().color(&INK);
-            area.draw(&Text::new(text.clone(), (40, line), font))?;
-            line -= 40;
-        }
+        write_foot(area, foot)?;
         match &curves {
             Some(curves) => curves.draw(area, range, &table.title, measure),
             None => dots(area, &shown, range, &table.title, measure),
         }
     })
+}
+
+/// Lines of text at the bottom of a picture.
+pub(super) fn write_foot(area: &Area<'_>, foot: &[String]) -> DrawResult {
+    let mut line = area.dim_in_pixel().1.cast_signed() - 52;
+    for text in foot.iter().rev().filter(|text| !text.is_empty()) {
+        let font = ("sans-serif", 30).into_font().color(&INK);
+        area.draw(&Text::new(text.clone(), (40, line), font))?;
+        line -= 40;
+    }
+    Ok(())
 }
 
 /// From the lowest number to the highest, intervals and some room included.
@@ -102,17 +108,13 @@ impl<'a> Curves<'a> {
             let radius = is_one.then(|| self.radii.get(count(*x))).flatten();
             radius.map_or_else(String::new, |radius| (*radius).to_owned())
         };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.5))
+        let mut mesh = chart.configure_mesh();
+        style(&mut mesh, 36);
+        mesh.disable_x_mesh()
             .x_desc("ρ")
             .y_desc(measure)
             .x_labels(self.radii.len() + 2)
             .x_label_formatter(&radius)
-            .label_style(("sans-serif", 36).into_font().color(&INK))
             .draw()?;
         for ((name, numbers), color) in self.curves.iter().zip(COLORS.iter().cycle()) {
             let paper: Vec<_> = numbers
@@ -167,15 +169,11 @@ fn dots(area: &Area<'_>, rows: &[&Row], (low, high): (f64, f64), title: &str, me
         let is_row = (y - at).abs() < 1e-6 && at >= 0.0;
         if is_row { rows.get(count(at)).map_or_else(String::new, |row| row.cell.clone()) } else { String::new() }
     };
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
-        .x_desc(format!("{measure}; ring: paper, dot: ours"))
+    let mut mesh = chart.configure_mesh();
+    style(&mut mesh, 30);
+    mesh.x_desc(format!("{measure}; ring: paper, dot: ours"))
         .y_labels(rows.len() + 2)
         .y_label_formatter(&name)
-        .label_style(("sans-serif", 30).into_font().color(&INK))
         .draw()?;
     for (i, row) in rows.iter().enumerate() {
         let y = i as f64;

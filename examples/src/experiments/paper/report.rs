@@ -1,4 +1,4 @@
-//! Tables that compare the paper's numbers with ours: Markdown, JSON and a chart.
+//! Tables that compare the paper's numbers with ours: Markdown, JSON and charts.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde_json::json;
 
-use super::chart;
 use super::numbers::{Numbers, Row};
 use super::runs::{Ended, Settings, Unusable};
+use super::{chart, curves};
 use crate::io::atomic::write_atomic;
 use crate::io::table::align;
 use crate::recipe::{Cell, Measure, Table};
@@ -57,7 +57,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     if !settings.scaled().is_empty() {
         let _ = writeln!(
             text,
-            "**Scaled: {}. These are not the paper's experiments; its numbers stand beside for their shape only.**\n",
+            "**Scaled: {}. These are not the paper's experiments; its numbers are shown to compare trends.**\n",
             settings.scaled()
         );
     }
@@ -94,7 +94,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
         "\n± is the 95 % interval of the mean over n seeds; an empty cell has not been run. Last epoch's model."
     );
     if rows.iter().any(|row| row.without.contains("diverged")) {
-        text += "\n`diverged`: a loss or gradient was not finite in a run, which the mean is without.\n";
+        text += "\n`diverged`: a loss or gradient was not finite in a run, and the mean is that of the others.\n";
     }
     if !table.note.is_empty() {
         let _ = writeln!(text, "\n{}", table.note);
@@ -102,7 +102,7 @@ fn markdown(table: &Table, settings: &Settings, rows: &[Row]) -> String {
     text
 }
 
-/// Writes the table as Markdown, JSON and PNG: the cells that `only` names, or all, and all other cells with results. A
+/// Writes the table as Markdown, JSON and PNG, and its curves, if it has any, as another PNG: the cells that `only` names, or all, and all other cells with results. A
 /// result that cannot be used is marked in its cell.
 ///
 /// # Errors
@@ -140,6 +140,8 @@ pub fn write(table: &Table, only: &[String], settings: &Settings) -> Result<Writ
     let on = if on.is_empty() { String::new() } else { format!("Trained on: {}", on.join("; ")) };
     let scaled = settings.scaled();
     let scaled = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}") };
-    chart::draw(&path("png"), table, &rows, &[on, scaled])?;
+    let foot = [on, scaled];
+    chart::draw(&path("png"), table, &rows, &foot)?;
+    curves::draw(&folder.join(format!("{}-curves.png", table.name)), table, settings, &foot)?;
     Ok(Written { text, unusable })
 }

@@ -116,7 +116,7 @@ pub enum Found {
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// It is of a run with the same name and another recipe.
-    #[error("{} is of another recipe: remove it, or choose another folder; {difference}", path.display())]
+    #[error("{} was produced by another recipe: remove it, or choose another folder; {difference}", path.display())]
     AnotherRecipe {
         /// The file.
         path: PathBuf,

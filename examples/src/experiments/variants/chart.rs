@@ -8,7 +8,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::list::Variant;
 use super::run::Run;
-use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, png};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, png, style};
 use crate::metrics::Mean;
 
 /// Draws the chart as a PNG.
@@ -41,15 +41,11 @@ fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> DrawResul
         .x_label_area_size(100)
         .y_label_area_size(620)
         .build_cartesian_2d(low..high, 0.0..step)?;
-    chart
-        .configure_mesh()
-        .disable_y_mesh()
+    let mut mesh = chart.configure_mesh();
+    style(&mut mesh, 32);
+    mesh.disable_y_mesh()
         .disable_y_axis()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(INK.mix(0.12))
-        .axis_style(INK.mix(0.5))
         .x_desc("test error after the last epoch, %; in brackets the passes of a step")
-        .label_style(("sans-serif", 32).into_font().color(&INK))
         .draw()?;
     let sam = lines.iter().find(|(name, ..)| *name == "SAM").map_or(low, |(_, mean, _)| mean.mean);
     chart.draw_series([PathElement::new([(sam, 0.0), (sam, step)], SAM.mix(0.4).stroke_width(3))])?;
