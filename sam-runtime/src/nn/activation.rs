@@ -28,7 +28,7 @@ use candle_nn::{Init, Module, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::elementwise::relu;
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::activation::{Function, Gate};
 use crate::kernels::cpu::activation::{activate, activate_back, gate, gate_back};
@@ -156,6 +156,10 @@ impl FusedOp for Function {
         "activation"
     }
 
+    fn saved(&self) -> Saved {
+        Saved::ARGS
+    }
+
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         activate(*self, &args[0])
     }
@@ -184,6 +188,10 @@ struct GateOp {
 impl FusedOp for GateOp {
     fn name(&self) -> &'static str {
         "gate"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
@@ -361,6 +369,10 @@ impl Module for PReLU {
 impl FusedOp for Channels {
     fn name(&self) -> &'static str {
         "prelu"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

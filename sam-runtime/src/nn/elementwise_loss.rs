@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::elementwise_loss::{nll as mean_of_labels, nll_back};
 use crate::kernels::elementwise_loss::Loss;
@@ -88,6 +88,10 @@ impl FusedOp for Loss {
         "loss"
     }
 
+    fn saved(&self) -> Saved {
+        Saved::ARGS
+    }
+
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         self.mean(&args[0], &args[1])
     }
@@ -140,6 +144,10 @@ struct Nll {
 impl FusedOp for Nll {
     fn name(&self) -> &'static str {
         "nll"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

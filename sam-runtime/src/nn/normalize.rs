@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::group_norm::{self, GroupNorm};
 use crate::kernels::cpu::layer_norm::{self, Moments, RowNorm};
@@ -151,6 +151,10 @@ impl FusedOp for NormalizeRows {
         if self.norm.centered { "layer-norm" } else { "rms-norm" }
     }
 
+    fn saved(&self) -> Saved {
+        Saved::ARGS
+    }
+
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
         let (y, moments) = layer_norm::forward(self.norm, &args[0], &args[1], args.get(2))?;
         self.statistics.on_cpu.get_or_init(|| moments);
@@ -182,6 +186,10 @@ struct NormalizeGroups {
 impl FusedOp for NormalizeGroups {
     fn name(&self) -> &'static str {
         "group-norm"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

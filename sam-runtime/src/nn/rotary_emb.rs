@@ -24,7 +24,7 @@ use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
 pub use candle_nn::rotary_emb::*;
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::rotary_emb::{rotate, rotate_back};
 #[cfg(feature = "cuda")]
@@ -116,6 +116,10 @@ fn by_candle(x: &Tensor, cos: &Tensor, sin: &Tensor, order: Order) -> Result<Ten
 impl FusedOp for Rotation {
     fn name(&self) -> &'static str {
         "rope"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

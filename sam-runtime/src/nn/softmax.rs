@@ -5,7 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::shape::Dim;
 use candle_core::{CpuStorage, D, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::softmax_dim;
 #[cfg(feature = "cuda")]
@@ -72,6 +72,10 @@ struct Softmax {
 impl FusedOp for Softmax {
     fn name(&self) -> &'static str {
         if self.log { "log-softmax" } else { "softmax" }
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::OUTPUT
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

@@ -7,7 +7,7 @@
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::upsample as cpu;
 #[cfg(feature = "cuda")]
@@ -166,6 +166,10 @@ impl Upsample {
 impl FusedOp for Upsample {
     fn name(&self) -> &'static str {
         "upsample"
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

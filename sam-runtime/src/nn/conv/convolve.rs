@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::conv::{self, Conv, Side};
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
@@ -142,6 +142,10 @@ impl Convolve {
 impl FusedOp for Convolve {
     fn name(&self) -> &'static str {
         if self.rank == 3 { "conv1d" } else { "conv2d" }
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {

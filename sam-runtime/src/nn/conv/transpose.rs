@@ -8,7 +8,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 
 use super::convolve::{NO_SIDE, Window, apply_to, shape};
-use crate::autograd::fused_op::FusedOp;
+use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::kernels::cpu::conv::{self, Conv, Side};
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
@@ -86,6 +86,10 @@ impl Transpose {
 impl FusedOp for Transpose {
     fn name(&self) -> &'static str {
         if self.rank == 3 { "conv-transpose1d" } else { "conv-transpose2d" }
+    }
+
+    fn saved(&self) -> Saved {
+        Saved::ARGS
     }
 
     fn forward(&self, args: &[Tensor]) -> Result<(CpuStorage, Shape)> {
