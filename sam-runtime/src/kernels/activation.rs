@@ -26,7 +26,7 @@ pub(crate) enum Function {
     },
 }
 
-/// The halves of the last dimension: `function` of one of them, times the other.
+/// The halves of the last dimension: `function`, which is `Silu` or `Sigmoid`, of one of them, times the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gate {
     pub(crate) function: Function,

@@ -11,7 +11,7 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
-use super::curves::{Curve, with_curve};
+use super::curves::{Curve, Sigmoid, Silu, with_curve};
 use super::float::{Float, for_float, like, output, view, zeros};
 use super::real::Real;
 use crate::kernels::activation::{Function, Gate};
@@ -51,14 +51,12 @@ pub(crate) fn gate(gate: Gate, x: &Tensor, shape: &[usize]) -> Result<(CpuStorag
     let elements = view(x);
     for_float!(x.dtype(), "gate", |T| {
         let x_all = elements.elements::<T>()?;
-        let mut y = zeros::<T>(x_all.len() / 2);
-        let rows = SHARE.div_ceil(gate.half.max(1)) * gate.half.max(1);
-        with_curve!(gate.function, |curve| {
-            y.par_chunks_mut(rows).zip(x_all.par_chunks(2 * rows)).for_each(|(to, x)| {
-                ARCH.dispatch(Gated { curve, gate, x, to });
-            });
-        });
-        Ok(output(y, shape))
+        let values = match gate.function {
+            Function::Sigmoid => gated(gate, Sigmoid, x_all),
+            Function::Silu => gated(gate, Silu, x_all),
+            other => candle_core::bail!("there is no gate with {other:?}"),
+        };
+        Ok(output(values, shape))
     })
 }
 
@@ -67,14 +65,29 @@ pub(crate) fn gate_back(gate: Gate, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (elements, gradient) = (view(x), view(dy));
     for_float!(x.dtype(), "gate", |T| {
         let (x_all, dy) = (elements.elements::<T>()?, gradient.elements::<T>()?);
-        let mut dx = zeros::<T>(x_all.len());
-        let rows = SHARE.div_ceil(gate.half.max(1)) * gate.half.max(1);
-        with_curve!(gate.function, |curve| {
-            let parts = dx.par_chunks_mut(2 * rows).zip(x_all.par_chunks(2 * rows)).zip(dy.par_chunks(rows));
-            parts.for_each(|((to, x), dy)| ARCH.dispatch(GatedSlopes { curve, gate, x, dy, to }));
-        });
-        like(dx, x)
+        let values = match gate.function {
+            Function::Sigmoid => gated_back(gate, Sigmoid, x_all, dy),
+            Function::Silu => gated_back(gate, Silu, x_all, dy),
+            other => candle_core::bail!("there is no gate with {other:?}"),
+        };
+        like(values, x)
     })
+}
+
+fn gated<T: Real>(gate: Gate, curve: impl Curve, x: &[T]) -> Vec<T> {
+    let mut y = zeros(x.len() / 2);
+    let size = gate.elements_at_a_time();
+    let parts = y.par_chunks_mut(size).zip(x.par_chunks(2 * size));
+    parts.for_each(|(to, x)| ARCH.dispatch(Gated { curve, gate, x, to }));
+    y
+}
+
+fn gated_back<T: Real>(gate: Gate, curve: impl Curve, x: &[T], dy: &[T]) -> Vec<T> {
+    let mut dx = zeros(x.len());
+    let size = gate.elements_at_a_time();
+    let parts = dx.par_chunks_mut(2 * size).zip(x.par_chunks(2 * size)).zip(dy.par_chunks(size));
+    parts.for_each(|((to, x), dy)| ARCH.dispatch(GatedSlopes { curve, gate, x, dy, to }));
+    dx
 }
 
 /// `n` elements, of which each is written once: memory that is cleared before costs as much as the function.
@@ -124,6 +137,11 @@ impl<T: Real, C: Curve> NullaryFnOnce for Slopes<'_, T, C> {
 }
 
 impl Gate {
+    /// Whole rows of the output.
+    fn elements_at_a_time(&self) -> usize {
+        SHARE.div_ceil(self.half.max(1)) * self.half.max(1)
+    }
+
     /// The half that the function is applied to, and the other.
     #[inline(always)]
     fn halves<'a, T>(&self, row: &'a [T]) -> (&'a [T], &'a [T]) {
@@ -144,7 +162,7 @@ impl<T: Real, C: Curve> NullaryFnOnce for Gated<'_, T, C> {
 
     #[inline(always)]
     fn call(self) {
-        let half = self.gate.half;
+        let half = self.gate.half.max(1);
         for (to, row) in self.to.chunks_exact_mut(half).zip(self.x.chunks_exact(2 * half)) {
             let (a, b) = self.gate.halves(row);
             to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = self.curve.value(*a) * *b);
@@ -165,7 +183,7 @@ impl<T: Real, C: Curve> NullaryFnOnce for GatedSlopes<'_, T, C> {
 
     #[inline(always)]
     fn call(self) {
-        let half = self.gate.half;
+        let half = self.gate.half.max(1);
         let rows = self.to.chunks_exact_mut(2 * half).zip(self.x.chunks_exact(2 * half));
         for ((to, row), dy) in rows.zip(self.dy.chunks_exact(half)) {
             let (a, b) = self.gate.halves(row);

@@ -361,11 +361,8 @@ mod tests {
                         assert!((y - gamma * x).abs() <= 1e-6 * x || y == x, "{function:?}: {y}");
                         assert!((slope - gamma).abs() < 1e-6, "{function:?}: {slope}");
                     } else if function != Function::Relu2 {
-                        assert_eq!(
-                            (y, slope),
-                            (if function == Function::Relu6 { 6.0 } else { 1.0 }, 0.0),
-                            "{function:?}"
-                        );
+                        assert_eq!(y, if function == Function::Relu6 { 6.0 } else { 1.0 }, "{function:?}");
+                        assert!(slope < 1e-100, "{function:?}: {slope}");
                     }
                 }
                 let [y, slope] = both(function, -large);

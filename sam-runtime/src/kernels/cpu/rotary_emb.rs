@@ -56,6 +56,9 @@ impl<T: Float> NullaryFnOnce for Rows<'_, T> {
     #[inline(always)]
     fn call(self) {
         let half = self.rotation.half;
+        if half == 0 {
+            return;
+        }
         let sign = T::narrow(if self.inverse { -1.0 } else { 1.0 });
         let turned = |a: T, b: T, cos: T, sin: T| [a * cos - b * (sign * sin), a * (sign * sin) + b * cos];
         let rows = self.to.chunks_exact_mut(2 * half).zip(self.x.chunks_exact(2 * half));

@@ -145,6 +145,13 @@ struct Elu {
   case ELU: { typedef Elu F; __VA_ARGS__; } break;                                                                     \
   }
 
+// The same for the functions of gates.
+#define WITH_GATE(function, ...)                                                                                       \
+  switch (function) {                                                                                                  \
+  case SILU: { typedef Silu F; __VA_ARGS__; } break;                                                                   \
+  case SIGMOID: { typedef Sigmoid F; __VA_ARGS__; } break;                                                             \
+  }
+
 template <typename T, typename F> struct Values {
   const T *x;
   T *y;
@@ -235,7 +242,7 @@ template <typename T, typename F> struct GatedSlopes {
 // y = f(one half) · the other half, of n outputs.
 extern "C" __global__ void __launch_bounds__(THREADS)
     gate(u32 type, u32 function, double a, double b, const void *x, void *y, u64 n, u64 half, u32 second) {
-  WITH_TYPE(type, WITH_FUNCTION(function, {
+  WITH_TYPE(type, WITH_GATE(function, {
     const Gated<T, F> gated = {static_cast<const T *>(x), static_cast<T *>(y), half, second, Wide<T>(a), Wide<T>(b)};
     for_each_element<1>(n, gated);
   }));
@@ -244,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     gate_backward(u32 type, u32 function, double a, double b, const void *x, const void *dy, void *dx, u64 n, u64 half,
                   u32 second) {
-  WITH_TYPE(type, WITH_FUNCTION(function, {
+  WITH_TYPE(type, WITH_GATE(function, {
     const GatedSlopes<T, F> slopes = {static_cast<const T *>(x), static_cast<const T *>(dy), static_cast<T *>(dx), half,
                                       second, Wide<T>(a), Wide<T>(b)};
     for_each_element<1>(n, slopes);

@@ -23,6 +23,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (token < n) order[before] = token | u64(equal) << 32;
 }
 
+// The sum of a column over the tokens at `order`.
+template <typename T> __device__ __forceinline__ double column_sum(const T *column, u32 columns, const u64 *order, u32 count) {
+  double sum = 0;
+#pragma unroll 4
+  for (u32 k = 0; k < count; k++) sum += Number<T>::widen(column[u64(u32(order[k])) * columns]);
+  return sum;
+}
+
 // `across` blocks for each place in the order: the first of an id adds up the rows of all its tokens. The table has been cleared.
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_backward(u32 type, const u64 *order, const long long *ids, u32 rows, u32 columns, u32 across, const void *dy,
@@ -33,10 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (place > 0 && u64(ids[u32(order[place - 1])]) == id) return;
   const u32 count = order[place] >> 32;
   WITH_TYPE(type, {
-    const T *from = static_cast<const T *>(dy) + column;
-    double sum = 0;
-#pragma unroll 4
-    for (u32 k = 0; k < count; k++) sum += Number<T>::widen(from[u64(u32(order[place + k])) * columns]);
+    const double sum = column_sum(static_cast<const T *>(dy) + column, columns, order + place, count);
     static_cast<T *>(table)[id * columns + column] = Number<T>::narrow(Wide<T>(sum));
   });
 }
