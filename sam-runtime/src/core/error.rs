@@ -74,7 +74,7 @@ pub enum Error {
         "the gradient of the {} is not finite in variable {}: the weights are unchanged; lower the learning rate or scale \
          the loss",
         in_words(*.pass),
-        which(.name.as_deref(), *.index, *.count, .shape, *.dtype)
+        describe_variable(.name.as_deref(), *.index, *.count, .shape, *.dtype)
     )]
     NonFiniteGradient {
         /// The pass that met it.
@@ -260,7 +260,7 @@ fn in_words(pass: Pass) -> &'static str {
 }
 
 /// A variable by its name; without one, by its place among those that the loss depends on.
-fn which(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
+fn describe_variable(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
     let kind = format!("{dtype:?} {:?}", shape.dims());
     match name {
         Some(name) => format!("`{name}` ({kind})"),

@@ -117,9 +117,9 @@ impl Claim {
     pub(crate) fn add<'a>(&mut self, vars: impl Iterator<Item = &'a Var>) -> Result<()> {
         let vars: Vec<_> = vars.map(|var| (var, storage_of(var))).collect();
         let mut list = list();
-        for (place, (var, storage)) in vars.iter().enumerate() {
+        for (index, (var, storage)) in vars.iter().enumerate() {
             if list.displaced.contains_key(storage) {
-                for (_, added) in &vars[..place] {
+                for (_, added) in &vars[..index] {
                     list.displaced.remove(added);
                 }
                 Err(Error::Displaced { variable: describe(var) })?;

@@ -96,7 +96,7 @@ impl fmt::Display for Pass {
 /// ```
 pub fn plain<R>(f: impl FnOnce() -> R) -> R {
     let outer = Context::current();
-    Context { place: Place::Plain, ..outer }.enter(f)
+    Context { mode: Mode::Plain, ..outer }.enter(f)
 }
 
 /// The pass that runs on a thread, to be carried to other threads that the loss function uses itself.
@@ -126,7 +126,7 @@ pub fn plain<R>(f: impl FnOnce() -> R) -> R {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Context {
-    place: Place,
+    mode: Mode,
     step: Option<Step>,
     run: Run,
     /// Of this call of a loss function, and of no other.
@@ -134,7 +134,7 @@ pub struct Context {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
+enum Mode {
     Outside,
     /// In [`plain`].
     Plain,
@@ -144,7 +144,7 @@ enum Place {
 
 thread_local! {
     static CURRENT: RefCell<Context> =
-        const { RefCell::new(Context { place: Place::Outside, step: None, run: Run::NONE, call: 0 }) };
+        const { RefCell::new(Context { mode: Mode::Outside, step: None, run: Run::NONE, call: 0 }) };
 }
 
 impl Context {
@@ -157,7 +157,7 @@ impl Context {
     /// Runs a loss function as a part of what is under way, or of [`plain`]. Also returns the number of the call.
     pub(crate) fn call<R>(f: impl FnOnce() -> R) -> (R, u64) {
         let call = next_number();
-        (Self { place: Place::Pass, call, ..Self::current() }.enter(f), call)
+        (Self { mode: Mode::Pass, call, ..Self::current() }.enter(f), call)
     }
 
     /// Which call of a loss function is under way on this thread.
@@ -218,17 +218,17 @@ impl Step {
 
     /// Whether a step that begins now is one of its own: neither a part of another loss nor inside [`plain`].
     pub(crate) fn is_outermost() -> bool {
-        match CURRENT.with_borrow(|context| context.place) {
-            Place::Outside => true,
-            Place::Plain => false,
-            Place::Pass => rayon::current_thread_index().is_some(),
+        match CURRENT.with_borrow(|context| context.mode) {
+            Mode::Outside => true,
+            Mode::Plain => false,
+            Mode::Pass => rayon::current_thread_index().is_some(),
         }
     }
 
     /// Runs one pass of the step, or a part of it.
     pub(crate) fn run<R>(&self, pass: Pass, part: usize, f: impl FnOnce(Pass) -> R) -> R {
         let run = Run { pass, part, number: next_number() };
-        Context { place: Place::Pass, step: Some(self.clone()), run, call: run.number }.enter(|| f(pass))
+        Context { mode: Mode::Pass, step: Some(self.clone()), run, call: run.number }.enter(|| f(pass))
     }
 
     /// Remembers the value of a variable that is about to be changed, so that it goes back if the step fails.
@@ -267,7 +267,7 @@ impl WeakStep {
 
 /// Whether this thread is certainly inside a loss function. On a thread of a rayon pool that is not certain.
 pub(crate) fn is_inside_a_pass() -> bool {
-    CURRENT.with_borrow(|context| context.place == Place::Pass) && rayon::current_thread_index().is_none()
+    CURRENT.with_borrow(|context| context.mode == Mode::Pass) && rayon::current_thread_index().is_none()
 }
 
 /// Values of variables from before a step. Dropped, it puts them back.
@@ -276,10 +276,10 @@ pub(crate) struct Before(HashMap<TensorId, (Var, Tensor)>);
 
 impl Before {
     fn keep(&mut self, var: &Tensor) -> Result<()> {
-        if let Entry::Vacant(place) = self.0.entry(var.id()) {
+        if let Entry::Vacant(entry) = self.0.entry(var.id()) {
             let var = Var::from_tensor(var)?;
             let value = var.as_detached_tensor().copy()?.detach();
-            place.insert((var, value));
+            entry.insert((var, value));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Random numbers that are functions of a seed and a place: the same for any device and any number of threads.
+//! Random numbers that are functions of a seed and an index: the same for any device and any number of threads.
 
 use std::f64::consts::TAU;
 
@@ -34,8 +34,8 @@ fn unit(key: u64) -> f64 {
 /// N(0, 1) for each element.
 pub(crate) fn gaussian(like: &Tensor, key: [u64; 3]) -> Result<Tensor> {
     let start = key_of(0, &key);
-    each(like, |place| {
-        let draw = |half| unit(key_of(start, &[place, half]));
+    each(like, |index| {
+        let draw = |half| unit(key_of(start, &[index, half]));
         // Box and Muller: 1 - u is never 0.
         (-2.0 * (1.0 - draw(0)).ln()).sqrt() * (TAU * draw(1)).cos()
     })
@@ -44,10 +44,10 @@ pub(crate) fn gaussian(like: &Tensor, key: [u64; 3]) -> Result<Tensor> {
 /// 1 / `keep` with this probability, 0 without.
 pub(crate) fn bernoulli(like: &Tensor, keep: f64, key: [u64; 3]) -> Result<Tensor> {
     let start = key_of(0, &key);
-    each(like, |place| if unit(key_of(start, &[place])) < keep { 1.0 / keep } else { 0.0 })
+    each(like, |index| if unit(key_of(start, &[index])) < keep { 1.0 / keep } else { 0.0 })
 }
 
 fn each(like: &Tensor, value: impl Fn(u64) -> f64 + Sync) -> Result<Tensor> {
-    let values: Vec<f64> = (0..like.elem_count()).into_par_iter().map(|place| value(place as u64)).collect();
+    let values: Vec<f64> = (0..like.elem_count()).into_par_iter().map(|index| value(index as u64)).collect();
     Tensor::from_vec(values, like.shape(), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
 }

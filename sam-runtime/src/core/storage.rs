@@ -126,7 +126,7 @@ impl InplaceOp1 for Outer<'_> {
 
 impl Outer<'_> {
     fn with(&self, buffer: Buffer<'_>, layout: &Layout) -> Result<()> {
-        whole(layout)?;
+        check_whole(layout)?;
         self.0.inplace_op1(&Inner(RefCell::new(buffer)))
     }
 }
@@ -146,7 +146,7 @@ impl InplaceOp1 for Inner<'_> {
     }
 
     fn cpu_fwd(&self, mine: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        whole(layout)?;
+        check_whole(layout)?;
         if let Buffer::Cpu(other) = &mut *self.0.borrow_mut() {
             mem::swap(*other, mine);
         }
@@ -154,7 +154,7 @@ impl InplaceOp1 for Inner<'_> {
     }
 
     fn cuda_fwd(&self, mine: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        whole(layout)?;
+        check_whole(layout)?;
         if let Buffer::Cuda(other) = &mut *self.0.borrow_mut() {
             mem::swap(*other, mine);
         }
@@ -162,7 +162,7 @@ impl InplaceOp1 for Inner<'_> {
     }
 
     fn metal_fwd(&self, mine: &mut MetalStorage, layout: &Layout) -> Result<()> {
-        whole(layout)?;
+        check_whole(layout)?;
         if let Buffer::Metal(other) = &mut *self.0.borrow_mut() {
             mem::swap(*other, mine);
         }
@@ -171,7 +171,7 @@ impl InplaceOp1 for Inner<'_> {
 }
 
 /// A view's elements are not the buffer's: only whole buffers change hands.
-fn whole(layout: &Layout) -> Result<()> {
+fn check_whole(layout: &Layout) -> Result<()> {
     if layout.contiguous_offsets().is_none_or(|(start, _)| start != 0) {
         candle_core::bail!("cannot exchange the buffer of a view ({layout:?})");
     }

@@ -12,27 +12,27 @@ pub(crate) type Gradient = Vec<(Var, Tensor)>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct VarTensors {
     pairs: Gradient,
-    places: HashMap<TensorId, usize>,
+    indices: HashMap<TensorId, usize>,
 }
 
 impl VarTensors {
     pub(crate) fn new(pairs: Gradient) -> Self {
-        let places = pairs.iter().enumerate().map(|(place, (var, _))| (var.id(), place)).collect();
-        Self { pairs, places }
+        let indices = pairs.iter().enumerate().map(|(index, (var, _))| (var.id(), index)).collect();
+        Self { pairs, indices }
     }
 
     pub(crate) fn get(&self, var: &Var) -> Option<&Tensor> {
-        self.places.get(&var.id()).map(|place| &self.pairs[*place].1)
+        self.indices.get(&var.id()).map(|index| &self.pairs[*index].1)
     }
 
     /// This, with other tensors for these variables.
     pub(crate) fn with(&self, newer: Gradient) -> Self {
         let mut all = self.clone();
         for (var, value) in newer {
-            if let Some(place) = all.places.get(&var.id()) {
-                all.pairs[*place].1 = value;
+            if let Some(index) = all.indices.get(&var.id()) {
+                all.pairs[*index].1 = value;
             } else {
-                all.places.insert(var.id(), all.pairs.len());
+                all.indices.insert(var.id(), all.pairs.len());
                 all.pairs.push((var, value));
             }
         }

@@ -55,8 +55,8 @@ impl Sam {
     /// # Errors
     /// If a step of it is under way, or a variable has no name.
     pub fn to_bytes(&self, names: &VarMap) -> Result<Vec<u8>> {
-        self.between_steps()?;
-        let mut state = self.state();
+        self.memory.between_steps()?;
+        let mut state = self.memory.state();
         state.remainder = state.factor.applied(&state.remainder)?;
         to_bytes(&state, self, names)
     }
@@ -68,7 +68,7 @@ impl Sam {
     /// If a step of it is under way, the file cannot be read or holds something else, if it is the state of another variant,
     /// of another seed or of other variables, or has numbers that cannot be right, such as NaN.
     pub fn load(&self, names: &VarMap, path: impl AsRef<Path>) -> Result<()> {
-        self.between_steps()?;
+        self.memory.between_steps()?;
         state_file::read(path.as_ref(), |bytes| self.load_bytes(names, bytes))
     }
 
@@ -77,9 +77,9 @@ impl Sam {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_bytes(&self, names: &VarMap, bytes: &[u8]) -> Result<()> {
-        self.between_steps()?;
+        self.memory.between_steps()?;
         let state = from_bytes(self, names, bytes)?;
-        self.memory().state = state;
+        self.memory.lock().state = state;
         Ok(())
     }
 }
@@ -183,7 +183,7 @@ fn load_parts(state: &mut State, sam: &Sam, names: &Names, file: &Contents<'_>) 
     }
     for (part, entries) in parts {
         let Some(kept) = part_mut(state, part) else { candle_core::bail!("expected {}, found `{part}`", FILE.what) };
-        if !uses(sam, part) {
+        if !uses_part(sam, part) {
             candle_core::bail!("the file has `{part}`, which this `Sam` does not use: it is of another variant")
         }
         if !entries.keys().copied().eq(0..entries.len()) {
@@ -263,7 +263,7 @@ fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
 }
 
 /// Whether a `Sam` has a piece that keeps its memory there.
-fn uses(sam: &Sam, part: &str) -> bool {
+fn uses_part(sam: &Sam, part: &str) -> bool {
     match part {
         AVERAGE => matches!(sam.direction, Direction::Ema { .. } | Direction::MinusEma { .. }),
         KEPT => {

@@ -1,13 +1,13 @@
 //! What a step does: the ball, and what is perturbed inside it.
 
+pub(crate) mod memory;
 mod memory_file;
 mod presets;
 pub(crate) mod stats;
 mod validate;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{Tensor, TensorId, Var};
 
@@ -17,7 +17,8 @@ use crate::core::pass::Step;
 use crate::core::var_list::VarSet;
 use crate::kernels;
 use crate::optim::GradScaler;
-use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope, State};
+use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope};
+use memory::{InFlight, Memory};
 use stats::StepStats;
 
 /// Sharpness-Aware Minimization of Foret et al. (ICLR 2021, <https://arxiv.org/abs/2010.01412>): the gradient of
@@ -56,7 +57,7 @@ use stats::StepStats;
 ///
 /// What some pieces remember from step to step is behind a lock: a `&Sam` is enough. It changes when a step has ended, not
 /// when it failed. A clone begins with what the original remembers, and goes its own way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Sam {
     pub(crate) radius: Radius,
@@ -76,23 +77,7 @@ pub struct Sam {
     loss_scale: f64,
     scaler: Option<GradScaler>,
     pub(crate) has_diagnostics: bool,
-    memory: Mutex<Memory>,
-    /// Steps under way.
-    running: AtomicUsize,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Memory {
-    state: State,
-    last: Option<StepStats>,
-}
-
-pub(crate) struct InFlight<'a>(&'a Sam);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
-    }
+    pub(crate) memory: Memory,
 }
 
 /// How the perturbation is found: so many steps of this length, each back onto the ball where it has left it.
@@ -107,23 +92,6 @@ impl Default for Sam {
     /// ρ = 0.05, p = 2: the paper's choice for CIFAR.
     fn default() -> Self {
         Self::new(Self::DEFAULT_RHO)
-    }
-}
-
-impl Clone for Sam {
-    fn clone(&self) -> Self {
-        Self {
-            radius: self.radius.clone(),
-            scope: self.scope.clone(),
-            metric_for: self.metric_for.clone(),
-            direction: self.direction.clone(),
-            vars: self.vars.clone(),
-            buffers: self.buffers.clone(),
-            scaler: self.scaler.clone(),
-            memory: Mutex::new(self.memory().clone()),
-            running: AtomicUsize::new(0),
-            ..*self
-        }
     }
 }
 
@@ -154,8 +122,7 @@ impl Sam {
             loss_scale: 1.0,
             scaler: None,
             has_diagnostics: false,
-            memory: Mutex::default(),
-            running: AtomicUsize::new(0),
+            memory: Memory::default(),
         }
     }
 
@@ -324,19 +291,19 @@ impl Sam {
     /// What the last step came to, once there was one. With [`shards`](Self::shards) each of them is a step.
     #[must_use]
     pub fn last_stats(&self) -> Option<StepStats> {
-        self.memory().last.clone()
+        self.memory.lock().last.clone()
     }
 
     /// Sets the learning rate that a [`Radius::LinkedToLr`] goes with, as [`Sam::gsam`]'s does: call
     /// `sam.set_learning_rate(opt.learning_rate())` before each step. Without it the first step is an error. With other radii
     /// it does nothing. [`save`](Self::save) saves it as well.
     pub fn set_learning_rate(&self, rate: f64) {
-        self.memory().state.rate = Some(rate);
+        self.memory.lock().state.rate = Some(rate);
     }
 
     /// An error if the radius goes with a learning rate that was never set, or is not finite.
     pub(crate) fn check_rate(&self) -> Result<(), Error> {
-        match (&self.radius, self.memory().state.rate) {
+        match (&self.radius, self.memory.lock().state.rate) {
             (Radius::LinkedToLr { .. }, None) => Err(Error::Settings {
                 what: "Radius::LinkedToLr",
                 why: "no learning rate is set: call `sam.set_learning_rate(opt.learning_rate())` before each step",
@@ -375,7 +342,7 @@ impl Sam {
     /// If candle fails.
     pub fn apply_decoupled(&self, learning_rate: f64) -> candle_core::Result<()> {
         let (remainder, factor) = {
-            let state = &mut self.memory().state;
+            let state = &mut self.memory.lock().state;
             (std::mem::take(&mut state.remainder), std::mem::take(&mut state.factor))
         };
         for (var, rest) in remainder.iter() {
@@ -393,7 +360,7 @@ impl Sam {
     /// Whether a step that begins now may have a perturbation.
     pub(crate) fn perturbs(&self) -> bool {
         let (steps, rate) = {
-            let memory = self.memory();
+            let memory = self.memory.lock();
             (memory.state.steps, memory.state.rate)
         };
         Step::is_outermost() && self.radius.before(steps, rate) > 0.0
@@ -408,42 +375,19 @@ impl Sam {
             || self.radius.has_memory()
     }
 
+    /// Marks a step as in progress, as long as the result lives.
+    ///
+    /// # Errors
+    /// If another one is, and steps depend on those before.
+    pub(crate) fn in_flight(&self) -> Result<InFlight<'_>, Error> {
+        self.memory.begin(self.has_memory())
+    }
+
     pub(crate) fn ball(&self, rho: f64) -> Ball {
         Ball { rho, p: self.p, normalized: self.normalized }
     }
 
     pub(crate) fn scaling(&self, var: &Var, grad: &Tensor) -> candle_core::Result<kernels::Scale> {
         self.metric.at(var, grad, self.metric_for.as_ref())
-    }
-
-    /// Says that a step is under way, as long as it lives.
-    ///
-    /// # Errors
-    /// If another one is, and steps depend on those before.
-    pub(crate) fn under_way(&self) -> Result<InFlight<'_>, Error> {
-        let others = self.running.fetch_add(1, Ordering::Relaxed);
-        let this = InFlight(self);
-        if others > 0 && self.has_memory() { Err(Error::SharedMemory) } else { Ok(this) }
-    }
-
-    fn between_steps(&self) -> Result<(), Error> {
-        if self.running.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(Error::MidStep) }
-    }
-
-    pub(crate) fn state(&self) -> State {
-        self.memory().state.clone()
-    }
-
-    /// What a step that went well leaves behind.
-    pub(crate) fn remember(&self, state: State, last: StepStats) {
-        let mut memory = self.memory();
-        // Set while the step was under way, by others.
-        let (rate, steps) = (memory.state.rate, memory.state.steps + 1);
-        memory.state = State { steps, rate, ..state };
-        memory.last = Some(last);
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -151,7 +151,7 @@ impl StepStats {
     }
 
     /// As an event, where somebody listens.
-    pub(crate) fn tell(&self) {
+    pub(crate) fn trace(&self) {
         if tracing::enabled!(tracing::Level::DEBUG) {
             let number = |value: Result<Option<f64>>| value.ok().flatten();
             tracing::debug!(

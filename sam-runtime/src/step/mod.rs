@@ -1,5 +1,6 @@
 //! One step: ascend → perturb → descend → restore, over a whole batch or a part of it.
 
+mod aux_collections;
 mod aux_values;
 pub(crate) mod batch_selection;
 pub(crate) mod diagnosis;

@@ -55,14 +55,14 @@ impl StepContext<'_> {
             return Ok(None);
         }
         let vars = self.sam.vars.as_ref().map_or(&[][..], VarSet::as_slice);
-        let mut along = self.sam.direction.at_once(vars, &self.state, self.sam.seed)?;
+        let mut along = self.sam.direction.without_gradient(vars, &self.state, self.sam.seed)?;
         along.retain(|(var, _)| self.sam.may_move(var));
         Ok(Some(along))
     }
 
     /// The direction, given the gradient at w.
     pub(crate) fn direction(&mut self, gradient: Gradient) -> candle_core::Result<Gradient> {
-        self.sam.direction.along(gradient, &mut self.state)
+        self.sam.direction.of_gradient(gradient, &mut self.state)
     }
 
     /// Moves the variables along the direction. The buffers keep the value of the first pass meanwhile, if there was one.

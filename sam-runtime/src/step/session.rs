@@ -5,8 +5,9 @@ use crate::core::overlap::Watch;
 use crate::core::pass::{Before, Step};
 use crate::core::storage::SwapGuard;
 use crate::core::var_list::Gradient;
+use crate::sam::Sam;
+use crate::sam::memory::InFlight;
 use crate::sam::stats::{AscentStats, GradientAlignment, StepStats};
-use crate::sam::{InFlight, Sam};
 use crate::step::batch_selection::{BatchSelection, Portion, Rule};
 use crate::variants::{Combination, Direction, LossFactor, State};
 
@@ -27,7 +28,7 @@ pub(crate) struct StepContext<'a> {
     pub(super) last: StepStats,
     /// The first pass, as long as its gradient is of use.
     pub(super) watch: Option<Watch>,
-    _under_way: Option<InFlight<'a>>,
+    _in_flight: Option<InFlight<'a>>,
 }
 
 impl Drop for StepContext<'_> {
@@ -53,8 +54,8 @@ impl<'a> StepContext<'a> {
             sam.check_rate()?;
         }
         // Before its memory is read, which another step might change.
-        let under_way = if outermost { Some(sam.under_way()?) } else { None };
-        let state = sam.state();
+        let in_flight = if outermost { Some(sam.in_flight()?) } else { None };
+        let state = sam.memory.state();
         // A schedule runs once a step, and not while the memory is locked.
         let rho = if outermost { sam.radius.before(state.steps, state.rate) } else { 0.0 };
         if !rho.is_finite() || rho < 0.0 {
@@ -76,7 +77,7 @@ impl<'a> StepContext<'a> {
             state,
             last: StepStats::default(),
             watch: None,
-            _under_way: under_way,
+            _in_flight: in_flight,
         })
     }
 
@@ -144,9 +145,9 @@ impl<'a> StepContext<'a> {
                 self.state.kept = self.state.kept.with(gradient.clone());
             }
             self.state.steps += 1;
-            self.last.tell();
-            let state = std::mem::take(&mut self.state).after(&self.sam.state())?;
-            self.sam.remember(state, std::mem::take(&mut self.last));
+            self.last.trace();
+            let state = std::mem::take(&mut self.state).after(&self.sam.memory.state())?;
+            self.sam.memory.remember(state, std::mem::take(&mut self.last));
         }
         Ok(self.step.take_before())
     }

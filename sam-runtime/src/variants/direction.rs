@@ -80,7 +80,7 @@ impl Direction {
     }
 
     /// The direction, given the gradient at w: in new buffers, unless it is the gradient.
-    pub(crate) fn along(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
+    pub(crate) fn of_gradient(&self, gradient: Gradient, state: &mut State) -> Result<Gradient> {
         match *self {
             Self::Ema { theta } => {
                 state.average = averaged(&state.average, &gradient, [1.0 - theta, theta])?;
@@ -93,11 +93,11 @@ impl Direction {
             Self::MinusEma { sigma, lambda } => {
                 let mut residual = Gradient::with_capacity(gradient.len());
                 for (var, grad) in &gradient {
-                    let along = match state.average.get(var) {
+                    let ascent = match state.average.get(var) {
                         Some(mean) => kernels::residual(grad, sigma, mean, rounding(mean, lambda))?,
                         None => grad.copy()?,
                     };
-                    residual.push((var.clone(), along.to_dtype(var.dtype())?));
+                    residual.push((var.clone(), ascent.to_dtype(var.dtype())?));
                 }
                 state.average = averaged(&state.average, &gradient, [lambda, 1.0 - lambda])?;
                 Ok(residual)
@@ -107,17 +107,17 @@ impl Direction {
     }
 
     /// The direction, where it is known without a gradient.
-    pub(crate) fn at_once(&self, vars: &[Var], state: &State, seed: u64) -> Result<Gradient> {
+    pub(crate) fn without_gradient(&self, vars: &[Var], state: &State, seed: u64) -> Result<Gradient> {
         match self {
             Self::Momentum(velocities) => {
                 let against = |(var, velocity): &(Var, Tensor)| {
                     Ok((var.clone(), velocity.detach().neg()?.to_dtype(var.dtype())?.contiguous()?))
                 };
-                let mut along: Gradient = velocities.lock().iter().map(against).collect::<Result<_>>()?;
+                let mut ascent: Gradient = velocities.lock().iter().map(against).collect::<Result<_>>()?;
                 // In the order in which they were made: that of a map is another one each time.
-                along.sort_by_key(|(var, _)| number_of(var.id()));
-                along.dedup_by_key(|(var, _)| var.id());
-                Ok(along)
+                ascent.sort_by_key(|(var, _)| number_of(var.id()));
+                ascent.dedup_by_key(|(var, _)| var.id());
+                Ok(ascent)
             }
             Self::PreviousGradient => {
                 state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect()

@@ -51,8 +51,12 @@ impl FunctionalSam {
     /// If candle fails. In the backward pass: if the second pass has outputs of another shape than the first.
     pub fn apply(&self, outputs: &Tensor) -> Result<Tensor> {
         let Some(step) = Step::current() else { return Ok(outputs.clone()) };
-        let slope =
-            Slope { first: Arc::clone(&self.0), number: step.number(), step: step.downgrade(), run: Run::current() };
+        let slope = ReplaySlopeOp {
+            first: Arc::clone(&self.0),
+            number: step.number(),
+            step: step.downgrade(),
+            run: Run::current(),
+        };
         // The operation copies the whole buffer, so that of a view has to be its own.
         let is_whole = outputs.layout().contiguous_offsets().is_some_and(|(start, _)| start == 0);
         let outputs = if is_whole { outputs.clone() } else { outputs.force_contiguous()? };
@@ -60,14 +64,14 @@ impl FunctionalSam {
     }
 }
 
-struct Slope {
+struct ReplaySlopeOp {
     first: Arc<Mutex<Vec<First>>>,
     number: u64,
     step: WeakStep,
     run: Run,
 }
 
-impl CustomOp1 for Slope {
+impl CustomOp1 for ReplaySlopeOp {
     fn name(&self) -> &'static str {
         "functional-sam"
     }

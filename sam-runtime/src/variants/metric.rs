@@ -83,8 +83,8 @@ impl Scope {
                     groups.iter().map(|group| group.iter().map(|var| var.id()).collect()).collect();
                 let mut balls: Vec<_> = (0..=groups.len()).map(|_| Vec::new()).collect();
                 for target in targets {
-                    let place = groups.iter().position(|group| group.contains(&target.var.id()));
-                    balls[place.unwrap_or(groups.len())].push(target);
+                    let group = groups.iter().position(|group| group.contains(&target.var.id()));
+                    balls[group.unwrap_or(groups.len())].push(target);
                 }
                 balls.retain(|ball| !ball.is_empty());
                 balls
