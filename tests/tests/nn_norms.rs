@@ -169,7 +169,7 @@ proptest! {
             return Ok(());
         }
         let inputs = inputs(op, &shape, dtype, seed);
-        let view = |t: &[Tensor]| {
+        let view = |t: &[Tensor]| -> Result<Vec<Tensor>> {
             let mut t = t.to_vec();
             if transposed && shape.len() > 1 {
                 t[0] = t[0].transpose(0, shape.len() - 1)?.contiguous()?.transpose(0, shape.len() - 1)?;

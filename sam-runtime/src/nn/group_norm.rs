@@ -70,6 +70,7 @@ impl Module for GroupNorm {
 /// # Ok(())
 /// # }
 /// ```
+#[expect(clippy::needless_pass_by_value, reason = "the signature is candle's")]
 pub fn group_norm(num_groups: usize, num_channels: usize, eps: f64, vb: VarBuilder<'_>) -> Result<GroupNorm> {
     let weight = vb.get_with_hints(num_channels, "weight", Init::Const(1.))?;
     let bias = vb.get_with_hints(num_channels, "bias", Init::Const(0.))?;

@@ -32,6 +32,7 @@ use crate::kernels::shapes::DimShape;
 /// # Ok(())
 /// # }
 /// ```
+#[expect(clippy::needless_pass_by_value, reason = "the signature is candle's")]
 pub fn softmax<D: Dim>(xs: &Tensor, dim: D) -> Result<Tensor> {
     along(xs, dim.to_index(xs.shape(), "softmax")?, false)
 }
@@ -40,6 +41,7 @@ pub fn softmax<D: Dim>(xs: &Tensor, dim: D) -> Result<Tensor> {
 ///
 /// # Errors
 /// As [`softmax`].
+#[expect(clippy::needless_pass_by_value, reason = "the signature is candle's")]
 pub fn log_softmax<D: Dim>(xs: &Tensor, d: D) -> Result<Tensor> {
     along(xs, d.to_index(xs.shape(), "log-softmax")?, true)
 }

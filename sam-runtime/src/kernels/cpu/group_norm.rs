@@ -109,11 +109,11 @@ pub(crate) fn backward(
         let (x_values, weights, dy) = (x_view.elements::<T>()?, weight_view.elements::<T>()?, dy.elements::<T>()?);
         let mut dx: Vec<T> = zeros(x_values.len());
         let rows = dx.par_chunks_mut(norm.row()).zip(x_values.par_chunks(norm.row())).zip(dy.par_chunks(norm.row()));
-        let backward = |(row, (((dx, x), dy), moments)): (usize, (((&mut [T], &[T]), &[T]), &Moments))| {
-            ARCH.dispatch(Backward { norm, x, dy, weight: norm.of_row(weights, row), moments: *moments, dx })
-        };
         let rows = rows.zip(moments).enumerate().with_min_len(norm.rows_at_a_time());
-        let parts: Vec<Vec<[f64; 2]>> = rows.map(backward).collect();
+        let parts = rows.map(|(row, (((dx, x), dy), moments))| {
+            ARCH.dispatch(Backward { norm, x, dy, weight: norm.of_row(weights, row), moments: *moments, dx })
+        });
+        let parts: Vec<Vec<[f64; 2]>> = parts.collect();
         let mut sums = [vec![0.0; norm.channels], vec![0.0; norm.channels]];
         for (row, part) in parts.iter().enumerate() {
             let first = row % norm.groups * norm.group();
@@ -163,7 +163,9 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
             let gradient = |x: T, dy: T| dy * scale - row.shift - row.center.of(x) * row.slope;
             dx.iter_mut().zip(x.iter().zip(dy)).for_each(|(dx, (x, dy))| *dx = gradient(*x, *dy));
         }
-        sums.iter_mut().for_each(|[_, moment]| *moment *= moments.inverse);
+        for [_, moment] in &mut sums {
+            *moment *= moments.inverse;
+        }
         sums
     }
 }

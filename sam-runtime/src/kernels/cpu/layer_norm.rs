@@ -5,6 +5,19 @@
 //! pass keeps the mean and 1/σ of each row; the backward pass recomputes the rest, and sums the gradients of γ and β in the
 //! same sweep: over [`TILE`] rows in the dtype of x, and in f64 across tiles, and across the parts that threads share, whose size the
 //! shape decides. Results are bitwise identical for any number of threads.
+//!
+//! What was tried, 1024 rows of 256, one core of an Intel Xeon with AVX-512 that others use too, in ms; candle's fused forward
+//! pass takes 0.21 to 0.22, a copy 0.04 to 0.05:
+//!
+//! | what | forward | backward |
+//! | --- | --- | --- |
+//! | lanes added up as they are widened: the compiler unrolls them into scalars; backward in tiles of 8 rows by 16 columns | 0.32 | 0.38 |
+//! | all lanes widened, then all added up; backward row by row, γ and β summed in a row of the dtype of x | 0.17 | 0.23 |
+//! | the lanes of both sums added up halves on halves | 0.17 | 0.19 |
+//! | the lanes in memory, in loops of a length that the compiler does not know | 0.16 | 0.20 |
+//!
+//! The last is not used: a group normalization, whose rows are long, takes 1.8 times as long with it. What is left is adding up the
+//! lanes, the root and the division of each row, and clearing the output.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
@@ -142,7 +155,9 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
             match bias {
                 None => inputs.for_each(|((y, x), weight)| *y = center.of(*x) * inverse * *weight),
                 Some(bias) => {
-                    inputs.zip(bias).for_each(|(((y, x), weight), bias)| *y = center.of(*x) * inverse * *weight + *bias)
+                    inputs
+                        .zip(bias)
+                        .for_each(|(((y, x), weight), bias)| *y = center.of(*x) * inverse * *weight + *bias);
                 }
             }
         }
@@ -193,9 +208,9 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
     fn call(self) -> Vec<f64> {
         let mut sums = vec![0.0; 2 * self.norm.columns];
         if self.dx.is_empty() {
-            self.run::<false>(&mut sums)
+            self.run::<false>(&mut sums);
         } else {
-            self.run::<true>(&mut sums)
+            self.run::<true>(&mut sums);
         }
         sums
     }
