@@ -1,7 +1,7 @@
 //! Elementary functions that the compiler can vectorise for f32, and exact ones for f64.
 //!
 //! Those of f32 are polynomials without branches and without fused multiply-add, so that the results are the same for any width
-//! of vectors. They are off by less than 3 ulp; where an exponential of a rounded number is in it, that number times an ulp is
+//! of vectors. They are off by less than 3 ulp, the normal distribution's tail by less than 5; where an exponential of a rounded number is in it, that number times an ulp is
 //! added.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
@@ -162,7 +162,7 @@ mod tests {
             ("density", worst(13.0, of(|x| Real::normal(x)[1], |x| Real::normal(x)[1]), |x| x * x / 2.0)),
         ];
         for (what, (ulps, x)) in found {
-            assert!(ulps < 3.0, "{what} is off by {ulps} at {x}");
+            assert!(ulps < if what == "tail" { 5.0 } else { 3.0 }, "{what} is off by {ulps} at {x}");
         }
         assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(Real::tanh), [1.0, -1.0]);
         assert_eq!(Real::normal(f32::INFINITY), [0.0; 2]);
