@@ -112,13 +112,14 @@ fn norm(c: &mut Criterion) {
     });
 }
 
+type Op<'a> = Box<dyn Fn(&Tensor) -> Tensor + 'a>;
+
 /// Forward: an activation read, one written; backward: two read, one written. Next to candle's: forward its fused
 /// operations, which have no gradient, and backward those that have one.
 fn transformer(c: &mut Criterion) {
     let (x, scores) = (randn(&[8, 128, 256]), randn(&[8, 4, 128, 128]));
     let [weight, bias] = [Tensor::ones(256, DType::F32, &Device::Cpu).unwrap(), randn(&[256])];
     let [weight, bias] = [weight, bias].map(|affine| Var::from_tensor(&affine).unwrap());
-    type Op<'a> = Box<dyn Fn(&Tensor) -> Tensor + 'a>;
     let ops: [(&str, &Tensor, Op<'_>, Op<'_>, Op<'_>); 4] = [
         (
             "layer norm",
