@@ -1,7 +1,7 @@
 //! Activation functions: f(x), and f'(x) dy, which is computed from x again.
 //!
 //! Of 1,048,576 numbers in f32, beside a copy of them (1.0) on a machine that others used as well (two cores, AVX-512): sigmoid 2.0
-//! and 2.2 backward, ReLU6 1.1 and 1.6. A quiet machine has not been at hand.
+//! and 2.2 backward, `relu6` 1.1 and 1.6. A quiet machine has not been at hand.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::ARCH;
 use super::activation::blocks;
 use super::curves::logistic;
-use super::float::{for_float, like, output, view, zeros};
+use super::float::{Float, for_float, like, output, view, zeros};
 use super::real::Real;
 use crate::kernels::elementwise_loss::Loss;
 
@@ -144,8 +144,7 @@ pub(crate) fn nll(x: &Tensor, labels: &[u32]) -> Result<(CpuStorage, Shape)> {
     let elements = view(x);
     for_float!(x.dtype(), "nll", |T| {
         let rows = elements.elements::<T>()?.chunks_exact(classes.max(1));
-        let sum: f64 =
-            rows.zip(labels).filter_map(|(row, label)| row.get(*label as usize)).map(|x| f64::from(*x)).sum();
+        let sum: f64 = rows.zip(labels).filter_map(|(row, label)| row.get(*label as usize)).map(|x| x.wide()).sum();
         Ok(output(vec![(-sum / n as f64) as T], ()))
     })
 }
