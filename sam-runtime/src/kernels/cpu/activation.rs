@@ -105,6 +105,7 @@ pub(super) fn blocks<T: Float>(n: usize, fill: impl Fn(Range<usize>, &mut [T]) +
     values
 }
 
+// The loops have no closures: one that is not inlined is computed without vectors, element by element.
 struct Values<'a, T, C> {
     curve: C,
     x: &'a [T],
@@ -116,7 +117,9 @@ impl<T: Real, C: Curve> NullaryFnOnce for Values<'_, T, C> {
 
     #[inline(always)]
     fn call(self) {
-        self.to.iter_mut().zip(self.x).for_each(|(to, x)| *to = self.curve.value(*x));
+        for (to, x) in self.to.iter_mut().zip(self.x) {
+            *to = self.curve.value(*x);
+        }
     }
 }
 
@@ -133,7 +136,9 @@ impl<T: Real, C: Curve> NullaryFnOnce for Slopes<'_, T, C> {
     #[inline(always)]
     fn call(self) {
         let pairs = self.x.iter().zip(self.dy);
-        self.to.iter_mut().zip(pairs).for_each(|(to, (x, dy))| *to = self.curve.slope(*x) * *dy);
+        for (to, (x, dy)) in self.to.iter_mut().zip(pairs) {
+            *to = self.curve.slope(*x) * *dy;
+        }
     }
 }
 
@@ -166,7 +171,9 @@ impl<T: Real, C: Curve> NullaryFnOnce for Gated<'_, T, C> {
         let half = self.gate.half.max(1);
         for (to, row) in self.to.chunks_exact_mut(half).zip(self.x.chunks_exact(2 * half)) {
             let (a, b) = self.gate.halves(row);
-            to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = self.curve.value(*a) * *b);
+            for (to, (a, b)) in to.iter_mut().zip(a.iter().zip(b)) {
+                *to = self.curve.value(*a) * *b;
+            }
         }
     }
 }
@@ -191,10 +198,10 @@ impl<T: Real, C: Curve> NullaryFnOnce for GatedSlopes<'_, T, C> {
             let (first, second) = to.split_at_mut(half);
             let (da, db) = if self.gate.second { (second, first) } else { (first, second) };
             let values = a.iter().zip(b).zip(dy);
-            da.iter_mut().zip(db).zip(values).for_each(|((da, db), ((a, b), dy))| {
+            for ((da, db), ((a, b), dy)) in da.iter_mut().zip(db).zip(values) {
                 *da = self.curve.slope(*a) * *b * *dy;
                 *db = self.curve.value(*a) * *dy;
-            });
+            }
         }
     }
 }
