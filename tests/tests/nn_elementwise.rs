@@ -125,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn slopes_of_negative_numbers(shape in prop::collection::vec(1usize..6, 1..5), kind in 0..3, seed in 0u64..1000) {
+    fn slopes_of_negative_numbers(shape in prop::collection::vec(1usize..6, 1..5), kind in 0usize..3, seed in 0u64..1000) {
         let weight = match kind {
             0 => vec![1],
             1 => shape.clone(),
@@ -169,7 +169,7 @@ proptest! {
     }
 
     #[test]
-    fn rotations(sizes in (1usize..4, 1usize..4, 1usize..8, 1usize..10), more in 0usize..3, kind in 0..3, each: bool, seed in 0u64..1000) {
+    fn rotations(sizes in (1usize..4, 1usize..4, 1usize..8, 1usize..10), more in 0usize..3, kind in 0usize..3, each: bool, seed in 0u64..1000) {
         let (batch, heads, time, half) = sizes;
         let shape = if kind == 2 { [batch, time, heads, 2 * half] } else { [batch, heads, time, 2 * half] };
         let rope = [rotary_emb::rope, rotary_emb::rope_i, rotary_emb::rope_thd][kind];

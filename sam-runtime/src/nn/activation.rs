@@ -24,7 +24,7 @@
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, Result, Shape, Tensor};
-use candle_nn::{Init, Module, VarBuilder};
+use candle_nn::{Module, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::elementwise::relu;
@@ -392,6 +392,5 @@ impl FusedOp for Channels {
 /// # Errors
 /// If `vb` has a variable of another shape.
 pub fn prelu(num_channels: Option<usize>, vb: VarBuilder<'_>) -> Result<PReLU> {
-    let weight = vb.get_with_hints(num_channels.unwrap_or(1), "weight", Init::Const(0.25))?;
-    Ok(PReLU::new(weight, num_channels.is_none()))
+    candle_nn::prelu(num_channels, vb).map(PReLU::from)
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::ARCH;
 use super::activation::blocks;
 use super::curves::logistic;
-use super::float::{for_float, like, output, view, zeros};
+use super::float::{Float, for_float, like, output, view, zeros};
 use super::real::Real;
 use crate::kernels::elementwise_loss::Loss;
 
@@ -20,52 +20,76 @@ const PART: usize = 1 << 12;
 
 const LANES: usize = 16;
 
-impl Loss {
+/// The loss of an element, and its derivatives by x and by t.
+trait Cost: Copy {
+    fn value<T: Real>(self, x: T, t: T) -> T;
+    fn slopes<T: Real>(self, x: T, t: T) -> [T; 2];
+}
+
+#[derive(Clone, Copy)]
+struct Square;
+
+impl Cost for Square {
     #[inline(always)]
     fn value<T: Real>(self, x: T, t: T) -> T {
-        match self {
-            Self::Square => (x - t) * (x - t),
-            Self::LogitEntropy => {
-                // Without 0 · ∞: a prediction that is certain and right has no cost.
-                let wrong = if x < T::default() { t } else { T::one() - t };
-                let line = if wrong == T::default() { wrong } else { wrong * x.abs() };
-                (T::default() - x.abs()).exp().ln_1p() + line
-            }
-            Self::Huber(delta) => {
-                let (size, delta) = ((x - t).abs(), T::narrow(delta));
-                let line = delta * (size - T::narrow(0.5) * delta);
-                if size > delta { line } else { T::narrow(0.5) * size * size }
-            }
-        }
+        (x - t) * (x - t)
     }
 
-    /// The derivatives by x and by t.
     #[inline(always)]
     fn slopes<T: Real>(self, x: T, t: T) -> [T; 2] {
-        let by_x = match self {
-            Self::Square => T::narrow(2.0) * (x - t),
-            Self::LogitEntropy => {
-                let (right, wrong) = (logistic(x)[0], logistic(T::default() - x)[0]);
-                return [(T::one() - t) * right - t * wrong, T::default() - x];
-            }
-            Self::Huber(delta) => {
-                let (d, delta) = (x - t, T::narrow(delta));
-                let lower = if d < T::default() - delta { T::default() - delta } else { d };
-                if lower > delta { delta } else { lower }
-            }
-        };
-        [by_x, T::default() - by_x]
+        [T::narrow(2.0) * (x - t), T::narrow(2.0) * (t - x)]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct LogitEntropy;
+
+impl Cost for LogitEntropy {
+    #[inline(always)]
+    fn value<T: Real>(self, x: T, t: T) -> T {
+        // Without 0 · ∞: a prediction that is certain and right has no cost.
+        let wrong = if x < T::default() { t } else { T::one() - t };
+        let line = if wrong == T::default() { wrong } else { wrong * x.abs() };
+        (T::default() - x.abs()).exp().ln_1p() + line
     }
 
+    #[inline(always)]
+    fn slopes<T: Real>(self, x: T, t: T) -> [T; 2] {
+        let (right, wrong) = (logistic(x)[0], logistic(T::default() - x)[0]);
+        [(T::one() - t) * right - t * wrong, T::default() - x]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Huber(f64);
+
+impl Cost for Huber {
+    #[inline(always)]
+    fn value<T: Real>(self, x: T, t: T) -> T {
+        let (size, delta) = ((x - t).abs(), T::narrow(self.0));
+        let line = delta * (size - T::narrow(0.5) * delta);
+        if size > delta { line } else { T::narrow(0.5) * size * size }
+    }
+
+    #[inline(always)]
+    fn slopes<T: Real>(self, x: T, t: T) -> [T; 2] {
+        let (d, delta) = (x - t, T::narrow(self.0));
+        let lower = if d < T::default() - delta { T::default() - delta } else { d };
+        let slope = if lower > delta { delta } else { lower };
+        [slope, T::default() - slope]
+    }
+}
+
+impl Loss {
     /// The mean loss.
     pub(crate) fn mean(self, x: &Tensor, target: &Tensor) -> Result<(CpuStorage, Shape)> {
         let (elements, target) = (view(x), view(target));
         for_float!(x.dtype(), "loss", |T| {
             let (x_all, target) = (elements.elements::<T>()?, target.elements::<T>()?);
             let part = |(x, t): (&[T], &[T])| match self {
-                Self::Square => ARCH.dispatch(Sum { loss: |x, t| Self::Square.value(x, t), x, t }),
-                Self::LogitEntropy => ARCH.dispatch(Sum { loss: |x, t| Self::LogitEntropy.value(x, t), x, t }),
-                Self::Huber(delta) => ARCH.dispatch(Sum { loss: move |x, t| Self::Huber(delta).value(x, t), x, t }),
+                Self::Square => ARCH.dispatch(Sum { cost: Square, x, t }),
+                Self::LogitEntropy => ARCH.dispatch(Sum { cost: LogitEntropy, x, t }),
+                Self::Huber(delta) => ARCH.dispatch(Sum { cost: Huber(delta), x, t }),
             };
             let parts: Vec<f64> = x_all.par_chunks(PART).zip(target.par_chunks(PART)).map(part).collect();
             Ok(output(vec![(parts.into_iter().sum::<f64>() / x_all.len() as f64) as T], ()))
@@ -82,16 +106,9 @@ impl Loss {
             let dx = blocks(x_all.len(), |range, to| {
                 let (x, t) = (&x_all[range.clone()], &target[range]);
                 match self {
-                    Self::Square => {
-                        ARCH.dispatch(Slopes { slope: |x, t| Self::Square.slopes(x, t)[which], x, t, scale, to });
-                    }
-                    Self::LogitEntropy => {
-                        ARCH.dispatch(Slopes { slope: |x, t| Self::LogitEntropy.slopes(x, t)[which], x, t, scale, to });
-                    }
-                    Self::Huber(delta) => {
-                        let slope = move |x, t| Self::Huber(delta).slopes(x, t)[which];
-                        ARCH.dispatch(Slopes { slope, x, t, scale, to });
-                    }
+                    Self::Square => ARCH.dispatch(Slopes { cost: Square, which, x, t, scale, to }),
+                    Self::LogitEntropy => ARCH.dispatch(Slopes { cost: LogitEntropy, which, x, t, scale, to }),
+                    Self::Huber(delta) => ARCH.dispatch(Slopes { cost: Huber(delta), which, x, t, scale, to }),
                 }
             });
             like(dx, x)
@@ -99,13 +116,14 @@ impl Loss {
     }
 }
 
-struct Sum<'a, T, F> {
-    loss: F,
+// The loops have no closures: one that is not inlined is computed without vectors, element by element.
+struct Sum<'a, T, C> {
+    cost: C,
     x: &'a [T],
     t: &'a [T],
 }
 
-impl<T: Real, F: Fn(T, T) -> T> NullaryFnOnce for Sum<'_, T, F> {
+impl<T: Real, C: Cost> NullaryFnOnce for Sum<'_, T, C> {
     type Output = f64;
 
     #[inline(always)]
@@ -113,28 +131,42 @@ impl<T: Real, F: Fn(T, T) -> T> NullaryFnOnce for Sum<'_, T, F> {
         let mut sums = [0.0; LANES];
         let ((x, x_rest), (t, t_rest)) = (self.x.as_chunks::<LANES>(), self.t.as_chunks::<LANES>());
         for (x, t) in x.iter().zip(t) {
-            sums.iter_mut().zip(x.iter().zip(t)).for_each(|(sum, (x, t))| *sum += (self.loss)(*x, *t).wide());
+            for (sum, (x, t)) in sums.iter_mut().zip(x.iter().zip(t)) {
+                *sum += self.cost.value(*x, *t).wide();
+            }
         }
-        sums.iter_mut().zip(x_rest.iter().zip(t_rest)).for_each(|(sum, (x, t))| *sum += (self.loss)(*x, *t).wide());
+        for (sum, (x, t)) in sums.iter_mut().zip(x_rest.iter().zip(t_rest)) {
+            *sum += self.cost.value(*x, *t).wide();
+        }
         sums.iter().sum()
     }
 }
 
-struct Slopes<'a, T, F> {
-    slope: F,
+struct Slopes<'a, T, C> {
+    cost: C,
+    which: usize,
     x: &'a [T],
     t: &'a [T],
     scale: T,
     to: &'a mut [T],
 }
 
-impl<T: Real, F: Fn(T, T) -> T> NullaryFnOnce for Slopes<'_, T, F> {
+impl<T: Real, C: Cost> NullaryFnOnce for Slopes<'_, T, C> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         let pairs = self.x.iter().zip(self.t);
-        self.to.iter_mut().zip(pairs).for_each(|(to, (x, t))| *to = (self.slope)(*x, *t) * self.scale);
+        let elements = self.to.iter_mut().zip(pairs);
+        if self.which == 0 {
+            for (to, (x, t)) in elements {
+                *to = self.cost.slopes(*x, *t)[0] * self.scale;
+            }
+        } else {
+            for (to, (x, t)) in elements {
+                *to = self.cost.slopes(*x, *t)[1] * self.scale;
+            }
+        }
     }
 }
 
@@ -144,8 +176,7 @@ pub(crate) fn nll(x: &Tensor, labels: &[u32]) -> Result<(CpuStorage, Shape)> {
     let elements = view(x);
     for_float!(x.dtype(), "nll", |T| {
         let rows = elements.elements::<T>()?.chunks_exact(classes.max(1));
-        let sum: f64 =
-            rows.zip(labels).filter_map(|(row, label)| row.get(*label as usize)).map(|x| f64::from(*x)).sum();
+        let sum: f64 = rows.zip(labels).filter_map(|(row, label)| row.get(*label as usize)).map(|x| x.wide()).sum();
         Ok(output(vec![(-sum / n as f64) as T], ()))
     })
 }
