@@ -276,6 +276,8 @@ fn prepared_mask(mask: &Tensor, sizes: Sizes, q: &Tensor) -> Result<Tensor> {
     }
     match mask.dtype() {
         DType::U8 => mask.contiguous(),
+        // The kernels of CUDA read any.
+        dtype if dtype.is_float() && mask.device().is_cuda() => mask.contiguous(),
         dtype if dtype.is_float() => mask.to_dtype(q.dtype())?.contiguous(),
         dtype => candle_core::bail!("expected a mask of u8 or of floats, found {dtype:?}"),
     }
