@@ -116,12 +116,12 @@ const PARAMS: ParamsAdamW = ParamsAdamW { lr: 0.1, beta1: 0.9, beta2: 0.99, eps:
 fn reference(params: &ParamsAdamW, w: &mut [f64], steps: &[Vec<f64>]) {
     let (mut m, mut v) = (vec![0.0; w.len()], vec![0.0; w.len()]);
     for (t, g) in (1..).zip(steps) {
-        for i in 0..w.len() {
-            m[i] = params.beta1 * m[i] + (1.0 - params.beta1) * g[i];
-            v[i] = params.beta2 * v[i] + (1.0 - params.beta2) * g[i] * g[i];
-            let m_hat = m[i] / (1.0 - params.beta1.powi(t));
-            let v_hat = v[i] / (1.0 - params.beta2.powi(t));
-            w[i] = w[i] * (1.0 - params.lr * params.weight_decay) - params.lr * m_hat / (v_hat.sqrt() + params.eps);
+        for (((w, m), v), g) in w.iter_mut().zip(&mut m).zip(&mut v).zip(g) {
+            *m = params.beta1 * *m + (1.0 - params.beta1) * g;
+            *v = params.beta2 * *v + (1.0 - params.beta2) * g * g;
+            let m_hat = *m / (1.0 - params.beta1.powi(t));
+            let v_hat = *v / (1.0 - params.beta2.powi(t));
+            *w = *w * (1.0 - params.lr * params.weight_decay) - params.lr * m_hat / (v_hat.sqrt() + params.eps);
         }
     }
 }
@@ -209,7 +209,7 @@ fn the_same_bits_for_any_number_of_threads() {
             let mut norms = Vec::new();
             for step in 0..3 {
                 let mut grads = store([(&w, numbers(&[100_003], step, DType::F32, 64.0))]);
-                norms.push(values(&clip_grad_norm(&mut grads, &[w.clone()], 1.0).unwrap())[0].to_bits());
+                norms.push(values(&clip_grad_norm(&mut grads, std::slice::from_ref(&w), 1.0).unwrap())[0].to_bits());
                 adamw.step(&grads).unwrap();
                 ema.update().unwrap();
             }
@@ -352,12 +352,12 @@ fn gradients_are_clamped() {
         let w = Var::zeros(5, dtype, device()).unwrap();
         let grad = Tensor::new(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.25, -3.0], device()).unwrap();
         let mut grads = store([(&w, grad.to_dtype(dtype).unwrap())]);
-        clip_grad_value(&mut grads, &[w.clone()], 0.5).unwrap();
+        clip_grad_value(&mut grads, std::slice::from_ref(&w), 0.5).unwrap();
         let found = values(grads.get(&w).unwrap());
         assert!(found[0].is_nan() && found[1..] == [0.5, -0.5, 0.25, -0.5], "{found:?}");
         for wrong in [-1.0, f64::NAN] {
-            assert!(clip_grad_value(&mut grads, &[w.clone()], wrong).is_err());
-            assert!(clip_grad_norm(&mut grads, &[w.clone()], wrong).is_err());
+            assert!(clip_grad_value(&mut grads, std::slice::from_ref(&w), wrong).is_err());
+            assert!(clip_grad_norm(&mut grads, std::slice::from_ref(&w), wrong).is_err());
         }
     }
 }
@@ -371,7 +371,7 @@ fn clipping_leaves_the_memory_of_a_sam_alone() {
     let loss = sam.loss(|| w.sqr()?.sum_all()).unwrap();
     let before = sam.to_bytes(&names).unwrap();
     let mut grads = sam_runtime::nn::backward(&loss).unwrap();
-    clip_grad_norm(&mut grads, &[w.clone()], 1e-3).unwrap();
+    clip_grad_norm(&mut grads, std::slice::from_ref(&w), 1e-3).unwrap();
     clip_grad_value(&mut grads, &[w], 1e-6).unwrap();
     assert_eq!(sam.to_bytes(&names).unwrap(), before);
 }

@@ -10,7 +10,8 @@ use crate::util::schedule::LrShape;
 #[must_use]
 pub fn rate(recipe: &Recipe, phase: &Phase, step: usize, steps: usize, per_epoch: usize) -> f64 {
     let own = phase.rate.factor(step as f64 / steps as f64);
-    let schedule = match if own.is_some() { LrShape::Constant } else { recipe.schedule } {
+    let shape = if own.is_some() { LrShape::Constant } else { recipe.schedule };
+    let schedule = match shape {
         LrShape::Constant => LrSchedule::constant(recipe.lr),
         LrShape::Cosine => LrSchedule::cosine(recipe.lr, steps as u64, 0.0),
         LrShape::Steps => {

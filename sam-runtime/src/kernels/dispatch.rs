@@ -150,8 +150,8 @@ pub(crate) fn adamw(moves: &[AdamWMove<'_>]) -> Result<()> {
     if cuda::is_home_of(moves.iter().map(|step| step.var.as_tensor())) {
         return cuda::adamw(moves);
     }
-    let moves = moves.iter().filter(|step| step.var.elem_count() > 0);
-    moves.into_iter().try_for_each(|AdamWMove { step, var, grad, first, second }| {
+    let mut moves = moves.iter().filter(|step| step.var.elem_count() > 0);
+    moves.try_for_each(|AdamWMove { step, var, grad, first, second }| {
         if var.device().is_cpu() {
             cpu::optim::adamw(*step, var, grad, first, second)
         } else {

@@ -6,8 +6,8 @@ use candle_core::{Tensor, Var};
 
 use crate::core::var_list::Gradient;
 
-/// An optimizer's momentum buffers, as they are when they are read. This crate's [`Sgd`](crate::optim::Sgd) returns its
-/// own; for another optimizer, [`set`](Self::set) them after each of its steps: Adam's are its first moments.
+/// An optimizer's momentum buffers, as they are when they are read. This crate's [`Sgd`](crate::optim::Sgd) and
+/// [`AdamW`](crate::optim::AdamW) return their own; for another optimizer, [`set`](Self::set) them after each of its steps.
 #[derive(Clone, Debug, Default)]
 pub struct MomentumBuffers(Arc<Mutex<Gradient>>);
 
