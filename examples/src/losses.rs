@@ -162,7 +162,7 @@ mod tests {
     fn the_loss_of_a_text_is_the_mean_over_its_tokens() {
         let model = Model::new("gpt-w8".parse().unwrap(), [1, 1, 5], 7, 1).unwrap();
         let tokens = |step| {
-            let tokens: Vec<u32> = (0..20).map(|i| i * step % 7).collect();
+            let tokens: Vec<u32> = (0..20u32).map(|i| i * step % 7).collect();
             Tensor::from_vec(tokens, (4, 5), &Device::Cpu).unwrap()
         };
         let examples = TargetBatch { x: tokens(3), target: tokens(5) };
