@@ -34,12 +34,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+const TOKENS: usize = 8192;
+
 #[test]
 fn peak_is_far_below_a_matrix_of_all_scores() -> Result<()> {
     if is_for_the_cpu("the memory is the host's") {
         return Ok(());
     }
-    const TOKENS: usize = 8192;
     let qkv = Var::from_tensor(&tensor(&[1, TOKENS, 3 * 16], DType::F32, 1))?;
     let before = NOW.load(Relaxed);
     PEAK.store(before, Relaxed);

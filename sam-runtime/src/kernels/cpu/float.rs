@@ -148,7 +148,7 @@ impl View<'_> {
     }
 
     /// All elements of the memory of a tensor on the CPU, from its first one on.
-    pub(crate) fn from_first<T: WithDType>(&self) -> Result<&[T]> {
+    pub(crate) fn behind_first<T: WithDType>(&self) -> Result<&[T]> {
         let Storage::Cpu(storage) = &*self.storage else {
             candle_core::bail!("expected a tensor on the CPU, found one on {:?}", self.storage.device().location())
         };

@@ -10,7 +10,7 @@ use super::varlen::{alibi, offset};
 /// `candle_nn::attention::flash_attn`, with a gradient, and on every device: of q (batch, queries, heads, dim), k and v
 /// (batch, keys, `kv_heads`, dim) the result is (batch, heads, queries, dim), in f32 for a batch of one.
 ///
-/// `max_bias` is that of ALiBi; with a mask, the mask is multiplied by each head's slope instead. `softcap` c makes scores s
+/// `max_bias` is that of `ALiBi`; with a mask, the mask is multiplied by each head's slope instead. `softcap` c makes scores s
 /// c tanh(s / c).
 ///
 /// # Errors
@@ -32,7 +32,7 @@ pub fn flash_attn<T: WithDType + num_traits::Float>(
     if !tracked && q.device().is_cpu() && candle_can(q, k, &attn_mask, softcap) {
         return candle_nn::attention::flash_attn::<T>(q, k, v, softmax_scale, attn_mask, max_bias, softcap);
     }
-    flash(q, k, v, softmax_scale, attn_mask, max_bias, softcap)
+    flash(q, k, v, softmax_scale, &attn_mask, max_bias, softcap)
 }
 
 /// Whether candle has this, and does what its documentation says: for more than one example it takes the causal mask to be
@@ -52,12 +52,12 @@ fn flash(
     k: &Tensor,
     v: &Tensor,
     softmax_scale: f32,
-    attn_mask: AttnMask,
+    attn_mask: &AttnMask,
     max_bias: Option<f32>,
     softcap: Option<f32>,
 ) -> Result<Tensor> {
     let ((batch, queries, heads, _), keys) = (q.dims4()?, k.dims4()?.1);
-    let mut settings = Settings::new(&attn_mask, None, Some(softmax_scale.into()));
+    let mut settings = Settings::new(attn_mask, None, Some(softmax_scale.into()));
     settings.softcap = softcap.unwrap_or(0.0).into();
     if let Some(max_bias) = max_bias.filter(|max_bias| *max_bias > 0.0) {
         let slopes = slopes(heads, max_bias, q)?;
@@ -72,11 +72,11 @@ fn flash(
             (None, None) => None,
         };
     }
-    let y = attend(&q.transpose(1, 2)?, &k.transpose(1, 2)?, &v.transpose(1, 2)?, settings)?;
+    let y = attend(&q.transpose(1, 2)?, &k.transpose(1, 2)?, &v.transpose(1, 2)?, &settings)?;
     if batch == 1 { y.to_dtype(DType::F32) } else { Ok(y) }
 }
 
-/// ALiBi's factor of each head, (heads, 1, 1).
+/// `ALiBi`'s factor of each head, (heads, 1, 1).
 fn slopes(heads: usize, max_bias: f32, like: &Tensor) -> Result<Tensor> {
     let all = heads.next_power_of_two() as f32;
     let slopes: Vec<f32> = (1..=heads).map(|head| 2f32.powf(-max_bias * head as f32 / all)).collect();
@@ -116,7 +116,7 @@ pub mod standard {
             );
         }
         let mask = mask.map_or(AttnMask::None, |mask| AttnMask::Mask(mask.clone()));
-        flash(q, k, v, softmax_scale, mask, max_bias, softcap)
+        flash(q, k, v, softmax_scale, &mask, max_bias, softcap)
     }
 }
 
@@ -143,7 +143,7 @@ pub mod causal {
         softcap: Option<f32>,
     ) -> Result<Tensor> {
         if [q, k, v].iter().any(|x| x.track_op()) {
-            return flash(q, k, v, softmax_scale, AttnMask::Causal { kv_offset }, max_bias, softcap);
+            return flash(q, k, v, softmax_scale, &AttnMask::Causal { kv_offset }, max_bias, softcap);
         }
         candle_nn::attention::cpu_flash::causal::run_causal_attn_cpu::<T>(
             q,

@@ -47,7 +47,7 @@ pub fn scaled_dot_product_attention(
     dropout: Option<&Dropout>,
     scale: Option<f64>,
 ) -> Result<Tensor> {
-    attend(q, k, v, Settings::new(mask, dropout, scale))
+    attend(q, k, v, &Settings::new(mask, dropout, scale))
 }
 
 /// Attention of q (batch, queries, heads dim), k (batch, keys, `kv_heads` dim) and v (batch, keys, `kv_heads` `v_dim`): (batch,
@@ -76,7 +76,7 @@ pub fn multi_head_attention(
     }
     let kv_heads = k_width / dim;
     let sizes = Sizes { batch, heads, kv_heads, queries, keys, dim, v_dim: v_width / kv_heads };
-    let settings = Settings::new(mask, dropout, scale);
+    let settings = &Settings::new(mask, dropout, scale);
     if has_fused_kernels(q.device()) {
         return fused(&[q, k, v], sizes, settings);
     }
@@ -122,7 +122,7 @@ pub fn self_attention(
     let dim = width / (3 * heads);
     if has_fused_kernels(qkv.device()) {
         let sizes = Sizes { batch, heads, kv_heads: heads, queries: tokens, keys: tokens, dim, v_dim: dim };
-        return fused(&[qkv], sizes, Settings::new(mask, dropout, scale));
+        return fused(&[qkv], sizes, &Settings::new(mask, dropout, scale));
     }
     let part = |i: usize| qkv.narrow(2, i * heads * dim, heads * dim);
     multi_head_attention(&part(0)?, &part(1)?, &part(2)?, heads, mask, dropout, scale)
@@ -149,7 +149,7 @@ pub fn sdpa(
     let offset = k.dims4()?.2.cast_signed() - q.dims4()?.2.cast_signed();
     let softcap = if softcapping == 1.0 { 0.0 } else { softcapping.into() };
     let (mask, causal) = (mask.cloned(), do_causal.then_some(offset));
-    attend(q, k, v, Settings { mask, causal, softcap, scale: Some(scale.into()), dropout: None })
+    attend(q, k, v, &Settings { mask, causal, softcap, scale: Some(scale.into()), dropout: None })
 }
 
 /// What is done to the scores.
@@ -185,7 +185,7 @@ struct Sizes {
 }
 
 /// Of (batch, heads, tokens, dim).
-pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, settings: Settings<'_>) -> Result<Tensor> {
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, settings: &Settings<'_>) -> Result<Tensor> {
     let (batch, heads, queries, dim) = q.dims4()?;
     let ((_, kv_heads, keys, _), (.., v_dim)) = (k.dims4()?, v.dims4()?);
     if k.dims() != [batch, kv_heads, keys, dim] || v.dims() != [batch, kv_heads, keys, v_dim] {
@@ -200,7 +200,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, settings: Settings<'_>)
 }
 
 /// Of q, k and v, or of one tensor with all three: (batch, queries, heads `v_dim`).
-fn fused(inputs: &[&Tensor], sizes: Sizes, settings: Settings<'_>) -> Result<Tensor> {
+fn fused(inputs: &[&Tensor], sizes: Sizes, settings: &Settings<'_>) -> Result<Tensor> {
     let Sizes { batch, heads, kv_heads, queries, keys, dim, v_dim } = sizes;
     check(inputs, sizes)?;
     let dtype = inputs[0].dtype();
@@ -284,7 +284,7 @@ fn prepared_mask(mask: &Tensor, sizes: Sizes, q: &Tensor) -> Result<Tensor> {
 }
 
 /// By candle's operations, which have a gradient: (batch, heads, queries, `v_dim`).
-fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, settings: Settings<'_>) -> Result<Tensor> {
+fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, settings: &Settings<'_>) -> Result<Tensor> {
     check(&[q, k, v], sizes)?;
     let Sizes { batch, heads, kv_heads, queries, keys, dim, .. } = sizes;
     let for_all = |x: &Tensor| {
@@ -378,7 +378,7 @@ mod tests {
             scale: Some(0.7),
             dropout: None,
         };
-        let (ours, theirs) = (attend(&q, &k, &v, settings())?, by_candle(&q, &k, &v, sizes, settings())?);
+        let (ours, theirs) = (attend(&q, &k, &v, &settings())?, by_candle(&q, &k, &v, sizes, &settings())?);
         assert!((&ours - &theirs)?.abs()?.max_all()?.to_scalar::<f64>()? < 1e-14);
         let (ours, theirs) = (ours.sqr()?.sum_all()?.backward()?, theirs.sqr()?.sum_all()?.backward()?);
         for var in [&q, &bias] {

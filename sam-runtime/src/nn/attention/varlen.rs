@@ -98,7 +98,7 @@ pub(super) fn attend_each(packed: &Packed<'_>, scale: f32, causal: bool, window:
         let causal = causal.then_some(offset);
         let settings = Settings { mask, causal, softcap: 0.0, scale: Some(scale.into()), dropout: None };
         let (k, v) = (part(k, range.1, keys)?, part(v, range.1, keys)?);
-        outputs.push(attend(&part(q, range.0, queries)?, &k, &v, settings)?.squeeze(0)?.transpose(0, 1)?);
+        outputs.push(attend(&part(q, range.0, queries)?, &k, &v, &settings)?.squeeze(0)?.transpose(0, 1)?);
     }
     if outputs.is_empty() {
         return Tensor::zeros((0, heads, v_dim), q.dtype(), q.device());
@@ -127,7 +127,7 @@ pub(super) fn offset(queries: usize, keys: usize) -> isize {
     keys.cast_signed() - queries.cast_signed()
 }
 
-/// ALiBi's bias, (heads, queries, keys), of slopes (heads, 1, 1).
+/// `ALiBi`'s bias, (heads, queries, keys), of slopes (heads, 1, 1).
 pub(super) fn alibi(slopes: &Tensor, queries: usize, keys: usize, offset: isize, causal: bool) -> Result<Tensor> {
     let distance = |i: usize, j: usize| {
         let distance = (i.cast_signed() + offset - j.cast_signed()) as f32;

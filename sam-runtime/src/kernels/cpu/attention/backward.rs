@@ -100,7 +100,8 @@ impl<T: Exp2> Inputs<'_, T> {
             let mut rest = buffer.as_mut_slice();
             for chunks in &mut chunks {
                 let (chunk, behind) = rest.split_at_mut(size);
-                (chunks.push(chunk), rest = behind);
+                chunks.push(chunk);
+                rest = behind;
             }
         }
         let wanted: [bool; 3] = std::array::from_fn(|i| wanted[if shape.packed { 0 } else { i }]);

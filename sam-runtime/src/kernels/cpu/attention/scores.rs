@@ -134,7 +134,7 @@ impl<T: Float> Scores<'_, T> {
         }
         let (scale, cap) = (T::narrow(self.shape.scale), self.shape.softcap);
         for x in row.iter_mut() {
-            *x = *x * scale;
+            *x *= scale;
         }
         if cap != 0.0 {
             for x in row.iter_mut() {
@@ -218,16 +218,15 @@ impl<T: Exp2> WithSimd for Softmax<'_, T> {
             scores.prepare(i, row, None);
             let largest = T::largest(simd, row) * factor;
             let before = state.max;
-            if !(largest <= before) {
-                state.max = largest;
-            }
+            // Also where it is not a number.
+            state.max = if largest <= before { before } else { largest };
             let max = if state.max == T::narrow(f64::NEG_INFINITY) { T::default() } else { state.max };
             let sum = T::exp2(simd, row, factor, max);
             if state.sum != 0.0 && before != max {
                 let share = (before - max).wide().exp2();
                 state.sum *= share;
                 let share = T::narrow(share);
-                sums[i * pitch..][..pitch].iter_mut().for_each(|x| *x = *x * share);
+                sums[i * pitch..][..pitch].iter_mut().for_each(|x| *x *= share);
             }
             state.sum += sum.wide();
             if let Some((mask, first)) = scores.dropout(i) {
@@ -276,7 +275,7 @@ impl<T: Exp2> WithSimd for Gradients<'_, T> {
             // Where nothing is seen, also if v is not finite there.
             gradient[scores.visible(i)..].fill(T::default());
             if let Some(slopes) = &slopes {
-                gradient.iter_mut().zip(slopes).for_each(|(g, slope)| *g = *g * *slope);
+                gradient.iter_mut().zip(slopes).for_each(|(g, slope)| *g *= *slope);
             }
         }
     }

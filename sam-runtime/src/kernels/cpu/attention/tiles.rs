@@ -46,7 +46,7 @@ impl<'a, T: Float> Inputs<'a, T> {
         let layouts: Vec<_> = inputs.iter().map(|arg| (arg.dims(), arg.stride())).collect();
         let strides = shape.strides(&layouts);
         let heads = |i: usize, dim: usize| {
-            let values = views[if shape.packed { 0 } else { i }].from_first::<T>()?;
+            let values = views[if shape.packed { 0 } else { i }].behind_first::<T>()?;
             Ok::<_, candle_core::Error>(Heads { values, strides: strides[i], dim })
         };
         let mask = match masks.first() {
