@@ -7,7 +7,7 @@
 //! channel, and in f64 across them.
 //!
 //! Two cores of an Intel Xeon (Sapphire Rapids, AVX-512) that others used too, 32 images, forward and both gradients, processor
-//! time over that of PyTorch 2.15 in the better of its two formats (`channels_last`, but for the first line of 5x5):
+//! time over that of PyTorch 2.15 in the better of its two formats (`channels_last`). Single runs, not alternating, so only rough:
 //!
 //! | what | 5x5, 240 channels on 16x16; 672 on 8x8 | 3x3, 144 on 32x32 | 3x3, stride 2, 96 on 64x64 |
 //! | --- | --- | --- | --- |
@@ -15,7 +15,7 @@
 //! | all phases of a plane together | 0.5; 0.5 | 1.1 | 1.6, most of it every second element of a row, one by one |
 //! | every second element in pairs | not timed | | |
 //!
-//! By [`direct`](super::direct), whose tiles one filter fills to an eighth, wall time was 3 to 15 times that of PyTorch.
+//! By [`direct`](super::direct), whose tiles one filter fills to an eighth, wall time was 1.2 to 4 times that of PyTorch.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
