@@ -12,8 +12,8 @@
 //! | what | 5x5, 240 channels on 16x16; 672 on 8x8 | 3x3, 144 on 32x32 | 3x3, stride 2, 96 on 64x64 |
 //! | --- | --- | --- | --- |
 //! | each phase over all planes of some images | 0.6; 0.7 | 1.2 to 2 | 2.3 |
-//! | all phases of a plane together | 0.5; 0.5 | 1.1 | 1.6, most of it every second element of a row, one by one |
-//! | every second element in pairs | not timed | | |
+//! | all phases of a plane together | 0.5; 0.5 | 1.1 | 1.6 |
+//! | every second element of a row in pairs, instead of by `step_by` | not timed yet | | |
 //!
 //! By [`direct`](super::direct), whose tiles one filter fills to an eighth, wall time was 1.2 to 4 times that of PyTorch.
 
