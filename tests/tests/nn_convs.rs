@@ -87,7 +87,7 @@ impl Side {
 
     /// The same, with so little padding that something is left of a transposed convolution.
     fn padded_less(self) -> Self {
-        let padding = self.padding.min((self.dilation * (self.kernel - 1) + self.more) / 2);
+        let padding = self.padding.min(usize::midpoint(self.dilation * (self.kernel - 1), self.more));
         Self { input: self.input.max(1), padding, ..self }
     }
 }
@@ -423,6 +423,9 @@ fn rearranged_images() {
     check(&|t| nn::ops::replication_pad2d(&t[0], 1));
 }
 
+/// Makes a layer with its variables.
+type Build<'a> = &'a dyn Fn(VarBuilder<'_>);
+
 #[test]
 fn variables_are_those_of_candle() {
     let names = |build: &dyn Fn(VarBuilder<'_>)| {
@@ -434,19 +437,19 @@ fn variables_are_those_of_candle() {
         names
     };
     let config = nn::LSTMConfig { layer_idx: 2, direction: candle_nn::rnn::Direction::Backward, ..Default::default() };
-    let pairs: [[&dyn Fn(VarBuilder<'_>); 2]; 5] = [
+    let pairs: [[Build<'_>; 2]; 5] = [
         [&|vb| drop(nn::lstm(3, 4, config, vb).unwrap()), &|vb| drop(candle_nn::lstm(3, 4, config, vb).unwrap())],
         [&|vb| drop(nn::gru(3, 4, nn::GRUConfig::default(), vb).unwrap()), &|vb| {
-            drop(candle_nn::gru(3, 4, nn::GRUConfig::default(), vb).unwrap())
+            drop(candle_nn::gru(3, 4, nn::GRUConfig::default(), vb).unwrap());
         }],
         [&|vb| drop(nn::conv1d(3, 4, 5, Conv1dConfig::default(), vb).unwrap()), &|vb| {
-            drop(candle_nn::conv1d(3, 4, 5, Conv1dConfig::default(), vb).unwrap())
+            drop(candle_nn::conv1d(3, 4, 5, Conv1dConfig::default(), vb).unwrap());
         }],
         [&|vb| drop(nn::conv_transpose1d(3, 4, 5, ConvTranspose1dConfig::default(), vb).unwrap()), &|vb| {
-            drop(candle_nn::conv_transpose1d(3, 4, 5, ConvTranspose1dConfig::default(), vb).unwrap())
+            drop(candle_nn::conv_transpose1d(3, 4, 5, ConvTranspose1dConfig::default(), vb).unwrap());
         }],
         [&|vb| drop(nn::conv_transpose2d(3, 4, 5, ConvTranspose2dConfig::default(), vb).unwrap()), &|vb| {
-            drop(candle_nn::conv_transpose2d(3, 4, 5, ConvTranspose2dConfig::default(), vb).unwrap())
+            drop(candle_nn::conv_transpose2d(3, 4, 5, ConvTranspose2dConfig::default(), vb).unwrap());
         }],
     ];
     for [ours, stock] in pairs {

@@ -174,6 +174,7 @@ pub(crate) enum ResizeMode {
     AlignedCorners,
 }
 
+#[allow(clippy::cast_sign_loss, reason = "places are not negative")]
 impl Resize {
     /// As candle and PyTorch have it. `factor` is the one that the caller gave instead of a size.
     pub(crate) fn new(input: usize, output: usize, factor: Option<f64>, mode: ResizeMode) -> Self {

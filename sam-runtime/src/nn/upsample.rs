@@ -81,6 +81,7 @@ pub fn upsample_bilinear2d(x: &Tensor, target_h: usize, target_w: usize, align_c
     resize(x, [target_h, target_w], [None; 2], linear(align_corners))
 }
 
+#[allow(clippy::cast_sign_loss, reason = "factors are positive")]
 /// [`upsample_bilinear2d`] by factors, as `Tensor::upsample_bilinear2d_with_scale` and PyTorch's `interpolate(scale_factor = ..)`.
 ///
 /// # Errors

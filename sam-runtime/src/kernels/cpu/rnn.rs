@@ -5,10 +5,7 @@
 //!
 //! Cells are computed in f64, with exponentials that the compiler vectorises: of a step's time the product has more.
 //!
-//! | LSTM of 256, 8 sequences of 32, forward and backward, over candle's | found |
-//! | --- | --- |
-//! | operations of candle | 1 |
-//! | here | see `tests` |
+//! A state that is taken out of the result has a gradient as large as all of them; `nn::rnn` has them taken out in a tree.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
@@ -86,7 +83,7 @@ pub(crate) fn forward<T: Float>(shape: &RnnShape, args: &RnnArgs<'_, T>) -> (Vec
             RnnCell::Gru => {
                 rows.zip(before.par_chunks_exact(hidden)).for_each(|((((from_x, from_h), kept), h), before)| {
                     ARCH.dispatch(Gru { from_x, from_h, kept, h, before });
-                })
+                });
             }
         }
     }
@@ -182,7 +179,7 @@ fn exp(x: f64) -> f64 {
     /// Added to a small number, it leaves the nearest integer in the lowest bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     /// ln 2 in two parts, the first of few bits: its multiples are exact.
-    const LN_2: [f64; 2] = [0.693_147_180_369_123_816_49, 1.908_214_929_270_587_7e-10];
+    const LN_2: [f64; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
     /// 1 / n!, from the 13th on down.
     const COEFFICIENTS: [f64; 12] = [
         1.605_904_383_682_161_5e-10,
@@ -191,7 +188,7 @@ fn exp(x: f64) -> f64 {
         2.755_731_922_398_589e-7,
         2.755_731_922_398_589_3e-6,
         2.480_158_730_158_73e-5,
-        1.984_126_984_126_984_1e-4,
+        1.984_126_984_126_984e-4,
         1.388_888_888_888_889e-3,
         8.333_333_333_333_333e-3,
         4.166_666_666_666_666_4e-2,

@@ -71,7 +71,7 @@ impl Window {
 
     fn check_channels(self, what: &str, channels: usize, in_group: usize, filters: usize) -> Result<()> {
         let groups = self.groups;
-        if channels != in_group * groups || filters % groups != 0 {
+        if channels != in_group * groups || !filters.is_multiple_of(groups) {
             candle_core::bail!(
                 "expected {what} of {} channels and filters in {groups} equal groups, found {channels} channels and \
                  {filters} filters",

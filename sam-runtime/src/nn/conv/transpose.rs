@@ -14,7 +14,8 @@ use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 
-/// The transposed convolution of x, of rank 3 or 4, with a weight of (in_channels, out_channels / groups, ..), plus a bias.
+/// The transposed convolution of x, of rank 3 or 4, with a weight of
+/// `(in_channels, out_channels / groups, ..)`, plus a bias.
 pub(super) fn transpose(
     window: Window,
     output_padding: usize,
@@ -38,7 +39,7 @@ fn sizes(window: Window, output_padding: usize, x: &[usize], weight: &[usize]) -
     let (images, filters, kernel) = (x[0], x[1], &weight[2..]);
     window.check(kernel)?;
     let channels = weight[1] * groups;
-    if weight[0] != filters || filters % groups != 0 {
+    if weight[0] != filters || !filters.is_multiple_of(groups) {
         candle_core::bail!(
             "expected an input of {} channels in {groups} equal groups, found {filters} channels",
             weight[0]

@@ -26,6 +26,7 @@ impl GRU {
     ///
     /// # Errors
     /// If `vb` has variables of another shape.
+    #[allow(clippy::needless_pass_by_value, reason = "candle's signature")]
     pub fn new(in_dim: usize, hidden_dim: usize, config: GRUConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let inits = [config.w_ih_init, config.w_hh_init];
         let weights =

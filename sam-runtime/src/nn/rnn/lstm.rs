@@ -26,6 +26,7 @@ impl LSTM {
     ///
     /// # Errors
     /// If `vb` has variables of another shape.
+    #[allow(clippy::needless_pass_by_value, reason = "candle's signature")]
     pub fn new(in_dim: usize, hidden_dim: usize, config: LSTMConfig, vb: VarBuilder<'_>) -> Result<Self> {
         let reverse = match config.direction {
             Direction::Forward => "",

@@ -153,7 +153,9 @@ pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
 pub(crate) fn add_bias<T: Float>(plane: usize, bias: &[T], y: &mut [T]) {
     y.par_chunks_mut(plane).enumerate().for_each(|(i, y)| {
         let bias = bias[i % bias.len()];
-        y.iter_mut().for_each(|y| *y += bias);
+        for y in y {
+            *y += bias;
+        }
     });
 }
 
@@ -181,7 +183,9 @@ impl<T: Float> NullaryFnOnce for ChannelSum<'_, T> {
             for chunk in chunks {
                 sums.iter_mut().zip(chunk).for_each(|(sum, dy)| *sum += dy.wide());
             }
-            end.iter().for_each(|dy| rest += dy.wide());
+            for dy in end {
+                rest += dy.wide();
+            }
         }
         T::narrow(sums.iter().sum::<f64>() + rest)
     }

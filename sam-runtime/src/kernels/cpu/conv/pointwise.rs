@@ -69,7 +69,9 @@ fn products<T: Float>(a: Matrix<'_, T>, [from, to]: [usize; 2], plane: usize, bi
         if let Some(bias) = bias {
             for image in y.chunks_exact_mut(to * plane) {
                 for (y, bias) in image.chunks_exact_mut(plane).zip(bias) {
-                    y.iter_mut().for_each(|y| *y += *bias);
+                    for y in y {
+                        *y += *bias;
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, tolerance};
 use crate::kernels::cpu::rnn::{self, RnnArgs};
 use crate::kernels::shapes::{RnnCell, RnnShape};
 
-/// A unit matrix, whose first rows a zero matrix follows.
+/// A unit matrix.
 fn unit(n: usize) -> Vec<f64> {
     (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect()
 }
@@ -36,7 +36,7 @@ fn recurrent_cells() {
         // What the product with the state gives, without the bias.
         let from_h: Vec<f64> = state[0]
             .chunks(hidden)
-            .flat_map(|h| weights.chunks(hidden).map(|w| w.iter().zip(h).map(|(w, h)| w * h).sum()))
+            .flat_map(|h| weights.chunks(hidden).map(move |w| w.iter().zip(h).map(|(w, h)| w * h).sum()))
             .collect();
         let from_h = Buffer::new(dtype, &from_h);
         let (kept, c_next) = (Buffer::new(dtype, &kept), Buffer::new(dtype, &y[y.len() - size..]));
