@@ -88,7 +88,7 @@
 //! While the second pass runs the variables hold w + ε̂: another thread that reads them then sees that. Trainings may run at the
 //! same time, on plain threads, on tokio's blocking pool, and on one rayon pool, if each has a model and an optimizer of its own,
 //! and a [`Sam`] of its own if that remembers something. Steps that overlap on the same variables are refused
-//! ([`Error::Displaced`]), and so is a step of [`Sgd`](optim::Sgd) on variables that hold w + ε̂ ([`Error::Moved`]).
+//! ([`Error::Displaced`]), and so is a step of the optimizers of [`optim`] on variables that hold w + ε̂ ([`Error::Moved`]).
 //!
 //! The passes of a step are known on the thread that runs the loss function. On threads that the loss function uses itself they
 //! are not: there [`Pass::current`] is [`Pass::Plain`]. [`Context`] carries the pass to them. An annotated function that is
@@ -97,7 +97,7 @@
 //!
 //! # Cargo features
 //!
-//! `cudnn`, or `cuda` without cuDNN: the whole step stays on a CUDA device. SAM's arithmetic and [`Sgd`](optim::Sgd) take one
+//! `cudnn`, or `cuda` without cuDNN: the whole step stays on a CUDA device. SAM's arithmetic and the optimizers of [`optim`] take one
 //! launch for all variables, and nothing synchronizes with the host, so values are not checked there. No kernel has run on a GPU
 //! yet; they are tested on the CPU. `metal`, `mkl` and `accelerate` are candle's.
 //!

@@ -175,7 +175,7 @@ fn adamw_takes_the_place_of_candles() {
         }
     };
     let (ours, theirs) = (variables(DType::F64), variables(DType::F64));
-    let mut adamw = sam_runtime::nn::AdamW::new(ours.clone(), PARAMS.clone()).unwrap();
+    let mut adamw = AdamW::new(ours.clone(), PARAMS.clone()).unwrap();
     run(&ours, &mut |grads| adamw.step(grads).unwrap());
     let mut adamw = candle_nn::AdamW::new(theirs.clone(), PARAMS.clone()).unwrap();
     run(&theirs, &mut |grads| adamw.step(grads).unwrap());
