@@ -161,7 +161,7 @@ fn a_step_lowers_the_loss() {
         let before = loss();
         let gradient = nn::backward(&before).unwrap();
         for (_, var) in trained(model.vars()) {
-            var.set(&(var.as_tensor() - (gradient.get(&var).unwrap() * 0.02).unwrap()).unwrap()).unwrap();
+            var.set(&(var.as_tensor() - (gradient.get(&var).unwrap() * 0.002).unwrap()).unwrap()).unwrap();
         }
         let [before, after] = [before, loss()].map(|loss| loss.to_scalar::<f32>().unwrap());
         assert!(after < before, "{name}: {before} {after}");
@@ -218,16 +218,18 @@ fn the_same_seed_gives_the_same_weights() {
 fn the_kits_agree() {
     for name in ["cnn", "resnet20", "vit-tiny-w12", "mixer-tiny-w8", "efficientnet-lite0-w4", "gpt-w16"] {
         let architecture = named(name);
-        let shape = if architecture.is_for_text() { [1, 1, 16] } else { [3, 16, 16] };
+        // EfficientNet divides the side by 32, and a batch normalization of very few values magnifies rounding.
+        let side = if name.starts_with("efficientnet") { 128 } else { 16 };
+        let shape = if architecture.is_for_text() { [1, 1, 16] } else { [3, side, side] };
         let (ours, stock) = (
             Model::<SamRuntime>::new(architecture, shape, 61, 1).unwrap(),
             Model::<CandleNn>::new(architecture, shape, 61, 1).unwrap(),
         );
-        let pixels: Vec<f32> = (0..4 * 768).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
+        let pixels: Vec<f32> = (0..4 * 3 * side * side).map(|i| ((i * 37 % 101) as f32 / 50.0) - 1.0).collect();
         let (x, y) = if architecture.is_for_text() {
             (text(4, 16, 7), text(4, 16, 11))
         } else {
-            let x = Tensor::from_vec(pixels, (4, 3, 16, 16), &Device::Cpu).unwrap();
+            let x = Tensor::from_vec(pixels, (4, 3, side, side), &Device::Cpu).unwrap();
             (x, Tensor::new(&[1u32, 3, 5, 7], &Device::Cpu).unwrap())
         };
         let losses = [ours.cross_entropy(&x, &y).unwrap(), stock.cross_entropy(&x, &y).unwrap()];
