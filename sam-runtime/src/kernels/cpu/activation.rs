@@ -36,7 +36,7 @@ pub(crate) fn activate(function: Function, x: &Tensor) -> Result<(CpuStorage, Sh
     let elements = view(x);
     for_float!(x.dtype(), "activation", |T| {
         let x_all = elements.elements::<T>()?;
-        let values = with_curve!(function, |curve| blocks(x_all.len(), |range, to| {
+        let values = with_curve!(function, |curve| blocks(x_all.len(), &|range, to| {
             ARCH.dispatch(Values { curve, x: &x_all[range], to });
         }));
         Ok(output(values, x.shape()))
@@ -48,7 +48,7 @@ pub(crate) fn activate_back(function: Function, x: &Tensor, dy: &Tensor) -> Resu
     let (elements, gradient) = (view(x), view(dy));
     for_float!(x.dtype(), "activation", |T| {
         let (x_all, dy) = (elements.elements::<T>()?, gradient.elements::<T>()?);
-        let values = with_curve!(function, |curve| blocks(x_all.len(), |range, to| {
+        let values = with_curve!(function, |curve| blocks(x_all.len(), &|range, to| {
             ARCH.dispatch(Slopes { curve, x: &x_all[range.clone()], dy: &dy[range], to });
         }));
         like(values, x)
@@ -99,8 +99,9 @@ fn gated_back<T: Real>(gate: Gate, curve: impl Curve, x: &[T], dy: &[T]) -> Vec<
     dx
 }
 
-/// `n` elements, of which each is written once: memory that is cleared before costs as much as the function.
-pub(super) fn blocks<T: Float>(n: usize, fill: impl Fn(Range<usize>, &mut [T]) + Sync) -> Vec<T> {
+/// `n` elements, of which each is written once: memory that is cleared before costs as much as the function. `fill` is
+/// no type parameter: rayon's part would be compiled anew for each function.
+pub(super) fn blocks<T: Float>(n: usize, fill: &(dyn Fn(Range<usize>, &mut [T]) + Sync)) -> Vec<T> {
     let block = |i: usize| {
         let (mut block, range) = ([T::default(); BLOCK], i * BLOCK..n.min((i + 1) * BLOCK));
         let part = &mut block[..range.len()];

@@ -103,7 +103,7 @@ impl Loss {
         let which = usize::from(of_target);
         for_float!(x.dtype(), "loss", |T| {
             let (x_all, target, scale) = (elements.elements::<T>()?, target.elements::<T>()?, scale as T);
-            let dx = blocks(x_all.len(), |range, to| {
+            let dx = blocks(x_all.len(), &|range, to| {
                 let (x, t) = (&x_all[range.clone()], &target[range]);
                 match self {
                     Self::Square => ARCH.dispatch(Slopes { cost: Square, which, x, t, scale, to }),

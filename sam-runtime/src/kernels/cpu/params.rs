@@ -147,8 +147,7 @@ impl Perturb {
     /// g ← w + `step`(g, w)
     fn fill_with<T: StorageFloat>(&self, g: &mut [T], w: &[T], step: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
         if let Some(lost) = &self.lost {
-            let sums = |(g, w): (&[T], &[T])| ARCH.dispatch(Loss { g, w, step });
-            let sums: Vec<_> = g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(sums).collect();
+            let sums = of_chunks(g, w, &|g, w| ARCH.dispatch(Loss { g, w, step }));
             lost.set(sums.into_iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]));
         }
         fill(g, w, move |g, w| w + step(g, w));
@@ -239,12 +238,21 @@ impl Mix {
 
 /// g ← f(g, w), by all threads.
 fn fill<T: StorageFloat>(g: &mut [T], w: &[T], f: impl Fn(f64, f64) -> f64 + Copy + Send + Sync) {
-    let fill = |(g, w): (&mut [T], &[T])| ARCH.dispatch(Fill { g, w, f });
+    in_chunks(g, w, &|g, w| ARCH.dispatch(Fill { g, w, f }));
+}
+
+/// Calls `part` with each chunk, by all threads. It is no type parameter: rayon's part would be compiled anew for each.
+fn in_chunks<T: StorageFloat>(g: &mut [T], w: &[T], part: &(dyn Fn(&mut [T], &[T]) + Sync)) {
     if g.len() <= CHUNK {
-        fill((g, w));
+        part(g, w);
     } else {
-        g.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK)).for_each(fill);
+        g.par_chunks_mut(CHUNK).zip(w.par_chunks(CHUNK)).for_each(|(g, w)| part(g, w));
     }
+}
+
+/// The same for two sums over each chunk.
+fn of_chunks<T: StorageFloat>(g: &[T], w: &[T], part: &(dyn Fn(&[T], &[T]) -> [f64; 2] + Sync)) -> Vec<[f64; 2]> {
+    g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(|(g, w)| part(g, w)).collect()
 }
 
 struct Fill<'a, T, F> {

@@ -36,7 +36,7 @@ impl Channels {
         let (elements, slopes) = (view(x), view(slopes));
         for_float!(x.dtype(), "prelu", |T| {
             let (x_all, slopes) = (elements.elements::<T>()?, slopes.elements::<T>()?);
-            let y = blocks(x_all.len(), |range, to| {
+            let y = blocks(x_all.len(), &|range, to| {
                 let (first, x) = (range.start, &x_all[range]);
                 self.each(slopes, first, x.len(), |i, slope| to[i] = if x[i] > 0.0 as T { x[i] } else { slope * x[i] });
             });
@@ -49,7 +49,7 @@ impl Channels {
         let (elements, slopes, gradient) = (view(x), view(slopes), view(dy));
         for_float!(x.dtype(), "prelu", |T| {
             let (x_all, slopes, dy) = (elements.elements::<T>()?, slopes.elements::<T>()?, gradient.elements::<T>()?);
-            let dx = blocks(x_all.len(), |range, to| {
+            let dx = blocks(x_all.len(), &|range, to| {
                 let (first, x, dy) = (range.start, &x_all[range.clone()], &dy[range]);
                 self.each(slopes, first, x.len(), |i, slope| {
                     to[i] = if x[i] > 0.0 as T { dy[i] } else { slope * dy[i] }

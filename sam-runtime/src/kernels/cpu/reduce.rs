@@ -91,14 +91,15 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
 
 /// The sum over all chunks, in their order.
 pub(super) fn reduce<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
-    over_chunks(parts, f).into_iter().sum()
+    over_chunks(parts, &f).into_iter().sum()
 }
 
 pub(super) fn reduce_max<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> f64 {
-    over_chunks(parts, f).into_iter().fold(0.0, larger)
+    over_chunks(parts, &f).into_iter().fold(0.0, larger)
 }
 
-pub(super) fn over_chunks<T: Chunks>(parts: &[T], f: impl Fn(T) -> f64 + Send + Sync) -> Vec<f64> {
+/// `f` is no type parameter: rayon's part would be compiled anew for each.
+pub(super) fn over_chunks<T: Chunks>(parts: &[T], f: &(dyn Fn(T) -> f64 + Send + Sync)) -> Vec<f64> {
     let chunks: Vec<_> = parts.iter().flat_map(|part| part.chunks()).collect();
     chunks.into_par_iter().map(f).collect()
 }
