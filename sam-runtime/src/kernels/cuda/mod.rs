@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod activation;
+#[cfg(feature = "cuda")]
 mod attention;
 #[cfg(feature = "cuda")]
 mod batch_norm;
@@ -47,6 +48,7 @@ mod params;
 mod pool;
 #[cfg(feature = "cuda")]
 mod rnn;
+#[cfg(feature = "cuda")]
 mod rotary_emb;
 #[cfg(feature = "cuda")]
 mod softmax_dim;
