@@ -159,7 +159,7 @@ fn is_training(folder: &Path) -> Result<bool> {
     // Empty: its writer was killed at once.
     ensure!(
         found.is_empty() || found == MARK.as_bytes(),
-        "{} was not written by this program: choose another --out",
+        "{} is not of this program: choose another --out",
         path.display()
     );
     Ok(!found.is_empty())

@@ -107,7 +107,8 @@ impl WeightsInfo {
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let about = header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT));
-        let about = about.context("it does not name its network: expected a weights file that `train` has written")?;
+        let about = about
+            .context("it does not say which network it is of: expected a weights file that `train` has written")?;
         let about: Self = serde_json::from_str(about)?;
         let [channels, height, width] = about.shape;
         let Self { classes, scale: MeanStd { mean, std }, .. } = &about;
@@ -119,7 +120,7 @@ impl WeightsInfo {
         let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
         ensure!(
             is_scale,
-            "it has no mean and standard deviation for images of {channels} channels: expected a weights file that `train` has written"
+            "it does not say how images of {channels} channels are normalized: expected a weights file that `train` has written"
         );
         Ok(about)
     }
