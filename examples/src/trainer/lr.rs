@@ -24,6 +24,7 @@ pub fn rate(recipe: &Recipe, phase: &Phase, step: usize, steps: usize, per_epoch
 
 /// The first step that has this share of all steps before it, as f64 divides them.
 fn first_at(share: f64, steps: usize) -> u64 {
+    #[expect(clippy::cast_sign_loss, reason = "a share is not negative")]
     let near = (share * steps as f64) as u64;
     (near.saturating_sub(1)..=near).find(|step| *step as f64 / steps as f64 >= share).unwrap_or(near + 1)
 }

@@ -108,13 +108,12 @@ impl Training<'_> {
         // The variables of the model are their averages already.
         let average = self.average.take();
         let mut errors = || -> Result<_> {
-            let test_error = match self.progress.test_error {
-                Some(error) => error,
-                None => {
-                    let scores = self.test_scores()?;
-                    self.keep_scores(scores);
-                    scores.error.into()
-                }
+            let test_error = if let Some(error) = self.progress.test_error {
+                error
+            } else {
+                let scores = self.test_scores()?;
+                self.keep_scores(scores);
+                scores.error.into()
             };
             Ok((test_error.into(), top_5_error(&self.model, &self.test())?))
         };

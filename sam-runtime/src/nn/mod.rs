@@ -64,6 +64,7 @@ pub use activation::{
     Activation, PReLU, elu, gelu, gelu_erf, glu, hard_sigmoid, hard_swish, leaky_relu, mish, prelu, relu2, relu6, selu,
     sigmoid, silu, swiglu, tanh,
 };
+pub use attention::{multi_head_attention, scaled_dot_product_attention, self_attention};
 pub use batch_norm::{BatchNorm, BatchNormConfig, batch_norm};
 use candle_core::{Result, Tensor};
 // What this crate has nothing to add to; the modules and names above and below shadow candle's.

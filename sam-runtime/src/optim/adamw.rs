@@ -151,12 +151,11 @@ impl AdamW {
         let mut next = Vec::with_capacity(grads.len());
         for (i, _) in &grads {
             let Adapting { var, moments, .. } = &self.vars[*i];
-            next.push(match moments {
-                Some(moments) => Moments { steps: moments.steps + 1, ..moments.clone() },
-                None => {
-                    let zeros = || Tensor::zeros(var.shape(), wide(var.dtype()), var.device());
-                    Moments { first: zeros()?, second: zeros()?, steps: 1 }
-                }
+            next.push(if let Some(moments) = moments {
+                Moments { steps: moments.steps + 1, ..moments.clone() }
+            } else {
+                let zeros = || Tensor::zeros(var.shape(), wide(var.dtype()), var.device());
+                Moments { first: zeros()?, second: zeros()?, steps: 1 }
             });
         }
         let moves: Vec<_> = grads
@@ -266,7 +265,7 @@ impl AdamW {
             };
             let (saved_as, found) = parts.entry(i).or_insert((name, [const { None }; 3]));
             if *saved_as != name {
-                return Err(owners.second(name, "state", var));
+                return Err(state_file::second_entry(name, "state", var));
             }
             found[place] = Some(value);
         }

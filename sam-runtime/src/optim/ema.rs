@@ -217,7 +217,7 @@ impl Ema {
                 let var = &self.averages[i].0;
                 let value = checked(&format!("the average of `{name}`"), view, var, wide(var.dtype()))?;
                 if values.insert(i, (var.clone(), value)).is_some() {
-                    return Err(owners.second(name, "average", var));
+                    return Err(state_file::second_entry(name, "average", var));
                 }
             }
             Ok((steps, values))

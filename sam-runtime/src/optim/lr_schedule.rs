@@ -164,10 +164,9 @@ impl Shape {
         let progress = |steps: u64| if step < steps { t / steps as f64 } else { 1.0 };
         let drops = |count: usize, factor: f64| factor.powi(i32::try_from(count).unwrap_or(i32::MAX));
         match self {
-            Self::Constant => 1.0,
+            Self::Constant | Self::Steps { every: 0, .. } => 1.0,
             Self::Linear { steps, end } => 1.0 + (end - 1.0) * progress(*steps),
             Self::Cosine { steps, end } => end + (1.0 - end) * (0.5 * (1.0 + (PI * progress(*steps)).cos())),
-            Self::Steps { every: 0, .. } => 1.0,
             Self::Steps { every, factor } => drops(usize::try_from(step / every).unwrap_or(usize::MAX), *factor),
             Self::Milestones { at, factor } => drops(at.iter().filter(|at| **at <= step).count(), *factor),
             Self::OneCycle(cycle) => cycle.factor(t),

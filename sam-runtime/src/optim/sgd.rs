@@ -243,7 +243,7 @@ impl Sgd {
                 candle_core::bail!("`{name}` holds the values of the variable: expected {}, found weights", FILE.what)
             }
             if velocities[i].replace(velocity.to_device(var.device())?).is_some() {
-                return Err(owners.second(name, "velocity", var));
+                return Err(state_file::second_entry(name, "velocity", var));
             }
         }
         Ok(velocities)

@@ -190,13 +190,12 @@ impl<'a> Owners<'a> {
             None => candle_core::bail!("{what} of `{name}` belongs to no variable of {}", self.whose),
         }
     }
+}
 
-    /// The error for a second entry of one variable.
-    pub(crate) fn second(&self, name: &str, what: &str, var: &Var) -> Error {
-        let var = describe(var);
-        Error::msg(format!("`{name}` is the second {what} of {var}: its names are those of two variables in the file"))
-            .bt()
-    }
+/// The error for a second entry of one variable.
+pub(crate) fn second_entry(name: &str, what: &str, var: &Var) -> Error {
+    let var = describe(var);
+    Error::msg(format!("`{name}` is the second {what} of {var}: its names are those of two variables in the file")).bt()
 }
 
 /// A number of steps from a file. A counter beyond 2^53 is damaged: a step a microsecond would take it three centuries.

@@ -222,16 +222,18 @@ mod tests {
 
     /// A run of two phases; the last has four epochs of ten steps.
     fn log(rise: f64) -> String {
+        use std::fmt::Write as _;
+
         let mut log =
             "{\"recipe\":{},\"seed\":0}\n{\"stage\":0,\"step\":0,\"loss\":2.0,\"sharpness\":9.0}\n".to_owned();
         for step in 0..40 {
             if step % 5 == 0 {
                 let sharpness = rise * f64::from(step / 10) + if step % 10 == 0 { 0.5 } else { 0.0 };
-                log += &format!("{{\"stage\":1,\"step\":{step},\"loss\":1.0,\"sharpness\":{sharpness}}}\n");
+                writeln!(log, "{{\"stage\":1,\"step\":{step},\"loss\":1.0,\"sharpness\":{sharpness}}}").unwrap();
             }
             if step % 10 == 9 {
                 let (epoch, done) = (step / 10 + 1, step + 1);
-                log += &format!("{{\"stage\":1,\"step\":{done},\"epoch\":{epoch},\"test error\":0.{epoch}}}\n");
+                writeln!(log, "{{\"stage\":1,\"step\":{done},\"epoch\":{epoch},\"test error\":0.{epoch}}}").unwrap();
             }
         }
         log + "{\"stage\":1,\"step\":4"

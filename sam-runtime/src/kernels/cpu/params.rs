@@ -250,8 +250,11 @@ fn in_chunks<T: StorageFloat>(g: &mut [T], w: &[T], part: &(dyn Fn(&mut [T], &[T
     }
 }
 
-/// The same for two sums over each chunk.
-fn of_chunks<T: StorageFloat>(g: &[T], w: &[T], part: &(dyn Fn(&[T], &[T]) -> [f64; 2] + Sync)) -> Vec<[f64; 2]> {
+/// Two sums over a chunk of two slices.
+type TwoSums<'a, T> = dyn Fn(&[T], &[T]) -> [f64; 2] + Sync + 'a;
+
+/// [`in_chunks`] for two sums over each chunk.
+fn of_chunks<T: StorageFloat>(g: &[T], w: &[T], part: &TwoSums<'_, T>) -> Vec<[f64; 2]> {
     g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK)).map(|(g, w)| part(g, w)).collect()
 }
 

@@ -23,8 +23,8 @@ fn gradients_of_tables() {
             };
             let mut expected = vec![0.0; rows * columns];
             for (id, dy) in ids.iter().zip(dy.values().chunks(columns)) {
-                if *id >= 0.0 && *id < rows as f64 {
-                    let row = &mut expected[*id as usize * columns..][..columns];
+                if let Some(row) = (0..rows).find(|row| *row as f64 == *id) {
+                    let row = &mut expected[row * columns..][..columns];
                     row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
                 }
             }
