@@ -38,7 +38,11 @@ const HELD: usize = 1 << 20;
 
 /// Whether a convolution is one of these.
 pub(super) fn fits(conv: &Conv) -> bool {
-    let plain = |side: Side| side.kernel == 3 && side.stride == 1 && side.dilation == 1 && side.padding <= 2;
+    // A transposed convolution with output padding has an input that reaches beyond the last window.
+    let plain = |side: Side| {
+        let ends_together = side.output + 2 == side.input + 2 * side.padding;
+        side.kernel == 3 && side.stride == 1 && side.dilation == 1 && side.padding <= 2 && ends_together
+    };
     plain(conv.height) && plain(conv.width) && conv.in_group().into_iter().all(|channels| channels >= CHANNELS)
 }
 
