@@ -27,7 +27,7 @@
 //! # Gradients
 //!
 //! candle's backward pass adds each gradient to a tensor of zeros. Layers propagate theirs to the layer before without that, and
-//! `backward_step` of [`Sgd`](crate::optim::Sgd) and [`AdamW`](crate::optim::AdamW) takes those of the variables as they are.
+//! `backward_step` of [`Sgd`](crate::optim::Sgd) and [`AdamW`] takes those of the variables as they are.
 //! Operations of candle can be used between, before and after layers. If there are none, [`backward`] and the passes of a
 //! [`Sam`](crate::Sam) do without candle's backward pass: [`add`], [`relu`], [`to_dtype`] and [`l2_penalty`] are there so that a
 //! whole loss can consist of layers.

@@ -11,7 +11,7 @@ use crate::nn::batch_norm::BatchNorm;
 ///
 /// Both run at the pace of a matrix product there, and bf16 and f16 are computed in f32. On CUDA cuDNN computes all three
 /// (feature `cudnn`), by the fastest of its plans for each size, or else cuBLAS; TF32 is used where
-/// `candle_core::cuda::set_gemm_reduced_precision_f32` allows it. Images that are [channels last](super::channels_last)
+/// `candle_core::cuda::set_gemm_reduced_precision_f32` allows it. Images that are [channels last](crate::nn::channels_last)
 /// are multiplied so, and give such images; tensor cores like them best. The gradient of an input that needs none, as images do,
 /// is not computed. On other devices this is candle's own convolution.
 #[derive(Clone, Debug)]
