@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::cast_sign_loss, reason = "this is test code")]
 
+pub mod counting;
+
 use std::sync::LazyLock;
 
 use candle_core::{DType, Device, Result, Tensor, Var};

@@ -2,34 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use sam_runtime::{plain, sam};
+use sam_tests::counting::{Counting, peak_of};
 use sam_tests::{copy, is_for_the_cpu, tensor};
-
-/// Counts the bytes that are in use, and the most that ever were.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator as it came; only numbers are kept beside.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(now, Relaxed);
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `pointer` came from `alloc` above, so from the system's allocator, with this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -47,11 +23,10 @@ fn loss(layers: &[Var], x: &Tensor) -> Result<(Tensor, Tensor)> {
 
 /// The most bytes that a step adds, its backward pass included.
 fn peak(step: impl Fn() -> Result<(Tensor, Tensor)>) -> usize {
-    let before = NOW.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let (loss, _logits) = step().unwrap();
-    let _grads = loss.backward().unwrap();
-    PEAK.load(Relaxed) - before
+    peak_of(|| {
+        let (loss, _logits) = step().unwrap();
+        let _grads = loss.backward().unwrap();
+    })
 }
 
 #[test]

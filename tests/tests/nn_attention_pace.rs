@@ -17,7 +17,7 @@ fn now() -> f64 {
 }
 
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement, to be run by hand"]
 fn pace() -> Result<()> {
     let spec = std::env::var("SHAPE").unwrap_or_else(|_| "32,8,256,32,causal".to_owned());
     let parts: Vec<&str> = spec.split(',').collect();
