@@ -115,7 +115,7 @@ impl Dropout {
 /// [`Dropout`] as a function, in training: `candle_nn::ops::dropout` with masks that can be repeated.
 ///
 /// All calls of a process draw from one [`RngStream`], so both passes of a sharpness-aware step see the same masks, and a program that
-/// makes the same calls in the same order has the same masks. For a seed of one's own, and to resume a training, use a [`Dropout`].
+/// makes the same calls in the same order has the same masks. To choose the seed, or to resume a training, use a [`Dropout`].
 ///
 /// # Errors
 /// If the probability is not in [0, 1), or `x` not a float tensor.
