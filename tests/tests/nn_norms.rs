@@ -9,6 +9,9 @@ use rayon::ThreadPoolBuilder;
 use sam_runtime::nn;
 use sam_tests::{bits, device, is_for_the_cpu, tensor, values};
 
+/// Exact in f32 too: some functions of candle take it as f32, and the gradient of a row of two elements is proportional to it.
+const EPS: f64 = 1.0 / 131_072.0;
+
 /// What is under test, of an input and two weights of the size of its last dimension, or of its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
@@ -28,14 +31,14 @@ impl Op {
     fn ours(self, t: &[Tensor]) -> Result<Tensor> {
         let [x, weight, bias] = [&t[0], &t[1], &t[2]];
         match self {
-            Self::LayerNorm => nn::LayerNorm::new(weight.clone(), bias.clone(), 1e-5).forward(x),
-            Self::NoBias => nn::LayerNorm::new_no_bias(weight.clone(), 1e-5).forward(x),
-            Self::RmsNorm => nn::RmsNorm::new(weight.clone(), 1e-5).forward(x),
-            Self::WithoutMean => nn::LayerNorm::rms_norm(weight.clone(), 1e-5).forward(x),
-            Self::OpsLayerNorm => nn::ops::layer_norm(x, weight, bias, 1e-5),
-            Self::OpsRmsNorm => nn::ops::rms_norm(x, weight, 1e-5),
+            Self::LayerNorm => nn::LayerNorm::new(weight.clone(), bias.clone(), EPS).forward(x),
+            Self::NoBias => nn::LayerNorm::new_no_bias(weight.clone(), EPS).forward(x),
+            Self::RmsNorm => nn::RmsNorm::new(weight.clone(), EPS).forward(x),
+            Self::WithoutMean => nn::LayerNorm::rms_norm(weight.clone(), EPS).forward(x),
+            Self::OpsLayerNorm => nn::ops::layer_norm(x, weight, bias, EPS as f32),
+            Self::OpsRmsNorm => nn::ops::rms_norm(x, weight, EPS as f32),
             Self::GroupNorm(groups) => {
-                nn::GroupNorm::new(weight.clone(), bias.clone(), x.dim(1)?, groups, 1e-5)?.forward(x)
+                nn::GroupNorm::new(weight.clone(), bias.clone(), x.dim(1)?, groups, EPS)?.forward(x)
             }
             Self::Softmax(dim) => nn::ops::softmax(x, dim),
             Self::LogSoftmax(dim) => nn::ops::log_softmax(x, dim),
@@ -47,11 +50,11 @@ impl Op {
     fn candle(self, t: &[Tensor]) -> Result<Tensor> {
         let [x, weight, bias] = [&t[0], &t[1], &t[2]];
         match self {
-            Self::LayerNorm | Self::OpsLayerNorm => ops::layer_norm_slow(x, weight, bias, 1e-5),
-            Self::NoBias => candle_nn::LayerNorm::new_no_bias(weight.clone(), 1e-5).forward(x),
-            Self::RmsNorm | Self::OpsRmsNorm | Self::WithoutMean => ops::rms_norm_slow(x, weight, 1e-5),
+            Self::LayerNorm | Self::OpsLayerNorm => ops::layer_norm_slow(x, weight, bias, EPS as f32),
+            Self::NoBias => candle_nn::LayerNorm::new_no_bias(weight.clone(), EPS).forward(x),
+            Self::RmsNorm | Self::OpsRmsNorm | Self::WithoutMean => ops::rms_norm_slow(x, weight, EPS as f32),
             Self::GroupNorm(groups) => {
-                candle_nn::GroupNorm::new(weight.clone(), bias.clone(), x.dim(1)?, groups, 1e-5)?.forward(x)
+                candle_nn::GroupNorm::new(weight.clone(), bias.clone(), x.dim(1)?, groups, EPS)?.forward(x)
             }
             Self::Softmax(dim) => ops::softmax(x, dim),
             Self::LogSoftmax(dim) => ops::log_softmax(x, dim),
@@ -206,13 +209,13 @@ fn rows_far_from_zero() -> Result<()> {
     let exact = x.to_dtype(DType::F64)?;
     let [weight, bias] = [2, 3].map(|seed| tensor(&[300], DType::F32, seed));
     let wide = [&weight, &bias].map(|affine| affine.to_dtype(DType::F64).unwrap());
-    let y = nn::LayerNorm::new(weight, bias, 1e-5).forward(&x)?;
-    close(&y, &ops::layer_norm_slow(&exact, &wide[0], &wide[1], 1e-5)?, 1e-6, "layer norm");
+    let y = nn::LayerNorm::new(weight, bias, EPS).forward(&x)?;
+    close(&y, &ops::layer_norm_slow(&exact, &wide[0], &wide[1], EPS as f32)?, 1e-6, "layer norm");
     let [weight, bias] = [2, 3].map(|seed| tensor(&[6], DType::F32, seed));
     let wide = [&weight, &bias].map(|affine| affine.to_dtype(DType::F64).unwrap());
-    let y = nn::GroupNorm::new(weight, bias, 6, 3, 1e-5)?.forward(&x.unsqueeze(0)?)?;
+    let y = nn::GroupNorm::new(weight, bias, 6, 3, EPS)?.forward(&x.unsqueeze(0)?)?;
     let [weight, bias] = wide;
-    let theirs = candle_nn::GroupNorm::new(weight, bias, 6, 3, 1e-5)?.forward(&exact.unsqueeze(0)?)?;
+    let theirs = candle_nn::GroupNorm::new(weight, bias, 6, 3, EPS)?.forward(&exact.unsqueeze(0)?)?;
     close(&y, &theirs, 1e-6, "group norm");
     Ok(())
 }
@@ -268,7 +271,7 @@ fn infinity_and_nan() -> Result<()> {
     let weight = Tensor::ones(3, DType::F32, device())?;
     for bad in [[f32::NAN, 1., 2.], [INF, 1., 2.]] {
         let x = Tensor::new(&[bad, [1., 2., 3.]], device())?;
-        let y = nn::LayerNorm::new_no_bias(weight.clone(), 1e-5).forward(&x)?.to_vec2::<f32>()?;
+        let y = nn::LayerNorm::new_no_bias(weight.clone(), EPS).forward(&x)?.to_vec2::<f32>()?;
         assert!(y[0].iter().all(|y| y.is_nan()) && y[1].iter().all(|y| y.is_finite()), "{y:?}");
     }
     Ok(())
@@ -283,9 +286,9 @@ fn weights_of_another_type() -> Result<()> {
         let [w, b] = [&weight, &bias].map(|var| var.as_tensor().clone());
         let [channel_weight, channel_bias] = [&w, &b].map(|affine| affine.narrow(0, 0, 6).unwrap());
         for y in [
-            nn::LayerNorm::new(w.clone(), b.clone(), 1e-5).forward(&x)?,
-            nn::RmsNorm::new(w, 1e-5).forward(&x)?,
-            nn::GroupNorm::new(channel_weight, channel_bias, 6, 2, 1e-5)?.forward(&x)?,
+            nn::LayerNorm::new(w.clone(), b.clone(), EPS).forward(&x)?,
+            nn::RmsNorm::new(w, EPS).forward(&x)?,
+            nn::GroupNorm::new(channel_weight, channel_bias, 6, 2, EPS)?.forward(&x)?,
         ] {
             assert_eq!(y.dtype(), x_type);
             let grads = y.sum_all()?.backward()?;
@@ -337,14 +340,14 @@ fn broadcast_weights_and_inputs_of_nothing() -> Result<()> {
     let x = Var::from_tensor(&tensor(&[3, 4], DType::F32, 1))?;
     for shape in [vec![1], vec![1, 4], vec![3, 1]] {
         let weight = Var::from_tensor(&tensor(&shape, DType::F32, 2))?;
-        let y = nn::LayerNorm::new_no_bias(weight.as_tensor().clone(), 1e-5).forward(&x)?;
-        let theirs = candle_nn::LayerNorm::new_no_bias(weight.as_tensor().clone(), 1e-5).forward(&x)?;
+        let y = nn::LayerNorm::new_no_bias(weight.as_tensor().clone(), EPS).forward(&x)?;
+        let theirs = candle_nn::LayerNorm::new_no_bias(weight.as_tensor().clone(), EPS).forward(&x)?;
         close(&y, &theirs, 1e-6, &format!("{shape:?}"));
         assert_eq!(y.sum_all()?.backward()?.get(&weight).unwrap().dims(), shape);
     }
     let weight = Var::ones(4, DType::F32, device())?;
     let none = Var::zeros((0, 4), DType::F32, device())?;
-    let y = nn::RmsNorm::new(weight.as_tensor().clone(), 1e-5).forward(&none)?;
+    let y = nn::RmsNorm::new(weight.as_tensor().clone(), EPS).forward(&none)?;
     assert_eq!(y.dims(), [0, 4]);
     for shape in [vec![0, 4], vec![3, 0], vec![3, 0, 2], vec![0, 3, 2]] {
         let none = Tensor::zeros(shape.clone(), DType::F32, device())?;
@@ -354,22 +357,22 @@ fn broadcast_weights_and_inputs_of_nothing() -> Result<()> {
         }
     }
     let empty = Tensor::zeros(0, DType::F32, device())?;
-    assert_eq!(nn::RmsNorm::new(empty, 1e-5).forward(&Tensor::zeros((3, 0), DType::F32, device())?)?.dims(), [3, 0]);
+    assert_eq!(nn::RmsNorm::new(empty, EPS).forward(&Tensor::zeros((3, 0), DType::F32, device())?)?.dims(), [3, 0]);
     let images = Tensor::zeros((2, 4, 0), DType::F32, device())?;
     let [weight, bias] = [weight.as_tensor().clone(), weight.as_tensor().clone()];
-    assert_eq!(nn::GroupNorm::new(weight, bias, 4, 2, 1e-5)?.forward(&images)?.dims(), [2, 4, 0]);
+    assert_eq!(nn::GroupNorm::new(weight, bias, 4, 2, EPS)?.forward(&images)?.dims(), [2, 4, 0]);
     Ok(())
 }
 
 #[test]
 fn errors_say_what_was_expected() -> Result<()> {
     let (x, four) = (Tensor::zeros((2, 3, 5), DType::F32, device())?, Tensor::zeros(4, DType::F32, device())?);
-    let group = |channels, groups| nn::GroupNorm::new(four.clone(), four.clone(), channels, groups, 1e-5);
+    let group = |channels, groups| nn::GroupNorm::new(four.clone(), four.clone(), channels, groups, EPS);
     let labels = Tensor::new(&[0u32, 7], device())?;
     for (found, expected) in [
-        (nn::LayerNorm::new_no_bias(four.clone(), 1e-5).forward(&x), "expected a weight and a bias of 5"),
-        (nn::ops::layer_norm(&x, &four, &four, 1e-5), "found [4]"),
-        (nn::ops::rms_norm(&x.to_dtype(DType::U32)?, &Tensor::zeros(5, DType::F32, device())?, 1e-5), "U32"),
+        (nn::LayerNorm::new_no_bias(four.clone(), EPS).forward(&x), "expected a weight and a bias of 5"),
+        (nn::ops::layer_norm(&x, &four, &four, EPS as f32), "found [4]"),
+        (nn::ops::rms_norm(&x.to_dtype(DType::U32)?, &Tensor::zeros(5, DType::F32, device())?, EPS as f32), "U32"),
         (group(4, 3).map(|_| x.clone()), "divides the 4 channels"),
         (group(4, 2)?.forward(&x), "expected images of 4 channels"),
         (group(4, 2)?.forward(&four.unsqueeze(0)?), "at least three dimensions"),
