@@ -8,7 +8,7 @@ use candle_nn::{Module, VarBuilder};
 use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::float::{for_float, like, output, view, zeros};
-use crate::kernels::cpu::matmul::{Matrix, add_product, column_sums};
+use crate::kernels::cpu::matmul::{Matrix, Start, column_sums, multiply};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
@@ -134,12 +134,11 @@ impl FusedOp for Product {
         let Self { rows, in_dim, out_dim, .. } = *self;
         let (x, w, bias) = (view(&args[0]), view(&args[1]), args.get(2).map(view));
         for_float!(args[0].dtype(), self.name(), |T| {
-            let mut y = match &bias {
-                Some(bias) => bias.elements::<T>()?.repeat(rows),
-                None => zeros(rows * out_dim),
-            };
+            let bias = bias.as_ref().map(|bias| bias.elements::<T>()).transpose()?;
+            let start = bias.map_or(Start::Zero, Start::Row);
+            let mut y = zeros(rows * out_dim);
             let x = Matrix::new(x.elements::<T>()?, rows, in_dim);
-            add_product(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed());
+            multiply(&mut y, x, Matrix::new(w.elements()?, out_dim, in_dim).transposed(), start);
             Ok(output(y, &*self.shape))
         })
     }
@@ -156,8 +155,8 @@ impl FusedOp for Product {
                 }
                 let mut values = zeros::<T>(arg.elem_count());
                 match i {
-                    0 => add_product(&mut values, matrix, Matrix::new(w, out_dim, in_dim)),
-                    1 => add_product(&mut values, matrix.transposed(), Matrix::new(x, rows, in_dim)),
+                    0 => multiply(&mut values, matrix, Matrix::new(w, out_dim, in_dim), Start::Zero),
+                    1 => multiply(&mut values, matrix.transposed(), Matrix::new(x, rows, in_dim), Start::Zero),
                     _ => values = column_sums(dy, out_dim),
                 }
                 like(values, arg).map(Some)

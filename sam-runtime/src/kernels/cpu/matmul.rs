@@ -1,19 +1,17 @@
-//! Matrix products, by the `gemm` crate: the one call in this library that the compiler cannot check. AddressSanitizer has,
-//! with the tests of the layers:
-//!
-//! ```sh
-//! RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target x86_64-unknown-linux-gnu -p sam-tests --test layers
-//! ```
+//! Matrix products: dot products of rows where these are few, tiles otherwise.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
-use gemm::Parallelism;
+use std::ops::Range;
+
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
 use super::dot::{self, Rows};
 use super::float::Float;
+use super::gemm;
+pub(crate) use super::gemm::Start;
 
 /// Columns that one thread adds up at a time, and elements that are worth a thread.
 const COLUMNS: usize = 256;
@@ -22,10 +20,11 @@ const SHARE: usize = 1 << 15;
 /// A matrix in a slice: its rows one behind the other, or with `transposed` its columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, T> {
-    values: &'a [T],
-    rows: usize,
-    columns: usize,
-    strides: [usize; 2],
+    pub(super) values: &'a [T],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// From a row to the next, and from a column to the next; one of them is 1.
+    pub(super) strides: [usize; 2],
 }
 
 impl<'a, T> Matrix<'a, T> {
@@ -46,6 +45,18 @@ impl<'a, T> Matrix<'a, T> {
         Self { rows: self.columns, columns: self.rows, strides: [right, down], ..self }
     }
 
+    pub(super) fn rows_of(self, range: Range<usize>) -> Self {
+        Self { values: self.values.get(range.start * self.strides[0]..).unwrap_or_default(), rows: range.len(), ..self }
+    }
+
+    pub(super) fn columns_of(self, range: Range<usize>) -> Self {
+        Self {
+            values: self.values.get(range.start * self.strides[1]..).unwrap_or_default(),
+            columns: range.len(),
+            ..self
+        }
+    }
+
     /// Its rows, where these lie one behind the other.
     fn in_rows(self) -> Option<Rows<'a, T>> {
         let Self { values, rows, columns, strides: [pitch, right] } = self;
@@ -53,14 +64,27 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// `product` += a b, by all threads. Each element is added up in the same order for any number of them.
-pub(crate) fn add_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
-    multiply(product, a, b, Parallelism::Rayon(0), true);
+/// `product` = `start` + a b, by all threads; bitwise the same for any number of them.
+pub(crate) fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, start: Start<'_, T>) {
+    check(product, a, b);
+    if let (Some(rows), Some(columns)) = (a.in_rows(), b.transposed().in_rows())
+        && dot::fits(&rows, &columns)
+    {
+        gemm::begin(product, b.columns, start);
+        return dot::add_dots(product, rows, columns);
+    }
+    gemm::multiply(product, a, b, start, false);
 }
 
-/// `product` = a b: what it held is not read. By all threads, or with `alone` by this one; the same bits in either case.
-pub(crate) fn set_product<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, alone: bool) {
-    multiply(product, a, b, if alone { Parallelism::None } else { Parallelism::Rayon(0) }, false);
+/// [`multiply`] by this thread alone, in an order of its own.
+pub(crate) fn multiply_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, start: Start<'_, T>) {
+    check(product, a, b);
+    gemm::multiply(product, a, b, start, true);
+}
+
+fn check<T>(product: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+    assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
+    assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
 }
 
 /// The sum of each column of a matrix whose rows are stored one after the other. Sums are taken in f64, row after row.
@@ -89,50 +113,5 @@ impl<T: Float> NullaryFnOnce for ColumnSums<'_, T> {
             sums.iter_mut().zip(&row[mine.clone()]).for_each(|(sum, x)| *sum += x.wide());
         }
         sums.into_iter().map(T::narrow).collect()
-    }
-}
-
-/// [`add_product`] by this thread alone.
-pub(crate) fn add_product_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
-    multiply(product, a, b, Parallelism::None, true);
-}
-
-fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, threads: Parallelism, keep: bool) {
-    assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
-    assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
-    if let (true, Parallelism::Rayon(_), Some(rows), Some(columns)) =
-        (keep, threads, a.in_rows(), b.transposed().in_rows())
-        && dot::fits(&rows, &columns)
-    {
-        return dot::add_dots(product, rows, columns);
-    }
-    let [a_down, a_right] = a.strides.map(usize::cast_signed);
-    let [b_down, b_right] = b.strides.map(usize::cast_signed);
-    let (one, columns) = (T::narrow(1.0), b.columns.cast_signed());
-    // SAFETY: `Matrix` can only be made of as many elements as its rows and columns reach to, in either order, so every
-    // place that gemm reads is in its slice; the product has been checked to be of a's rows and b's columns, and nobody
-    // else holds it. gemm dispatches on the type, and `Float` has only f32 and f64, which it knows.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.columns,
-            a.columns,
-            product.as_mut_ptr(),
-            1,
-            columns,
-            keep,
-            a.values.as_ptr(),
-            a_right,
-            a_down,
-            b.values.as_ptr(),
-            b_right,
-            b_down,
-            one,
-            one,
-            false,
-            false,
-            false,
-            threads,
-        );
     }
 }

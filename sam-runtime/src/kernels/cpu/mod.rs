@@ -13,6 +13,7 @@ pub(crate) mod elementwise;
 pub(crate) mod elementwise_loss;
 pub(crate) mod embedding;
 pub(crate) mod float;
+mod gemm;
 pub(crate) mod group_norm;
 mod lanes;
 pub(crate) mod layer_norm;

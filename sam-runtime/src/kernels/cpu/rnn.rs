@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, zeros};
-use super::matmul::{Matrix, add_product, column_sums, set_product};
+use super::matmul::{Matrix, Start, column_sums, multiply};
 use crate::kernels::shapes::{RNN_KEPT, RnnCell, RnnShape};
 
 /// Cells that are worth a thread.
@@ -46,28 +46,20 @@ pub(crate) fn forward<T: Float>(shape: &RnnShape, args: &RnnArgs<'_, T>) -> (Vec
     let RnnShape { cell, steps, batch, inputs, hidden } = *shape;
     let (size, gates) = (batch * hidden, cell.gates() * hidden);
     let x = swapped(args.x, batch, steps, inputs);
-    let mut from_x = match args.b_ih {
-        Some(bias) => bias.repeat(steps * batch),
-        None => zeros(steps * batch * gates),
-    };
+    let mut from_x = zeros(steps * batch * gates);
     let w_ih = Matrix::new(args.w_ih, gates, inputs).transposed();
-    add_product(&mut from_x, Matrix::new(&x, steps * batch, inputs), w_ih);
+    multiply(&mut from_x, Matrix::new(&x, steps * batch, inputs), w_ih, start(args.b_ih));
     let w_hh = Matrix::new(args.w_hh, gates, hidden).transposed();
     let mut kept = zeros(steps * batch * RNN_KEPT * hidden);
     let mut y = zeros(cell.states() * steps * size);
     let (all_h, all_c) = y.split_at_mut(steps * size);
-    let mut from_h = Vec::new();
+    let mut from_h = vec![T::default(); batch * gates];
     for (step, (from_x, kept)) in
         from_x.chunks_exact(batch * gates).zip(kept.chunks_exact_mut(batch * RNN_KEPT * hidden)).enumerate()
     {
         let (before, h) = all_h.split_at_mut(step * size);
         let before = if step == 0 { args.state[0] } else { &before[(step - 1) * size..] };
-        from_h.clear();
-        match args.b_hh {
-            Some(bias) => (0..batch).for_each(|_| from_h.extend_from_slice(bias)),
-            None => from_h.resize(batch * gates, T::default()),
-        }
-        add_product(&mut from_h, Matrix::new(before, batch, hidden), w_hh);
+        multiply(&mut from_h, Matrix::new(before, batch, hidden), w_hh, start(args.b_hh));
         let rows = from_x.par_chunks_exact(gates).zip(from_h.par_chunks_exact(gates));
         let rows = rows.zip(kept.par_chunks_exact_mut(RNN_KEPT * hidden));
         let rows = rows.zip(h[..size].par_chunks_exact_mut(hidden)).with_min_len(CELLS.div_ceil(hidden));
@@ -88,6 +80,10 @@ pub(crate) fn forward<T: Float>(shape: &RnnShape, args: &RnnArgs<'_, T>) -> (Vec
         }
     }
     (y, kept)
+}
+
+fn start<T>(bias: Option<&[T]>) -> Start<'_, T> {
+    bias.map_or(Start::Zero, Start::Row)
 }
 
 /// All gradients, given those of the states of all steps.
@@ -134,21 +130,22 @@ pub(crate) fn backward<T: Float>(
                 &*from_h
             }
         };
-        set_product(&mut dh, Matrix::new(from_h, batch, gates), w_hh, false);
+        multiply(&mut dh, Matrix::new(from_h, batch, gates), w_hh, Start::Zero);
     }
     let from_h = if cell == RnnCell::Gru { &from_h } else { &from_x };
     let x = swapped(args.x, batch, steps, inputs);
     let mut d_w_ih = zeros(gates * inputs);
-    add_product(&mut d_w_ih, Matrix::new(&from_x, rows, gates).transposed(), Matrix::new(&x, rows, inputs));
+    multiply(&mut d_w_ih, Matrix::new(&from_x, rows, gates).transposed(), Matrix::new(&x, rows, inputs), Start::Zero);
     let mut d_w_hh = zeros(gates * hidden);
     let (first, others) = from_h.split_at(batch * gates);
-    add_product(&mut d_w_hh, Matrix::new(first, batch, gates).transposed(), Matrix::new(args.state[0], batch, hidden));
+    let state = Matrix::new(args.state[0], batch, hidden);
+    multiply(&mut d_w_hh, Matrix::new(first, batch, gates).transposed(), state, Start::Zero);
     if steps > 1 {
         let all_h = Matrix::new(&all_h[..(steps - 1) * size], rows - batch, hidden);
-        add_product(&mut d_w_hh, Matrix::new(others, rows - batch, gates).transposed(), all_h);
+        multiply(&mut d_w_hh, Matrix::new(others, rows - batch, gates).transposed(), all_h, Start::Kept);
     }
     let mut dx = zeros(rows * inputs);
-    add_product(&mut dx, Matrix::new(&from_x, rows, gates), Matrix::new(args.w_ih, gates, inputs));
+    multiply(&mut dx, Matrix::new(&from_x, rows, gates), Matrix::new(args.w_ih, gates, inputs), Start::Zero);
     let sums = |wanted: bool, values| if wanted { column_sums(values, gates) } else { Vec::new() };
     let (b_ih, b_hh) = (sums(args.b_ih.is_some(), &from_x), sums(args.b_hh.is_some(), from_h));
     let state = match cell {

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::{Conv, PARTS};
 use crate::kernels::cpu::float::{Float, zeros};
-use crate::kernels::cpu::matmul::{Matrix, add_product, set_product};
+use crate::kernels::cpu::matmul::{Matrix, Start, multiply, multiply_alone};
 
 /// Pixels of a product, at least, if there are so many.
 const PIXELS: usize = 512;
@@ -48,17 +48,18 @@ fn products<T: Float>(a: Matrix<'_, T>, [from, to]: [usize; 2], plane: usize, bi
     let images = x.len() / (from * plane);
     let together = (PIXELS / plane).clamp(1, images);
     let alone = images.div_ceil(together) >= PARTS;
+    let multiply = if alone { multiply_alone } else { multiply };
     let mut y = zeros(images * to * plane);
     y.par_chunks_mut(together * to * plane).zip(x.par_chunks(together * from * plane)).for_each(|(y, x)| {
         let pixels = x.len() / from;
         if pixels == plane {
-            set_product(y, a, Matrix::new(x, from, plane), alone);
+            multiply(y, a, Matrix::new(x, from, plane), Start::Zero);
         } else {
             T::with_scratch(|scratch| {
                 scratch.resize((from + to) * pixels, T::default());
                 let (rows, product) = scratch[..(from + to) * pixels].split_at_mut(from * pixels);
                 side_by_side(x, [from, plane], rows);
-                set_product(product, a, Matrix::new(rows, from, pixels), alone);
+                multiply(product, a, Matrix::new(rows, from, pixels), Start::Zero);
                 for (channel, product) in product.chunks_exact(pixels).enumerate() {
                     for (image, product) in product.chunks_exact(plane).enumerate() {
                         y[(image * to + channel) * plane..][..plane].copy_from_slice(product);
@@ -108,7 +109,7 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
             let mut add = |x: &[T], dy: &[T]| {
                 let (x, dy) = (Matrix::new(x, channels, pixels), Matrix::new(dy, filters, pixels));
                 let (a, b) = if flipped { (x, dy) } else { (dy, x) };
-                add_product(&mut sum, a, b.transposed());
+                multiply(&mut sum, a, b.transposed(), Start::Kept);
             };
             if pixels == plane {
                 add(x, dy);

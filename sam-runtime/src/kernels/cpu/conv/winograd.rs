@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
-use crate::kernels::cpu::matmul::{Matrix, add_product_alone};
+use crate::kernels::cpu::matmul::{Matrix, Start, multiply_alone};
 
 /// Places of a transformed tile.
 const PLACES: usize = 16;
@@ -107,7 +107,7 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
             sums.par_chunks_mut(filters * channels).enumerate().for_each(|(place, sums)| {
                 let d = Matrix::with_pitch(&d[place * pitch..], filters, used, PLACES * pitch);
                 let v = Matrix::with_pitch(&v[place * pitch..], channels, used, PLACES * pitch);
-                add_product_alone(sums, d, v.transposed());
+                multiply_alone(sums, d, v.transposed(), Start::Kept);
             });
         }
         dw.par_chunks_mut(channels * 9).enumerate().for_each(|(filter, dw)| {
