@@ -1,4 +1,4 @@
-//! Shake-ShakeShake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
+//! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -15,7 +15,7 @@ use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, to_layout_of};
 
-/// Shake-ShakeShake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
+/// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
 ///
 /// In a sharpness-aware step both passes see the same numbers, and the first takes the true gradient, β = α, as the
