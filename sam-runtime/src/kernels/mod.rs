@@ -10,7 +10,6 @@ pub(crate) mod indices;
 mod operands;
 mod portable;
 pub(crate) mod prepare;
-pub(crate) mod rotation;
 mod rounding;
 pub(crate) mod shapes;
 pub(crate) mod vars;

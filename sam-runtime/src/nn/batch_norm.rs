@@ -13,12 +13,13 @@ use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::core::pass::{Pass, Step, WeakStep};
 use crate::core::storage::SwapGuard;
-use crate::kernels::cpu::batch_norm::{self as norm, Norm, Statistics};
+use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
 use crate::kernels::cpu::float::{Float, View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, BatchNormInput, StatisticsSource};
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, to_layout_of, weight_for};
+use crate::kernels::shapes::BatchNormShape;
 
 /// `candle_nn::BatchNorm`, except that the second pass of a sharpness-aware step leaves the running statistics alone.
 ///
@@ -215,7 +216,7 @@ impl BatchNorm {
     fn fused(&self, x: &Tensor, shortcut: Option<&Tensor>, relu: bool, train: bool, moves: bool) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = to_compute_dtype(x)?;
-        let norm = Norm {
+        let norm = BatchNormShape {
             channels: x.dim(1)?,
             plane: x.dims()[2..].iter().product(),
             eps: self.layer.eps(),
@@ -307,7 +308,7 @@ impl ModuleT for BatchNorm {
 
 /// Of x, γ and β if there are any, and a shortcut if there is one.
 struct Normalize {
-    norm: Norm,
+    norm: BatchNormShape,
     /// Whether there are γ and β.
     affine: bool,
     /// None: those of the batch.

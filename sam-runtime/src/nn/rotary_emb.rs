@@ -31,7 +31,7 @@ use crate::kernels::cpu::rotary_emb::{rotate, rotate_back};
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::to_compute_dtype;
-use crate::kernels::rotation::Rotation;
+use crate::kernels::shapes::RotaryShape;
 
 /// Turns pairs of `xs` (batch, heads, time, dim), of which one is in the first half of dim and one in the second, by the angles whose
 /// `cos` and `sin` are (times, dim / 2) or (batch, times, dim / 2).
@@ -82,7 +82,7 @@ fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor, order: Order) -> Result<Tensor
     if cos.track_op() || sin.track_op() || !has_fused_kernels(x.device()) {
         return by_candle(x, cos, sin, order);
     }
-    let rotation = Rotation { interleaved, batch, heads, time, half: dim / 2, heads_inside, steps };
+    let rotation = RotaryShape { interleaved, batch, heads, time, half: dim / 2, heads_inside, steps };
     // On CUDA kernels read angles in the type that they compute in.
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let [cos, sin] = [cos.to_dtype(wide)?.contiguous()?, sin.to_dtype(wide)?.contiguous()?];
@@ -113,7 +113,7 @@ fn by_candle(x: &Tensor, cos: &Tensor, sin: &Tensor, order: Order) -> Result<Ten
     }
 }
 
-impl FusedOp for Rotation {
+impl FusedOp for RotaryShape {
     fn name(&self) -> &'static str {
         "rope"
     }

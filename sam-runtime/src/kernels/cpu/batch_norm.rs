@@ -19,24 +19,13 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, zeros};
+use crate::kernels::shapes::BatchNormShape;
 
 /// Partial sums that a channel is added up in.
 const LANES: usize = 8;
 
 /// A channel, image after image.
 type Planes<'a, T> = Vec<&'a mut [T]>;
-
-/// How to normalize.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Norm {
-    pub(crate) channels: usize,
-    /// Elements of one channel of one image.
-    pub(crate) plane: usize,
-    pub(crate) eps: f64,
-    /// Whether the mean is subtracted.
-    pub(crate) centered: bool,
-    pub(crate) relu: bool,
-}
 
 /// Mean and variance of each channel.
 #[derive(Clone, Debug)]
@@ -47,7 +36,7 @@ pub(crate) struct Statistics {
 
 /// y = relu(γ (x - mean) / σ + β + residual), and the statistics of the batch where none are given.
 pub(crate) fn forward<T: Float>(
-    norm: &Norm,
+    norm: &BatchNormShape,
     x: &[T],
     residual: Option<&[T]>,
     affine: &[T],
@@ -75,7 +64,7 @@ pub(crate) struct Gradients<T> {
 
 /// The gradients; `fixed` where the statistics were not those of the batch.
 pub(crate) fn backward<T: Float>(
-    norm: &Norm,
+    norm: &BatchNormShape,
     [x, y, dy]: [&[T]; 3],
     affine: &[T],
     statistics: &Statistics,
@@ -94,7 +83,7 @@ pub(crate) fn backward<T: Float>(
     Gradients { x: dx, residual: residual.then_some(dr), affine: weight }
 }
 
-impl Norm {
+impl BatchNormShape {
     /// The planes of each channel, for threads to share out.
     fn split<'a, T>(&self, values: &'a mut [T]) -> Vec<Planes<'a, T>> {
         let mut channels: Vec<Planes<'_, T>> = (0..self.channels).map(|_| Vec::new()).collect();
@@ -111,7 +100,7 @@ impl Norm {
 }
 
 struct Forward<'a, T> {
-    norm: &'a Norm,
+    norm: &'a BatchNormShape,
     channel: usize,
     x: &'a [T],
     residual: Option<&'a [T]>,
@@ -155,7 +144,7 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 
 /// Mean and variance. What is added up is the distance from the first element, or a large mean would swallow the rest.
 #[inline(always)]
-fn moments<T: Float>(norm: &Norm, x: &[T], channel: usize, count: usize) -> (f64, f64) {
+fn moments<T: Float>(norm: &BatchNormShape, x: &[T], channel: usize, count: usize) -> (f64, f64) {
     let origin = if norm.centered { x[channel * norm.plane].wide() } else { 0.0 };
     let [sum, squares] = sums([x; 3].map(|x| norm.planes(x, channel)), origin, |x, _| x.wide() - origin);
     let (mean, square) = (sum / count as f64, squares / count as f64);
@@ -194,7 +183,7 @@ fn sums<'a, T: Float>([x, a, b]: [impl Iterator<Item = &'a [T]>; 3], origin: f64
 }
 
 struct Backward<'a, T> {
-    norm: &'a Norm,
+    norm: &'a BatchNormShape,
     channel: usize,
     x: &'a [T],
     y: &'a [T],

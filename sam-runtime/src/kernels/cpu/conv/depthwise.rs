@@ -23,9 +23,10 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::direct::{Axis, Plan, write};
-use super::{Conv, Images, Map, PARTS, Target, correlate_tile};
+use super::{Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
+use crate::kernels::shapes::ConvShape;
 
 /// Filters of a group, at most. More fill tiles of [`direct`](super::direct).
 const FILTERS: usize = 3;
@@ -37,20 +38,20 @@ const SPAN: usize = 1 << 12;
 const WIDTH: usize = 4;
 
 /// Whether a convolution is one of these.
-pub(super) fn fits(conv: &Conv) -> bool {
+pub(super) fn fits(conv: &ConvShape) -> bool {
     let [channels, filters] = conv.in_group();
     conv.groups > 1 && channels == 1 && filters <= FILTERS
 }
 
 /// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let weights = w.chunks_exact(conv.taps()).flat_map(|w| plan.taps.iter().map(|tap| [w[tap.index]])).collect();
     run(&Map::forward(conv, bias), [1; 2], &[Phase { place: [0; 2], plan, weights }], x)
 }
 
 /// As the parent's.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let stride = [conv.height.stride, conv.width.stride];
     let phase = |place: [usize; 2]| {
         let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
@@ -64,7 +65,7 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let size = conv.in_group()[1] * conv.taps();
     let mut dw = zeros(conv.groups * size);
@@ -175,7 +176,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 
 /// The gradient of the filters of one channel.
 struct Accumulate<'a, T> {
-    conv: &'a Conv,
+    conv: &'a ConvShape,
     plan: &'a Plan,
     channel: usize,
     x: &'a [T],

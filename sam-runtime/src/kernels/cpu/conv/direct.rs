@@ -21,9 +21,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
+use super::{Block, Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 /// Taps of a tile of the weight's gradient.
 const TAPS: usize = 3;
@@ -35,7 +36,7 @@ const GROUP: usize = 80_000;
 const PARTIAL: usize = 1 << 20;
 
 /// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let weights = |group: usize| {
@@ -53,7 +54,7 @@ pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
 }
 
 /// As the parent's.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let stride = [conv.height.stride, conv.width.stride];
     let mut phases = Vec::new();
@@ -80,7 +81,7 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let [channels, filters] = conv.in_group();
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let row = channels * conv.taps();
@@ -163,7 +164,7 @@ pub(super) struct Tap {
 }
 
 impl Axis {
-    pub(super) fn forward(side: Side) -> Self {
+    pub(super) fn forward(side: ConvDim) -> Self {
         let mut phases = Vec::new();
         let tap = |index| {
             let (phase, shift) = (index * side.dilation % side.stride, index * side.dilation / side.stride);
@@ -178,7 +179,7 @@ impl Axis {
     }
 
     /// From the gradient of the output to that of the inputs number phase, phase + stride, ..
-    pub(super) fn backward(side: Side, phase: usize) -> Self {
+    pub(super) fn backward(side: ConvDim, phase: usize) -> Self {
         let stride = side.stride.cast_signed();
         let shift = |index: usize| {
             let place = (phase + side.padding).cast_signed() - (index * side.dilation).cast_signed();

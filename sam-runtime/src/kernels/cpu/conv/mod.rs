@@ -45,55 +45,10 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, zeros};
+use crate::kernels::shapes::ConvShape;
 
 /// Parts that a batch is shared out in.
 const PARTS: usize = 16;
-
-/// One of the two dimensions of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Side {
-    pub(crate) input: usize,
-    pub(crate) kernel: usize,
-    pub(crate) output: usize,
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
-    pub(crate) dilation: usize,
-}
-
-/// The sizes of a convolution, none of them 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Conv {
-    pub(crate) images: usize,
-    pub(crate) channels: usize,
-    pub(crate) filters: usize,
-    pub(crate) groups: usize,
-    pub(crate) height: Side,
-    pub(crate) width: Side,
-}
-
-impl Conv {
-    fn taps(&self) -> usize {
-        self.height.kernel * self.width.kernel
-    }
-
-    fn input(&self) -> usize {
-        self.height.input * self.width.input
-    }
-
-    fn output(&self) -> usize {
-        self.height.output * self.width.output
-    }
-
-    /// Pixels of an output.
-    pub(crate) fn pixels(&self) -> [usize; 2] {
-        [self.height.output, self.width.output]
-    }
-
-    /// Channels and filters of a group.
-    fn in_group(&self) -> [usize; 2] {
-        [self.channels / self.groups, self.filters / self.groups]
-    }
-}
 
 /// How a convolution is computed.
 #[derive(Clone, Copy)]
@@ -105,7 +60,7 @@ enum Way {
 }
 
 impl Way {
-    fn of(conv: &Conv) -> Self {
+    fn of(conv: &ConvShape) -> Self {
         if depthwise::fits(conv) {
             Self::Depthwise
         } else if pointwise::fits(conv) {
@@ -120,7 +75,7 @@ impl Way {
 
 /// y (images, filters, height, width) of x (images, channels, height, width) and
 /// w (filters, channels / groups, height, width).
-pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(crate) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::forward(conv, x, w, bias),
         Way::Pointwise => pointwise::forward(conv, x, w, bias),
@@ -130,7 +85,7 @@ pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
 }
 
 /// The gradient of x, given that of y.
-pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+pub(crate) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::input_gradient(conv, dy, w),
         Way::Pointwise => pointwise::input_gradient(conv, dy, w),
@@ -140,7 +95,7 @@ pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// The gradient of w, given that of y.
-pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::weight_gradient(conv, x, dy),
         Way::Pointwise => pointwise::weight_gradient(conv, x, dy),
@@ -252,12 +207,12 @@ struct Map<'a, T> {
 }
 
 impl<'a, T: Float> Map<'a, T> {
-    fn forward(conv: &Conv, bias: Option<&'a [T]>) -> Self {
+    fn forward(conv: &ConvShape, bias: Option<&'a [T]>) -> Self {
         let (from, to) = ([conv.channels, conv.input()], [conv.filters, conv.output()]);
         Self { groups: conv.groups, from, to, size: conv.width.output, bias }
     }
 
-    fn backward(conv: &Conv) -> Self {
+    fn backward(conv: &ConvShape) -> Self {
         let (from, to) = ([conv.filters, conv.output()], [conv.channels, conv.input()]);
         Self { groups: conv.groups, from, to, size: conv.width.input, bias: None }
     }

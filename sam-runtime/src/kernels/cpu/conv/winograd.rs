@@ -16,10 +16,11 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
+use super::{Block, Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
 use crate::kernels::cpu::matmul::{Matrix, add_product_alone};
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 /// Places of a transformed tile.
 const PLACES: usize = 16;
@@ -37,9 +38,9 @@ const TILES: usize = 6144;
 const HELD: usize = 1 << 20;
 
 /// Whether a convolution is one of these.
-pub(super) fn fits(conv: &Conv) -> bool {
+pub(super) fn fits(conv: &ConvShape) -> bool {
     // A transposed convolution with output padding has an input that reaches beyond the last window.
-    let plain = |side: Side| {
+    let plain = |side: ConvDim| {
         let ends_together = side.output + 2 == side.input + 2 * side.padding;
         side.kernel == 3 && side.stride == 1 && side.dilation == 1 && side.padding <= 2 && ends_together
     };
@@ -47,12 +48,12 @@ pub(super) fn fits(conv: &Conv) -> bool {
 }
 
 /// Whether the gradient of its weight is best taken here.
-pub(super) fn fits_weights(conv: &Conv) -> bool {
+pub(super) fn fits_weights(conv: &ConvShape) -> bool {
     fits(conv) && conv.in_group().into_iter().product::<usize>() >= WEIGHTS
 }
 
 /// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::forward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
         Kernels::pack(filters, channels, |filter, channel| w[(group * filters + filter) * channels + channel])
@@ -65,7 +66,7 @@ pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
 }
 
 /// As the parent's: the same function, of y's gradient and the turned kernel.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::backward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
         Kernels::pack(channels, filters, |channel, filter| {
@@ -82,7 +83,7 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let ([channels, filters], tiles) = (conv.in_group(), Tiles::forward(conv));
     let count = tiles.down * tiles.across;
     // Enough tiles at a time that the sums of many weights are not read and written all the time.
@@ -133,13 +134,13 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn forward(conv: &Conv) -> Self {
+    fn forward(conv: &ConvShape) -> Self {
         let sides = [conv.height, conv.width];
         Self::new(sides.map(|side| side.padding), sides.map(|side| side.input), sides.map(|side| side.output))
     }
 
     /// From the gradient of the output to that of the input.
-    fn backward(conv: &Conv) -> Self {
+    fn backward(conv: &ConvShape) -> Self {
         let sides = [conv.height, conv.width];
         Self::new(sides.map(|side| 2 - side.padding), sides.map(|side| side.output), sides.map(|side| side.input))
     }

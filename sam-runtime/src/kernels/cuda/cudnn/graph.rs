@@ -21,7 +21,7 @@ use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{DType, Error, Result};
 
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::conv::{Conv, Side};
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 /// The output of a convolution, or one of its gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +35,7 @@ pub(super) enum ConvOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Operation {
     pub(super) op: ConvOp,
-    pub(super) conv: Conv,
+    pub(super) conv: ConvShape,
     pub(super) format: ImageLayout,
     pub(super) dtype: DType,
     /// Whether f32 products may use TF32.
@@ -155,7 +155,7 @@ impl Operation {
 
     /// A graph of one operation.
     fn graph(&self, target: Target<'_>) -> Result<Descriptor> {
-        let Conv { images, channels, filters, groups, height, width } = self.conv;
+        let ConvShape { images, channels, filters, groups, height, width } = self.conv;
         let x = self.tensor(X, [images, channels, height.input, width.input])?;
         let w = self.tensor(W, [filters, channels / groups, height.kernel, width.kernel])?;
         let y = self.tensor(Y, [images, filters, height.output, width.output])?;
@@ -235,7 +235,7 @@ impl Operation {
 
     fn convolution(&self) -> Result<Descriptor> {
         let sums = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let of_both = |f: fn(&Side) -> usize| integers([&self.conv.height, &self.conv.width].map(f));
+        let of_both = |f: fn(&ConvDim) -> usize| integers([&self.conv.height, &self.conv.width].map(f));
         let [paddings, strides, dilations] =
             [of_both(|side| side.padding)?, of_both(|side| side.stride)?, of_both(|side| side.dilation)?];
         let attributes = [
@@ -427,9 +427,9 @@ mod tests {
         "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000,
         "memClockRateKHz": 3201000, "l2CacheSize": 62914560}"#;
 
-    fn side(input: usize, kernel: usize, stride: usize) -> Side {
+    fn side(input: usize, kernel: usize, stride: usize) -> ConvDim {
         let padding = kernel / 2;
-        Side { input, kernel, output: (input + 2 * padding - kernel) / stride + 1, stride, padding, dilation: 1 }
+        ConvDim { input, kernel, output: (input + 2 * padding - kernel) / stride + 1, stride, padding, dilation: 1 }
     }
 
     /// Against NVIDIA's library: it accepts the descriptors, and has plans for every convolution of the examples'
@@ -458,7 +458,7 @@ mod tests {
         assert!(Addresses { x: 256, w: 512, y: 768 }.operands(1024).is_ok());
         for (channels, filters, groups, pixels, kernel, stride) in shapes {
             let side = side(pixels, kernel, stride);
-            let conv = Conv { images: 256, channels, filters, groups, height: side, width: side };
+            let conv = ConvShape { images: 256, channels, filters, groups, height: side, width: side };
             for (dtype, tf32) in types {
                 for format in [ImageLayout::Nchw, ImageLayout::Nhwc] {
                     for op in [ConvOp::Forward, ConvOp::BackwardData, ConvOp::BackwardFilter] {
