@@ -8,7 +8,7 @@ mod dispatch;
 pub(crate) mod elementwise_loss;
 pub(crate) mod indices;
 mod operands;
-mod portable;
+pub(crate) mod portable;
 pub(crate) mod prepare;
 mod rounding;
 pub(crate) mod shapes;
