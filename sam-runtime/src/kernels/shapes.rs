@@ -230,13 +230,13 @@ fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
 /// x as (batch, heads, time, 2 half) or (batch, time, heads, 2 half), whose pairs turn by angles (time, half) or (batch, time, half).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RotaryShape {
-    /// A pair is two neighbours; otherwise it is an element of the first half and one of the second.
+    /// A pair is two neighbors; otherwise it is an element of the first half and one of the second.
     pub(crate) interleaved: bool,
     pub(crate) batch: usize,
     pub(crate) heads: usize,
     pub(crate) time: usize,
     pub(crate) half: usize,
-    /// Whether the heads of one time are neighbours.
+    /// Whether the heads of one time are neighbors.
     pub(crate) heads_inside: bool,
     /// Elements from one batch to the next in cos and in sin, 0 where all have the same angles.
     pub(crate) steps: [usize; 2],

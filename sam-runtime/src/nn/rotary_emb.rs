@@ -42,7 +42,7 @@ pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     turned(xs, cos, sin, Order { interleaved: false, heads_inside: false })
 }
 
-/// [`rope`] of pairs that are neighbours.
+/// [`rope`] of pairs that are neighbors.
 ///
 /// # Errors
 /// If the shapes do not fit.

@@ -144,7 +144,7 @@ impl Contents<'_> {
     }
 
     /// Whether the file says what it holds.
-    pub(crate) fn is_labelled(&self) -> bool {
+    pub(crate) fn is_labeled(&self) -> bool {
         self.labels.is_some()
     }
 

@@ -241,7 +241,7 @@ fn current_name(name: &str) -> &str {
 }
 
 fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
-    if !file.is_labelled() {
+    if !file.is_labeled() {
         return Ok(());
     }
     let own = pieces_with_memory(sam);

@@ -121,20 +121,20 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
             None => moments(norm, x, channel, y.len() * norm.plane),
         };
         let scale = T::narrow(weight.wide() / (var + norm.eps).sqrt());
-        let centre = T::narrow(mean);
+        let center = T::narrow(mean);
         let zero = T::default();
         let clamp = |y: T| if norm.relu && y < zero { zero } else { y };
         match residual {
             None => {
                 for (y, x) in y.into_iter().zip(norm.planes(x, channel)) {
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y = clamp((*x - centre) * scale + bias));
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = clamp((*x - center) * scale + bias));
                 }
             }
             Some(residual) => {
                 let inputs = norm.planes(x, channel).zip(norm.planes(residual, channel));
                 for (y, (x, residual)) in y.into_iter().zip(inputs) {
                     let inputs = x.iter().zip(residual);
-                    y.iter_mut().zip(inputs).for_each(|(y, (x, r))| *y = clamp((*x - centre) * scale + bias + *r));
+                    y.iter_mut().zip(inputs).for_each(|(y, (x, r))| *y = clamp((*x - center) * scale + bias + *r));
                 }
             }
         }
@@ -211,12 +211,12 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
         let scale = weight.wide() * inverse;
         let shift = if fixed || !norm.centered { 0.0 } else { scale * sum / count };
         let slope = if fixed { 0.0 } else { scale * inverse * inverse * moment / count };
-        let (centre, scale, shift, slope) = (T::narrow(mean), T::narrow(scale), T::narrow(shift), T::narrow(slope));
+        let (center, scale, shift, slope) = (T::narrow(mean), T::narrow(scale), T::narrow(shift), T::narrow(slope));
         let inputs = norm.planes(x, channel).zip(norm.planes(dy, channel).zip(norm.planes(y, channel)));
         for (dx, (x, (dy, y))) in dx.into_iter().zip(inputs) {
             let inputs = x.iter().zip(dy.iter().zip(y));
             dx.iter_mut().zip(inputs).for_each(|(dx, (x, (dy, y)))| {
-                *dx = before_relu(*dy, *y) * scale - shift - (*x - centre) * slope;
+                *dx = before_relu(*dy, *y) * scale - shift - (*x - center) * slope;
             });
         }
         let inputs = norm.planes(dy, channel).zip(norm.planes(y, channel));

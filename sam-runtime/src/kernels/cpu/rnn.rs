@@ -3,7 +3,7 @@
 //! The products with the input are one for all steps, and so are those of the weights' gradients; a step is one product with the
 //! state before it, and one pass over the cells. The forward pass keeps the gates, in the order of the steps.
 //!
-//! Cells are computed in f64, with exponentials that the compiler vectorises: of a step's time the product has more.
+//! Cells are computed in f64, with exponentials that the compiler vectorizes: of a step's time the product has more.
 //!
 //! A state that is taken out of the result has a gradient as large as all of them; `nn::rnn` has them taken out in a tree.
 

@@ -19,7 +19,7 @@ const BLOCK: usize = 256;
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
 
-/// A number with an exponential function that the compiler can vectorise.
+/// A number with an exponential function that the compiler can vectorize.
 pub(crate) trait Exp: Float {
     /// The exponential of a number that is not positive; NaN stays NaN.
     fn exp(self) -> Self;
