@@ -614,9 +614,9 @@ fn images_that_are_channels_last() {
     assert!(nn::channels_last(&inputs[2]).is_err(), "no images");
 }
 
-/// Where all is of layers their gradients go back without candle: to the same bits, also where variables are shared.
+/// In a network that consists of layers only, gradients are propagated without candle: bitwise the same, also where variables are shared.
 #[test]
-fn the_way_back_without_candle_gives_its_bits() {
+fn the_backward_pass_without_candle_is_bitwise_the_same() {
     let (bn, stock) = norms(8, BatchNormConfig::default(), DType::F32, 9);
     drop(stock);
     let shapes: [&[usize]; 5] = [&[8, 3, 3, 3], &[8], &[8, 8, 3, 3], &[5, 8], &[5]];

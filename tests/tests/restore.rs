@@ -1,4 +1,4 @@
-//! The weights are bit for bit what they were, however a step ends.
+//! The weights are bitwise what they were, however a step ends.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -163,7 +163,7 @@ fn of_tied_weights_and_views() {
     assert_eq!(bits(&view), before);
 }
 
-/// The buffers go back too: whoever held a reference to the weights' memory still sees the weights.
+/// The storages are swapped back too: a tensor that shared the weights' memory still sees the weights.
 #[test]
 fn by_exchange_not_by_copy() {
     if is_for_the_cpu("the addresses are the host's") {

@@ -71,8 +71,8 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
     Ok(y)
 }
 
-/// A tensor that depends on all edges, however many: an operation of candle's has three inputs at most, so that further
-/// ones join what has come of those before.
+/// A tensor that depends on all edges, however many: an operation of candle has at most three inputs, so further ones are
+/// joined with the result of those before.
 fn join_edges(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
     let mut joined: Option<Tensor> = None;
     for Range { start: begin, end } in groups(edges.len()) {
@@ -101,9 +101,9 @@ struct Node {
     format: ImageLayout,
     /// If the backward pass reads it.
     output: OnceLock<Tensor>,
-    /// Gradients of the output that have come.
+    /// Gradients of the output so far.
     gradients: Slots<Tensor>,
-    /// The gradients of edges whose operation has not come yet, which goes from the last edge to the first.
+    /// Gradients of edges whose operation candle has not reached yet; it goes from the last edge to the first.
     waiting: Slots<Vec<Option<Tensor>>>,
 }
 
@@ -111,12 +111,12 @@ struct Node {
 type Inputs = (Vec<GradTarget>, Vec<Tensor>);
 
 thread_local! {
-    /// What is left of nodes that go, while one is going.
+    /// The inputs of nodes that are still to be dropped, while one is being dropped.
     static GOING: RefCell<Option<Vec<Inputs>>> = const { RefCell::new(None) };
 }
 
 impl Drop for Node {
-    /// A node holds the one before, and that the one before that: they go one after the other, not one inside the other.
+    /// Each node holds the one before. They are dropped in a loop: recursion would overflow the stack.
     fn drop(&mut self) {
         let mut rest = Some((std::mem::take(&mut self.sources), std::mem::take(&mut self.edges)));
         let first = GOING.try_with(|going| match &mut *going.borrow_mut() {
@@ -305,10 +305,10 @@ struct OutputNode {
 }
 
 impl Drop for OutputNode {
-    /// Nobody has the output any more.
+    /// The output has been dropped.
     fn drop(&mut self) {
         let forgotten = self.id.get().and_then(|id| known().remove(id));
-        // Without the lock: with this node the output of the layer before may go.
+        // Without the lock: this may drop the output of the layer before, which takes the lock again.
         drop(forgotten);
     }
 }

@@ -101,7 +101,7 @@ impl Drop for Watch {
     }
 }
 
-/// The places of variables in the list. Dropped, it takes them out.
+/// The entries of variables in the list. Dropped, it removes them.
 #[derive(Debug)]
 pub(crate) struct Claim {
     step: u64,

@@ -231,7 +231,7 @@ impl Step {
         Context { mode: Mode::Pass, step: Some(self.clone()), run, call: run.number }.enter(|| f(pass))
     }
 
-    /// Remembers the value of a variable that is about to be changed, so that it goes back if the step fails.
+    /// Remembers the value of a variable that is about to be changed, so that it is restored if the step fails.
     pub(crate) fn keep(&self, var: &Tensor) -> Result<()> {
         self.before().keep(var)
     }

@@ -155,7 +155,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 /// `reduction = "none"` in PyTorch.
 ///
 /// # Errors
-/// As [`cross_entropy`]. On CUDA the loss of an example whose label is out of range is NaN.
+/// As [`cross_entropy`]. On CUDA the loss of a sample whose label is out of range is NaN.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};

@@ -22,11 +22,11 @@ use crate::core::rng::hash;
 ///
 /// # fn main() -> Result<()> {
 /// let (a, b) = (Tensor::ones((4, 2), DType::F32, &Device::Cpu)?, Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?);
-/// let draws = RngStream::new(7);
-/// let shake = ShakeShake::new(draws.clone());
+/// let rng = RngStream::new(7);
+/// let shake = ShakeShake::new(rng.clone());
 /// let first = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
 /// assert_ne!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
-/// draws.set_position(0);
+/// rng.set_position(0);
 /// assert_eq!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
 /// # Ok(())
 /// # }

@@ -1,7 +1,7 @@
 //! Rotary position embeddings (Su et al. 2021), with gradients: `rope` and its variants turn pairs of elements by angles.
 //!
 //! x may have any strides, and cos and sin more times than x, or another float type. Where cos and sin are (batch, times, half), each
-//! example has its own angles, also if there are more times than those of x, where candle takes wrong ones. If a gradient of cos or sin is
+//! sample has its own angles, also if there are more times than those of x, where candle takes wrong ones. If a gradient of cos or sin is
 //! needed, the rotation consists of candle's operations, which have one.
 //!
 //! ```

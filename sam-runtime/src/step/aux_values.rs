@@ -257,7 +257,7 @@ macro_rules! tuples {
         }
     };
 
-    // From a vector of tuples to a vector for each place.
+    // From a vector of tuples to a vector for each element of the tuples.
     (@columns $parts:ident: $($type:ident $value:ident)+) => {
         struct Columns<$($type),+> { $($value: Vec<(f64, $type)>),+ }
         let mut columns = Columns { $($value: Vec::with_capacity($parts.len())),+ };

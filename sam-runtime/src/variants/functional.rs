@@ -1,4 +1,4 @@
-//! Functional-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
+//! Functional-SAM: the second backward pass starts from the first pass's gradient of the loss in the network's outputs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -116,7 +116,7 @@ impl CustomOp1 for ReplaySlopeOp {
             }
             None => candle_core::bail!(
                 "the first pass of this step took no gradient of the outputs: Functional-SAM works on whole batches and \
-                 on `parts`, not on `hardest` examples"
+                 on `parts`, not on `hardest` samples"
             ),
         }
     }

@@ -82,7 +82,7 @@ impl Weights {
 
 /// The tensors in a range of the first dimension, without it.
 ///
-/// The gradient of one is as large as all. A tree, whose nodes hand on the gradients of their parts, keeps that from being
+/// The gradient of one is as large as all. A tree, whose nodes propagate the gradients of their parts, keeps that from being
 /// quadratic in the number of steps.
 pub(super) fn states_of(all: &Tensor, range: Range<usize>) -> Result<Vec<Tensor>> {
     const BRANCHES: usize = 4;

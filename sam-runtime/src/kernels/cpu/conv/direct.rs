@@ -12,7 +12,7 @@
 //!   registers, lanes run along q, and each tile is added up once per group of images.
 //!
 //! Threads share out groups of images, whose size is a function of the shapes alone, and partial sums are added in the
-//! order of the groups: the same bits for any number of threads.
+//! order of the groups: results are bitwise identical for any number of threads.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
@@ -35,7 +35,7 @@ const GROUP: usize = 80_000;
 /// Elements of all partial sums of a weight's gradient.
 const PARTIAL: usize = 1 << 20;
 
-/// As the parent's.
+/// See [`super::forward`].
 pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
@@ -48,18 +48,18 @@ pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option
     Map::forward(conv, bias).apply(x, plan.group(channels, conv.images), |group, x, y| {
         let (plan, weights) = (&plan, &weights[group]);
         T::with_scratch(|scratch| {
-            ARCH.dispatch(Correlate { plan, weights, x, y, place: [0; 2], stride: [1; 2], scratch });
+            ARCH.dispatch(Correlate { plan, weights, x, y, position: [0; 2], stride: [1; 2], scratch });
         });
     })
 }
 
-/// As the parent's.
+/// See [`super::input_gradient`].
 pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let stride = [conv.height.stride, conv.width.stride];
     let mut phases = Vec::new();
-    for place in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
-        let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
+    for position in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
+        let plan = Plan::new(Axis::backward(conv.height, position[0]), Axis::backward(conv.width, position[1]));
         if plan.is_empty() {
             continue; // No output saw these: their gradient is 0.
         }
@@ -69,18 +69,18 @@ pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> V
             })
         };
         let weights: Vec<_> = (0..conv.groups).map(weights).collect();
-        phases.push((place, plan, weights));
+        phases.push((position, plan, weights));
     }
     let images = phases.iter().map(|(_, plan, _)| plan.group(filters, conv.images)).min().unwrap_or(1);
     Map::backward(conv).apply(dy, images, |group, dy, mut dx| {
-        for (place, plan, weights) in &phases {
-            let (place, weights, x, y) = (*place, &weights[group], dy.clone(), dx.again());
-            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x, y, place, stride, scratch }));
+        for (position, plan, weights) in &phases {
+            let (position, weights, x, y) = (*position, &weights[group], dy.clone(), dx.again());
+            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x, y, position, stride, scratch }));
         }
     })
 }
 
-/// As the parent's.
+/// See [`super::weight_gradient`].
 pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let [channels, filters] = conv.in_group();
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
@@ -143,20 +143,20 @@ pub(super) struct Axis {
     kernel: usize,
     /// Zeros before the input.
     lead: usize,
-    /// Every how many places an element of one phase is.
+    /// Every how many positions an element of one phase is.
     step: usize,
     /// The phases that some tap reads.
     phases: Vec<usize>,
     taps: Vec<Tap>,
     pub(super) input: usize,
     pub(super) output: usize,
-    /// Places of a phase, zeros included.
+    /// Positions of a phase, zeros included.
     pub(super) length: usize,
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct Tap {
-    /// Its place in the kernel.
+    /// Its position in the kernel.
     pub(super) index: usize,
     /// The number of its phase among those that are read.
     phase: usize,
@@ -182,8 +182,8 @@ impl Axis {
     pub(super) fn backward(side: ConvDim, phase: usize) -> Self {
         let stride = side.stride.cast_signed();
         let shift = |index: usize| {
-            let place = (phase + side.padding).cast_signed() - (index * side.dilation).cast_signed();
-            (place.rem_euclid(stride) == 0).then_some((index, place.div_euclid(stride)))
+            let position = (phase + side.padding).cast_signed() - (index * side.dilation).cast_signed();
+            (position.rem_euclid(stride) == 0).then_some((index, position.div_euclid(stride)))
         };
         let shifts: Vec<(usize, isize)> = (0..side.kernel).filter_map(shift).collect();
         let lead = shifts.iter().map(|(_, shift)| shift.min(&0).unsigned_abs()).max().unwrap_or(0);
@@ -211,7 +211,7 @@ impl Axis {
         Self { kernel, lead, step, phases, taps, input, output, length }
     }
 
-    /// The places of a phase that hold elements of the input, and the first of these elements.
+    /// The positions of a phase that hold elements of the input, and the first of these elements.
     fn filled(&self, phase: usize) -> (Range<usize>, usize) {
         let first = self.lead.saturating_sub(phase).div_ceil(self.step);
         let end = (self.lead + self.input).saturating_sub(phase).div_ceil(self.step).min(self.length);
@@ -241,7 +241,7 @@ impl Plan {
         self.rows.phases.len() * self.columns.phases.len()
     }
 
-    /// Places of one phase of one channel of one image.
+    /// Positions of one phase of one channel of one image.
     pub(super) fn plane(&self) -> usize {
         self.rows.length * self.columns.length
     }
@@ -257,7 +257,7 @@ impl Plan {
         (GROUP / image.max(1)).min(images / PARTS).max(1)
     }
 
-    /// From the first output of the first of some images to the last of the last, with the places between rows.
+    /// From the first output of the first of some images to the last of the last, with the positions between rows.
     pub(super) fn span(&self, images: usize) -> usize {
         (images - 1) * self.plane() + (self.rows.output - 1) * self.columns.length + self.columns.output
     }
@@ -285,18 +285,18 @@ impl Plan {
             for down in &self.rows.phases {
                 let (rows, row) = self.rows.filled(*down);
                 for right in &self.columns.phases {
-                    let (places, column) = self.columns.filled(*right);
+                    let (positions, column) = self.columns.filled(*right);
                     for image in 0..images {
                         let source = x.plane(image, channel, self.rows.input * size);
                         let Some(target) = targets.next() else { return };
-                        if places.is_empty() {
+                        if positions.is_empty() {
                             continue;
                         }
-                        for (i, place) in rows.clone().enumerate() {
+                        for (i, position) in rows.clone().enumerate() {
                             let source = &source[(row + i * self.rows.step) * size + column..];
-                            let target = &mut target[place * pitch..][places.clone()];
+                            let target = &mut target[position * pitch..][positions.clone()];
                             if step == 1 {
-                                target.copy_from_slice(&source[..places.len()]);
+                                target.copy_from_slice(&source[..positions.len()]);
                             } else if step == 2 {
                                 take_every_second(target, source);
                             } else {
@@ -341,7 +341,7 @@ struct Correlate<'a, T> {
     x: Images<'a, T>,
     y: Target<'a, T>,
     /// The first row and column that is written, and how far it is to the next.
-    place: [usize; 2],
+    position: [usize; 2],
     stride: [usize; 2],
     scratch: &'a mut Vec<T>,
 }
@@ -358,7 +358,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 impl<T: Float> Correlate<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const WIDTH: usize, const FILTERS: usize>(self, simd: S) {
-        let Self { plan, weights, x, mut y, place, stride, scratch } = self;
+        let Self { plan, weights, x, mut y, position, stride, scratch } = self;
         let tile = WIDTH * T::lanes::<S>();
         let images = x.count(plan.rows.input * plan.columns.input);
         let span = plan.span(images).next_multiple_of(tile);
@@ -377,7 +377,7 @@ impl<T: Float> Correlate<'_, T> {
                 }
             }
             for (filter, sums) in (i * FILTERS..weights.filters).zip(sums.chunks_exact(span)) {
-                write(plan, images, filter, sums, &mut y, place, stride);
+                write(plan, images, filter, sums, &mut y, position, stride);
             }
         }
     }
@@ -408,7 +408,7 @@ pub(super) fn write<T: Float>(
     filter: usize,
     sums: &[T],
     y: &mut Target<'_, T>,
-    place: [usize; 2],
+    position: [usize; 2],
     [down, right]: [usize; 2],
 ) {
     let (size, bias) = (y.size, y.bias(filter));
@@ -416,7 +416,7 @@ pub(super) fn write<T: Float>(
         let y = y.plane(image, filter);
         for row in 0..plan.rows.output {
             let sums = &sums[image * plan.plane() + row * plan.columns.length..][..plan.columns.output];
-            let y = &mut y[(place[0] + row * down) * size + place[1]..];
+            let y = &mut y[(position[0] + row * down) * size + position[1]..];
             if right == 1 {
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + bias);
             } else if right == 2 {

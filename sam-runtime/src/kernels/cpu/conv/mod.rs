@@ -2,8 +2,8 @@
 //!
 //! There are four ways: one channel a group is [`depthwise`], 1x1 kernels are matrix products ([`pointwise`]), 3x3 kernels of
 //! stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
-//! Threads share out images, or channels, in parts that are a function of the shapes alone: the same bits for any number
-//! of threads.
+//! Threads share out images, or channels, in parts that are a function of the shapes alone: results are bitwise identical for any
+//! number of threads.
 //!
 //! What was tried on two AVX2 cores of an AMD EPYC, 64 to 64 channels, 32x32, in GFLOP/s of the plain sum: forward, gradient
 //! of the input, gradient of the weight. The gradients are timed through `backward()`. The machine is shared and its pace
@@ -17,11 +17,11 @@
 //! | direct; tiles of 2 vectors by 6 filters | forward as the weight's | 74, 66, 85; later 108, 112, 142 | 77; 120 |
 //! | Winograd; transforms of closures and `array::from_fn` | 1.8 times direct | 124, 120, 205: neither was inlined | 115 |
 //! | Winograd; transforms of functions | 1.8 times direct | 228, 167, 210 | 179 |
-//! | Winograd; the weight's gradient by `gemm` for each place | less memory, no faster | as before; 256 channels on 8x8 136 → 228, 512 on 4x4 73 → 140 | 165 |
+//! | Winograd; the weight's gradient by `gemm` for each element of a tile | less memory, no faster | as before; 256 channels on 8x8 136 → 228, 512 on 4x4 73 → 140 | 165 |
 //! | candle's zeros and sums between layers gone ([`nn`](crate::nn)) | 10 % of a step of ResNet-20 | 15 % | |
 //! | tiles of 1024 to 32768 transforms at a time | a best size | no difference beyond the noise | |
 //! | AVX-512 (Zen 4): tiles of 3 vectors by 8 filters | the pace of `matmul` | 300, 257, 203; 256 channels on 8x8 279, 266, 302 | 201 |
-//! | rows of 4, 8 and 16 tiles with a length that the compiler knows | 5 % of a step of ResNet-20 | 1 %: they wait for memory | |
+//! | rows of 4, 8 and 16 tiles with a length that the compiler knows | 5 % of a step of ResNet-20 | 1 %: they are memory-bound | |
 //! | outputs not cleared | 5 % of a step | 3 % of WRN-16-4's: not worth what the compiler could no longer check | |
 //!
 //! Against f64, on normal numbers, the root mean square error of the output is 1.6e-7 to 7.4e-7 of its size with 16 to 512
@@ -179,7 +179,7 @@ struct Target<'a, T> {
 }
 
 impl<T: Float> Target<'_, T> {
-    /// The same once more.
+    /// Reborrow.
     fn again(&mut self) -> Target<'_, T> {
         Target { values: self.values, ..*self }
     }

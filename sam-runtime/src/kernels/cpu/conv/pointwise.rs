@@ -33,12 +33,12 @@ pub(super) fn fits(conv: &ConvShape) -> bool {
             .all(|side| side.kernel == 1 && side.stride == 1 && side.padding == 0 && side.input == side.output)
 }
 
-/// As the parent's.
+/// See [`super::forward`].
 pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     products(Matrix::new(w, conv.filters, conv.channels), [conv.channels, conv.filters], conv.input(), bias, x)
 }
 
-/// As the parent's.
+/// See [`super::input_gradient`].
 pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let w = Matrix::new(w, conv.filters, conv.channels).transposed();
     products(w, [conv.filters, conv.channels], conv.input(), None, dy)
@@ -90,7 +90,7 @@ fn side_by_side<T: Float>(x: &[T], [channels, plane]: [usize; 2], rows: &mut [T]
     }
 }
 
-/// As the parent's.
+/// See [`super::weight_gradient`].
 pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let ConvShape { images, channels, filters, .. } = *conv;
     let (plane, size) = (conv.input(), channels * filters);

@@ -2,7 +2,7 @@
 //!
 //! F(2x2, 3x3) of Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): an output tile of 2x2
 //! is Aᵀ \[(G g Gᵀ) ⊙ (Bᵀ d B)\] A of the kernel g and the 4x4 tile d of the input. Summed over channels, the products are
-//! 16 matrix products, one for each place of a transformed tile. The gradient of the input is the same function of y's
+//! 16 matrix products, one for each element of a transformed tile. The gradient of the input is the same function of y's
 //! gradient and the turned kernel; that of the weight is Gᵀ \[Σ (A dy Aᵀ) ⊙ (Bᵀ d B)\] G, summed over the tiles.
 //!
 //! B and A have only 0 and ±1, G also ½: the error stays that of a direct sum. A larger tile, F(4x4, 3x3), would multiply
@@ -22,8 +22,8 @@ use crate::kernels::cpu::float::{Float, zeros};
 use crate::kernels::cpu::matmul::{Matrix, add_product_alone};
 use crate::kernels::shapes::{ConvDim, ConvShape};
 
-/// Places of a transformed tile.
-const PLACES: usize = 16;
+/// Elements of a transformed tile.
+const ELEMENTS: usize = 16;
 
 /// Fewer channels or filters than this do not pay for the transforms.
 const CHANNELS: usize = 8;
@@ -52,7 +52,7 @@ pub(super) fn fits_weights(conv: &ConvShape) -> bool {
     fits(conv) && conv.in_group().into_iter().product::<usize>() >= WEIGHTS
 }
 
-/// As the parent's.
+/// See [`super::forward`].
 pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::forward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
@@ -65,7 +65,7 @@ pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option
     })
 }
 
-/// As the parent's: the same function, of y's gradient and the turned kernel.
+/// See [`super::input_gradient`]: the same function as [`forward`], of y's gradient and the turned kernel.
 pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::backward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
@@ -82,38 +82,38 @@ pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> V
     })
 }
 
-/// As the parent's.
+/// See [`super::weight_gradient`].
 pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let ([channels, filters], tiles) = (conv.in_group(), Tiles::forward(conv));
     let count = tiles.down * tiles.across;
     // Enough tiles at a time that the sums of many weights are not read and written all the time.
-    let images = (HELD / (PLACES * (channels + filters))).max(256).div_ceil(count).min(conv.images);
+    let images = (HELD / (ELEMENTS * (channels + filters))).max(256).div_ceil(count).min(conv.images);
     let pitch = pitch(images * count);
-    let mut v = zeros::<T>(channels * PLACES * pitch);
-    let mut d = zeros::<T>(filters * PLACES * pitch);
+    let mut v = zeros::<T>(channels * ELEMENTS * pitch);
+    let mut d = zeros::<T>(filters * ELEMENTS * pitch);
     let mut dw = zeros::<T>(conv.filters * channels * 9);
     for (group, dw) in dw.chunks_mut(filters * channels * 9).enumerate() {
-        let mut sums = zeros::<T>(PLACES * filters * channels);
+        let mut sums = zeros::<T>(ELEMENTS * filters * channels);
         let parts = x.chunks(images * conv.channels * conv.input());
         for (x, dy) in parts.zip(dy.chunks(images * conv.filters * conv.output())) {
             let spread = |values, all, channel, gradient, to| {
                 let images = Images { values, all, range: channel..channel + 1 };
                 T::with_scratch(|scratch| ARCH.dispatch(Spread { tiles, images, gradient, to, pitch, scratch }));
             };
-            let (v_lines, d_lines) = (v.par_chunks_mut(PLACES * pitch), d.par_chunks_mut(PLACES * pitch));
+            let (v_lines, d_lines) = (v.par_chunks_mut(ELEMENTS * pitch), d.par_chunks_mut(ELEMENTS * pitch));
             let (first, filter) = (group * channels, group * filters);
             v_lines.enumerate().for_each(|(i, v)| spread(x, conv.channels, first + i, false, v));
             d_lines.enumerate().for_each(|(i, d)| spread(dy, conv.filters, filter + i, true, d));
             let used = x.len() / (conv.channels * conv.input()) * count;
-            sums.par_chunks_mut(filters * channels).enumerate().for_each(|(place, sums)| {
-                let d = Matrix::with_pitch(&d[place * pitch..], filters, used, PLACES * pitch);
-                let v = Matrix::with_pitch(&v[place * pitch..], channels, used, PLACES * pitch);
+            sums.par_chunks_mut(filters * channels).enumerate().for_each(|(element, sums)| {
+                let d = Matrix::with_pitch(&d[element * pitch..], filters, used, ELEMENTS * pitch);
+                let v = Matrix::with_pitch(&v[element * pitch..], channels, used, ELEMENTS * pitch);
                 add_product_alone(sums, d, v.transposed());
             });
         }
         dw.par_chunks_mut(channels * 9).enumerate().for_each(|(filter, dw)| {
             for (channel, dw) in dw.as_chunks_mut::<9>().0.iter_mut().enumerate() {
-                let sum = |place: usize| sums[(place * filters + filter) * channels + channel];
+                let sum = |element: usize| sums[(element * filters + filter) * channels + channel];
                 let kernel = gather_kernel(std::array::from_fn(|i| std::array::from_fn(|j| sum(i * 4 + j))));
                 dw.copy_from_slice(kernel.as_flattened());
             }
@@ -196,7 +196,7 @@ fn gather_kernel<T: Float>(u: [[T; 4]; 4]) -> [[T; 3]; 3] {
     std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]))
 }
 
-/// Transformed kernels: for each block of filters, place and channel, one of each filter.
+/// Transformed kernels: for each block of filters, element and channel, one of each filter.
 struct Kernels<T> {
     values: Vec<T>,
     filters: usize,
@@ -206,15 +206,15 @@ struct Kernels<T> {
 impl<T: Float> Kernels<T> {
     fn pack(filters: usize, channels: usize, kernel: impl Fn(usize, usize) -> [T; 9] + Sync) -> Self {
         let block = ARCH.dispatch(Block);
-        let mut values = zeros(filters.div_ceil(block) * PLACES * channels * block);
-        values.par_chunks_mut(PLACES * channels * block).enumerate().for_each(|(i, values)| {
+        let mut values = zeros(filters.div_ceil(block) * ELEMENTS * channels * block);
+        values.par_chunks_mut(ELEMENTS * channels * block).enumerate().for_each(|(i, values)| {
             for filter in i * block..(i * block + block).min(filters) {
                 for channel in 0..channels {
                     let kernel = kernel(filter, channel);
                     let transformed =
                         transform_kernel(std::array::from_fn(|i| std::array::from_fn(|j| kernel[i * 3 + j])));
-                    for (place, value) in transformed.as_flattened().iter().enumerate() {
-                        values[(place * channels + channel) * block + filter % block] = *value;
+                    for (element, value) in transformed.as_flattened().iter().enumerate() {
+                        values[(element * channels + channel) * block + filter % block] = *value;
                     }
                 }
             }
@@ -251,7 +251,7 @@ impl<T: Float> Correlate<'_, T> {
         let strips = (tiles_at_once(channels) / tiles.across).max(1);
         let span = (strips * tiles.across).next_multiple_of(WIDTH * lanes);
         let pitch = pitch(span);
-        let sizes = [PLACES * channels * pitch, PLACES * FILTERS * pitch, 4 * pitch];
+        let sizes = [ELEMENTS * channels * pitch, ELEMENTS * FILTERS * pitch, 4 * pitch];
         let (buffers, mut lines) = buffers(tiles, strips, lanes, scratch, sizes);
         let [v, m, sums] = buffers;
         let offsets: Vec<usize> = (0..channels).map(|channel| channel * pitch).collect();
@@ -259,10 +259,10 @@ impl<T: Float> Correlate<'_, T> {
             let range = first..(first + strips).min(images * tiles.down);
             let used = range.len() * tiles.across;
             transform_input::<S, T>(simd, tiles, &x, range.clone(), &mut lines, v, pitch);
-            let blocks = values.as_chunks::<FILTERS>().0.chunks_exact(PLACES * channels);
+            let blocks = values.as_chunks::<FILTERS>().0.chunks_exact(ELEMENTS * channels);
             for (i, block) in blocks.enumerate() {
-                let places = block.chunks_exact(channels).zip(v.chunks_exact(channels * pitch));
-                for ((kernels, v), m) in places.zip(m.chunks_exact_mut(FILTERS * pitch)) {
+                let elements = block.chunks_exact(channels).zip(v.chunks_exact(channels * pitch));
+                for ((kernels, v), m) in elements.zip(m.chunks_exact_mut(FILTERS * pitch)) {
                     for from in (0..used).step_by(WIDTH * lanes) {
                         let tile = correlate_tile::<S, T, WIDTH, FILTERS>(simd, kernels, &offsets, &v[from..]);
                         for (m, tile) in m.chunks_exact_mut(pitch).zip(tile) {
@@ -313,7 +313,7 @@ fn buffers<T: Float, const N: usize>(
     (buffers, lines)
 }
 
-/// v ← Bᵀ d B of some rows of tiles: by place, channel and tile.
+/// v ← Bᵀ d B of some rows of tiles: by element, channel and tile.
 #[inline(always)]
 fn transform_input<S: Simd, T: Float>(
     simd: S,
@@ -331,9 +331,9 @@ fn transform_input<S: Simd, T: Float>(
         for (image, rows) in tiles.rows(range.clone()) {
             let plane = x.plane(image, channel, input[0] * input[1]);
             for (line, row) in (2 * rows.start..2 * rows.end + 2).enumerate() {
-                let place = line / 2 * across;
+                let start = line / 2 * across;
                 let targets = if line % 2 == 0 { &mut lines.even } else { &mut lines.odd };
-                let [a, b, c, d] = targets.each_mut().map(|line| &mut line[place..place + across]);
+                let [a, b, c, d] = targets.each_mut().map(|line| &mut line[start..start + across]);
                 if row < lead[0] || row >= lead[0] + input[0] {
                     for line in [a, b, c, d] {
                         line.fill(T::default());
@@ -352,15 +352,15 @@ fn transform_input<S: Simd, T: Float>(
                 }
             }
             let used = rows.len() * across;
-            for place in 0..4 {
-                let (even, odd) = (&lines.even[place], &lines.odd[place]);
+            for column in 0..4 {
+                let (even, odd) = (&lines.even[column], &lines.odd[column]);
                 for q in (0..used).step_by(lanes) {
                     let [d0, d1] = [vector::<S, T>(even, q), vector::<S, T>(odd, q)];
                     let [d2, d3] = [vector::<S, T>(even, q + across), vector::<S, T>(odd, q + across)];
                     let sums =
                         [T::minus(simd, d0, d2), T::plus(simd, d1, d2), T::minus(simd, d2, d1), T::minus(simd, d1, d3)];
                     for (row, sum) in sums.into_iter().enumerate() {
-                        let at = (row * 4 + place) * channels * pitch + from + q;
+                        let at = (row * 4 + column) * channels * pitch + from + q;
                         T::vectors_mut::<S>(&mut v[at..at + lanes])[0] = sum;
                     }
                 }
@@ -394,7 +394,7 @@ fn gradient_line<S: Simd, T: Float>(simd: S, [a, b]: [T::Vector<S>; 2]) -> [T::V
 fn gather_output<S: Simd, T: Float>(
     simd: S,
     m: &[T],
-    place: usize,
+    step: usize,
     from: usize,
     used: usize,
     sums: &mut [T],
@@ -407,7 +407,7 @@ fn gather_output<S: Simd, T: Float>(
         for (j, (upper, lower)) in upper.iter_mut().zip(lower).enumerate() {
             let mut line = [T::splat(simd, T::default()); 4];
             for (i, part) in line.iter_mut().enumerate() {
-                *part = vector::<S, T>(m, (i * 4 + j) * place + from + q);
+                *part = vector::<S, T>(m, (i * 4 + j) * step + from + q);
             }
             [*upper, *lower] = gather_line::<S, T>(simd, line);
         }
@@ -420,7 +420,7 @@ fn gather_output<S: Simd, T: Float>(
     }
 }
 
-/// Puts the outputs of one filter, sorted by their place in a tile, where they belong.
+/// Puts the outputs of one filter, sorted by their position in a tile, where they belong.
 #[inline(always)]
 fn write<T: Float>(tiles: Tiles, range: Range<usize>, filter: usize, sums: &[T], pitch: usize, y: &mut Target<'_, T>) {
     let (size, bias) = (y.size, y.bias(filter));
@@ -442,7 +442,7 @@ fn write<T: Float>(tiles: Tiles, range: Range<usize>, filter: usize, sums: &[T],
     }
 }
 
-/// The transforms of one channel of x, or of one filter of dy: by place and tile.
+/// The transforms of one channel of x, or of one filter of dy: by element and tile.
 struct Spread<'a, T> {
     tiles: Tiles,
     images: Images<'a, T>,
@@ -469,7 +469,7 @@ impl<T: Float> WithSimd for Spread<'_, T> {
     }
 }
 
-/// d ← A dy Aᵀ: by place and tile.
+/// d ← A dy Aᵀ: by element and tile.
 #[inline(always)]
 fn transform_gradient<S: Simd, T: Float>(
     simd: S,
@@ -486,9 +486,9 @@ fn transform_gradient<S: Simd, T: Float>(
     for image in 0..images {
         let plane = dy.plane(image, dy.range.start, height * width);
         for row in 0..2 * tiles.down {
-            let place = (image * tiles.down + row / 2) * across;
+            let start = (image * tiles.down + row / 2) * across;
             let (left, right) = if row % 2 == 0 { (&mut *e0, &mut *e1) } else { (&mut *o0, &mut *o1) };
-            let (left, right) = (&mut left[place..place + across], &mut right[place..place + across]);
+            let (left, right) = (&mut left[start..start + across], &mut right[start..start + across]);
             if row >= height {
                 left.fill(T::default());
                 right.fill(T::default());
