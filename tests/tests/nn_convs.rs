@@ -168,8 +168,8 @@ fn check_transposed_of_images([n, c, f]: [usize; 3], side: Side, plain: bool, wi
     check_gradients(&f, &inputs, 1., 1e-11)
 }
 
-/// Found by `transposed_of_images`. A 3x3 convolution with output padding, whose input reaches beyond the last window: Winograd's
-/// way took it, and read outside of the image.
+/// Found by `transposed_of_images`: the input of a 3x3 convolution with output padding reaches beyond the last window, which the tiles
+/// of Winograd's way leave out.
 #[test]
 fn transposed_of_images_with_output_padding() {
     let side = Side { more: 1, ..Side::ONE };

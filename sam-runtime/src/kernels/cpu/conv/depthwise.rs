@@ -22,7 +22,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::direct::{Axis, Plan, write};
+use super::direct::write;
+use super::plan::{Axis, Plan};
 use super::{Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};

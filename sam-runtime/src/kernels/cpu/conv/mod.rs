@@ -35,6 +35,7 @@
 
 mod depthwise;
 mod direct;
+mod plan;
 mod pointwise;
 mod winograd;
 

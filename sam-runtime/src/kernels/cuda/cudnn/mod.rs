@@ -4,6 +4,7 @@
 //! thread lives. So a thread is deterministic, but two threads may have picked different plans. The choice is logged
 //! with `tracing` at debug level. Without a plan the functions return `None`.
 
+mod backend;
 mod graph;
 pub(super) mod plans;
 
