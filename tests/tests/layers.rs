@@ -19,14 +19,10 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> std::result::Result<(), Test
     Ok(())
 }
 
-/// The output of `f`, and the gradients of each variable, where the output's gradient is `dy`.
+/// The output of `f`, and the gradients of all inputs.
 fn run(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], seed: u64) -> (Tensor, Vec<Tensor>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let dy = if y.rank() == 0 { y.ones_like().unwrap() } else { tensor(y.dims(), y.dtype(), seed) };
-    let grads = (&y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
-    (y.detach(), vars.iter().map(|var| grads.get(var).unwrap().detach()).collect())
+    let (y, grads) = sam_tests::run(f, inputs, seed);
+    (y, grads.into_iter().map(Option::unwrap).collect())
 }
 
 #[derive(Clone, Debug)]

@@ -351,7 +351,7 @@ fn gradients_of_the_first_state_and_single_steps() {
     };
     let inputs = [of(&[3, 6, 5], 1), of(&[3, 7], 2), of(&[3, 7], 3)];
     check_gradients(&whole, &inputs, 1e-5, 1e-7).unwrap();
-    let ((y, grads), (y_steps, grads_steps)) = (run(&whole, &inputs, 4), run(&steps, &inputs, 4));
+    let ((y, grads), (y_steps, grads_steps)) = (run(whole, &inputs, 4), run(steps, &inputs, 4));
     close(&values(&y), &values(&y_steps), 1e-13).unwrap();
     grads.iter().zip(&grads_steps).for_each(|(a, b)| close(&values(a), &values(b), 1e-12).unwrap());
     assert_eq!(vars.all_vars().len(), 4);

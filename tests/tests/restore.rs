@@ -118,7 +118,7 @@ fn of_a_batch_normalization() {
     assert_eq!(all(&twin), once);
     run(&twin_bn, false).unwrap();
 
-    // As `buffers` those of the first pass stay if the step ends well, and go back if it does not.
+    // As `buffers` those of the first pass stay if the step ends well, and are restored if it does not.
     let sam = Sam::new(0.5).buffers(named(&vars, |name| name.starts_with("running")));
     sam.loss(|| run(&bn, false)).unwrap();
     assert_eq!(all(&vars), all(&twin));

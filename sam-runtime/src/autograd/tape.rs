@@ -14,7 +14,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, TensorId};
@@ -23,6 +23,7 @@ use super::fused_op::{FusedOp, Output, backward, forward};
 use super::join_op::{JoinOp, join};
 use super::slots::{Slots, TOKEN};
 use crate::core::image_layout::ImageLayout;
+use crate::core::lock::lock;
 use crate::kernels::{cuda_token, sum};
 
 /// The output of a layer, as a part of the graph.
@@ -152,7 +153,7 @@ type Known = HashMap<TensorId, (Tensor, Arc<Node>)>;
 
 fn known() -> MutexGuard<'static, Known> {
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&KNOWN)
 }
 
 fn node_of(y: &Tensor) -> Option<(Tensor, Arc<Node>)> {
@@ -315,7 +316,7 @@ impl Drop for OutputNode {
 
 impl OutputOp {
     fn take(&self) -> Option<Output> {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.output).take()
     }
 }
 

@@ -16,9 +16,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use candle_core::{Result, Tensor, TensorId, Var};
+
+use crate::core::lock::lock;
 
 /// What the loss function is being run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -242,7 +244,7 @@ impl Step {
     }
 
     fn before(&self) -> MutexGuard<'_, Before> {
-        self.0.before.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.before)
     }
 
     /// For whoever remembers something for as long as the step lasts.

@@ -1,7 +1,8 @@
 //! Random numbers of layers, the same in all passes of a step.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::core::lock::lock;
 use crate::core::pass::{Pass, Run, Step, WeakStep};
 use crate::core::rng::hash;
 
@@ -127,6 +128,6 @@ impl RngStream {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

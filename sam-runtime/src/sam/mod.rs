@@ -221,7 +221,7 @@ impl Sam {
     }
 
     /// Variables that the loss function writes to, such as the running statistics of `candle_nn`'s batch normalization: they
-    /// keep the value that the first pass gave them, and are never perturbed. If the step fails they go back to the value from
+    /// keep the value that the first pass gave them, and are never perturbed. If the step fails they are restored to the value from
     /// before it. [`nn::BatchNorm`](crate::nn::BatchNorm) needs none.
     ///
     /// ```

@@ -45,7 +45,7 @@ fn sum(parts: &[(f64, Tensor)], dtype: DType) -> Result<Tensor> {
             _ => Err(too_large(dtype.as_str(), &numbers)),
         };
     }
-    // On other devices the numbers are not checked: that would wait for the device.
+    // On other devices the numbers are not checked: that would synchronize with the device.
     let mut sum = first.to_dtype(DType::I64)?;
     for (_, part) in parts.iter().skip(1) {
         sum = (sum + part.to_dtype(DType::I64)?)?;

@@ -102,7 +102,7 @@ impl<'a> StepContext<'a> {
         Ok(perturbed)
     }
 
-    /// Remembers what the buffers hold before the first pass, so that they go back if the step fails.
+    /// Remembers what the buffers hold before the first pass, so that they are restored if the step fails.
     pub(crate) fn keep_buffers(&self) -> candle_core::Result<()> {
         let buffers = if self.outermost { self.sam.buffers.as_slice() } else { &[] };
         buffers.iter().try_for_each(|var| self.step.keep(var))

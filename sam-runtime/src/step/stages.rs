@@ -48,7 +48,7 @@ struct FirstPass<O> {
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step continues with `.descend(..)`"]
 pub struct Perturbed<'a, O> {
-    // The weights go back first, then the state of layers, which may be among the variables that are kept with them.
+    // The weights are restored first, then the state of layers, which may be among the variables that are kept with them.
     moved: Moved<O>,
     step: StepContext<'a>,
 }

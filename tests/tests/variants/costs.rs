@@ -13,7 +13,7 @@ use sam_tests::Net;
 
 use crate::reference::*;
 
-/// Counts the samples that go back through it.
+/// Counts the samples of its backward passes.
 struct Counter(Arc<AtomicUsize>);
 
 impl CustomOp1 for Counter {

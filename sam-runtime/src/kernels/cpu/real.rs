@@ -8,7 +8,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::softmax::Exp;
+use super::exp::Exp;
 
 /// A number with the functions that activations and losses are made of.
 pub(crate) trait Real: Exp {

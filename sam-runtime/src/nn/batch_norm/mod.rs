@@ -3,7 +3,7 @@
 mod fused;
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{DType, Result, Tensor, Var};
 pub use candle_nn::batch_norm::*;
@@ -13,6 +13,7 @@ use self::fused::Normalize;
 #[cfg(feature = "cuda")]
 use self::fused::OnDevice;
 use crate::autograd::tape::apply;
+use crate::core::lock::lock;
 use crate::core::pass::{Pass, Step, WeakStep};
 use crate::core::storage::SwapGuard;
 use crate::kernels::cpu::batch_norm::Statistics;
@@ -196,7 +197,7 @@ impl BatchNorm {
     fn begin_move(&self) -> Result<bool> {
         let Some(step) = Step::current() else { return Ok(true) };
         {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = lock(&self.seen);
             let is_seen = seen.iter().any(|known| known.is(&step));
             if Pass::current() == Pass::Descent {
                 if is_seen {
