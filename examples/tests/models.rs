@@ -58,7 +58,7 @@ fn a_dry_run_tells_of_the_network_and_the_text() {
     assert!(error.contains("input.txt` is missing: name a text file"), "{error}");
 }
 
-/// A text that repeats itself is learnt by heart, also if the training is stopped and resumed.
+/// A text that repeats itself is learned by heart, also if the training is stopped and resumed.
 #[test]
 fn a_language_model_learns_a_text() {
     let training = Training::new(

@@ -220,7 +220,7 @@ fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
         error(&output)
     };
     let message = refused(&[]);
-    assert!(message.contains("say with --data where it lies"), "{message}");
+    assert!(message.contains("name the folder of this file with --data"), "{message}");
     let message = refused(&["--data", data, "--set", "model = \"cnn-w3\""]);
     assert!(
         message.contains("cannot use") && message.contains("weights.safetensors") && message.contains("has shape"),

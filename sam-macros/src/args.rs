@@ -49,7 +49,7 @@ pub(crate) enum Combination {
     SecondOrder,
 }
 
-/// `shards(names; m = EXPR)`, and the other keys that split or select the examples of a batch.
+/// `shards(names; m = EXPR)`, and the other keys that split or select the samples of a batch.
 pub(crate) struct Batch {
     pub(crate) key: BatchKey,
     pub(crate) names: Vec<Ident>,
@@ -59,11 +59,11 @@ pub(crate) struct Batch {
 
 /// How the losses and gradients of the pieces of a batch are added up.
 pub(crate) enum Weighting {
-    /// Averaged over the examples.
+    /// Averaged over the samples.
     Mean,
-    /// `reduction = sum`: the loss is a sum over examples.
+    /// `reduction = sum`: the loss is a sum over samples.
     Sum,
-    /// `weights = EXPR`: a weighted mean over the examples.
+    /// `weights = EXPR`: a weighted mean over the samples.
     Weights(Expr),
 }
 
@@ -235,9 +235,9 @@ fn weighting(key: &Ident, batch_key: BatchKey, input: ParseStream<'_>) -> Result
     while !input.is_empty() {
         let option = input.call(Ident::parse_any)?;
         let is_known = option == "reduction" || option == "weights";
-        if !batch_key.uses_all_examples() {
+        if !batch_key.uses_all_samples() {
             let why = if is_known {
-                format!("`{key}` has no `{option}`: it averages over the examples that it selects")
+                format!("`{key}` has no `{option}`: it averages over the samples that it selects")
             } else {
                 format!("unknown option `{option}` of `{key}`: expected only `{}`", batch_key.size())
             };

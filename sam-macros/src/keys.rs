@@ -45,7 +45,7 @@ pub(crate) struct Range {
     pub(crate) expected: &'static str,
 }
 
-/// The keys that split or select the examples of a batch.
+/// The keys that split or select the samples of a batch.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum BatchKey {
     Shards,
@@ -159,7 +159,7 @@ impl BatchKey {
     }
 
     /// Whether it uses the whole batch, piece by piece, and not a selection from it.
-    pub(crate) fn uses_all_examples(self) -> bool {
+    pub(crate) fn uses_all_samples(self) -> bool {
         matches!(self, Self::Shards | Self::MicroBatches)
     }
 }

@@ -66,10 +66,10 @@ mod validate;
 /// | `vars = model.vars()` | all that the loss depends on | variables to perturb |
 /// | `buffers = [mean.clone(), var.clone()]` | none | variables that keep the value that the first pass gave them: the running statistics of a batch normalization |
 /// | `replay(rng)` | none | arguments whose state is rewound before the second pass, e.g. a random number generator |
-/// | `shards(x, y; m = 32)` | the whole batch | m-sharpness: splits these arguments along dimension 0 into shards of m examples, each with its own ε |
-/// | `micro_batches(x, y; m = 32)` | the whole batch | gradient accumulation: each pass takes these arguments in micro-batches of m examples, for one ε |
-/// | `hardest(x, y; k = 32)` | the whole batch | K-SAM: both gradients are those of the k examples with the largest loss; the function must return one loss per example |
-/// | `sharpest(x, y; k = 64)` | the whole batch | ESAM: the second gradient is that of the k examples whose loss increases most; the function must return one loss per example |
+/// | `shards(x, y; m = 32)` | the whole batch | m-sharpness: splits these arguments along dimension 0 into shards of m samples, each with its own ε |
+/// | `micro_batches(x, y; m = 32)` | the whole batch | gradient accumulation: each pass takes these arguments in micro-batches of m samples, for one ε |
+/// | `hardest(x, y; k = 32)` | the whole batch | K-SAM: both gradients are those of the k samples with the largest loss; the function must return one loss per sample |
+/// | `sharpest(x, y; k = 64)` | the whole batch | ESAM: the second gradient is that of the k samples whose loss increases most; the function must return one loss per sample |
 /// | `plain = plain_loss` | none | also emits the original function under this name, for evaluation |
 /// | `with = sam` | none | name of the argument that carries the configuration, of type `&Sam` or `&mut Sam`; replaces the keys from `rho` to `buffers` |
 /// | `crate = ::sam_runtime` | `::sam_runtime` | path of the runtime, if it is re-exported |
@@ -77,16 +77,16 @@ mod validate;
 /// Of `gsam`, `wsam`, `stable` and `second_order` a function can have one, and one of `shards`, `micro_batches`,
 /// `hardest` and `sharpest`.
 ///
-/// ## Losses that are not a mean over examples
+/// ## Losses that are not a mean over samples
 ///
-/// The losses and gradients of shards and micro-batches are averaged, weighted by their numbers of examples. That is
-/// right for a loss that is a mean over examples. For another loss, add an option after `m`:
+/// The losses and gradients of shards and micro-batches are averaged, weighted by their numbers of samples. That is
+/// right for a loss that is a mean over samples. For another loss, add an option after `m`:
 ///
 /// | loss | option |
 /// | --- | --- |
-/// | mean over examples | none, or `reduction = mean` |
-/// | sum over examples | `reduction = sum` |
-/// | mean over tokens, or any weighted mean | `weights = EXPR`, one weight per example, e.g. its number of tokens |
+/// | mean over samples | none, or `reduction = mean` |
+/// | sum over samples | `reduction = sum` |
+/// | mean over tokens, or any weighted mean | `weights = EXPR`, one weight per sample, e.g. its number of tokens |
 ///
 /// For example `micro_batches(ids, labels; m = 8, weights = &lengths)`. A loss that is averaged over tokens then has
 /// the same value and gradient in micro-batches as for the whole batch.

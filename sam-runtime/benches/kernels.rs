@@ -1,5 +1,5 @@
-//! The kernels beside what bounds them: those that the memory holds back beside a copy of the same bytes, in bytes that
-//! have to move, and convolutions beside a matrix product, in multiplications of the plain sum.
+//! The kernels compared with what bounds them: memory-bound ones with a copy of the same bytes, in bytes that have to move,
+//! and convolutions with a matrix product, in multiplications of the plain sum.
 //!
 //! `cargo bench -p sam-runtime`, and a part of a name to run only some.
 

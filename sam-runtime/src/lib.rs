@@ -41,12 +41,13 @@
 //! | the attribute, with every key | [`sam`](macro@sam) |
 //! | without the attribute, and the variants of SAM | [`Sam`], [`variants`] |
 //! | batch normalization, dropout and other layers | [`nn`] |
-//! | SGD with momentum | [`optim`] |
+//! | optimizers, clipping, learning rates, averages of the weights, loss scaling | [`optim`] |
 //! | what a loss function may return | [`LossOutput`], [`Aux`] |
 //! | errors, and how to match them | [`Error`], [`Error::of`] |
 //! | evaluation, accumulation, clipping, mixed precision, resuming, threads | [`guide`] |
 //! | what goes wrong, and why | [`faq`] |
 //! | which promises are kept, and by which test | [`guarantees`] |
+//! | speed and memory, next to PyTorch; CUDA; how the crate is built | [`performance`], [`cuda`], [`architecture`] |
 //!
 //! # Batch normalization and dropout
 //!
@@ -109,6 +110,11 @@
 //! - A loss keeps its gradient alive, which is as large as the weights. Keep `loss.detach()` or its number for a curve.
 //! - Variables in f16 or bf16 round w + ε̂ to their dtype. Where more than half of ε̂ is lost the step is an error: keep weights
 //!   in f32.
+//!
+//! # Repository
+//!
+//! Not part of this package, but of its repository: programs and experiments (`examples`, with their results in
+//! `examples/results`), tests (`tests`), and how to contribute (`.github/CONTRIBUTING.md`).
 
 #[doc(hidden)]
 #[path = "macro_support.rs"]
@@ -137,20 +143,44 @@ pub use step::shares::Weights;
 pub use step::stages::{Ascent, Descent, Perturbed};
 pub use variants::FunctionalSam;
 
+// Pages of `docs`. The links between them are reference links, whose definitions in the file are for readers of the repository.
+// Those of `rustdoc_links.md` come first, so they win here. `tests/tests/docs.rs` checks that there are both.
+
 /// Training guide.
 #[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
 
 /// Frequently asked questions.
 #[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/faq.md")]
 pub mod faq {}
 
 /// Guarantees, and the tests that check them.
 #[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
+
+/// Measurements, and how to repeat them.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
+#[doc = include_str!("../docs/performance.md")]
+pub mod performance {}
+
+/// CUDA: how to build it, and what was tested.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
+#[doc = include_str!("../docs/cuda.md")]
+pub mod cuda {}
+
+/// How the crate is built, for contributors.
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("rustdoc_links.md")]
+#[doc = include_str!("../docs/architecture.md")]
+pub mod architecture {}
 
 /// # A radius that changes
 ///

@@ -14,7 +14,7 @@ build() {
     cargo test --locked --release -p sam-tests --tests --features sam-runtime/cudnn --no-run \
         --message-format json >>"$messages"
     # shellcheck disable=SC2086 # names without spaces
-    python3 tests/gpu/bundle.py executables "$messages" --tests large $device_tests --programs arithmetic bench cifar |
+    python3 tests/gpu/bundle.py executables "$messages" --tests $device_tests --programs arithmetic bench cifar |
         while read -r name file; do strip -o "$stage/$name" "$file"; done
     mkdir "$stage/stubs"
     if [ -n "${CUDA_STUBS:-}" ]; then cp "$CUDA_STUBS"/*.so.* "$stage/stubs"; fi

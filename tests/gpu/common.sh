@@ -7,7 +7,8 @@ kernels=sam-runtime/src/kernels/cuda/src
 emulator=sam-runtime/src/kernels/cuda/emulator
 
 # The tests that run on any device: all but those of the compiler and of the allocator.
-device_tests="closed_forms compose cuda determinism errors gradient graph layers plain pytorch restore sgd state value variants"
+device_tests="closed_forms compose cuda determinism errors gradient graph inputs large layers nn_attention nn_convs
+    nn_elementwise nn_norms optim plain pytorch restore sgd state value variants"
 
 # What `build` makes and `run` runs.
 bundle=target/gpu

@@ -2,8 +2,9 @@
 # What holds for the crates as others get them: packed, documented, and with other versions of their dependencies.
 #
 #   tests/package/check.sh rust-version       the manifest and rust-toolchain.toml name the same version of Rust
-#   tests/package/check.sh packages           packs sam-macros and sam-runtime, and runs the quick start of the README in a
-#                                             crate outside the workspace that depends on the packages alone
+#   tests/package/check.sh packages           packs sam-macros and sam-runtime, and runs the quick start of the README and
+#                                             the example `resume` in a crate outside the workspace that depends on the
+#                                             packages alone
 #   tests/package/check.sh docs               documents the packages as docs.rs does (needs a nightly toolchain)
 #   tests/package/check.sh minimal-versions   compiles both crates with the oldest dependencies that the manifests allow
 #                                             (needs a nightly toolchain to find them, and compiles with the pinned one)
@@ -69,7 +70,7 @@ outside() {
          inside { code = code $0 "\n" }' README.md >"$work/outside/src/main.rs"
     [ -s "$work/outside/src/main.rs" ] || fail "README.md has no Rust code with a main function"
     rm -f "$work"/outside/src/bin/*
-    if [ -e examples/examples/quickstart.rs ]; then cp examples/examples/quickstart.rs "$work/outside/src/bin"; fi
+    cp examples/examples/quickstart.rs examples/examples/resume.rs "$work/outside/src/bin"
 }
 
 packages() {
@@ -80,11 +81,12 @@ packages() {
     export CARGO_TARGET_DIR=../target CARGO_PROFILE_DEV_DEBUG=false
     cargo build --quiet --bins
     for program in outside quickstart; do
-        [ -x "../target/debug/$program" ] || continue
-        if [ "$program" = quickstart ] && ! [ -e src/bin/quickstart.rs ]; then continue; fi
         echo "running $program"
         "../target/debug/$program"
     done
+    echo "running resume"
+    ../target/debug/resume | tee ../resume.log
+    grep -qx "bitwise equal: true" ../resume.log || fail "a resumed training differs from one without a break"
 }
 
 docs() {

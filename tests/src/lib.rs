@@ -106,7 +106,7 @@ pub fn copy(tensor: &Tensor) -> Var {
     Var::from_tensor(&tensor.detach().copy().unwrap()).unwrap()
 }
 
-/// A batch of `n` examples for [`Net`].
+/// A batch of `n` samples for [`Net`].
 #[must_use]
 pub fn batch(n: usize, dtype: DType, seed: u64) -> (Tensor, Tensor) {
     let labels: Vec<u32> = numbers(n, seed ^ 1).iter().map(|x| ((x + 1.0) * 1.5) as u32).collect();
@@ -130,6 +130,46 @@ pub fn bits(tensor: &Tensor) -> Vec<u64> {
 pub fn gradient(loss: &Tensor, vars: &[Var]) -> Vec<Vec<f64>> {
     let grads = loss.backward().unwrap();
     vars.iter().map(|var| values(grads.get(var).unwrap())).collect()
+}
+
+/// The output of a function of some inputs, and the gradient of each, where that of the output is [`output_gradient`]. None
+/// where an input gets none.
+///
+/// # Panics
+/// If the function or its backward pass fails.
+pub fn run(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], seed: u64) -> (Tensor, Vec<Option<Tensor>>) {
+    let vars: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = f(&tensors).unwrap();
+    let grads = (&y * output_gradient(&y, seed)).unwrap().sum_all().unwrap().backward().unwrap();
+    (y.detach(), vars.iter().map(|var| grads.get(var).map(Tensor::detach)).collect())
+}
+
+/// Numbers from a seed of the shape and dtype of an output; 1 for a scalar.
+#[must_use]
+pub fn output_gradient(y: &Tensor, seed: u64) -> Tensor {
+    if y.rank() == 0 { y.ones_like().unwrap() } else { tensor(y.dims(), y.dtype(), seed) }
+}
+
+/// The slope of a function of f64 inputs along a direction of the input number `i`, by central differences. The outputs are
+/// summed with the weights of [`output_gradient`].
+///
+/// # Panics
+/// If the function fails.
+pub fn central_difference(
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    seed: u64,
+    (i, direction): (usize, &Tensor),
+    step: f64,
+) -> f64 {
+    let total = |by: f64| {
+        let mut moved = inputs.to_vec();
+        moved[i] = (&moved[i] + (direction * by).unwrap()).unwrap();
+        let y = f(&moved).unwrap();
+        values(&(&y * output_gradient(&y, seed)).unwrap().sum_all().unwrap())[0]
+    };
+    (total(step) - total(-step)) / (2.0 * step)
 }
 
 /// Equation 2 of the paper for all variables together, in the form in which the paper has it:

@@ -1,4 +1,4 @@
-//! The same bits for any number of threads, and for every order in which a map hands out its variables.
+//! Results are bitwise identical for any number of threads, and for every order in which a map returns its variables.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 

@@ -63,7 +63,7 @@ fn equals_the_formula() {
     }
 }
 
-/// One ε̂ for each shard, the gradients averaged by the number of examples.
+/// One ε̂ for each shard, the gradients averaged by the number of samples.
 #[test]
 fn equals_the_formula_in_shards() {
     for dtype in [DType::F32, DType::F64] {

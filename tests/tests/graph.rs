@@ -1,4 +1,4 @@
-//! Layers hand gradients to each other past candle's graph: every way to mix them with candle's own operations.
+//! Layers propagate gradients to each other without candle's graph: every way to mix them with candle's own operations.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -29,7 +29,7 @@ fn relu(x: &Tensor, ours: bool) -> Result<Tensor> {
     if ours { nn::relu(x) } else { x.relu() }
 }
 
-/// A network in which outputs of layers are used once, twice, by layers, by candle, by both and by nobody, in which a
+/// A network in which outputs of layers are used once, twice, by layers, by candle, by both and by none, in which a
 /// weight is a variable, a function of one, and one that candle uses too.
 fn tangle([x, v, w]: [&Tensor; 3], ours: bool) -> Result<Tensor> {
     let a = relu(&conv(x, v, ours)?, ours)?;
@@ -114,7 +114,7 @@ fn a_deep_network_is_freed() {
     assert_eq!(grads.get_ids().count(), 4);
 }
 
-/// A sum hands one and the same gradient to both of its parts, and SAM writes its perturbation over gradients.
+/// A sum propagates one and the same gradient to both of its parts, and SAM writes its perturbation over gradients.
 #[test]
 fn two_variables_that_are_added() {
     let run = |ours: bool| {

@@ -19,14 +19,10 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> std::result::Result<(), Test
     Ok(())
 }
 
-/// The output of `f`, and the gradients of each variable, where the output's gradient is `dy`.
+/// The output of `f`, and the gradients of all inputs.
 fn run(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], seed: u64) -> (Tensor, Vec<Tensor>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let dy = if y.rank() == 0 { y.ones_like().unwrap() } else { tensor(y.dims(), y.dtype(), seed) };
-    let grads = (&y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
-    (y.detach(), vars.iter().map(|var| grads.get(var).unwrap().detach()).collect())
+    let (y, grads) = sam_tests::run(f, inputs, seed);
+    (y, grads.into_iter().map(Option::unwrap).collect())
 }
 
 #[derive(Clone, Debug)]
@@ -614,9 +610,9 @@ fn images_that_are_channels_last() {
     assert!(nn::channels_last(&inputs[2]).is_err(), "no images");
 }
 
-/// Where all is of layers their gradients go back without candle: to the same bits, also where variables are shared.
+/// In a network that consists of layers only, gradients are propagated without candle: bitwise the same, also where variables are shared.
 #[test]
-fn the_way_back_without_candle_gives_its_bits() {
+fn the_backward_pass_without_candle_is_bitwise_the_same() {
     let (bn, stock) = norms(8, BatchNormConfig::default(), DType::F32, 9);
     drop(stock);
     let shapes: [&[usize]; 5] = [&[8, 3, 3, 3], &[8], &[8, 8, 3, 3], &[5, 8], &[5]];

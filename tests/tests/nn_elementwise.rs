@@ -10,7 +10,7 @@ use candle_nn::{Module, VarBuilder, VarMap};
 use proptest::prelude::*;
 use sam_runtime::nn::{self, Activation, loss, ops, rotary_emb};
 use sam_runtime::{Sam, nn::Embedding};
-use sam_tests::{bits, device, is_for_the_cpu, numbers, tensor, values};
+use sam_tests::{bits, central_difference, device, is_for_the_cpu, numbers, tensor, values};
 
 type Outcome = std::result::Result<(), TestCaseError>;
 
@@ -25,31 +25,20 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> Outcome {
     Ok(())
 }
 
-/// The output of `f`, and the gradients of each variable, where the output's gradient is `dy`.
+/// The output of `f`, and the gradients of each input: zeros where it gets none.
 fn run(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], seed: u64) -> (Tensor, Vec<Tensor>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let dy = if y.rank() == 0 { y.ones_like().unwrap() } else { tensor(y.dims(), y.dtype(), seed) };
-    let grads = (&y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
-    let gradient = |var: &Var| grads.get(var).map_or_else(|| var.zeros_like().unwrap(), Tensor::detach);
-    (y.detach(), vars.iter().map(gradient).collect())
+    let (y, grads) = sam_tests::run(f, inputs, seed);
+    let gradient = |(grad, input): (Option<Tensor>, &Tensor)| grad.unwrap_or_else(|| input.zeros_like().unwrap());
+    (y, grads.into_iter().zip(inputs).map(gradient).collect())
 }
 
-/// Gradients of `f` in f64 beside differences along a random direction of each input.
+/// Compares gradients of `f` in f64 with differences along a random direction of each input.
 fn differences(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], seed: u64) -> Outcome {
-    let (y, grads) = run(&f, inputs, seed);
-    let dy = if y.rank() == 0 { y.ones_like().unwrap() } else { tensor(y.dims(), y.dtype(), seed) };
-    let total = |inputs: &[Tensor]| values(&(f(inputs).unwrap() * &dy).unwrap().sum_all().unwrap())[0];
+    let (_, grads) = run(&f, inputs, seed);
     for (i, grad) in grads.iter().enumerate() {
         let u = tensor(inputs[i].dims(), DType::F64, seed + 10 + i as u64);
-        let moved = |step: f64| {
-            let mut moved = inputs.to_vec();
-            moved[i] = (&moved[i] + (&u * step).unwrap()).unwrap();
-            total(&moved)
-        };
-        let (step, slope) = (1e-5, values(&(grad * &u).unwrap().sum_all().unwrap())[0]);
-        let difference = (moved(step) - moved(-step)) / (2.0 * step);
+        let slope = values(&(grad * &u).unwrap().sum_all().unwrap())[0];
+        let difference = central_difference(&f, inputs, seed, (i, &u), 1e-5);
         prop_assert!(
             (slope - difference).abs() < 1e-7 * (1.0 + slope.abs()),
             "input {}: {} and {}",

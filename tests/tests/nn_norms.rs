@@ -1,4 +1,4 @@
-//! Normalizations and softmax of `sam_runtime::nn`: their gradients beside differences in f64 and beside candle's operations that have one.
+//! Normalizations and softmax of `sam_runtime::nn`: their gradients compared with differences in f64, and with those of candle's operations that have one.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -7,7 +7,7 @@ use candle_nn::{Module, VarBuilder, VarMap, ops};
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 use sam_runtime::nn;
-use sam_tests::{bits, device, is_for_the_cpu, tensor, values};
+use sam_tests::{bits, central_difference, device, is_for_the_cpu, tensor, values};
 
 /// Exact in f32 too: some functions of candle take it as f32, and the gradient of a row of two elements is proportional to it.
 const EPS: f64 = 1.0 / 131_072.0;
@@ -115,14 +115,10 @@ fn inputs(op: Op, shape: &[usize], dtype: DType, seed: u64) -> Vec<Tensor> {
     vec![scaled(shape, seed), scaled(&[n], seed + 1), scaled(&[n], seed + 2)]
 }
 
-/// The output of `f`, and the gradients of the variables, where the output's gradient is `dy`.
+/// The output of `f`, and the gradients of the inputs that it uses.
 fn run(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor], used: usize) -> (Tensor, Vec<Tensor>) {
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let dy = tensor(y.dims(), y.dtype(), 99);
-    let grads = (&y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
-    (y.detach(), vars[..used].iter().map(|var| grads.get(var).unwrap().detach()).collect())
+    let (y, grads) = sam_tests::run(f, inputs, 99);
+    (y, grads.into_iter().take(used).map(Option::unwrap).collect())
 }
 
 /// Relative to the largest of the numbers.
@@ -141,18 +137,11 @@ proptest! {
     #[test]
     fn gradients_are_differences((op, shape) in case(), seed in 0u64..1000) {
         let inputs = inputs(op, &shape, DType::F64, seed);
-        let (y, grads) = run(|t| op.ours(t), &inputs, op.arguments());
-        let dy = tensor(y.dims(), DType::F64, 99);
+        let (_, grads) = run(|t| op.ours(t), &inputs, op.arguments());
         for (i, grad) in grads.iter().enumerate() {
             let u = tensor(inputs[i].dims(), DType::F64, seed + 10 + i as u64);
             // Rows of one or two elements have next to no variance, and a third derivative to match.
-            let e = 1e-5;
-            let moved = |sign: f64| {
-                let mut moved = inputs.clone();
-                moved[i] = (&inputs[i] + (&u * (sign * e)).unwrap()).unwrap();
-                (op.ours(&moved).unwrap() * &dy).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
-            };
-            let expected = (moved(1.0) - moved(-1.0)) / (2.0 * e);
+            let expected = central_difference(|t| op.ours(t), &inputs, 99, (i, &u), 1e-5);
             let found = (grad * &u).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
             let scale = values(grad).iter().map(|g| g.abs()).fold(1.0, f64::max);
             prop_assert!((found - expected).abs() < 2e-6 * scale, "{found} and {expected} of {i}: {op:?}, {shape:?}");

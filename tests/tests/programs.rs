@@ -31,7 +31,7 @@ enum Op {
     Rotated(usize),
     Detached(usize),
     Linear(usize, usize),
-    /// A block whose backward pass computes it again, and goes back through that.
+    /// A block whose backward pass computes it again (checkpointing).
     Checkpointed(usize),
 }
 

@@ -1,4 +1,4 @@
-//! The weights are bit for bit what they were, however a step ends.
+//! The weights are bitwise what they were, however a step ends.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -118,7 +118,7 @@ fn of_a_batch_normalization() {
     assert_eq!(all(&twin), once);
     run(&twin_bn, false).unwrap();
 
-    // As `buffers` those of the first pass stay if the step ends well, and go back if it does not.
+    // As `buffers` those of the first pass stay if the step ends well, and are restored if it does not.
     let sam = Sam::new(0.5).buffers(named(&vars, |name| name.starts_with("running")));
     sam.loss(|| run(&bn, false)).unwrap();
     assert_eq!(all(&vars), all(&twin));
@@ -163,7 +163,7 @@ fn of_tied_weights_and_views() {
     assert_eq!(bits(&view), before);
 }
 
-/// The buffers go back too: whoever held a reference to the weights' memory still sees the weights.
+/// The storages are swapped back too: a tensor that shared the weights' memory still sees the weights.
 #[test]
 fn by_exchange_not_by_copy() {
     if is_for_the_cpu("the addresses are the host's") {

@@ -1,4 +1,4 @@
-//! The value, and every auxiliary value, is that of the plain function at w, to the bit.
+//! The value, and every auxiliary value, is bitwise that of the plain function at w.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -75,7 +75,7 @@ fn auxiliary_values() {
     }
 }
 
-/// In shards: tensors joined, counts added, floats averaged over the examples.
+/// In shards: tensors joined, counts added, floats averaged over the samples.
 #[test]
 fn auxiliary_values_of_shards() {
     let (net, (x, y)) = (Net::new(DType::F64, 1), batch(17, DType::F64, 2));

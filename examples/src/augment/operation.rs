@@ -71,15 +71,15 @@ impl Operation {
             }
             Self::Brightness => picture.pixels.iter_mut().for_each(|x| *x = blend(0.0, *x, factor)),
             Self::Contrast => {
-                let grey = picture.grey();
-                let mean = grey.iter().map(|x| f64::from(*x)).sum::<f64>() / grey.len() as f64;
+                let gray = picture.gray();
+                let mean = gray.iter().map(|x| f64::from(*x)).sum::<f64>() / gray.len() as f64;
                 let mean = (mean + 0.5).floor();
                 picture.pixels.iter_mut().for_each(|x| *x = blend(mean, *x, factor));
             }
             Self::Color => {
-                let grey = picture.grey();
+                let gray = picture.gray();
                 for plane in picture.planes_mut() {
-                    plane.iter_mut().zip(&grey).for_each(|(x, grey)| *x = blend((*grey).into(), *x, factor));
+                    plane.iter_mut().zip(&gray).for_each(|(x, gray)| *x = blend((*gray).into(), *x, factor));
                 }
             }
             Self::Sharpness => {

@@ -15,15 +15,15 @@ impl Picture<'_> {
     }
 
     /// The luma of three planes; of one plane, the plane itself.
-    pub(super) fn grey(&self) -> Vec<u8> {
+    pub(super) fn gray(&self) -> Vec<u8> {
         let plane = self.height * self.width;
         if self.pixels.len() < 3 * plane {
             return self.pixels[..plane].to_vec();
         }
         let at = |channel: usize, i: usize| u32::from(self.pixels[channel * plane + i]);
         // 0.299, 0.587 and 0.114 of 2¹⁶.
-        let grey = |i| (at(0, i) * 19_595 + at(1, i) * 38_470 + at(2, i) * 7_471 + 0x8000) >> 16;
-        (0..plane).map(|i| grey(i) as u8).collect()
+        let gray = |i| (at(0, i) * 19_595 + at(1, i) * 38_470 + at(2, i) * 7_471 + 0x8000) >> 16;
+        (0..plane).map(|i| gray(i) as u8).collect()
     }
 
     /// Replaces each pixel by the one at the coordinates that `source` gives for its center.

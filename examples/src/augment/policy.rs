@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(CODE[94], [(Operation::Equalize, 6, 9), (Operation::Equalize, 4, 4)]);
     }
 
-    /// Every sub-policy on colored and on grey pictures; the same seed gives the same picture.
+    /// Every sub-policy on colored and on gray pictures; the same seed gives the same picture.
     #[test]
     fn policies_run_and_repeat() {
         let run = |policy: Policy, channels: usize, seed| {

@@ -25,14 +25,14 @@ impl Split {
     }
 }
 
-/// Labelled images of one size, for training and for testing.
+/// Labeled images of one size, for training and for testing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// The name in reports: "CIFAR-10", or that of its folder.
     pub name: String,
     /// Names of the classes, by label.
     pub classes: Vec<String>,
-    /// Channels of an image: 1 (grey) or 3 (red, green, blue).
+    /// Channels of an image: 1 (gray) or 3 (red, green, blue).
     pub channels: usize,
     /// Pixels of a column.
     pub height: usize,

@@ -167,13 +167,13 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, [bytes.as_slice(), b"\0"].concat()).unwrap();
         assert_ne!(digest(&dir), first);
-        let mut relabelled = Pictures::list(dir.path(), 8).unwrap();
-        let before = relabelled.digest().unwrap();
-        relabelled.train[0].1 ^= 1;
-        assert_ne!(relabelled.digest().unwrap(), before);
+        let mut relabeled = Pictures::list(dir.path(), 8).unwrap();
+        let before = relabeled.digest().unwrap();
+        relabeled.train[0].1 ^= 1;
+        assert_ne!(relabeled.digest().unwrap(), before);
 
         fs::remove_file(&path).unwrap();
-        let error = relabelled.digest().unwrap_err();
+        let error = relabeled.digest().unwrap_err();
         assert!(error.to_string().contains("y.jpeg` is missing: it was removed after"), "{error}");
     }
 }

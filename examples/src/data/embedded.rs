@@ -18,7 +18,7 @@ const FILES: [(&str, &[u8]); 4] = [
     file!("t10k-labels-idx1-ubyte.gz"),
 ];
 
-/// The first 5,000 training images and all 10,000 test images of Fashion-MNIST: 28 x 28, grey, ten classes.
+/// The first 5,000 training images and all 10,000 test images of Fashion-MNIST: 28 x 28, gray, ten classes.
 ///
 /// # Errors
 ///

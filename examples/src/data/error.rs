@@ -89,7 +89,7 @@ pub enum DataError {
     },
 
     /// A file continues after the last record that its header announces.
-    #[error("`{path}` goes on after the {records} records that its header announces; download or copy it again")]
+    #[error("`{path}` continues after the {records} records that its header announces; download or copy it again")]
     Surplus {
         /// The file.
         path: PathBuf,

@@ -107,7 +107,7 @@ pub(super) mod tests {
     use super::super::{Pictures, load};
     use super::*;
 
-    fn grey(path: &Path, side: u32, value: u8) {
+    fn gray(path: &Path, side: u32, value: u8) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         GrayImage::from_pixel(side, side, Luma([value])).save(path).unwrap();
     }
@@ -118,13 +118,13 @@ pub(super) mod tests {
         picture.save(path).unwrap();
     }
 
-    /// Two classes of grey 8 x 8 pictures whose value tells their place.
+    /// Two classes of gray 8 x 8 pictures whose value tells their place.
     pub(in super::super) fn write(dir: &Path) {
         for (value, file) in [(1, "train/cat/b.png"), (0, "train/cat/a.PNG"), (2, "train/dog/0.png")] {
-            grey(&dir.join(file), 8, value);
+            gray(&dir.join(file), 8, value);
         }
         for (value, file) in [(3, "test/cat/x.jpg"), (4, "test/dog/y.jpeg")] {
-            grey(&dir.join(file), 8, value);
+            gray(&dir.join(file), 8, value);
         }
     }
 
@@ -135,7 +135,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn grey_pictures_keep_one_channel_and_their_labels() {
+    fn gray_pictures_keep_one_channel_and_their_labels() {
         let dir = small();
         fs::write(dir.path().join("train/cat/.DS_Store"), "junk").unwrap();
         fs::write(dir.path().join("train/cat/._b.png"), "junk").unwrap();
@@ -157,8 +157,8 @@ pub(super) mod tests {
     fn the_first_training_pictures_are_of_all_classes() {
         let dir = tempfile::tempdir().unwrap();
         for (class, number) in (0..4).flat_map(|class| (0..16).map(move |number| (class, number))) {
-            grey(&dir.path().join(format!("train/{class}/{number:02}.png")), 2, 16 * class + number);
-            grey(&dir.path().join(format!("test/{class}/{number:02}.png")), 2, 16 * class + number);
+            gray(&dir.path().join(format!("train/{class}/{number:02}.png")), 2, 16 * class + number);
+            gray(&dir.path().join(format!("test/{class}/{number:02}.png")), 2, 16 * class + number);
         }
         let set = load(dir.path(), None).unwrap();
         let of_class = |class| set.train.labels[..16].iter().filter(|label| **label == class).count();
@@ -204,7 +204,7 @@ pub(super) mod tests {
     #[test]
     fn test_comes_before_val() {
         let dir = small();
-        grey(&dir.path().join("val/cat/0.png"), 8, 0);
+        gray(&dir.path().join("val/cat/0.png"), 8, 0);
         let set = load(dir.path(), None).unwrap();
         assert_eq!(set.test.len(), 2);
         let [val, test] = ["val", "test"].map(|half| dir.path().join(half).display().to_string());
@@ -229,9 +229,9 @@ pub(super) mod tests {
         for file in ["cat/a.txt", "cat/b.GIF", "dog/c.txt", "dog/LICENSE", "labels.csv", "cat/.DS_Store"] {
             fs::write(dir.path().join("train").join(file), "junk").unwrap();
         }
-        grey(&dir.path().join("train/dog/nested/0.png"), 8, 0);
-        grey(&dir.path().join("test/dog/nested/0.png"), 8, 0);
-        grey(&dir.path().join("test/dog/images/0.png"), 8, 0);
+        gray(&dir.path().join("train/dog/nested/0.png"), 8, 0);
+        gray(&dir.path().join("test/dog/nested/0.png"), 8, 0);
+        gray(&dir.path().join("test/dog/images/0.png"), 8, 0);
         let [train, test] = ["train", "test"].map(|half| dir.path().join(half).display().to_string());
         let notes = [
             format!(
@@ -268,7 +268,7 @@ pub(super) mod tests {
     fn both_halves_have_the_same_classes() {
         for (half, other) in [("train", "test"), ("test", "train")] {
             let dir = small();
-            grey(&dir.path().join(half).join("emu/0.png"), 8, 0);
+            gray(&dir.path().join(half).join("emu/0.png"), 8, 0);
             let error = load(dir.path(), None).unwrap_err();
             let (present, absent) = (dir.path().join(half), dir.path().join(other));
             let message = format!("class `emu` is in `{}` but not in `{}`", present.display(), absent.display());
@@ -292,7 +292,7 @@ pub(super) mod tests {
     fn pictures_outside_of_class_folders_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         for file in ["train/0.png", "train/1.jpg", "test/0.png"] {
-            grey(&dir.path().join(file), 8, 0);
+            gray(&dir.path().join(file), 8, 0);
         }
         fs::write(dir.path().join("train/labels.csv"), "0,1").unwrap();
         let error = load(dir.path(), None).unwrap_err().to_string();
@@ -315,7 +315,7 @@ pub(super) mod tests {
         fs::remove_file(dir.path().join("test/dog/y.jpeg")).unwrap();
         let error = load(dir.path(), None).unwrap_err();
         assert!(matches!(&error, DataError::NoPictures { path, .. } if path.ends_with("test/dog")), "{error}");
-        grey(&dir.path().join("test/dog/nested/0.png"), 8, 0);
+        gray(&dir.path().join("test/dog/nested/0.png"), 8, 0);
         let error = load(dir.path(), None).unwrap_err();
         assert!(error.to_string().contains("test/dog` holds no pictures (found 1 nested folder), expected"), "{error}");
     }

@@ -17,7 +17,7 @@ use super::paths::expect_folder;
 ///   `MNIST/raw`, `FashionMNIST/raw`, `mnist` or `fashion-mnist`;
 /// - SVHN: `train_32x32.mat` and `test_32x32.mat`, here or in `svhn`;
 /// - pictures: `train/CLASS/*.png` (or `.jpg`, `.jpeg`, `.webp`, `.bmp`) and the same classes in `test` (or, if there
-///   is none, `val`, `valid` or `validation`); one channel if all are grey, otherwise three. Other files and nested
+///   is none, `val`, `valid` or `validation`); one channel if all are gray, otherwise three. Other files and nested
 ///   folders are skipped, with a [note](Dataset::notes) of how many. The training pictures are in a random
 ///   order that is always the same, so that the first of them are of all classes.
 ///

@@ -1,4 +1,4 @@
-//! Labelled images, and texts: an embedded set, sets on disk, downloads, label noise, and batches of tensors.
+//! Labeled images, and texts: an embedded set, sets on disk, downloads, label noise, and batches of tensors.
 //!
 //! ```text
 //! embedded()                   5,000 + 10,000 images of Fashion-MNIST, compiled in

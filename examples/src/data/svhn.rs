@@ -171,7 +171,7 @@ impl Matrix {
             _ => return Ok(None),
         };
         if io::copy(&mut body, &mut io::sink())? > 0 {
-            return fault(format!("matrix `{}` goes on after its values", String::from_utf8_lossy(&name)));
+            return fault(format!("matrix `{}` continues after its values", String::from_utf8_lossy(&name)));
         }
         // Also where the checksum of a compressed matrix is compared.
         if from.read(&mut [0])? > 0 {

@@ -56,7 +56,7 @@ impl Spectrum {
     }
 }
 
-/// Lanczos' method with full orthogonalisation: at most `order` products of a symmetric matrix of n rows with a vector.
+/// Lanczos' method with full orthogonalization: at most `order` products of a symmetric matrix of n rows with a vector.
 ///
 /// # Errors
 /// Those of the product, or if it is not finite.

@@ -232,7 +232,7 @@ impl FromStr for Architecture {
             }
             _ => (name, None),
         };
-        let Some(mut architecture) = usual(known)? else { bail!("`{name}` is no network: expected one of {NAMES}") };
+        let Some(mut architecture) = usual(known)? else { bail!("unknown network `{name}`: expected one of {NAMES}") };
         if let Some(width) = width {
             *architecture.width_mut() = width;
         }
@@ -368,22 +368,22 @@ mod tests {
     #[test]
     fn what_is_no_network_is_refused() {
         for (name, why) in [
-            ("", "no network"),
+            ("", "unknown network"),
             ("resnet21", "6 n + 2"),
-            ("resnet", "no network"),
+            ("resnet", "unknown network"),
             ("wrn-27-10", "6 n + 4"),
-            ("wrn-28-x", "no network"),
-            ("wrn-28-10-new", "no network"),
+            ("wrn-28-x", "unknown network"),
+            ("wrn-28-10-new", "unknown network"),
             ("pyramidnet-271-200", "9 n + 2"),
-            ("vit-b", "no network"),
-            ("vit-b-4", "no network"),
-            ("vit-l-16", "no network"),
-            ("mixer-ti-16", "no network"),
+            ("vit-b", "unknown network"),
+            ("vit-b-4", "unknown network"),
+            ("vit-l-16", "unknown network"),
+            ("mixer-ti-16", "unknown network"),
             ("mlp-w0", "a width of 1 to 65536"),
             ("mlp-w", "a width of 1 to 65536"),
             ("mlp-w18446744073709551615", "a width of 1 to 65536"),
             ("mlp-w99999999999999999999", "a width of 1 to 65536"),
-            ("resnet99999999999999999999", "no network"),
+            ("resnet99999999999999999999", "unknown network"),
         ] {
             let error = name.parse::<Architecture>().unwrap_err().to_string();
             assert!(error.contains(why) && error.contains(name), "{error}");

@@ -19,7 +19,7 @@ pub(super) struct Beta {
     pub(super) weight: f64,
 }
 
-/// Steps of expectation and maximisation.
+/// Steps of expectation and maximization.
 const ROUNDS: usize = 10;
 
 /// Values of the table of probabilities.

@@ -119,7 +119,7 @@ mod tests {
         assert!((f64::from(border) - 0.5 * (first + second)).abs() < 1e-4, "{border} {first} {second}");
     }
 
-    /// The features of a network that has learnt nothing tell classes apart, its last layer does not.
+    /// The features of a network that has learned nothing tell classes apart, its last layer does not.
     #[test]
     fn a_discriminant_tells_classes_apart() {
         let [images, _] = ImageSet::both(&Arc::new(data::embedded().unwrap()));

@@ -169,7 +169,7 @@ impl MethodState {
 }
 
 /// The share of labels that are wrong, in steps of a thousandth, if this share of held-out labels is predicted by a model that
-/// learnt from as many wrong ones: (1 - e)² + e² / (classes - 1) of them are.
+/// learned from as many wrong ones: (1 - e)² + e² / (classes - 1) of them are.
 fn wrong_labels(predicted: f64, classes: usize) -> f64 {
     let explains = |e: f64| (1.0 - e).powi(2) + e * e / (classes as f64 - 1.0) <= predicted;
     (1..1000).map(|i| f64::from(i) / 1000.0).find(|e| explains(*e)).unwrap_or(0.999)

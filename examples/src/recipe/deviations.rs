@@ -36,8 +36,8 @@ pub static DEVIATIONS: &[Deviation] = &[
         PAPER,
     ),
     deviation(
-        "normalisation",
-        "Each set of images has its own mean and standard deviation. The authors normalise Fashion-MNIST by 0.1307 and 0.3081, \
+        "normalization",
+        "Each set of images has its own mean and standard deviation. The authors normalize Fashion-MNIST by 0.1307 and 0.3081, \
          those of MNIST.",
         "google-research/sam, sam_jax/datasets/dataset_source.py",
     ),
@@ -92,7 +92,7 @@ pub static DEVIATIONS: &[Deviation] = &[
     ),
     deviation(
         "Figure 3, right",
-        "There is no recipe: the mutual information of m-sharpness and generalisation is of the networks of a competition.",
+        "There is no recipe: the mutual information of m-sharpness and generalization is of the networks of a competition.",
         PAPER,
     ),
     deviation(

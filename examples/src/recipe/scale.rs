@@ -1,4 +1,4 @@
-//! Scaled-down runs, which are labelled as such.
+//! Scaled-down runs, which are labeled as such.
 
 use std::fmt;
 use std::str::FromStr;

@@ -25,8 +25,9 @@ pub(super) fn fresh_model(job: &Job<'_>, phase: usize) -> Result<Model> {
     let model = Model::with_init(job.device, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
     let model = model.regularized(recipe.dropout, recipe.stochastic_depth);
     if !recipe.start.is_empty() {
-        let folder =
-            job.weights.with_context(|| format!("`start` is {}: say with --data where it lies", recipe.start))?;
+        let folder = job
+            .weights
+            .with_context(|| format!("`start` is {}: name the folder of this file with --data", recipe.start))?;
         load_weights(&folder.join(&recipe.start), &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
     }
     Ok(model)

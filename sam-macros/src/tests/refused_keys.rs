@@ -159,11 +159,11 @@ fn what_does_not_go_together() {
         ("shards(x; m = 1, weights = w, weights = w)", "`weights` is given twice: keep one"),
         (
             "hardest(x; k = 1, reduction = sum)",
-            "`hardest` has no `reduction`: it averages over the examples that it selects",
+            "`hardest` has no `reduction`: it averages over the samples that it selects",
         ),
         (
             "sharpest(x; k = 1, weights = w)",
-            "`sharpest` has no `weights`: it averages over the examples that it selects",
+            "`sharpest` has no `weights`: it averages over the samples that it selects",
         ),
         ("plain = loss", "`loss` is the loss function itself: give the plain function another name"),
         ("crate = sam_runtime", "`crate` must be an absolute path, e.g. `::sam_runtime`"),

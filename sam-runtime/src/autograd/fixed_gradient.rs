@@ -1,7 +1,7 @@
 //! A loss whose gradient is given: what a sharpness-aware step returns.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, CudaStorage, DType, Layout, MetalStorage, Result, 
 
 use super::gradient::gradient;
 use super::join_op::{JoinOp, join};
+use crate::core::lock::lock;
 use crate::core::pass::Context;
 use crate::core::var_list::Gradient;
 use crate::kernels::cuda_token;
@@ -39,7 +40,7 @@ pub(crate) fn loss_with_gradient(value: &Tensor, gradient: Gradient) -> Result<T
 }
 
 /// ∇L for whoever only reads it. That of a loss to which nothing has been done since it was given its gradient is at hand:
-/// no graph, no factor, and no wait for a device to see that the factor is 1.
+/// no graph, no factor, and no synchronization with a device to see that the factor is 1.
 pub(crate) fn registered_gradient_or_backward(loss: &Tensor) -> Result<Gradient> {
     let known = registry().gradient(loss);
     known.map_or_else(|| gradient(loss), Ok)
@@ -93,7 +94,7 @@ impl Registry {
 
 fn registry() -> MutexGuard<'static, Registry> {
     static ALL: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
-    ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&ALL)
 }
 
 /// In the graph of such a loss, to end with it.

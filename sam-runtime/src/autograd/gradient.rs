@@ -26,7 +26,7 @@ pub(crate) fn gradient_of<'a>(loss: &Tensor, nodes: impl Iterator<Item = &'a Ten
     let mut seen = HashSet::new();
     for node in nodes.filter(|node| node.is_variable()) {
         let Some(grad) = grads.remove(node) else { continue };
-        // A sum hands one gradient to both of its parts.
+        // A sum propagates one gradient to both of its parts.
         let grad = if seen.insert(grad.id()) { grad.detach().contiguous()? } else { grad.detach().copy()?.detach() };
         gradient.push((Var::from_tensor(node)?, grad));
     }

@@ -7,7 +7,7 @@
 //! slots           where gradients wait for their node
 //! tape            fused operations in candle's graph, and without it
 //! fixed_gradient  a loss whose gradient is given
-//! stale           whether a graph was made in the pass that goes back through it
+//! stale           whether a graph was made in the pass whose backward pass uses it
 //! ```
 //!
 //! `docs/architecture.md` has a picture, and lists what all this relies on in candle.

@@ -1,9 +1,11 @@
 //! Where gradients wait for the node that they belong to.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Device, Result, Tensor};
+
+use crate::core::lock::lock;
 
 /// Gradients that have arrived at a node and wait for its backward function, each in its own slot. The gradient of the node's
 /// token has one bit for each slot: candle adds these gradients up, so the sum says which slots belong to a backward pass.
@@ -36,7 +38,7 @@ pub(crate) fn is_token(node: &Tensor) -> bool {
 
 impl<T> Slots<T> {
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Arrived<T>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Leaves a gradient here. Returns that of the token.

@@ -1,4 +1,4 @@
-//! The graph of a loss: all of it has to be made in the pass that goes back through it.
+//! The graph of a loss: all of it has to be made in the pass whose backward pass uses it.
 //!
 //! A tensor that was computed from variables before the pass, be it outside of the loss function or in the first of two
 //! passes, does not move with the weights to w + ε̂. A gradient that goes through it is neither ∇L(w + ε̂) nor ∇L(w). Views

@@ -14,7 +14,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, TensorId};
@@ -23,6 +23,7 @@ use super::fused_op::{FusedOp, Output, backward, forward};
 use super::join_op::{JoinOp, join};
 use super::slots::{Slots, TOKEN};
 use crate::core::image_layout::ImageLayout;
+use crate::core::lock::lock;
 use crate::kernels::{cuda_token, sum};
 
 /// The output of a layer, as a part of the graph.
@@ -71,8 +72,8 @@ pub(crate) fn apply(layer: impl FusedOp, args: &[&Tensor]) -> Result<Tensor> {
     Ok(y)
 }
 
-/// A tensor that depends on all edges, however many: an operation of candle's has three inputs at most, so that further
-/// ones join what has come of those before.
+/// A tensor that depends on all edges, however many: an operation of candle has at most three inputs, so further ones are
+/// joined with the result of those before.
 fn join_edges(node: &Arc<Node>, edges: &[Tensor]) -> Result<Tensor> {
     let mut joined: Option<Tensor> = None;
     for Range { start: begin, end } in groups(edges.len()) {
@@ -101,9 +102,9 @@ struct Node {
     format: ImageLayout,
     /// If the backward pass reads it.
     output: OnceLock<Tensor>,
-    /// Gradients of the output that have come.
+    /// Gradients of the output so far.
     gradients: Slots<Tensor>,
-    /// The gradients of edges whose operation has not come yet, which goes from the last edge to the first.
+    /// Gradients of edges whose operation candle has not reached yet; it goes from the last edge to the first.
     waiting: Slots<Vec<Option<Tensor>>>,
 }
 
@@ -111,12 +112,12 @@ struct Node {
 type Inputs = (Vec<GradTarget>, Vec<Tensor>);
 
 thread_local! {
-    /// What is left of nodes that go, while one is going.
+    /// The inputs of nodes that are still to be dropped, while one is being dropped.
     static GOING: RefCell<Option<Vec<Inputs>>> = const { RefCell::new(None) };
 }
 
 impl Drop for Node {
-    /// A node holds the one before, and that the one before that: they go one after the other, not one inside the other.
+    /// Each node holds the one before. They are dropped in a loop: recursion would overflow the stack.
     fn drop(&mut self) {
         let mut rest = Some((std::mem::take(&mut self.sources), std::mem::take(&mut self.edges)));
         let first = GOING.try_with(|going| match &mut *going.borrow_mut() {
@@ -152,7 +153,7 @@ type Known = HashMap<TensorId, (Tensor, Arc<Node>)>;
 
 fn known() -> MutexGuard<'static, Known> {
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
-    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&KNOWN)
 }
 
 fn node_of(y: &Tensor) -> Option<(Tensor, Arc<Node>)> {
@@ -305,17 +306,17 @@ struct OutputNode {
 }
 
 impl Drop for OutputNode {
-    /// Nobody has the output any more.
+    /// The output has been dropped.
     fn drop(&mut self) {
         let forgotten = self.id.get().and_then(|id| known().remove(id));
-        // Without the lock: with this node the output of the layer before may go.
+        // Without the lock: this may drop the output of the layer before, which takes the lock again.
         drop(forgotten);
     }
 }
 
 impl OutputOp {
     fn take(&self) -> Option<Output> {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.output).take()
     }
 }
 

@@ -47,12 +47,12 @@ pub enum Error {
     #[error("the loss must be a single number, found shape {0:?}: reduce it, e.g. with `.mean_all()?`")]
     NotScalar(Shape),
 
-    /// A loss for each example was expected.
-    #[error("expected one loss for each of {} examples, found shape {found:?}: leave out the mean", .rows.map_or_else(|| "the".to_owned(), |rows| rows.to_string()))]
+    /// A loss for each sample was expected.
+    #[error("expected one loss for each of {} samples, found shape {found:?}: leave out the mean", .rows.map_or_else(|| "the".to_owned(), |rows| rows.to_string()))]
     NotPerExample {
         /// What the loss function returned.
         found: Shape,
-        /// How many examples it was given, where that is known.
+        /// How many samples it was given, where that is known.
         rows: Option<usize>,
     },
 
@@ -91,7 +91,7 @@ pub enum Error {
         dtype: DType,
     },
 
-    /// A part of the graph was computed before the pass that goes back through it.
+    /// A part of the graph was computed before the pass whose backward pass uses it.
     #[error(
         "the loss depends on a tensor{} that was computed from variables outside of the loss function, or in an earlier \
          pass: its gradient would not be taken at w + eps; compute it inside the loss function, or `detach()` it if no \
@@ -259,7 +259,7 @@ fn in_words(pass: Pass) -> &'static str {
     }
 }
 
-/// A variable by its name; without one, by its place among those that the loss depends on.
+/// A variable by its name; without one, by its index among those that the loss depends on.
 fn describe_variable(name: Option<&str>, index: usize, count: usize, shape: &Shape, dtype: DType) -> String {
     let kind = format!("{dtype:?} {:?}", shape.dims());
     match name {

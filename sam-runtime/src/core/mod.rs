@@ -5,6 +5,7 @@ pub(crate) mod dtype;
 pub(crate) mod error;
 pub(crate) mod identity;
 pub(crate) mod image_layout;
+pub(crate) mod lock;
 pub(crate) mod names;
 pub(crate) mod norm_ball;
 pub(crate) mod overlap;

@@ -1,10 +1,12 @@
 //! The names of variables: for errors, and for files that are read and written by name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use candle_core::{Result, Tensor, TensorId, Var};
 use candle_nn::VarMap;
+
+use crate::core::lock::lock;
 
 /// How many names are kept. Beyond it the oldest registrations are forgotten.
 const LIMIT: usize = 1 << 17;
@@ -60,7 +62,7 @@ struct Registry {
 
 fn registry() -> MutexGuard<'static, Registry> {
     static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&REGISTRY)
 }
 
 impl Registry {
@@ -89,7 +91,7 @@ impl Names {
     /// Reads a map, and registers its names.
     pub(crate) fn of(map: &VarMap) -> Self {
         let vars: BTreeMap<String, Var> = {
-            let vars = map.data().lock().unwrap_or_else(PoisonError::into_inner);
+            let vars = lock(map.data());
             vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
         };
         let mut of: HashMap<TensorId, Vec<String>> = HashMap::with_capacity(vars.len());

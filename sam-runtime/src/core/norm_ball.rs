@@ -1,6 +1,6 @@
 //! Equation 2 of the paper, for every p: mathematics, no tensors.
 //!
-//! For a gradient g and 1/p + 1/q = 1 the perturbation that raises the linearised loss most inside the ball
+//! For a gradient g and 1/p + 1/q = 1 the perturbation that raises the linearized loss most inside the ball
 //! ‖ε‖_p ≤ ρ is
 //!
 //! ```text

@@ -6,12 +6,13 @@
 //! Variables are told apart by their storage: a view of one is the same variable.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use candle_core::{Result, Var};
 
 use crate::core::error::Error;
 use crate::core::identity::storage_of;
+use crate::core::lock::lock;
 use crate::core::names::describe;
 use crate::core::pass::{Step, is_inside_a_pass};
 
@@ -30,7 +31,7 @@ struct List {
 
 fn list() -> MutexGuard<'static, List> {
     static LIST: LazyLock<Mutex<List>> = LazyLock::new(Mutex::default);
-    LIST.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&LIST)
 }
 
 impl List {
@@ -101,7 +102,7 @@ impl Drop for Watch {
     }
 }
 
-/// The places of variables in the list. Dropped, it takes them out.
+/// The entries of variables in the list. Dropped, it removes them.
 #[derive(Debug)]
 pub(crate) struct Claim {
     step: u64,

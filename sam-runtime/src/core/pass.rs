@@ -16,9 +16,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use candle_core::{Result, Tensor, TensorId, Var};
+
+use crate::core::lock::lock;
 
 /// What the loss function is being run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -231,7 +233,7 @@ impl Step {
         Context { mode: Mode::Pass, step: Some(self.clone()), run, call: run.number }.enter(|| f(pass))
     }
 
-    /// Remembers the value of a variable that is about to be changed, so that it goes back if the step fails.
+    /// Remembers the value of a variable that is about to be changed, so that it is restored if the step fails.
     pub(crate) fn keep(&self, var: &Tensor) -> Result<()> {
         self.before().keep(var)
     }
@@ -242,7 +244,7 @@ impl Step {
     }
 
     fn before(&self) -> MutexGuard<'_, Before> {
-        self.0.before.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.before)
     }
 
     /// For whoever remembers something for as long as the step lasts.

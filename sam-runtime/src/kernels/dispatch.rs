@@ -5,12 +5,13 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor, Var};
 
+use super::cpu;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::operands::{AdamWMove, Move, PerturbTarget};
+use super::portable::params as portable;
 use super::prepare::{to_compute_dtype, to_layout_of};
 use super::rounding::Rounding;
-use super::{cpu, portable};
 use crate::core::dtype::wide;
 use crate::core::error::Error;
 use crate::core::names::name_of;

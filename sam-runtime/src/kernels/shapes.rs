@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use candle_core::Shape;
+
 /// A dimension of a contiguous tensor, and how many elements lie outside and inside of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DimShape {
@@ -58,6 +60,83 @@ impl PoolShape {
     pub(super) fn share(&self) -> f64 {
         1.0 / (self.kernel * self.kernel) as f64
     }
+}
+
+/// One of the two dimensions of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConvDim {
+    pub(crate) input: usize,
+    pub(crate) kernel: usize,
+    pub(crate) output: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+}
+
+/// The sizes of a convolution, none of them 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConvShape {
+    pub(crate) images: usize,
+    pub(crate) channels: usize,
+    pub(crate) filters: usize,
+    pub(crate) groups: usize,
+    pub(crate) height: ConvDim,
+    pub(crate) width: ConvDim,
+}
+
+impl ConvShape {
+    pub(super) fn taps(&self) -> usize {
+        self.height.kernel * self.width.kernel
+    }
+
+    pub(super) fn input(&self) -> usize {
+        self.height.input * self.width.input
+    }
+
+    pub(super) fn output(&self) -> usize {
+        self.height.output * self.width.output
+    }
+
+    /// Pixels of an output.
+    pub(crate) fn pixels(&self) -> [usize; 2] {
+        [self.height.output, self.width.output]
+    }
+
+    /// Channels and filters of a group.
+    pub(super) fn in_group(&self) -> [usize; 2] {
+        [self.channels / self.groups, self.filters / self.groups]
+    }
+}
+
+/// How to normalize.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchNormShape {
+    pub(crate) channels: usize,
+    /// Elements of one channel of one image.
+    pub(crate) plane: usize,
+    pub(crate) eps: f64,
+    /// Whether the mean is subtracted.
+    pub(crate) centered: bool,
+    pub(crate) relu: bool,
+}
+
+/// How to normalize rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowNormShape {
+    pub(crate) columns: usize,
+    pub(crate) eps: f64,
+    /// Whether the mean is subtracted.
+    pub(crate) centered: bool,
+}
+
+/// How to normalize images (n, channels, ..).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupNormShape {
+    pub(crate) channels: usize,
+    pub(crate) groups: usize,
+    /// Elements of one channel of one image.
+    pub(crate) plane: usize,
+    pub(crate) eps: f64,
 }
 
 /// Scaled dot product attention: softmax(scale q kᵀ + mask) v, for each batch and head.
@@ -147,6 +226,35 @@ fn contiguous(shape: &[usize], dim: usize) -> HeadStrides {
     let token = shape.last().copied().unwrap_or_default();
     HeadStrides { first: 0, batch: shape.iter().skip(1).product(), head: dim, token }
 }
+
+/// x as (batch, heads, time, 2 half) or (batch, time, heads, 2 half), whose pairs turn by angles (time, half) or (batch, time, half).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RotaryShape {
+    /// A pair is two neighbors; otherwise it is an element of the first half and one of the second.
+    pub(crate) interleaved: bool,
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) time: usize,
+    pub(crate) half: usize,
+    /// Whether the heads of one time are neighbors.
+    pub(crate) heads_inside: bool,
+    /// Elements from one batch to the next in cos and in sin, 0 where all have the same angles.
+    pub(crate) steps: [usize; 2],
+}
+
+impl RotaryShape {
+    pub(crate) fn shape(&self) -> Shape {
+        let Self { batch, heads, time, half, .. } = *self;
+        if self.heads_inside { (batch, time, heads, 2 * half).into() } else { (batch, heads, time, 2 * half).into() }
+    }
+
+    /// Where the angles of a row begin in cos and in sin.
+    pub(super) fn angles(&self, row: usize) -> [usize; 2] {
+        let (time, batch) = (if self.heads_inside { row / self.heads } else { row }, row / (self.heads * self.time));
+        self.steps.map(|step| batch * step + time % self.time * self.half)
+    }
+}
+
 /// The elements that one element of an interpolated side lies between.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Between {

@@ -49,11 +49,11 @@ const FUNCTION: u64 = 0x6675_6e63;
 /// assert_ne!(y, a.forward(&x, true)?.to_vec1::<f32>()?);
 /// assert!(y.iter().all(|&y| y == 0. || y == 2.));
 ///
-/// let draws = RngStream::new(7);
-/// let c = Dropout::with_rng(0.5, draws.clone());
-/// draws.set_position(1); // after the first call
+/// let rng = RngStream::new(7);
+/// let c = Dropout::with_rng(0.5, rng.clone());
+/// rng.set_position(1); // after the first call
 /// assert_ne!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
-/// draws.set_position(0);
+/// rng.set_position(0);
 /// assert_eq!(c.forward(&x, true)?.to_vec1::<f32>()?, y);
 /// # Ok(())
 /// # }
@@ -61,7 +61,7 @@ const FUNCTION: u64 = 0x6675_6e63;
 #[derive(Debug)]
 pub struct Dropout {
     drop_p: f32,
-    draws: RngStream,
+    rng: RngStream,
     /// Seeds of clones. None if they use the same stream.
     clones: Option<RngStream>,
 }
@@ -78,13 +78,13 @@ impl Dropout {
     #[must_use]
     pub fn seeded(drop_p: f32, seed: u64) -> Self {
         let clones = RngStream::new(hash(seed ^ CLONES));
-        Self { drop_p, draws: RngStream::new(seed), clones: Some(clones) }
+        Self { drop_p, rng: RngStream::new(seed), clones: Some(clones) }
     }
 
     /// With the numbers of this stream, in which a training that is resumed can [seek](RngStream::set_position).
     #[must_use]
-    pub fn with_rng(drop_p: f32, draws: RngStream) -> Self {
-        Self { drop_p, draws, clones: None }
+    pub fn with_rng(drop_p: f32, rng: RngStream) -> Self {
+        Self { drop_p, rng, clones: None }
     }
 
     /// Drops elements if `train`, and returns `x` as it is otherwise.
@@ -108,7 +108,7 @@ impl Dropout {
         if !(0.0..1.0).contains(&self.drop_p) {
             candle_core::bail!("dropout probability has to be in [0, 1), got {}", self.drop_p)
         }
-        Ok(DropoutMask { drop_p: self.drop_p, seed: self.draws.next_seed() })
+        Ok(DropoutMask { drop_p: self.drop_p, seed: self.rng.next_seed() })
     }
 }
 
@@ -139,7 +139,7 @@ impl Clone for Dropout {
     fn clone(&self) -> Self {
         match &self.clones {
             Some(clones) => Self::seeded(self.drop_p, clones.next_seed()),
-            None => Self::with_rng(self.drop_p, self.draws.clone()),
+            None => Self::with_rng(self.drop_p, self.rng.clone()),
         }
     }
 }

@@ -3,12 +3,12 @@
 //! Those of `candle_nn` have no gradient on contiguous inputs: what is below them is not trained, silently. Here each is one
 //! operation with its own backward pass, for any input.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 pub use candle_nn::layer_norm::*;
 use candle_nn::{Module, VarBuilder};
 
 use super::normalize::normalize;
-use crate::kernels::has_fused_kernels;
+use crate::kernels::{has_fused_kernels, portable};
 
 /// Layer normalization ([Ba et al. 2016](https://arxiv.org/abs/1607.06450)), as `candle_nn::LayerNorm` has it, with a gradient:
 /// γ (x - mean) / √(var + ε) + β over the last dimension.
@@ -65,20 +65,6 @@ impl LayerNorm {
     pub fn remove_mean(&self) -> bool {
         self.remove_mean
     }
-
-    /// candle's operations with a gradient, for weights that are broadcast and devices without kernels.
-    fn by_candle(&self, x: &Tensor) -> Result<Tensor> {
-        let dtype = x.dtype();
-        let x = if matches!(dtype, DType::F16 | DType::BF16) { x.to_dtype(DType::F32)? } else { x.clone() };
-        let x = if self.remove_mean { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x };
-        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let x = x.broadcast_div(&(square + self.eps)?.sqrt()?)?.to_dtype(dtype)?;
-        let x = x.broadcast_mul(&self.weight.to_dtype(dtype)?)?;
-        match &self.bias {
-            None => Ok(x),
-            Some(bias) => x.broadcast_add(&bias.to_dtype(dtype)?),
-        }
-    }
 }
 
 impl From<candle_nn::LayerNorm> for LayerNorm {
@@ -98,7 +84,7 @@ impl Module for LayerNorm {
         // candle broadcasts weights of one element, or of more dimensions.
         let broadcast = |affine: &Tensor| affine.rank() != 1 || affine.dims() == [1] && size != 1;
         if !has_fused_kernels(x.device()) || broadcast(&self.weight) || self.bias.as_ref().is_some_and(broadcast) {
-            return self.by_candle(x);
+            return portable::layer_norm::normalize(x, &self.weight, self.bias.as_ref(), self.remove_mean, self.eps);
         }
         normalize(x, &self.weight, self.bias.as_ref(), self.remove_mean, self.eps)
     }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 
 pub use super::elementwise_loss::{binary_cross_entropy_with_logit, huber, mse, nll};
 use crate::autograd::fused_op::{FusedOp, Saved};
@@ -13,6 +13,7 @@ use crate::kernels::cpu::cross_entropy::Targets;
 use crate::kernels::cpu::softmax::Normalizer;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
+use crate::kernels::portable::cross_entropy as portable;
 use crate::kernels::prepare::to_compute_dtype;
 
 /// The mean cross entropy of `logits` (n, classes) with the labels `target` (n), which are of an integer type.
@@ -101,7 +102,7 @@ fn of_labels(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i
         return mean_cost(&logits, Target::Cuda { target, smoothing });
     }
     if !logits.device().is_cpu() {
-        return by_candle(&logits, &target, smoothing, ignored);
+        return portable::of_labels(&logits, &target, smoothing, ignored);
     }
     let (labels, count) = checked_labels(&target, classes, ignored)?;
     if count == 0 {
@@ -122,32 +123,13 @@ fn rows(logits: &Tensor) -> Result<Tensor> {
     logits.reshape((n, classes, pixels))?.transpose(1, 2)?.contiguous()?.reshape((n * pixels, classes))
 }
 
-/// For devices without a kernel, or without one that ignores labels.
-fn by_candle(logits: &Tensor, target: &Tensor, smoothing: f64, ignored: Option<i64>) -> Result<Tensor> {
-    let dtype = logits.dtype();
-    let wide = if matches!(dtype, DType::BF16 | DType::F16) { DType::F32 } else { dtype };
-    let log = candle_nn::ops::log_softmax(&logits.to_dtype(wide)?, D::Minus1)?;
-    let counts = match ignored {
-        Some(ignored) => target.to_dtype(DType::I64)?.ne(ignored)?,
-        None => target.ones_like()?.to_dtype(DType::U8)?,
-    };
-    let labels = counts.where_cond(target, &target.zeros_like()?)?.to_dtype(DType::U32)?;
-    let mut costs = log.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?;
-    if smoothing > 0.0 {
-        costs = ((costs * (1.0 - smoothing))? + (log.mean(1)? * smoothing)?)?;
-    }
-    let zeros = costs.zeros_like()?;
-    let sum = counts.where_cond(&costs, &zeros)?.sum_all()?;
-    (sum / counts.to_dtype(wide)?.sum_all()?)?.neg()?.to_dtype(dtype)
-}
-
 /// The mean cross entropy of `logits` (n, classes) with the probabilities `target` (n, classes), which are a constant:
 /// for mixed images or a teacher.
 ///
 /// # Errors
 /// If the shapes do not fit, or are those of nothing.
 pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
-    let (n, _) = logits.dims2()?;
+    logits.dims2()?;
     if target.dims() != logits.dims() {
         candle_core::bail!("expected probabilities of {:?}, found {:?}", logits.dims(), target.dims())
     }
@@ -164,8 +146,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
         let target = target.detach().to_device(logits.device())?.to_dtype(dtype)?.contiguous()?;
         mean_cost(logits, Target::Cpu(Targets::Soft(target)))
     } else {
-        let product = (candle_nn::ops::log_softmax(logits, 1)? * target.detach())?;
-        product.sum_all()? * (-1.0 / n as f64)
+        portable::of_probs(logits, &target.detach())
     }
 }
 
@@ -174,7 +155,7 @@ pub fn cross_entropy_with_probs(logits: &Tensor, target: &Tensor) -> Result<Tens
 /// `reduction = "none"` in PyTorch.
 ///
 /// # Errors
-/// As [`cross_entropy`]. On CUDA the loss of an example whose label is out of range is NaN.
+/// As [`cross_entropy`]. On CUDA the loss of a sample whose label is out of range is NaN.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -207,8 +188,7 @@ pub fn cross_entropy_per_example(logits: &Tensor, target: &Tensor) -> Result<Ten
         return cost(logits, Target::Cuda { target, smoothing: 0.0 }, Reduction::None);
     }
     if !logits.device().is_cpu() {
-        let log = candle_nn::ops::log_softmax(logits, D::Minus1)?;
-        return log.gather(&target.to_dtype(DType::U32)?.unsqueeze(1)?, 1)?.squeeze(1)?.neg();
+        return portable::of_each(logits, target);
     }
     let (labels, count) = checked_labels(target, classes, None)?;
     cost(logits, Target::Cpu(Targets::Labels { labels, count, smoothing: 0.0 }), Reduction::None)
@@ -336,7 +316,7 @@ mod tests {
         for smoothing in [0.0, 0.2] {
             for (labels, ignored) in [(&labels, Some(-100)), (&counted, None)] {
                 let ours = of_labels(&logits, labels, smoothing, ignored)?;
-                let theirs = by_candle(&logits, labels, smoothing, ignored)?;
+                let theirs = portable::of_labels(&logits, labels, smoothing, ignored)?;
                 let gradient = |loss: &Tensor| {
                     loss.backward()?.get(&logits).map_or_else(|| logits.zeros_like(), |g| Ok(g.clone()))
                 };

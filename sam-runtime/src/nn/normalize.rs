@@ -8,12 +8,13 @@ use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
 
 use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
-use crate::kernels::cpu::group_norm::{self, GroupNorm};
-use crate::kernels::cpu::layer_norm::{self, Moments, RowNorm};
+use crate::kernels::cpu::group_norm;
+use crate::kernels::cpu::layer_norm::{self, Moments};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, weight_for};
+use crate::kernels::shapes::{GroupNormShape, RowNormShape};
 
 /// `candle_nn::ops::layer_norm`, with a gradient: α (x - mean) / √(var + ε) + β over the last dimension.
 ///
@@ -81,7 +82,7 @@ pub(super) fn normalize(
         }
     }
     let args = arguments(x, weight, bias)?;
-    let layer = NormalizeRows { norm: RowNorm { columns, eps, centered }, statistics: Statistics::default() };
+    let layer = NormalizeRows { norm: RowNormShape { columns, eps, centered }, statistics: Statistics::default() };
     apply(layer, &args.iter().collect::<Vec<_>>())?.to_dtype(x.dtype())
 }
 
@@ -100,7 +101,7 @@ pub(super) fn normalize_groups(
         if affine.rank() == 1 { Ok(affine.clone()) } else { affine.flatten_all() }
     });
     let plane = x.dims().iter().skip(2).product();
-    let norm = GroupNorm { channels, groups, plane, eps };
+    let norm = GroupNormShape { channels, groups, plane, eps };
     let args = arguments(x, &weight?, Some(&bias?))?;
     let layer = NormalizeGroups { norm, statistics: Statistics::default() };
     apply(layer, &args.iter().collect::<Vec<_>>())?.to_dtype(x.dtype())
@@ -142,7 +143,7 @@ impl Statistics {
 const MISSING: &str = "expected a forward pass before the backward pass of a normalization";
 
 struct NormalizeRows {
-    norm: RowNorm,
+    norm: RowNormShape,
     statistics: Statistics,
 }
 
@@ -179,7 +180,7 @@ impl FusedOp for NormalizeRows {
 }
 
 struct NormalizeGroups {
-    norm: GroupNorm,
+    norm: GroupNormShape,
     statistics: Statistics,
 }
 

@@ -1,7 +1,8 @@
 //! Random numbers of layers, the same in all passes of a step.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::core::lock::lock;
 use crate::core::pass::{Pass, Run, Step, WeakStep};
 use crate::core::rng::hash;
 
@@ -22,11 +23,11 @@ use crate::core::rng::hash;
 ///
 /// # fn main() -> Result<()> {
 /// let (a, b) = (Tensor::ones((4, 2), DType::F32, &Device::Cpu)?, Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?);
-/// let draws = RngStream::new(7);
-/// let shake = ShakeShake::new(draws.clone());
+/// let rng = RngStream::new(7);
+/// let shake = ShakeShake::new(rng.clone());
 /// let first = shake.forward(&a, &b, true)?.to_vec2::<f32>()?;
 /// assert_ne!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
-/// draws.set_position(0);
+/// rng.set_position(0);
 /// assert_eq!(shake.forward(&a, &b, true)?.to_vec2::<f32>()?, first);
 /// # Ok(())
 /// # }
@@ -127,6 +128,6 @@ impl RngStream {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

@@ -1,7 +1,7 @@
 //! Rotary position embeddings (Su et al. 2021), with gradients: `rope` and its variants turn pairs of elements by angles.
 //!
 //! x may have any strides, and cos and sin more times than x, or another float type. Where cos and sin are (batch, times, half), each
-//! example has its own angles, also if there are more times than those of x, where candle takes wrong ones. If a gradient of cos or sin is
+//! sample has its own angles, also if there are more times than those of x, where candle takes wrong ones. If a gradient of cos or sin is
 //! needed, the rotation consists of candle's operations, which have one.
 //!
 //! ```
@@ -20,7 +20,7 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 
 pub use candle_nn::rotary_emb::*;
 
@@ -29,9 +29,9 @@ use crate::autograd::tape::apply;
 use crate::kernels::cpu::rotary_emb::{rotate, rotate_back};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::to_compute_dtype;
-use crate::kernels::rotation::Rotation;
+use crate::kernels::shapes::RotaryShape;
+use crate::kernels::{has_fused_kernels, portable};
 
 /// Turns pairs of `xs` (batch, heads, time, dim), of which one is in the first half of dim and one in the second, by the angles whose
 /// `cos` and `sin` are (times, dim / 2) or (batch, times, dim / 2).
@@ -42,7 +42,7 @@ pub fn rope(xs: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     turned(xs, cos, sin, Order { interleaved: false, heads_inside: false })
 }
 
-/// [`rope`] of pairs that are neighbours.
+/// [`rope`] of pairs that are neighbors.
 ///
 /// # Errors
 /// If the shapes do not fit.
@@ -79,41 +79,17 @@ fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor, order: Order) -> Result<Tensor
         ),
     };
     let steps = [step(cos)?, step(sin)?];
+    let rotation = RotaryShape { interleaved, batch, heads, time, half: dim / 2, heads_inside, steps };
     if cos.track_op() || sin.track_op() || !has_fused_kernels(x.device()) {
-        return by_candle(x, cos, sin, order);
+        return portable::rotary_emb::rotate(&rotation, [x, cos, sin]);
     }
-    let rotation = Rotation { interleaved, batch, heads, time, half: dim / 2, heads_inside, steps };
     // On CUDA kernels read angles in the type that they compute in.
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let [cos, sin] = [cos.to_dtype(wide)?.contiguous()?, sin.to_dtype(wide)?.contiguous()?];
     apply(rotation, &[&to_compute_dtype(&x.contiguous()?)?, &cos, &sin])?.to_dtype(x.dtype())
 }
 
-/// By operations that have gradients of all three.
-fn by_candle(x: &Tensor, cos: &Tensor, sin: &Tensor, order: Order) -> Result<Tensor> {
-    let (time, heads) = if order.heads_inside { (1, 2) } else { (2, 1) };
-    // (batch or 1, time, 1, half) or (batch or 1, 1, time, half).
-    let angles = |angles: &Tensor| {
-        let angles = if angles.rank() == 2 { angles.unsqueeze(0)? } else { angles.clone() };
-        angles.narrow(1, 0, x.dim(time)?)?.unsqueeze(heads)?.to_dtype(x.dtype())
-    };
-    let (cos, sin, half) = (angles(cos)?, angles(sin)?, x.dim(3)? / 2);
-    let (a, b) = if order.interleaved {
-        let pairs = x.contiguous()?.reshape((x.dim(0)?, x.dim(1)?, x.dim(2)?, half, 2))?;
-        (pairs.narrow(4, 0, 1)?.squeeze(4)?, pairs.narrow(4, 1, 1)?.squeeze(4)?)
-    } else {
-        (x.narrow(3, 0, half)?, x.narrow(3, half, half)?)
-    };
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (a.broadcast_mul(&sin)? + b.broadcast_mul(&cos)?)?;
-    if order.interleaved {
-        Tensor::stack(&[first, second], D::Minus1)?.flatten_from(D::Minus2)
-    } else {
-        Tensor::cat(&[first, second], D::Minus1)
-    }
-}
-
-impl FusedOp for Rotation {
+impl FusedOp for RotaryShape {
     fn name(&self) -> &'static str {
         "rope"
     }

@@ -1,4 +1,4 @@
-//! Shake-ShakeShake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
+//! Shake-Shake and ShakeDrop: random mixtures of branches, whose backward pass has random numbers of its own.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -15,7 +15,7 @@ use crate::kernels::cuda;
 use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, to_layout_of};
 
-/// Shake-ShakeShake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each example in training, half of each
+/// Shake-Shake (Gastaldi 2017): α a + (1 - α) b with α uniform in [0, 1] for each sample in training, half of each
 /// otherwise. The backward pass uses another β in place of α.
 ///
 /// In a sharpness-aware step both passes see the same numbers, and the first takes the true gradient, β = α, as the
@@ -36,24 +36,24 @@ use crate::kernels::prepare::{to_compute_dtype, to_layout_of};
 /// ```
 #[derive(Clone, Debug)]
 pub struct ShakeShake {
-    draws: RngStream,
+    rng: RngStream,
 }
 
-/// ShakeDrop (Yamada et al. 2018): in training an example's branch is kept with the probability `survival` and otherwise
+/// ShakeDrop (Yamada et al. 2018): in training a sample's branch is kept with the probability `survival` and otherwise
 /// multiplied by α uniform in [-1, 1], backward by β uniform in [0, 1]; otherwise it is multiplied by `survival`, the mean.
 ///
 /// Passes of a sharpness-aware step are as in [`ShakeShake`].
 #[derive(Clone, Debug)]
 pub struct ShakeDrop {
     survival: f32,
-    draws: RngStream,
+    rng: RngStream,
 }
 
 impl ShakeShake {
     /// With numbers of this stream.
     #[must_use]
-    pub fn new(draws: RngStream) -> Self {
-        Self { draws }
+    pub fn new(rng: RngStream) -> Self {
+        Self { rng }
     }
 
     /// The mixture of two tensors (n, ..) of one shape.
@@ -61,7 +61,7 @@ impl ShakeShake {
     /// # Errors
     /// If the shapes differ or have no dimension.
     pub fn forward(&self, a: &Tensor, b: &Tensor, train: bool) -> Result<Tensor> {
-        let n = examples(a)?;
+        let n = samples(a)?;
         if a.dims() != b.dims() {
             candle_core::bail!("expected two branches of one shape to mix, found {:?} and {:?}", a.dims(), b.dims())
         }
@@ -71,7 +71,7 @@ impl ShakeShake {
             vec![alpha, rest]
         };
         let mixture = if train {
-            let seed = self.draws.next_seed();
+            let seed = self.rng.next_seed();
             Mixture::new(weights(&|i| uniform_f32(seed, 2 * i)), weights(&|i| uniform_f32(seed, 2 * i + 1)))
         } else {
             Mixture { forward: weights(&|_| 0.5), backward: weights(&|_| 0.5) }
@@ -83,16 +83,16 @@ impl ShakeShake {
 impl ShakeDrop {
     /// With this probability of survival, and numbers of this stream.
     #[must_use]
-    pub fn new(survival: f32, draws: RngStream) -> Self {
-        Self { survival, draws }
+    pub fn new(survival: f32, rng: RngStream) -> Self {
+        Self { survival, rng }
     }
 
-    /// The branch (n, ..), each example multiplied by 1 or by its random number.
+    /// The branch (n, ..), each sample multiplied by 1 or by its random number.
     ///
     /// # Errors
     /// If the probability is not in [0, 1], or `x` has no dimension.
     pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let n = examples(x)? as u64;
+        let n = samples(x)? as u64;
         let survival = self.survival;
         if !(0.0..=1.0).contains(&survival) {
             candle_core::bail!("expected a probability of survival in [0, 1], found {survival}")
@@ -100,7 +100,7 @@ impl ShakeDrop {
         if !train {
             return x * f64::from(survival);
         }
-        let seed = self.draws.next_seed();
+        let seed = self.rng.next_seed();
         let factors = |draw: &dyn Fn(u64) -> f32| {
             let factor = |i: u64| if uniform_f32(seed, 3 * i) < survival { 1.0 } else { draw(i) };
             vec![(0..n).map(factor).collect()]
@@ -110,14 +110,14 @@ impl ShakeDrop {
     }
 }
 
-fn examples(x: &Tensor) -> Result<usize> {
+fn samples(x: &Tensor) -> Result<usize> {
     match x.dims().first() {
         Some(&n) if x.elem_count() > 0 => Ok(n),
-        _ => candle_core::bail!("expected examples to shake, found {:?}", x.dims()),
+        _ => candle_core::bail!("expected a batch of samples, found {:?}", x.dims()),
     }
 }
 
-/// Σ f x over some tensors x, with a weight f for each tensor and example; the gradients are taken with other weights.
+/// Σ f x over some tensors x, with a weight f for each tensor and sample; the gradients are taken with other weights.
 struct Mixture {
     forward: Vec<Vec<f32>>,
     backward: Vec<Vec<f32>>,
@@ -157,7 +157,7 @@ impl Mixture {
     }
 }
 
-/// A number for each example, of the rank, dtype and device of a tensor.
+/// A number for each sample, of the rank, dtype and device of a tensor.
 fn column(numbers: &[f32], like: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; like.rank()];
     shape[0] = numbers.len();
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::Sam;
 
-    /// α and β of each example: the output for branches of ones and zeros, and the gradient of its sum.
+    /// α and β of each sample: the output for branches of ones and zeros, and the gradient of its sum.
     fn factors(loss: impl FnOnce(&Tensor) -> Tensor, n: usize) -> (Vec<f32>, Vec<f32>) {
         let x = Var::ones((n, 1), DType::F32, &Device::Cpu).unwrap();
         let y = loss(&x);

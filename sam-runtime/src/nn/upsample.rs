@@ -5,16 +5,16 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 
 use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
 use crate::kernels::cpu::upsample as cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::to_compute_dtype;
-use crate::kernels::shapes::{Between, Resize, ResizeMode, UpsampleShape};
+use crate::kernels::shapes::{Resize, ResizeMode, UpsampleShape};
+use crate::kernels::{has_fused_kernels, portable};
 
 /// Sequences (batch, channels, length) with another length, whose elements are the nearest of `x` (rounded down), as
 /// `Tensor::upsample_nearest1d`. Each element's gradient is the sum over its copies.
@@ -121,7 +121,7 @@ fn check(x: &Tensor, sides: &[usize]) -> Result<()> {
 
 fn upsample(x: &Tensor, rows: Resize, columns: Resize) -> Result<Tensor> {
     if !has_fused_kernels(x.device()) {
-        return by_products(x, &rows, &columns);
+        return portable::upsample::upsample(x, &rows, &columns);
     }
     let images = to_compute_dtype(x)?;
     #[cfg(feature = "cuda")]
@@ -130,24 +130,6 @@ fn upsample(x: &Tensor, rows: Resize, columns: Resize) -> Result<Tensor> {
     let step = 1;
     let planes = x.dims()[..2].iter().product();
     apply(Upsample(UpsampleShape { rows, columns, planes, step }), &[&images])?.to_dtype(x.dtype())
-}
-
-/// The same by two products with matrices of weights: operations of candle that have gradients.
-fn by_products(x: &Tensor, rows: &Resize, columns: &Resize) -> Result<Tensor> {
-    let matrix = |side: &Resize| {
-        let mut weights = vec![0.0; side.output * side.input];
-        for (i, weights) in weights.chunks_exact_mut(side.input).enumerate() {
-            let Between { low, high, weight } = side.between(i);
-            weights[low] += 1.0 - weight;
-            weights[high] += weight;
-        }
-        let dtype = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let on_cpu =
-            Tensor::from_vec(weights, (side.output, side.input), &candle_core::Device::Cpu)?.to_dtype(dtype)?;
-        on_cpu.to_device(x.device())?.to_dtype(x.dtype())
-    };
-    let wide = x.broadcast_matmul(&matrix(columns)?.t()?)?;
-    if x.rank() == 3 { Ok(wide) } else { matrix(rows)?.broadcast_matmul(&wide) }
 }
 
 struct Upsample(UpsampleShape);

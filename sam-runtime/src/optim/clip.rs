@@ -14,7 +14,7 @@ use crate::kernels;
 ///
 /// As PyTorch's `clip_grad_norm_`: the factor is `max_norm / (norm + 1e-6)`, and 1 where that is larger. The norm is summed in f64
 /// in an order that does not depend on that of `vars`, so it is bitwise the same for any number of threads and any order in
-/// which a map returns its variables. If it is NaN or infinite, so are gradients afterwards, which nobody checks: see
+/// which a map returns its variables. If it is NaN or infinite, so are gradients afterwards, which is not checked: see
 /// [`GradScaler`](super::GradScaler).
 ///
 /// The norm is returned as a tensor of one number, on the CPU in f64: on CUDA nothing synchronizes with the device, unless you

@@ -107,7 +107,7 @@ impl Ema {
     }
 
     /// Runs `f` while the variables hold their averages. Then, also if it fails or panics, they hold their own values again. Nothing
-    /// is copied, but for variables in half precision: buffers change places.
+    /// is copied, but for variables in half precision: storages are swapped.
     ///
     /// # Errors
     /// Those of `f`; inside a loss function, and where a variable holds w + ε̂.
@@ -226,7 +226,7 @@ impl Ema {
     }
 }
 
-/// Variables whose buffers have changed places with those of their averages. Dropped, it changes them back.
+/// Variables whose storages are swapped with those of their averages. Dropped, it swaps them back.
 struct Exchanged(Vec<(Var, Tensor)>);
 
 impl Exchanged {

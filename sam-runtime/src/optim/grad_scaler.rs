@@ -1,7 +1,7 @@
 //! Loss scaling for f16.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::backprop::GradStore;
 use candle_core::safetensors::Load;
@@ -12,6 +12,7 @@ use super::state_file::{self, Kind, StateFile};
 use crate::autograd::fixed_gradient::{has_fixed_gradient, registered_gradient_or_backward};
 use crate::autograd::gradient::gradient;
 use crate::core::error::Error;
+use crate::core::lock::lock;
 use crate::core::var_list::Gradient;
 use crate::kernels;
 
@@ -197,7 +198,7 @@ impl GradScaler {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Writes the scale and the number of good steps to a safetensors file. The file is replaced

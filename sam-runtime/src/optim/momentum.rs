@@ -1,9 +1,10 @@
 //! The momentum buffers of an optimizer, for those who follow them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{Tensor, Var};
 
+use crate::core::lock::lock;
 use crate::core::var_list::Gradient;
 
 /// An optimizer's momentum buffers, as they are when they are read. This crate's [`Sgd`](crate::optim::Sgd) and
@@ -19,6 +20,6 @@ impl MomentumBuffers {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Gradient> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

@@ -239,7 +239,7 @@ impl Sgd {
             let i = owners.find(name, "the velocity")?;
             let var = &self.vars[i].var;
             let velocity = checked(&format!("the velocity of `{name}`"), view, var, wide(var.dtype()))?;
-            if !file.is_labelled() && is_value_of(var, &velocity)? {
+            if !file.is_labeled() && is_value_of(var, &velocity)? {
                 candle_core::bail!("`{name}` holds the values of the variable: expected {}, found weights", FILE.what)
             }
             if velocities[i].replace(velocity.to_device(var.device())?).is_some() {

@@ -108,7 +108,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, bytes).map_err(|error| Error::from(error).with_path(path))
 }
 
-/// Hands the bytes of a file on. Every error says which file.
+/// Calls `make` with the bytes of a file. Every error says which file.
 pub(crate) fn read<T>(path: &Path, make: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
     let read = || make(&std::fs::read(path)?);
     read().map_err(|error: Error| error.with_path(path))
@@ -144,7 +144,7 @@ impl Contents<'_> {
     }
 
     /// Whether the file says what it holds.
-    pub(crate) fn is_labelled(&self) -> bool {
+    pub(crate) fn is_labeled(&self) -> bool {
         self.labels.is_some()
     }
 

@@ -1,10 +1,11 @@
 //! What a [`Sam`](crate::Sam) remembers from step to step, and which of its steps are in progress.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::stats::StepStats;
 use crate::core::error::Error;
+use crate::core::lock::lock;
 use crate::variants::State;
 
 /// It changes when a step has ended, so that it is behind a lock. A clone has no steps in progress.
@@ -37,7 +38,7 @@ impl Drop for InFlight<'_> {
 
 impl Memory {
     pub(super) fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// Marks a step as in progress, as long as the result lives.

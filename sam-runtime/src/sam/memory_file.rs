@@ -92,6 +92,7 @@ const RATE: &str = "rate";
 const MOMENTS: &str = "moments";
 
 const AVERAGE: &str = "average";
+/// The last gradient, or LookSAM's orthogonal part: a `Sam` has no use for both.
 const KEPT: &str = "kept";
 const MASK: &str = "mask";
 const REMAINDER: &str = "remainder";
@@ -99,14 +100,21 @@ const REMAINDER: &str = "remainder";
 /// A counter beyond this is damaged: a step a microsecond would take it three centuries.
 const MOST_STEPS: u64 = 1 << 53;
 
-fn parts(state: &State) -> [(&'static str, &VarTensors); 4] {
-    [(AVERAGE, &state.average), (KEPT, &state.kept), (MASK, &state.mask), (REMAINDER, &state.remainder)]
+fn parts(state: &State) -> [(&'static str, &VarTensors); 5] {
+    [
+        (AVERAGE, &state.average),
+        (KEPT, &state.previous),
+        (KEPT, &state.orthogonal),
+        (MASK, &state.mask),
+        (REMAINDER, &state.remainder),
+    ]
 }
 
-fn part_mut<'a>(state: &'a mut State, part: &str) -> Option<&'a mut VarTensors> {
+fn part_mut<'a>(state: &'a mut State, sam: &Sam, part: &str) -> Option<&'a mut VarTensors> {
     match part {
         AVERAGE => Some(&mut state.average),
-        KEPT => Some(&mut state.kept),
+        KEPT if matches!(sam.combination, Combination::LookSam { .. }) => Some(&mut state.orthogonal),
+        KEPT => Some(&mut state.previous),
         MASK => Some(&mut state.mask),
         REMAINDER => Some(&mut state.remainder),
         _ => None,
@@ -182,7 +190,9 @@ fn load_parts(state: &mut State, sam: &Sam, names: &Names, file: &Contents<'_>) 
         }
     }
     for (part, entries) in parts {
-        let Some(kept) = part_mut(state, part) else { candle_core::bail!("expected {}, found `{part}`", FILE.what) };
+        let Some(kept) = part_mut(state, sam, part) else {
+            candle_core::bail!("expected {}, found `{part}`", FILE.what)
+        };
         if !uses_part(sam, part) {
             candle_core::bail!("the file has `{part}`, which this `Sam` does not use: it is of another variant")
         }
@@ -241,7 +251,7 @@ fn current_name(name: &str) -> &str {
 }
 
 fn check_pieces(sam: &Sam, file: &Contents<'_>) -> Result<()> {
-    if !file.is_labelled() {
+    if !file.is_labeled() {
         return Ok(());
     }
     let own = pieces_with_memory(sam);

@@ -48,8 +48,8 @@ use stats::StepStats;
 /// # }
 /// ```
 ///
-/// Everything else that the literature has tried is a piece that is exchanged: which [direction](Direction) is climbed, in
-/// which [metric](Metric) and [scope](Scope), how [far](Radius), on which [steps](Schedule), and how the two gradients
+/// Published variants exchange pieces of this: the ascent [direction](Direction), the [metric](Metric) and
+/// [scope](Scope) of the norm, the [radius](Radius), the [steps](Schedule) that are perturbed, and how the two gradients
 /// are [combined](Combination). The published methods are constructors: [`Sam::asam`], [`Sam::gsam`], [`Sam::look_sam`], ..;
 /// [`variants`](crate::variants) has a table of them.
 ///
@@ -168,6 +168,7 @@ impl Sam {
 
     /// ε̂ = ρ g, and in a metric ρ T² g, without a norm (USAM, Andriushchenko and Flammarion 2022,
     /// <https://arxiv.org/abs/2206.06232>). For p = 2. It depends on the scale of the loss.
+    #[doc(alias = "unnormalised")]
     pub fn unnormalized(mut self) -> Self {
         self.normalized = false;
         self
@@ -220,7 +221,7 @@ impl Sam {
     }
 
     /// Variables that the loss function writes to, such as the running statistics of `candle_nn`'s batch normalization: they
-    /// keep the value that the first pass gave them, and are never perturbed. If the step fails they go back to the value from
+    /// keep the value that the first pass gave them, and are never perturbed. If the step fails they are restored to the value from
     /// before it. [`nn::BatchNorm`](crate::nn::BatchNorm) needs none.
     ///
     /// ```
@@ -288,7 +289,7 @@ impl Sam {
         self
     }
 
-    /// What the last step came to, once there was one. With [`shards`](Self::shards) each of them is a step.
+    /// The statistics of the last step, once there was one. With [`shards`](Self::shards) each of them is a step.
     #[must_use]
     pub fn last_stats(&self) -> Option<StepStats> {
         self.memory.lock().last.clone()

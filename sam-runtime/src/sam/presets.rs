@@ -76,8 +76,8 @@ impl Sam {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn momentum_sam(velocities: MomentumBuffers) -> Self {
-        Self::new(3.0).direction(Direction::Momentum(velocities))
+    pub fn momentum_sam(buffers: MomentumBuffers) -> Self {
+        Self::new(3.0).direction(Direction::Momentum(buffers))
     }
 
     /// SAM-ON (Mueller et al. 2023, <https://arxiv.org/abs/2306.04226>): only normalization layers are perturbed, with a

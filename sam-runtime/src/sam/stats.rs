@@ -1,4 +1,4 @@
-//! What there is to see of a step.
+//! Step statistics.
 
 use candle_core::{Result, Tensor};
 
@@ -8,8 +8,8 @@ use crate::core::var_list::VarTensors;
 use crate::kernels::vars::paired;
 use crate::kernels::{dot, read, square};
 
-/// What the last step of a [`Sam`](crate::Sam) came to. The numbers stay where they are, on a device, until they are asked
-/// for; each method that returns one waits for it.
+/// Statistics of the last step of a [`Sam`](crate::Sam). The numbers stay on the device until a method returns one, which
+/// synchronizes with the device.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor, Var};
@@ -87,7 +87,7 @@ impl StepStats {
         self.passes
     }
 
-    /// L(w), over the examples that the step takes its gradient on. None where no pass was run at w.
+    /// L(w), over the samples that the step takes its gradient on. None where no pass was run at w.
     ///
     /// # Errors
     /// If it cannot be read.

@@ -24,7 +24,7 @@ impl Sam {
         self.mask.map_or(Ok(()), Mask::validate)?;
         self.schedule.validate()?;
         self.combination.validate()?;
-        at_least("ascents", self.ascents.count as f64, 1.0)?;
+        at_least("ascent_steps", self.ascents.count as f64, 1.0)?;
         at_least("length", self.ascents.length, 0.0)?;
         let loss_scale = self.current_loss_scale();
         if !(loss_scale.is_finite() && loss_scale > 0.0) {
@@ -55,7 +55,7 @@ impl Sam {
             }
         }
         if !(simple || one) {
-            return refuse("ascents", "they are for the gradient in the plain ball of p = 2");
+            return refuse("ascent_steps", "they are for the gradient in the plain ball of p = 2");
         }
         let of_gradient = matches!(self.metric, Metric::Fisher { .. }) || matches!(self.mask, Some(Mask::TopK { .. }));
         if of_gradient && !self.direction.is_gradient() {

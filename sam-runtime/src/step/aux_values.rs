@@ -45,7 +45,7 @@ fn sum(parts: &[(f64, Tensor)], dtype: DType) -> Result<Tensor> {
             _ => Err(too_large(dtype.as_str(), &numbers)),
         };
     }
-    // On other devices the numbers are not checked: that would wait for the device.
+    // On other devices the numbers are not checked: that would synchronize with the device.
     let mut sum = first.to_dtype(DType::I64)?;
     for (_, part) in parts.iter().skip(1) {
         sum = (sum + part.to_dtype(DType::I64)?)?;
@@ -257,7 +257,7 @@ macro_rules! tuples {
         }
     };
 
-    // From a vector of tuples to a vector for each place.
+    // From a vector of tuples to a vector for each element of the tuples.
     (@columns $parts:ident: $($type:ident $value:ident)+) => {
         struct Columns<$($type),+> { $($value: Vec<(f64, $type)>),+ }
         let mut columns = Columns { $($value: Vec::with_capacity($parts.len())),+ };

@@ -1,4 +1,4 @@
-//! Which examples of a batch a step works with, where it is not all of them at once.
+//! Which samples of a batch a step works with, where it is not all of them at once.
 
 use std::cell::RefCell;
 
@@ -10,12 +10,12 @@ use crate::sam::Sam;
 use crate::step::shards::SplitBatch;
 use crate::step::shares::{Division, Part, Shares, Weights};
 
-/// Examples chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
+/// Samples chosen from a batch, or taken part by part. Made by [`Sam::micro_batches`], [`Sam::hardest`] and [`Sam::sharpest`].
 ///
-/// The loss of the whole batch is the mean of the losses of the parts, with their numbers of examples as weights. For a loss
-/// that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as tokens,
-/// [`weights`](Self::weights). The last part has what remains of the batch; a single example joins the part before it
-/// (unless m is 1), because a batch normalization cannot normalize one example.
+/// The loss of the whole batch is the mean of the losses of the parts, with their numbers of samples as weights. For a loss
+/// that is a sum over samples call [`sum`](Self::sum), for a mean over something else, such as tokens,
+/// [`weights`](Self::weights). The last part has what remains of the batch; a single sample joins the part before it
+/// (unless m is 1), because a batch normalization cannot normalize one sample.
 ///
 /// A loss function asks it for its arguments, and the stages begin with it:
 ///
@@ -26,9 +26,9 @@ use crate::step::shares::{Division, Part, Shares, Weights};
 /// # fn main() -> Result<()> {
 /// let (w, x) = (Var::ones((3, 1), DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (10, 3), &Device::Cpu)?);
 /// let sam = Sam::new(0.05);
-/// let examples = sam.hardest(4)?.split(&x)?;
-/// let mut losses = |_| -> Result<Tensor> { examples.of(&x)?.matmul(&w)?.sqr()?.squeeze(1) };   // one for each example
-/// let loss: Tensor = examples.ascend(&mut losses)?.perturb()?.descend(&mut losses)?.restore::<candle_core::Error>()?;
+/// let selection = sam.hardest(4)?.split(&x)?;
+/// let mut losses = |_| -> Result<Tensor> { selection.of(&x)?.matmul(&w)?.sqr()?.squeeze(1) };   // one for each sample
+/// let loss: Tensor = selection.ascend(&mut losses)?.perturb()?.descend(&mut losses)?.restore::<candle_core::Error>()?;
 /// assert_eq!(loss.to_scalar::<f32>()?, x.matmul(&w)?.sqr()?.mean_all()?.to_scalar::<f32>()?);
 /// # Ok(())
 /// # }
@@ -38,7 +38,7 @@ use crate::step::shares::{Division, Part, Shares, Weights};
 pub struct BatchSelection<'a> {
     sam: &'a Sam,
     rule: Rule,
-    /// Examples in a part, or to choose.
+    /// Samples in a part, or to choose.
     size: usize,
     division: Division,
     current: RefCell<Rows>,
@@ -55,8 +55,8 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
-    /// Whether the loss function returns a loss for each example.
-    pub(crate) fn is_per_example(self) -> bool {
+    /// Whether the loss function returns a loss for each sample.
+    pub(crate) fn is_per_sample(self) -> bool {
         self != Self::Parts
     }
 }
@@ -64,7 +64,7 @@ impl Rule {
 /// Some of the batch.
 #[derive(Clone, Debug)]
 pub(crate) struct Portion {
-    /// Its share of the examples.
+    /// Its share of the samples.
     pub(crate) share: f64,
     /// What its loss is multiplied by in the loss of the whole.
     pub(crate) weight: f64,
@@ -86,15 +86,15 @@ impl<'a> BatchSelection<'a> {
     pub(crate) fn new(sam: &'a Sam, rule: Rule, size: usize) -> candle_core::Result<Self> {
         if size == 0 {
             let (what, expected) = match rule {
-                Rule::Parts => ("m", "at least one example in a part"),
-                Rule::Hardest | Rule::Sharpest => ("k", "at least one example to choose"),
+                Rule::Parts => ("m", "at least one sample in a part"),
+                Rule::Hardest | Rule::Sharpest => ("k", "at least one sample to choose"),
             };
             Err(Error::Setting { what, value: 0.0, expected })?;
         }
         Ok(Self { sam, rule, size, division: Division::default(), current: RefCell::new(Rows::All) })
     }
 
-    /// Names an argument that has a row for each example.
+    /// Names an argument that has a row for each sample.
     ///
     /// # Errors
     /// If it has no rows, or another number of rows than the arguments named before.
@@ -103,7 +103,7 @@ impl<'a> BatchSelection<'a> {
         Ok(self)
     }
 
-    /// For a loss that is a sum over examples: the losses of the parts, their gradients and their auxiliary floats are
+    /// For a loss that is a sum over samples: the losses of the parts, their gradients and their auxiliary floats are
     /// added up. For [`Sam::micro_batches`]; in place of [`weights`](Self::weights), if these were given.
     ///
     /// ```
@@ -125,8 +125,8 @@ impl<'a> BatchSelection<'a> {
         self
     }
 
-    /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the parts, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each part. Examples that weigh nothing are put
+    /// For a loss that is a mean with a [weight](Weights) for each sample: the losses of the parts, their gradients and
+    /// their auxiliary floats are averaged with the sums of the weights in each part. Samples that weigh nothing are put
     /// into a neighboring part, where they would fill one. For [`Sam::micro_batches`].
     ///
     /// # Errors
@@ -153,9 +153,9 @@ impl<'a> BatchSelection<'a> {
         self.current.replace(Rows::All);
         self.sam.validate()?;
         let shares = &self.division.shares;
-        if self.rule.is_per_example() && !matches!(shares, Shares::Examples) {
+        if self.rule.is_per_sample() && !matches!(shares, Shares::Samples) {
             let what = if matches!(shares, Shares::Sum) { "sum" } else { "weights" };
-            let why = "it says how the losses of micro-batches are added up: `hardest` and `sharpest` have a loss for each example";
+            let why = "it says how the losses of micro-batches are added up: `hardest` and `sharpest` have a loss for each sample";
             return Err(Error::Settings { what, why });
         }
         Ok(self.sam)
@@ -171,7 +171,7 @@ impl<'a> BatchSelection<'a> {
 
     /// What a pass goes over, before any are chosen.
     pub(crate) fn portions(&self) -> Vec<Portion> {
-        if self.rule.is_per_example() {
+        if self.rule.is_per_sample() {
             return vec![Portion::ALL];
         }
         let parts = self.division.parts(Some(self.size));
@@ -188,7 +188,7 @@ impl<'a> BatchSelection<'a> {
         parts.into_iter().map(portion).collect()
     }
 
-    /// Those with the largest of these numbers, the first of equals first, in the order of the batch.
+    /// The samples with the largest of these numbers, in the order of the batch. Of equal numbers the first is chosen.
     pub(crate) fn choose(&self, sizes: &[f64]) -> Portion {
         if self.size >= sizes.len() {
             return Portion::ALL;
@@ -200,7 +200,7 @@ impl<'a> BatchSelection<'a> {
         Portion { share: self.size as f64 / sizes.len() as f64, weight: 1.0, rows: Rows::Chosen(rows) }
     }
 
-    /// One loss for each example, on the host.
+    /// One loss for each sample, on the host.
     pub(crate) fn losses(&self, losses: &Tensor, pass: Pass) -> candle_core::Result<Vec<f64>> {
         let rows = match &*self.current.borrow() {
             Rows::All => self.division.rows,

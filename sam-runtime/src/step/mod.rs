@@ -65,17 +65,18 @@ impl Sam {
         Ascent::run(self, None, loss)
     }
 
-    /// Splits a batch into shards of `m` examples, for a step with each (m-sharpness): one ε̂ for each shard. For losses
-    /// that are no means over examples see [`Shards::sum`] and [`Shards::weights`].
+    /// Splits a batch into shards of `m` samples, for a step with each (m-sharpness): one ε̂ for each shard. For losses
+    /// that are no means over samples see [`Shards::sum`] and [`Shards::weights`].
     ///
     /// # Errors
     /// If `m` is 0, or a piece of this remembers something from step to step.
+    #[doc(alias = "m_sharpness")]
     pub fn shards<O>(&self, m: usize) -> candle_core::Result<Shards<O>> {
         Shards::new(self, m)
     }
 
-    /// Takes a batch in parts of `m` examples, in each pass one after the other: one ε̂ from all of them, and the memory of
-    /// one part (gradient accumulation). For losses that are no means over examples see [`BatchSelection::sum`] and
+    /// Takes a batch in parts of `m` samples, in each pass one after the other: one ε̂ from all of them, and the memory of
+    /// one part (gradient accumulation). For losses that are no means over samples see [`BatchSelection::sum`] and
     /// [`BatchSelection::weights`].
     ///
     /// # Errors
@@ -84,21 +85,23 @@ impl Sam {
         BatchSelection::new(self, Rule::Parts, m)
     }
 
-    /// Takes both gradients on the `k` examples with the largest loss (K-SAM, Ni et al. 2022,
-    /// <https://arxiv.org/abs/2210.12864>). The loss function returns one loss for each example; the value is their mean
+    /// Takes both gradients on the `k` samples with the largest loss (K-SAM, Ni et al. 2022,
+    /// <https://arxiv.org/abs/2210.12864>). The loss function returns one loss for each sample; the value is their mean
     /// over the whole batch. Choosing reads them on the host.
     ///
     /// # Errors
     /// If `k` is 0.
+    #[doc(alias = "K-SAM")]
     pub fn hardest(&self, k: usize) -> candle_core::Result<BatchSelection<'_>> {
         BatchSelection::new(self, Rule::Hardest, k)
     }
 
-    /// Takes the second gradient on the `k` examples whose loss rises most (ESAM's sharpness-sensitive data selection, Du
+    /// Takes the second gradient on the `k` samples whose loss rises most (ESAM's sharpness-sensitive data selection, Du
     /// et al. 2022, <https://arxiv.org/abs/2110.03141>). Otherwise as [`hardest`](Self::hardest).
     ///
     /// # Errors
     /// If `k` is 0.
+    #[doc(alias = "ESAM")]
     pub fn sharpest(&self, k: usize) -> candle_core::Result<BatchSelection<'_>> {
         BatchSelection::new(self, Rule::Sharpest, k)
     }

@@ -57,7 +57,7 @@ pub trait LossOutput: Sized {
     #[must_use]
     fn with_loss(self, loss: Tensor) -> Self;
 
-    /// The values of several shards as those of the whole batch, each with its share of the examples. The loss is the
+    /// The values of several shards as those of the whole batch, each with its share of the samples. The loss is the
     /// weighted mean of the shards' losses.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ pub trait Aux: Sized {
     /// If a tensor cannot be copied.
     fn detached(self) -> Result<Self>;
 
-    /// The values of several shards as that of the whole batch, each with its share of the examples.
+    /// The values of several shards as that of the whole batch, each with its share of the samples.
     ///
     /// | value | over shards |
     /// | --- | --- |

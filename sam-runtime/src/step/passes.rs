@@ -56,14 +56,14 @@ impl StepContext<'_> {
         Ok((output.into_detached()?, gradient))
     }
 
-    /// The ascent pass, at w. With `hardest`, a forward pass over the whole batch first selects the examples and gives the
+    /// The ascent pass, at w. With `hardest`, a forward pass over the whole batch first selects the samples and gives the
     /// returned value.
     pub(crate) fn ascent_pass<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<(O, Gradient), E>
     where
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Hardest) else {
+        let Some(selection) = self.selection.filter(|selection| selection.rule() == Rule::Hardest) else {
             let (output, gradient) = self.pass(Pass::Ascent, loss)?;
             self.check_listed(&gradient)?;
             self.last.loss = Some(value_of(output.loss())?);
@@ -75,7 +75,7 @@ impl StepContext<'_> {
         state.keep(self.sam.buffers.as_slice())?;
         let output = output.into_detached()?;
         self.last.passes += FORWARD;
-        self.portions = vec![examples.choose(&self.losses)];
+        self.portions = vec![selection.choose(&self.losses)];
         let (chosen, gradient) = self.pass(Pass::Descent, loss)?;
         state.restore()?;
         self.check_listed(&gradient)?;
@@ -94,13 +94,13 @@ impl StepContext<'_> {
         Ok(found)
     }
 
-    /// The descent pass, at w + ε̂. With `sharpest`, a forward pass over the whole batch first selects the examples.
+    /// The descent pass, at w + ε̂. With `sharpest`, a forward pass over the whole batch first selects the samples.
     pub(crate) fn descent_pass<O, E>(&mut self, loss: &mut impl FnMut(Pass) -> Result<O, E>) -> Result<Gradient, E>
     where
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        let Some(examples) = self.examples.filter(|examples| examples.rule() == Rule::Sharpest) else {
+        let Some(selection) = self.selection.filter(|selection| selection.rule() == Rule::Sharpest) else {
             let (there, gradient) = self.pass(Pass::Descent, loss)?;
             self.last.perturbed_loss = Some(value_of(there.loss())?);
             return Ok(gradient);
@@ -110,7 +110,7 @@ impl StepContext<'_> {
         self.last.passes += FORWARD;
         drop(there);
         let rises: Vec<_> = self.losses.iter().zip(&self.losses_at_w).map(|(there, here)| there - here).collect();
-        self.portions = vec![examples.choose(&rises)];
+        self.portions = vec![selection.choose(&rises)];
         Ok(self.pass(Pass::Descent, loss)?.1)
     }
 
@@ -144,7 +144,7 @@ impl StepContext<'_> {
         Ok((O::join_shards(outputs)?, mean.finish()?))
     }
 
-    /// Runs the loss function on some of the examples.
+    /// Runs the loss function on some of the samples.
     fn run<O, E>(
         &mut self,
         pass: Pass,
@@ -156,8 +156,8 @@ impl StepContext<'_> {
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        if let Some(examples) = self.examples {
-            examples.show(rows.clone());
+        if let Some(selection) = self.selection {
+            selection.show(rows.clone());
         }
         let (began, watch) = (Moment::now()?, Watch::begin(&self.step));
         let (output, call) = self.step.run(pass, part, |pass| (loss(pass), Context::current_call()));
@@ -166,11 +166,11 @@ impl StepContext<'_> {
         Ok(Attempt { output, began, watch, call })
     }
 
-    /// The mean, where the loss function returns a loss for each example.
+    /// The mean, where the loss function returns a loss for each sample.
     fn one_loss<O: LossOutput>(&mut self, output: O, pass: Pass) -> candle_core::Result<O> {
-        match self.examples {
-            Some(examples) if examples.rule().is_per_example() => {
-                self.losses = examples.losses(output.loss(), pass)?;
+        match self.selection {
+            Some(selection) if selection.rule().is_per_sample() => {
+                self.losses = selection.losses(output.loss(), pass)?;
                 let mean = output.loss().mean_all()?;
                 Ok(output.with_loss(mean))
             }

@@ -14,14 +14,14 @@ use crate::variants::{Combination, Direction, LossFactor, State};
 /// A step of a [`Sam`] under way. What it changes in the memory of the `Sam` counts when it has ended, not before.
 pub(crate) struct StepContext<'a> {
     pub(super) sam: &'a Sam,
-    pub(super) examples: Option<&'a BatchSelection<'a>>,
+    pub(super) selection: Option<&'a BatchSelection<'a>>,
     pub(super) step: Step,
     /// False inside another step, and under [`plain`](crate::plain).
     pub(super) outermost: bool,
     pub(super) rho: f64,
     /// What a pass goes over.
     pub(super) portions: Vec<Portion>,
-    /// The loss of each example in the last run, where it returns them, and at w.
+    /// The loss of each sample in the last run, where it returns them, and at w.
     pub(super) losses: Vec<f64>,
     pub(super) losses_at_w: Vec<f64>,
     pub(super) state: State,
@@ -32,21 +32,21 @@ pub(crate) struct StepContext<'a> {
 }
 
 impl Drop for StepContext<'_> {
-    /// A step that did not end failed: the state of layers goes back, as the weights do.
+    /// A step that did not end failed: the state of layers is restored, as the weights are.
     fn drop(&mut self) {
         drop(self.step.take_before());
     }
 }
 
 impl<'a> StepContext<'a> {
-    pub(crate) fn begin(sam: &'a Sam, examples: Option<&'a BatchSelection<'a>>) -> candle_core::Result<Self> {
-        if examples.is_some_and(|examples| examples.rule() == Rule::Sharpest) {
+    pub(crate) fn begin(sam: &'a Sam, selection: Option<&'a BatchSelection<'a>>) -> candle_core::Result<Self> {
+        if selection.is_some_and(|selection| selection.rule() == Rule::Sharpest) {
             let refuse = |why| Error::Settings { what: "sharpest", why };
             if !sam.direction.needs_gradient() {
                 Err(refuse("the direction has no pass at w, to tell whose loss rises"))?;
             }
             if sam.combination == Combination::SecondOrder {
-                Err(refuse("the second-order term is that of all examples"))?;
+                Err(refuse("the second-order term is that of all samples"))?;
             }
         }
         let outermost = Step::is_outermost();
@@ -67,11 +67,11 @@ impl<'a> StepContext<'a> {
         }
         Ok(Self {
             sam,
-            examples,
+            selection,
             step: Step::begin(),
             outermost,
             rho,
-            portions: examples.map_or_else(|| vec![Portion::ALL], BatchSelection::portions),
+            portions: selection.map_or_else(|| vec![Portion::ALL], BatchSelection::portions),
             losses: Vec::new(),
             losses_at_w: Vec::new(),
             state,
@@ -102,7 +102,7 @@ impl<'a> StepContext<'a> {
         Ok(perturbed)
     }
 
-    /// Remembers what the buffers hold before the first pass, so that they go back if the step fails.
+    /// Remembers what the buffers hold before the first pass, so that they are restored if the step fails.
     pub(crate) fn keep_buffers(&self) -> candle_core::Result<()> {
         let buffers = if self.outermost { self.sam.buffers.as_slice() } else { &[] };
         buffers.iter().try_for_each(|var| self.step.keep(var))
@@ -142,7 +142,7 @@ impl<'a> StepContext<'a> {
     pub(crate) fn end(mut self, gradient: Option<&Gradient>) -> candle_core::Result<Before> {
         if self.outermost {
             if let (Direction::PreviousGradient, Some(gradient)) = (&self.sam.direction, gradient) {
-                self.state.kept = self.state.kept.with(gradient.clone());
+                self.state.previous = self.state.previous.with(gradient.clone());
             }
             self.state.steps += 1;
             self.last.trace();

@@ -1,4 +1,4 @@
-//! m-sharpness: a batch split into shards of m examples, each with its own ε̂, their gradients averaged (section 3 of
+//! m-sharpness: a batch split into shards of m samples, each with its own ε̂, their gradients averaged (section 3 of
 //! the paper; with m the batch of one accelerator it is what data-parallel training computes).
 
 use std::vec::IntoIter;
@@ -16,14 +16,14 @@ use crate::step::shares::{Division, Part, Shares, Weights};
 
 /// The shards of one batch, and the results of those that are done. Made by [`Sam::shards`].
 ///
-/// The value is the mean over the examples of the shards' values at w, the gradient that of the shards' gradients at
-/// their own w + ε̂. For a loss that is a mean over examples both weigh each example alike, also where the last shard
-/// is smaller. For a loss that is a sum over examples call [`sum`](Self::sum), for a mean over something else, such as
+/// The value is the mean over the samples of the shards' values at w, the gradient that of the shards' gradients at
+/// their own w + ε̂. For a loss that is a mean over samples both weigh each sample alike, also where the last shard
+/// is smaller. For a loss that is a sum over samples call [`sum`](Self::sum), for a mean over something else, such as
 /// tokens, [`weights`](Self::weights). Layers that see the whole batch, such as a batch normalization, see one shard at
 /// a time.
 ///
-/// The last shard has what remains of the batch. If that is a single example, it joins the shard before it (unless m is 1),
-/// because a batch normalization cannot normalize one example.
+/// The last shard has what remains of the batch. If that is a single sample, it joins the shard before it (unless m is 1),
+/// because a batch normalization cannot normalize one sample.
 ///
 /// ```
 /// use candle_core::{DType, Device, Result, Tensor, Var};
@@ -32,7 +32,7 @@ use crate::step::shares::{Division, Part, Shares, Weights};
 /// # fn main() -> Result<()> {
 /// let (w, x) = (Var::ones((3, 1), DType::F32, &Device::Cpu)?, Tensor::randn(0f32, 1., (10, 3), &Device::Cpu)?);
 /// let sam = Sam::new(0.05);
-/// let mut shards = sam.shards(4)?.split(&x)?;                    // 4, 4 and 2 examples
+/// let mut shards = sam.shards(4)?.split(&x)?;                    // 4, 4 and 2 samples
 /// while let Some(shard) = shards.next_shard() {
 ///     let x = shard.of(&x)?;
 ///     let mut loss = |_| -> Result<Tensor> { x.matmul(&w)?.sqr()?.mean_all() };
@@ -46,7 +46,7 @@ use crate::step::shares::{Division, Part, Shares, Weights};
 #[derive(Debug)]
 #[must_use]
 pub struct Shards<O> {
-    /// Examples in a shard; none where the batch stays whole, because there is no perturbation.
+    /// Samples in a shard; none where the batch stays whole, because there is no perturbation.
     m: Option<usize>,
     division: Division,
     /// The shards to come, once the first was asked for.
@@ -54,11 +54,11 @@ pub struct Shards<O> {
     current: Shard,
     values: Vec<(f64, O)>,
     gradient: Option<WeightedMean>,
-    /// What the state of layers was before the first shard: all shards go well, or it goes back.
+    /// The state of layers before the first shard: it is restored unless all shards end well.
     before: Before,
 }
 
-/// Some consecutive examples of a batch.
+/// Some consecutive samples of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Shard {
     part: Part,
@@ -72,19 +72,19 @@ pub struct Shard {
     note = "implement `sam_runtime::SplitBatch` for your own types, or leave the argument out of `shards`"
 )]
 pub trait SplitBatch: Sized {
-    /// The number of examples.
+    /// The number of samples.
     ///
     /// # Errors
     /// If there is no first dimension.
     fn rows(&self) -> candle_core::Result<usize>;
 
-    /// The examples from `start` on, `len` of them.
+    /// The samples from `start` on, `len` of them.
     ///
     /// # Errors
     /// If there are not as many.
     fn narrow_rows(&self, start: usize, len: usize) -> candle_core::Result<Self>;
 
-    /// These examples, in this order.
+    /// These samples, in this order.
     ///
     /// # Errors
     /// If there are not as many.
@@ -131,7 +131,7 @@ impl<T: Clone> SplitBatch for Vec<T> {
 impl<O> Shards<O> {
     pub(crate) fn new(sam: &Sam, m: usize) -> candle_core::Result<Self> {
         if m == 0 {
-            Err(Error::Setting { what: "m", value: 0.0, expected: "at least one example in a shard" })?;
+            Err(Error::Setting { what: "m", value: 0.0, expected: "at least one sample in a shard" })?;
         }
         if sam.has_memory() {
             Err(Error::ShardedMemory)?;
@@ -157,7 +157,7 @@ impl<O> Shards<O> {
         Ok(self)
     }
 
-    /// For a loss that is a sum over examples: the losses of the shards, their gradients and their auxiliary floats are
+    /// For a loss that is a sum over samples: the losses of the shards, their gradients and their auxiliary floats are
     /// added up. In place of [`weights`](Self::weights), if these were given.
     ///
     /// ```
@@ -183,8 +183,8 @@ impl<O> Shards<O> {
         self
     }
 
-    /// For a loss that is a mean with a [weight](Weights) for each example: the losses of the shards, their gradients and
-    /// their auxiliary floats are averaged with the sums of the weights in each shard. Examples that weigh nothing are put
+    /// For a loss that is a mean with a [weight](Weights) for each sample: the losses of the shards, their gradients and
+    /// their auxiliary floats are averaged with the sums of the weights in each shard. Samples that weigh nothing are put
     /// into a neighboring shard, where they would fill one.
     ///
     /// # Errors
@@ -194,7 +194,7 @@ impl<O> Shards<O> {
         Ok(self)
     }
 
-    /// The next shard, until all examples had their turn.
+    /// The next shard, until all samples had their turn.
     pub fn next_shard(&mut self) -> Option<Shard> {
         let parts = || self.division.parts(self.m).into_iter();
         let part = self.next.get_or_insert_with(parts).next()?;

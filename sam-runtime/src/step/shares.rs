@@ -4,12 +4,12 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::core::error::Error;
 
-/// One non-negative number per example: how much the example counts in the loss of a batch.
+/// One non-negative number per sample: how much the sample counts in the loss of a batch.
 ///
 /// Implemented for slices, vectors and arrays of `f32`, `f64`, `u32` and `usize`, for tensors of rank 1 of any numeric
 /// dtype, which are copied to the host, and for references to all of these.
 ///
-/// A loss that is a mean over something other than examples takes the number of these things in each example. For a
+/// A loss that is a mean over something other than samples takes the number of these things in each sample. For a
 /// language model whose loss is the mean over all tokens of the batch that is the number of tokens:
 ///
 /// ```
@@ -25,19 +25,19 @@ use crate::core::error::Error;
 /// };
 ///
 /// let sam = Sam::new(0.05);
-/// let examples = sam.micro_batches(2)?.split(&mask)?.weights(&mask.sum(1)?)?;
-/// let mut part = |_| mean_of_tokens(&examples.of(&mask)?);
-/// let loss: Tensor = examples.ascend(&mut part)?.perturb()?.descend(&mut part)?.restore::<candle_core::Error>()?;
+/// let selection = sam.micro_batches(2)?.split(&mask)?.weights(&mask.sum(1)?)?;
+/// let mut part = |_| mean_of_tokens(&selection.of(&mask)?);
+/// let loss: Tensor = selection.ascend(&mut part)?.perturb()?.descend(&mut part)?.restore::<candle_core::Error>()?;
 /// assert_eq!(loss.to_scalar::<f64>()?, mean_of_tokens(&mask)?.to_scalar::<f64>()?);
 /// # Ok(())
 /// # }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not hold the weights of examples",
+    message = "`{Self}` does not hold the weights of samples",
     label = "expected a tensor of rank 1, or a slice, vector or array of `f64`, `f32`, `usize` or `u32`"
 )]
 pub trait Weights {
-    /// The weight of each example, in the order of the batch.
+    /// The weight of each sample, in the order of the batch.
     ///
     /// # Errors
     /// If this is a tensor of another rank than 1, or cannot be read.
@@ -47,7 +47,7 @@ pub trait Weights {
 impl Weights for Tensor {
     fn to_weights(&self) -> Result<Vec<f64>> {
         if self.rank() != 1 {
-            candle_core::bail!("expected one weight for each example, found a tensor of shape {:?}", self.shape())
+            candle_core::bail!("expected one weight for each sample, found a tensor of shape {:?}", self.shape())
         }
         self.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()
     }
@@ -97,19 +97,19 @@ impl<T: Weights + ?Sized> Weights for &T {
 /// How the losses of the parts of a batch make the loss of the whole.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Shares {
-    /// A mean over examples.
+    /// A mean over samples.
     #[default]
-    Examples,
-    /// A sum over examples.
+    Samples,
+    /// A sum over samples.
     Sum,
     /// A mean with these weights, relative to the largest of them.
     Weights(Vec<f64>),
 }
 
-/// The examples of a batch that is cut into parts, and how these count.
+/// The samples of a batch that is cut into parts, and how these count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Division {
-    /// The number of examples, once an argument or weights were named.
+    /// The number of samples, once an argument or weights were named.
     pub(crate) rows: Option<usize>,
     pub(crate) shares: Shares,
 }
@@ -131,14 +131,14 @@ impl Division {
         Ok(())
     }
 
-    /// The parts of a batch, of `size` examples each; one part without a size.
+    /// The parts of a batch, of `size` samples each; one part without a size.
     pub(crate) fn parts(&self, size: Option<usize>) -> Vec<Part> {
         let rows = self.rows.unwrap_or(1);
         self.shares.cut(rows, size.unwrap_or(rows))
     }
 }
 
-/// Consecutive examples of a batch.
+/// Consecutive samples of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Part {
     pub(crate) start: usize,
@@ -148,8 +148,8 @@ pub(crate) struct Part {
 }
 
 impl Shares {
-    /// Parts of `size` examples, the last one of what remains. Two remainders join a neighbor instead: a single example,
-    /// which a batch normalization cannot normalize, and examples without weight, whose mean loss would be 0 / 0.
+    /// Parts of `size` samples, the last one of what remains. Two remainders join a neighbor instead: a single sample,
+    /// which a batch normalization cannot normalize, and samples without weight, whose mean loss would be 0 / 0.
     fn cut(&self, rows: usize, size: usize) -> Vec<Part> {
         let mut ranges: Vec<(usize, usize)> = Vec::with_capacity(rows.div_ceil(size));
         for start in (0..rows).step_by(size) {
@@ -171,13 +171,13 @@ impl Shares {
     fn is_weightless(&self, start: usize, len: usize) -> bool {
         match self {
             Self::Weights(weights) => weights[start..start + len].iter().all(|weight| *weight == 0.0),
-            Self::Examples | Self::Sum => false,
+            Self::Samples | Self::Sum => false,
         }
     }
 
     fn weight(&self, start: usize, len: usize, rows: usize) -> f64 {
         match self {
-            Self::Examples => len as f64 / rows as f64,
+            Self::Samples => len as f64 / rows as f64,
             Self::Sum => 1.0,
             Self::Weights(weights) => weights[start..start + len].iter().sum::<f64>() / weights.iter().sum::<f64>(),
         }
@@ -208,11 +208,11 @@ mod tests {
 
     #[test]
     fn remainders() {
-        assert_eq!(cut(&Shares::Examples, 10, 4), [(0, 4, 0.4), (4, 4, 0.4), (8, 2, 0.2)]);
-        assert_eq!(cut(&Shares::Examples, 9, 4), [(0, 4, 4. / 9.), (4, 5, 5. / 9.)]);
-        assert_eq!(cut(&Shares::Examples, 3, 2), [(0, 3, 1.)]);
-        assert_eq!(cut(&Shares::Examples, 2, 1), [(0, 1, 0.5), (1, 1, 0.5)]);
-        assert_eq!(cut(&Shares::Examples, 1, 4), [(0, 1, 1.)]);
+        assert_eq!(cut(&Shares::Samples, 10, 4), [(0, 4, 0.4), (4, 4, 0.4), (8, 2, 0.2)]);
+        assert_eq!(cut(&Shares::Samples, 9, 4), [(0, 4, 4. / 9.), (4, 5, 5. / 9.)]);
+        assert_eq!(cut(&Shares::Samples, 3, 2), [(0, 3, 1.)]);
+        assert_eq!(cut(&Shares::Samples, 2, 1), [(0, 1, 0.5), (1, 1, 0.5)]);
+        assert_eq!(cut(&Shares::Samples, 1, 4), [(0, 1, 1.)]);
         assert_eq!(cut(&Shares::Sum, 9, 4), [(0, 4, 1.), (4, 5, 1.)]);
     }
 
@@ -236,7 +236,7 @@ mod tests {
         division.add_rows(6).unwrap();
         division.add_rows(6).unwrap();
         assert!(division.add_rows(5).is_err() && division.set_weights(&[1f64; 5]).is_err());
-        assert!(matches!((division.rows, &division.shares), (Some(6), Shares::Examples)));
+        assert!(matches!((division.rows, &division.shares), (Some(6), Shares::Samples)));
         division.set_weights(&[1f64; 6]).unwrap();
         assert_eq!((division.parts(Some(2)).len(), division.parts(None).len()), (3, 1));
         assert!(Division::default().add_rows(0).is_err());

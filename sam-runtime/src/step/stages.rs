@@ -48,7 +48,7 @@ struct FirstPass<O> {
 /// After stage two: the variables hold w + ε̂. Dropped, it puts w back.
 #[must_use = "the step continues with `.descend(..)`"]
 pub struct Perturbed<'a, O> {
-    // The weights go back first, then the state of layers, which may be among the variables that are kept with them.
+    // The weights are restored first, then the state of layers, which may be among the variables that are kept with them.
     moved: Moved<O>,
     step: StepContext<'a>,
 }
@@ -78,13 +78,13 @@ pub struct Descent<'a, O> {
 impl<'a, O: LossOutput> Ascent<'a, O> {
     pub(crate) fn run<E>(
         sam: &'a Sam,
-        examples: Option<&'a BatchSelection<'a>>,
+        selection: Option<&'a BatchSelection<'a>>,
         loss: &mut impl FnMut(Pass) -> Result<O, E>,
     ) -> Result<Self, E>
     where
         E: From<candle_core::Error>,
     {
-        let mut step = StepContext::begin(sam, examples)?;
+        let mut step = StepContext::begin(sam, selection)?;
         let found = Found::from(&mut step, loss)?;
         Ok(Self { found, step })
     }
@@ -128,7 +128,7 @@ impl<O: LossOutput> Found<O> {
 
 // What a stage asks of O it asks method by method, so that a loss that returns something else is refused once.
 impl<'a, O> Ascent<'a, O> {
-    /// Stage two: w ← w + ε̂(w). Written over the gradient's buffers, which then change places with the weights'.
+    /// Stage two: w ← w + ε̂(w), written over the gradient's buffers. Then the storages of both are swapped.
     ///
     /// # Errors
     /// If the gradient is not finite; no weight has been touched then.
@@ -186,7 +186,7 @@ impl<'a, O> Perturbed<'a, O> {
 }
 
 impl<O> Descent<'_, O> {
-    /// Stage four: w ← w. The loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
+    /// Stage four: restores the weights. Returns the loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
     ///
     /// # Errors
     /// Only if candle fails to build a tensor of one number.
@@ -209,7 +209,7 @@ impl<O> Descent<'_, O> {
         Ok(output)
     }
 
-    /// Stage four, for one [shard](Shards) of a batch: w ← w, and the gradient joins the average.
+    /// Stage four, for one [shard](Shards) of a batch: restores the weights, and adds the gradient to the average.
     ///
     /// # Errors
     /// If candle fails to add the gradient up.

@@ -86,13 +86,13 @@ impl Combination {
     /// Whether this step, whose gradient is `first`, does without a second pass.
     pub(crate) fn is_between(self, first: &Gradient, state: &State) -> bool {
         let Self::LookSam { every, .. } = self else { return false };
-        !state.steps.is_multiple_of(every) && first.iter().all(|(var, _)| state.kept.get(var).is_some())
+        !state.steps.is_multiple_of(every) && first.iter().all(|(var, _)| state.orthogonal.get(var).is_some())
     }
 
     /// Makes the gradient of such a step out of that at w.
     pub(crate) fn mix_in(self, first: &Gradient, state: &State) -> Result<()> {
         let Self::LookSam { alpha, .. } = self else { return Ok(()) };
-        let pairs = paired(first, &state.kept);
+        let pairs = paired(first, &state.orthogonal);
         let Some((like, _)) = pairs.first() else { return Ok(()) };
         let size = square(pairs.iter().map(|(g, _)| *g))?.sqrt()?;
         let kept = square(pairs.iter().map(|(_, v)| *v))?.sqrt()?;
@@ -131,11 +131,14 @@ impl Combination {
                 let across = mixed(second, &one, &kept, &along)?;
                 without_rounding(&across, second, &second_square()?)?;
                 // Every k steps all are found anew, so that none is older.
-                let before =
-                    if state.steps.is_multiple_of(every) { VarTensors::default() } else { mem::take(&mut state.kept) };
+                let before = if state.steps.is_multiple_of(every) {
+                    VarTensors::default()
+                } else {
+                    mem::take(&mut state.orthogonal)
+                };
                 // A variable without a second gradient has no such part.
                 let zeros = first.iter().map(|(var, grad)| Ok((var.clone(), grad.zeros_like()?)));
-                state.kept = before.with(zeros.collect::<Result<_>>()?).with(across);
+                state.orthogonal = before.with(zeros.collect::<Result<_>>()?).with(across);
                 Ok(())
             }
             Self::Rescaled => {

@@ -11,7 +11,7 @@ use crate::core::var_list::{Gradient, VarTensors};
 use crate::kernels::{self, number};
 use crate::optim::MomentumBuffers;
 
-/// The direction that is climbed; the paper's is the gradient.
+/// The ascent direction; the paper's is the gradient.
 ///
 /// What is remembered is remembered for each variable: one that takes no part in a step keeps its mean, and so do the
 /// variables of one loss while another takes its turn with the same `Sam`.
@@ -120,7 +120,7 @@ impl Direction {
                 Ok(ascent)
             }
             Self::PreviousGradient => {
-                state.kept.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect()
+                state.previous.iter().map(|(var, last)| Ok((var.clone(), in_own_type(var, last)?))).collect()
             }
             Self::Random => {
                 let mut floats: Vec<_> = vars.iter().filter(|var| var.dtype().is_float()).collect();

@@ -1,10 +1,11 @@
 //! What a loss is multiplied by between the step that returns it and its backward pass.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
+use crate::core::lock::lock;
 use crate::core::var_list::VarTensors;
 use crate::kernels::{mix, number};
 
@@ -26,14 +27,14 @@ impl LossFactor {
 
     fn record(&self, outer: &Tensor) {
         if let Some(found) = &self.0 {
-            *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(outer.detach());
+            *lock(found) = Some(outer.detach());
         }
     }
 
     /// `value` times the factor, as a number for tensors like `like`.
     pub(crate) fn times(&self, value: f64, like: &Tensor) -> Result<Tensor> {
         let Some(found) = &self.0 else { return number(like, value) };
-        let Some(factor) = found.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+        let Some(factor) = lock(found).clone() else {
             return number(like, 0.0);
         };
         let value = number(like, value)?;

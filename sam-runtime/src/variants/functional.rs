@@ -1,10 +1,11 @@
-//! Functional-SAM: the second pass goes back along the first pass's slope of the loss in the network's outputs.
+//! Functional-SAM: the second backward pass starts from the first pass's gradient of the loss in the network's outputs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor};
 
+use crate::core::lock::lock;
 use crate::core::pass::{Pass, Run, Step, WeakStep};
 
 /// Returns the network's outputs as they are. In the second pass of a step their gradient is the one that they had in the
@@ -89,7 +90,7 @@ impl CustomOp1 for ReplaySlopeOp {
     }
 
     fn bwd(&self, _: &Tensor, z: &Tensor, dz: &Tensor) -> Result<Option<Tensor>> {
-        let mut steps = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = lock(&self.first);
         let known = steps.iter().position(|first| first.number == self.number);
         match self.run.pass {
             Pass::Plain => return Ok(Some(dz.clone())),
@@ -116,7 +117,7 @@ impl CustomOp1 for ReplaySlopeOp {
             }
             None => candle_core::bail!(
                 "the first pass of this step took no gradient of the outputs: Functional-SAM works on whole batches and \
-                 on `parts`, not on `hardest` examples"
+                 on `parts`, not on `hardest` samples"
             ),
         }
     }

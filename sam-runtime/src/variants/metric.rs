@@ -47,7 +47,7 @@ pub enum Mask {
         keep: f64,
     },
     /// Those where the squared gradient is largest, found anew every so many steps (SSAM-F, Mi et al. 2022,
-    /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single examples; here it is that of
+    /// <https://arxiv.org/abs/2210.05177>, whose squared gradients are means over single samples; here it is that of
     /// the batch). Finding them reads the gradient on the host. A variable that has taken no part since the last search
     /// gets its mask in the next step that it takes part in, among the variables of that step that have none.
     TopK {

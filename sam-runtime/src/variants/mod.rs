@@ -1,5 +1,6 @@
 //! The pieces that sharpness-aware methods differ in, and the published methods.
 //!
+#![doc = include_str!("../rustdoc_links.md")]
 #![doc = include_str!("../../docs/variants.md")]
 
 mod combination;

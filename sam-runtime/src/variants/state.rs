@@ -14,8 +14,10 @@ pub(crate) struct State {
     pub(crate) rate: Option<f64>,
     /// The mean of gradients that a direction follows.
     pub(crate) average: VarTensors,
-    /// The last gradient, or what LookSAM adds to the plain ones.
-    pub(crate) kept: VarTensors,
+    /// The last gradient, which a direction follows.
+    pub(crate) previous: VarTensors,
+    /// The part of the second gradient that is orthogonal to the first, which LookSAM adds to plain ones.
+    pub(crate) orthogonal: VarTensors,
     /// The mean and variance of ‖g‖².
     pub(crate) moments: Option<(f64, f64)>,
     /// What is perturbed.
@@ -33,7 +35,8 @@ impl State {
         let gate = |new: VarTensors, old: &VarTensors| if new.is_on_cpu() { Ok(new) } else { new.finite_or(old) };
         Ok(Self {
             average: gate(self.average, &before.average)?,
-            kept: gate(self.kept, &before.kept)?,
+            previous: gate(self.previous, &before.previous)?,
+            orthogonal: gate(self.orthogonal, &before.orthogonal)?,
             remainder: gate(self.remainder, &VarTensors::default())?,
             ..self
         })

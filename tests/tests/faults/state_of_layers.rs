@@ -58,7 +58,7 @@ fn running_statistics_go_back() {
     assert_eq!(once, statistics(&other));
 }
 
-/// A later shard fails: what the earlier ones have moved goes back too.
+/// A later shard fails: what the earlier ones have moved is restored too.
 #[test]
 fn running_statistics_of_shards() {
     let (norm, _) = norm();

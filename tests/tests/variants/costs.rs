@@ -13,7 +13,7 @@ use sam_tests::Net;
 
 use crate::reference::*;
 
-/// Counts the examples that go back through it.
+/// Counts the samples of its backward passes.
 struct Counter(Arc<AtomicUsize>);
 
 impl CustomOp1 for Counter {
@@ -38,7 +38,7 @@ impl CustomOp1 for Counter {
 }
 
 /// Passes a step over so many steps: a forward pass is a third, a backward pass two. `choose` has the loss function
-/// return a loss for each example.
+/// return a loss for each sample.
 fn cost(net: &Net, sam: &Sam, steps: u64, choose: Option<fn(&Sam) -> Result<BatchSelection<'_>>>) -> f64 {
     let mut sgd = Sgd::new(net.vars.to_vec(), ParamsSgd { lr: 0.02, ..Default::default() }).unwrap();
     let (forward, backward) = (Cell::new(0), Arc::new(AtomicUsize::new(0)));

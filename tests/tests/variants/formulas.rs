@@ -1,4 +1,4 @@
-//! Some steps of each variant, beside its formula.
+//! Some steps of each variant, compared with its formula.
 
 use std::cell::RefCell;
 

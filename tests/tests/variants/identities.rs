@@ -1,4 +1,4 @@
-//! What a variant comes to at the edges of its constants, and what it does not depend on.
+//! What a variant reduces to with degenerate constants, and what it does not depend on.
 
 use candle_core::{Result, Tensor, Var};
 use sam_runtime::variants::{Combination, Direction, Mask, Metric, MomentumBuffers, Radius, Schedule};

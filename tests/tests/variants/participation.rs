@@ -57,7 +57,7 @@ fn f_sam_keeps_the_mean_of_a_variable_that_takes_no_part() {
     assert_near(&found, &[2. * (1. + 0.2 * da / norm), 4. * (1. + 0.2 * db / norm)]);
 }
 
-/// Two losses of different variables by turns: each step is that of a `Sam` of its own.
+/// Two losses of different variables, alternating: each step is that of a `Sam` of its own.
 #[test]
 fn means_of_losses_that_take_turns() {
     let make: [fn() -> Sam; 2] = [Sam::vasso, Sam::f_sam];
@@ -113,7 +113,7 @@ fn look_sam_looks_where_there_is_something_to_look_at() {
     assert_eq!(passes(&look(4), &steps), [2., 1., 1., 1., 2., 2., 1.]);
 }
 
-/// Sparse SAM, k = 2, losses by turns: both are perturbed in half of their coordinates.
+/// Sparse SAM, k = 2, alternating losses: both are perturbed in half of their coordinates.
 #[test]
 fn masks_of_losses_that_take_turns() {
     let start = |x: [f64; 4]| Var::new(&x, device()).unwrap();

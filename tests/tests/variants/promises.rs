@@ -83,7 +83,7 @@ enum End {
     Nan,
 }
 
-/// NaN is an error on the CPU alone: elsewhere nobody looks at the numbers.
+/// NaN is an error on the CPU alone: values are not checked on other devices.
 fn ends() -> impl Iterator<Item = End> {
     [End::Err, End::Panic].into_iter().chain(device().is_cpu().then_some(End::Nan))
 }
@@ -168,7 +168,7 @@ fn shards(sam: &Sam, net: &Net, x: &Tensor, y: &Tensor, hook: &dyn Fn(Tensor) ->
     hook(net.loss(x, y)?)
 }
 
-/// The same where a step goes over some of the examples at a time: in each run of the loss function.
+/// The same where a step goes over some of the samples at a time: in each run of the loss function.
 #[test]
 fn a_step_over_some_examples_that_fails_leaves_nothing_behind() {
     type Loss = fn(&Sam, &Net, &Tensor, &Tensor, &dyn Fn(Tensor) -> Result<Tensor>) -> Result<Tensor>;

@@ -46,7 +46,7 @@ pub(crate) fn batch_of(step: u64) -> (Tensor, Tensor) {
     batch(BATCH, DType::F64, 100 + 2 * step)
 }
 
-/// One loss for each example.
+/// One loss for each sample.
 pub(crate) fn losses(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let logits = net.forward(x)?;
     let hit = logits.gather(&y.unsqueeze(1)?, 1)?.squeeze(1)?;
@@ -101,14 +101,14 @@ impl Step {
         gradient_at(w, |net| net.loss(&self.x, &self.y))
     }
 
-    /// The loss of each example at w.
+    /// The loss of each sample at w.
     pub(crate) fn losses(&self, w: &[f64]) -> Vector {
         let net = net();
         set_weights(&net, w);
         values(&losses(&net, &self.x, &self.y).unwrap())
     }
 
-    /// The gradient of the mean loss of some of the examples.
+    /// The gradient of the mean loss of some of the samples.
     pub(crate) fn g_of(&self, w: &[f64], rows: &[usize]) -> Vector {
         let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let rows = Tensor::new(rows, device()).unwrap();

@@ -244,11 +244,11 @@ fn files_without_labels_are_read() {
 }
 
 /// A state file with or without labels for F-SAM.
-fn write(path: &Path, labelled: bool, tensors: &[(&str, Tensor)]) {
+fn write(path: &Path, labeled: bool, tensors: &[(&str, Tensor)]) {
     let labels = [("kind", "sam-runtime sam state"), ("version", "1"), ("direction", "Residual")];
     let labels: HashMap<_, _> = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor.to_device(&Device::Cpu).unwrap()));
-    std::fs::write(path, safetensors::serialize(tensors, labelled.then_some(labels)).unwrap()).unwrap();
+    std::fs::write(path, safetensors::serialize(tensors, labeled.then_some(labels)).unwrap()).unwrap();
 }
 
 #[test]
@@ -267,8 +267,8 @@ fn damaged_states_are_refused() {
     let more = |more: &[(&'static str, Tensor)]| [&good()[..], more].concat();
     let steps = |steps: Tensor| vec![("steps", steps), ("seed", whole(0))];
     let (a, b) = (of(&[1., 2., 3.]), of(&[1., 2.]));
-    for labelled in [true, false] {
-        write(&path, labelled, &more(&[("average.0.b", b.clone()), ("average.1.a", a.clone())]));
+    for labeled in [true, false] {
+        write(&path, labeled, &more(&[("average.0.b", b.clone()), ("average.1.a", a.clone())]));
         Sam::f_sam().load(&names, &path).unwrap();
         for (tensors, words) in [
             (steps(whole(-1)), "`steps` is -1: expected a number of steps"),
@@ -304,7 +304,7 @@ fn damaged_states_are_refused() {
             (more(&[("mask.0.a", a.clone())]), "`mask`, which this `Sam` does not use"),
             (more(&[("remainder.0.a", a.clone())]), "`remainder`, which this `Sam` does not use"),
         ] {
-            write(&path, labelled, &tensors);
+            write(&path, labeled, &tensors);
             let error = sam.load(&names, &path).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains("file"), "{error}, expected {words}");
         }

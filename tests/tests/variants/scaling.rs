@@ -56,7 +56,7 @@ fn small_gradients_survive_in_f16() {
 
 #[test]
 fn an_overflow_is_an_error_and_the_scale_can_be_halved() {
-    if is_for_the_cpu("nobody looks at the numbers elsewhere") {
+    if is_for_the_cpu("values are not checked on other devices") {
         return;
     }
     let net = Net::new(DType::F32, 5);

@@ -1,4 +1,4 @@
-//! Batches in parts and shards whose losses are no means over examples.
+//! Batches in parts and shards whose losses are no means over samples.
 
 use candle_core::{DType, Result, Tensor, Var};
 use sam_runtime::{BatchSelection, Sam, Shards, SplitBatch, Weights};
@@ -104,7 +104,7 @@ fn shards() {
     let setting = setting();
     let Setting { w, x, mask, lengths } = &setting;
     let sam = Sam::new(0.3);
-    // 3 + 4, since one example would remain: 8 and 14 of 22 tokens
+    // 3 + 4, since one sample would remain: 8 and 14 of 22 tokens
     let ranges = [(0, 3), (3, 4)];
     let shares = [8. / 22., 14. / 22.];
     for (loss, shares, by_tokens) in [(sum_of_tokens as Loss, [1., 1.], false), (mean_of_tokens, shares, true)] {
@@ -126,7 +126,7 @@ fn shards() {
     }
 }
 
-/// Examples without a token are put where there are some: their own mean would be 0 / 0.
+/// Samples without a token are put where there are some: their own mean would be 0 / 0.
 #[test]
 fn examples_that_weigh_nothing() {
     let lengths = vec![0, 0, 3, 2, 0, 0, 0, 4, 1, 0, 0];
@@ -208,7 +208,7 @@ fn weights_that_are_refused() {
     }
 }
 
-/// Zero examples: each says which number is 0, and what of.
+/// Zero samples: each says which number is 0, and what of.
 #[test]
 fn sizes_of_zero() {
     let sam = Sam::new(0.3);

@@ -3,8 +3,9 @@
 use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::exp::Exp;
 use super::float::{for_float, like, output, view};
-use super::softmax::{self, Exp, Normalizer, Subtract};
+use super::softmax::{self, Normalizer, Subtract};
 
 /// What the rows should be.
 pub(crate) enum Targets {

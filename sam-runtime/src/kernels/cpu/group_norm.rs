@@ -13,21 +13,12 @@ use super::ARCH;
 use super::float::{Float, for_float, like, output, view, zeros};
 use super::lanes::{LANES, two_run_sums};
 use super::layer_norm::{Coefficients, Moments};
+use crate::kernels::shapes::GroupNormShape;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
 
-/// How to normalize images (n, channels, ..).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GroupNorm {
-    pub(crate) channels: usize,
-    pub(crate) groups: usize,
-    /// Elements of one channel of one image.
-    pub(crate) plane: usize,
-    pub(crate) eps: f64,
-}
-
-impl GroupNorm {
+impl GroupNormShape {
     /// Channels of a group.
     fn group(&self) -> usize {
         self.channels / self.groups.max(1)
@@ -51,7 +42,7 @@ impl GroupNorm {
 
 /// γ (x - mean) / σ + β, and what the backward pass needs of each group of each image.
 pub(crate) fn forward(
-    norm: GroupNorm,
+    norm: GroupNormShape,
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -71,7 +62,7 @@ pub(crate) fn forward(
 }
 
 struct Forward<'a, T> {
-    norm: GroupNorm,
+    norm: GroupNormShape,
     x: &'a [T],
     weight: &'a [T],
     bias: &'a [T],
@@ -83,7 +74,7 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 
     #[inline(always)]
     fn call(self) -> Moments {
-        let Self { norm: GroupNorm { plane, eps, .. }, x, weight, bias, y } = self;
+        let Self { norm: GroupNormShape { plane, eps, .. }, x, weight, bias, y } = self;
         let moments = Moments::of(x, eps, true);
         let center = moments.center::<T>();
         let planes = y.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
@@ -97,7 +88,7 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 
 /// The wanted gradients of x, γ and β.
 pub(crate) fn backward(
-    norm: GroupNorm,
+    norm: GroupNormShape,
     args: &[Tensor],
     moments: &[Moments],
     wanted: &[bool],
@@ -132,7 +123,7 @@ pub(crate) fn backward(
 }
 
 struct Backward<'a, T> {
-    norm: GroupNorm,
+    norm: GroupNormShape,
     x: &'a [T],
     dy: &'a [T],
     weight: &'a [T],
@@ -146,7 +137,7 @@ impl<T: Float> NullaryFnOnce for Backward<'_, T> {
 
     #[inline(always)]
     fn call(self) -> Vec<[f64; 2]> {
-        let Self { norm: GroupNorm { plane, .. }, x, dy, weight, moments, dx } = self;
+        let Self { norm: GroupNormShape { plane, .. }, x, dy, weight, moments, dx } = self;
         let ones = [T::narrow(1.0); LANES];
         let center = moments.center::<T>();
         let planes = || x.chunks_exact(plane).zip(dy.chunks_exact(plane));

@@ -97,16 +97,21 @@ pub(super) fn two_run_sums<'a, T: Float>(
     [total(&first), total(&second)]
 }
 
-/// Halves on halves: one lane after the other would take as long as a short row.
 #[inline(always)]
 fn total(lanes: &[f64; LANES]) -> f64 {
-    let (mut half, mut quarter) = ([0.0; LANES / 2], [0.0; LANES / 4]);
+    fold_halves(lanes, |a, b| a + b)
+}
+
+/// Folds lanes half by half: one lane after the other would take as long as a short row.
+#[inline(always)]
+pub(super) fn fold_halves<T: Copy>(lanes: &[T; LANES], f: impl Fn(T, T) -> T) -> T {
+    let (mut half, mut quarter) = ([lanes[0]; LANES / 2], [lanes[0]; LANES / 4]);
     for i in 0..LANES / 2 {
-        half[i] = lanes[i] + lanes[i + LANES / 2];
+        half[i] = f(lanes[i], lanes[i + LANES / 2]);
     }
     for i in 0..LANES / 4 {
-        quarter[i] = half[i] + half[i + LANES / 4];
+        quarter[i] = f(half[i], half[i + LANES / 4]);
     }
-    let [a, b, c, d, e, f, g, h] = quarter;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+    let [a, b, c, d, e, g, h, i] = quarter;
+    f(f(f(a, e), f(c, h)), f(f(b, g), f(d, i)))
 }

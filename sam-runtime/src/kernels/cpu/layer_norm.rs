@@ -28,6 +28,7 @@ use rayon::prelude::*;
 use super::ARCH;
 use super::float::{Float, for_float, like, output, view, zeros};
 use super::lanes::{LANES, two_run_sums, wide_sum};
+use crate::kernels::shapes::RowNormShape;
 
 /// Rows whose gradients of γ and β are added up in the dtype of x.
 const TILE: usize = 8;
@@ -37,15 +38,6 @@ const SHARE: usize = 1 << 14;
 
 /// Parts of the rows that each have sums of their own for the gradients of γ and β, at most.
 const PARTS: usize = 64;
-
-/// How to normalize rows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowNorm {
-    pub(crate) columns: usize,
-    pub(crate) eps: f64,
-    /// Whether the mean is subtracted.
-    pub(crate) centered: bool,
-}
 
 /// Of a row: the mean, or 0 if it is not subtracted, and 1/σ.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,7 +79,7 @@ impl<T: Float> Center<T> {
 
 /// γ (x - mean) / σ + β for each row, and what the backward pass needs.
 pub(crate) fn forward(
-    norm: RowNorm,
+    norm: RowNormShape,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -102,7 +94,7 @@ pub(crate) fn forward(
 
 /// The wanted gradients of x, γ and β.
 pub(crate) fn backward(
-    norm: RowNorm,
+    norm: RowNormShape,
     args: &[Tensor],
     moments: &[Moments],
     wanted: &[bool],
@@ -123,7 +115,7 @@ pub(crate) fn backward(
     })
 }
 
-fn normalized<T: Float>(norm: RowNorm, x: &[T], weight: &[T], bias: Option<&[T]>) -> (Vec<T>, Vec<Moments>) {
+fn normalized<T: Float>(norm: RowNormShape, x: &[T], weight: &[T], bias: Option<&[T]>) -> (Vec<T>, Vec<Moments>) {
     let columns = norm.columns.max(1);
     let mut y = zeros(x.len());
     let mut moments = vec![Moments::default(); x.len() / columns];
@@ -134,7 +126,7 @@ fn normalized<T: Float>(norm: RowNorm, x: &[T], weight: &[T], bias: Option<&[T]>
 }
 
 struct Forward<'a, T> {
-    norm: RowNorm,
+    norm: RowNormShape,
     x: &'a [T],
     weight: &'a [T],
     bias: Option<&'a [T]>,
@@ -147,7 +139,7 @@ impl<T: Float> NullaryFnOnce for Forward<'_, T> {
 
     #[inline(always)]
     fn call(self) {
-        let Self { norm: RowNorm { columns, eps, centered }, x, weight, bias, y, moments } = self;
+        let Self { norm: RowNormShape { columns, eps, centered }, x, weight, bias, y, moments } = self;
         for ((y, x), moments) in y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)).zip(moments) {
             *moments = Moments::of(x, eps, centered);
             let (center, inverse) = (moments.center::<T>(), T::narrow(moments.inverse));
@@ -173,7 +165,12 @@ struct Inputs<'a, T> {
 }
 
 /// The gradient of x if it is wanted, and those of γ and β one after the other.
-fn gradients<T: Float>(norm: RowNorm, inputs: Inputs<'_, T>, moments: &[Moments], wanted: bool) -> (Vec<T>, Vec<f64>) {
+fn gradients<T: Float>(
+    norm: RowNormShape,
+    inputs: Inputs<'_, T>,
+    moments: &[Moments],
+    wanted: bool,
+) -> (Vec<T>, Vec<f64>) {
     let columns = norm.columns.max(1);
     let mut dx = zeros(if wanted { inputs.x.len() } else { 0 });
     let rows = SHARE.div_ceil(columns).max(moments.len().div_ceil(PARTS)).next_multiple_of(TILE);
@@ -194,7 +191,7 @@ fn gradients<T: Float>(norm: RowNorm, inputs: Inputs<'_, T>, moments: &[Moments]
 }
 
 struct Backward<'a, T> {
-    norm: RowNorm,
+    norm: RowNormShape,
     inputs: Inputs<'a, T>,
     moments: &'a [Moments],
     /// Empty if it is not wanted.
@@ -242,7 +239,7 @@ impl<T: Float> Coefficients<T> {
 impl<T: Float> Backward<'_, T> {
     #[inline(always)]
     fn run<const DX: bool>(self, sums: &mut [f64]) {
-        let Self { norm: RowNorm { columns, centered, .. }, inputs: Inputs { x, dy, weight }, moments, dx } = self;
+        let Self { norm: RowNormShape { columns, centered, .. }, inputs: Inputs { x, dy, weight }, moments, dx } = self;
         let (weights, weight_rest) = weight.as_chunks::<LANES>();
         let size = TILE * columns;
         let mut of_tile = vec![T::default(); 2 * columns];
@@ -289,7 +286,7 @@ mod tests {
     }
 
     /// Rows in f64, by the definition: y and the gradients of x, γ and β.
-    fn by_definition(norm: RowNorm, x: &[f64], dy: &[f64], weight: &[f64], bias: &[f64]) -> [Vec<f64>; 4] {
+    fn by_definition(norm: RowNormShape, x: &[f64], dy: &[f64], weight: &[f64], bias: &[f64]) -> [Vec<f64>; 4] {
         let n = norm.columns as f64;
         let mut all = [vec![], vec![], vec![0.0; norm.columns], vec![0.0; norm.columns]];
         for (x, dy) in x.chunks(norm.columns).zip(dy.chunks(norm.columns)) {
@@ -313,7 +310,7 @@ mod tests {
     fn as_by_definition_also_far_from_zero() {
         for (rows, columns) in [(1, 1), (3, 5), (17, 33), (70, 257), (2, 1000)] {
             for (mean, centered) in [(0.0, true), (1e4, true), (0.3, false)] {
-                let norm = RowNorm { columns, eps: 1e-5, centered };
+                let norm = RowNormShape { columns, eps: 1e-5, centered };
                 let random = |n: usize, seed: u64| -> Vec<f64> {
                     let mut state = seed;
                     let step = |_| {

@@ -12,6 +12,7 @@ pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod elementwise_loss;
 pub(crate) mod embedding;
+mod exp;
 pub(crate) mod float;
 mod gemm;
 pub(crate) mod group_norm;

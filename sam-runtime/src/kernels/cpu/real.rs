@@ -1,4 +1,4 @@
-//! Elementary functions that the compiler can vectorise for f32, and exact ones for f64.
+//! Elementary functions that the compiler can vectorize for f32, and exact ones for f64.
 //!
 //! Those of f32 are polynomials without branches and without fused multiply-add, so that the results are the same for any width
 //! of vectors. They are off by less than 3 ulp, the normal distribution's tail by less than 5; where an exponential of a rounded number is in it, that number times an ulp is
@@ -8,7 +8,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::softmax::Exp;
+use super::exp::Exp;
 
 /// A number with the functions that activations and losses are made of.
 pub(crate) trait Real: Exp {

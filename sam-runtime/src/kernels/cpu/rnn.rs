@@ -3,7 +3,7 @@
 //! The products with the input are one for all steps, and so are those of the weights' gradients; a step is one product with the
 //! state before it, and one pass over the cells. The forward pass keeps the gates, in the order of the steps.
 //!
-//! Cells are computed in f64, with exponentials that the compiler vectorises: of a step's time the product has more.
+//! Cells are computed in f64, with exponentials that the compiler vectorizes: of a step's time the product has more.
 //!
 //! A state that is taken out of the result has a gradient as large as all of them; `nn::rnn` has them taken out in a tree.
 
@@ -13,6 +13,7 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
+use super::exp::exp_f64;
 use super::float::{Float, zeros};
 use super::matmul::{Matrix, Start, column_sums, multiply};
 use crate::kernels::shapes::{RNN_KEPT, RnnCell, RnnShape};
@@ -168,52 +169,14 @@ fn swapped<T: Float>(x: &[T], a: usize, b: usize, row: usize) -> Vec<T> {
     y
 }
 
-/// The exponential of a number, cut off where it leaves f64; NaN stays NaN. Off by some units of the last place.
-#[inline(always)]
-#[allow(clippy::suboptimal_flops, reason = "without FMA `mul_add` is a function call")]
-fn exp(x: f64) -> f64 {
-    const MOST: f64 = 708.0;
-    /// Added to a small number, it leaves the nearest integer in the lowest bits.
-    const ROUND: f64 = 6_755_399_441_055_744.0;
-    /// ln 2 in two parts, the first of few bits: its multiples are exact.
-    const LN_2: [f64; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
-    /// 1 / n!, from the 13th on down.
-    const COEFFICIENTS: [f64; 12] = [
-        1.605_904_383_682_161_5e-10,
-        2.087_675_698_786_81e-9,
-        2.505_210_838_544_172e-8,
-        2.755_731_922_398_589e-7,
-        2.755_731_922_398_589_3e-6,
-        2.480_158_730_158_73e-5,
-        1.984_126_984_126_984e-4,
-        1.388_888_888_888_889e-3,
-        8.333_333_333_333_333e-3,
-        4.166_666_666_666_666_4e-2,
-        1.666_666_666_666_666_6e-1,
-        0.5,
-    ];
-    let x = if x > MOST { MOST } else { x };
-    let x = if x < -MOST { -MOST } else { x };
-    let shifted = x * std::f64::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * LN_2[0]) - n * LN_2[1];
-    let [first, rest @ ..] = COEFFICIENTS;
-    let mut tail = first;
-    for coefficient in rest {
-        tail = tail * r + coefficient;
-    }
-    let power = f64::from_bits((shifted.to_bits() << 52).wrapping_add(1f64.to_bits()));
-    ((tail * (r * r) + r) + 1.0) * power
-}
-
 #[inline(always)]
 fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / (1.0 + exp_f64(-x))
 }
 
 #[inline(always)]
 fn tanh(x: f64) -> f64 {
-    1.0 - 2.0 / (1.0 + exp(2.0 * x))
+    1.0 - 2.0 / (1.0 + exp_f64(2.0 * x))
 }
 
 /// A row in parts of equal length.
@@ -373,14 +336,16 @@ impl<T: Float> NullaryFnOnce for GruBack<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn exponentials() {
         for i in -70_000..=70_000 {
             let x = f64::from(i) * 0.01;
-            assert!((super::exp(x) / x.exp() - 1.0).abs() < 1e-14, "{x}");
+            assert!((exp_f64(x) / x.exp() - 1.0).abs() < 1e-14, "{x}");
         }
-        assert!(super::exp(f64::NAN).is_nan());
-        let saturated = [super::sigmoid(f64::INFINITY), super::sigmoid(f64::NEG_INFINITY), super::tanh(-f64::INFINITY)];
+        assert!(exp_f64(f64::NAN).is_nan());
+        let saturated = [sigmoid(f64::INFINITY), sigmoid(f64::NEG_INFINITY), tanh(-f64::INFINITY)];
         assert!(saturated.iter().zip([1.0, 0.0, -1.0]).all(|(a, b)| (a - b).abs() < 1e-300));
     }
 }

@@ -8,13 +8,13 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, for_float, like, output, view, zeros};
-use crate::kernels::rotation::Rotation;
+use crate::kernels::shapes::RotaryShape;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
 
 /// Every pair of x turned by its angle.
-pub(crate) fn rotate(rotation: &Rotation, [x, cos, sin]: [&Tensor; 3]) -> Result<(CpuStorage, Shape)> {
+pub(crate) fn rotate(rotation: &RotaryShape, [x, cos, sin]: [&Tensor; 3]) -> Result<(CpuStorage, Shape)> {
     let (elements, cos, sin) = (view(x), view(cos), view(sin));
     for_float!(x.dtype(), "rope", |T| {
         let turned = turned::<T>(rotation, elements.elements()?, cos.elements()?, sin.elements()?, false);
@@ -23,14 +23,14 @@ pub(crate) fn rotate(rotation: &Rotation, [x, cos, sin]: [&Tensor; 3]) -> Result
 }
 
 /// The gradient of x: that of the output, turned back.
-pub(crate) fn rotate_back(rotation: &Rotation, [dy, cos, sin]: [&Tensor; 3]) -> Result<Tensor> {
+pub(crate) fn rotate_back(rotation: &RotaryShape, [dy, cos, sin]: [&Tensor; 3]) -> Result<Tensor> {
     let (elements, cos, sin) = (view(dy), view(cos), view(sin));
     for_float!(dy.dtype(), "rope", |T| {
         like(turned::<T>(rotation, elements.elements()?, cos.elements()?, sin.elements()?, true), dy)
     })
 }
 
-fn turned<T: Float>(rotation: &Rotation, x: &[T], cos: &[T], sin: &[T], inverse: bool) -> Vec<T> {
+fn turned<T: Float>(rotation: &RotaryShape, x: &[T], cos: &[T], sin: &[T], inverse: bool) -> Vec<T> {
     let mut y = zeros::<T>(x.len());
     let width = 2 * rotation.half.max(1);
     let rows = SHARE.div_ceil(width);
@@ -41,7 +41,7 @@ fn turned<T: Float>(rotation: &Rotation, x: &[T], cos: &[T], sin: &[T], inverse:
 }
 
 struct Rows<'a, T> {
-    rotation: &'a Rotation,
+    rotation: &'a RotaryShape,
     first: usize,
     x: &'a [T],
     cos: &'a [T],

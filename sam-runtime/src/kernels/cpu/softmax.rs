@@ -10,56 +10,15 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
+use super::exp::Exp;
 use super::float::Float;
-use super::lanes::{LANES, run_sum};
+use super::lanes::{LANES, fold_halves, run_sum};
 
 /// Elements that are exponentiated at a time: long enough for vectors, short enough for the first level cache.
 const BLOCK: usize = 256;
 
 /// Elements that one thread takes at least.
 const SHARE: usize = 1 << 14;
-
-/// A number with an exponential function that the compiler can vectorise.
-pub(crate) trait Exp: Float {
-    /// The exponential of a number that is not positive; NaN stays NaN.
-    fn exp(self) -> Self;
-}
-
-impl Exp for f32 {
-    /// 2ⁿ eʳ, n an integer, |r| ≤ ln 2 / 2. Off by less than 1 ulp; below -87, where results are close to the least normal
-    /// number, it is 0.
-    #[inline(always)]
-    #[allow(clippy::suboptimal_flops, reason = "without FMA `mul_add` is a function call")]
-    fn exp(self) -> Self {
-        const LEAST: f32 = -87.0;
-        /// Added to a small number, it leaves the nearest integer in the lowest bits.
-        const ROUND: f32 = 12_582_912.0;
-        /// ln 2 in two parts, the first of few bits: its multiples are exact.
-        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-        /// Of (eʳ - 1 - r) / r², from the highest power (Cephes, `expf.c`).
-        const COEFFICIENTS: [f32; 6] =
-            [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-        let x = if self < LEAST { LEAST } else { self };
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = (x - n * LN_2[0]) - n * LN_2[1];
-        let [first, rest @ ..] = COEFFICIENTS;
-        let mut tail = first;
-        for coefficient in rest {
-            tail = tail * r + coefficient;
-        }
-        let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
-        let y = ((tail * (r * r) + r) + 1.0) * power;
-        if self < LEAST { 0.0 } else { y }
-    }
-}
-
-impl Exp for f64 {
-    #[inline(always)]
-    fn exp(self) -> Self {
-        f64::exp(self)
-    }
-}
 
 /// The largest element of a row, and Σ exp(x - max). If no element is finite, 0 stands for the largest.
 #[derive(Clone, Copy, Debug)]
@@ -149,15 +108,7 @@ pub(super) fn maximum<T: Float>(row: &[T]) -> T {
         maxima.iter_mut().zip(x).for_each(|(max, x)| *max = larger(*max, *x));
     }
     maxima.iter_mut().zip(rest).for_each(|(max, x)| *max = larger(*max, *x));
-    // Halves on halves: one lane after the other would take as long as the exponentials.
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            maxima[i] = larger(maxima[i], maxima[i + half]);
-        }
-        half /= 2;
-    }
-    maxima[0]
+    fold_halves(&maxima, larger)
 }
 
 /// to = `scale` · softmax(x) - `subtract` of one row.

@@ -15,9 +15,10 @@ use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
+use super::exp::Exp;
 use super::float::{for_float, like, output, view, zeros};
 use super::lanes::run_sum;
-use super::softmax::{Exp, exponentials, maximum};
+use super::softmax::{exponentials, maximum};
 use crate::kernels::shapes::DimShape;
 
 /// Elements that one thread takes at least.

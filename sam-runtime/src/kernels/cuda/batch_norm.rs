@@ -9,12 +9,12 @@ use super::launch::channels::Channels;
 use super::launch::dtype_code;
 use super::launch::shared::STATISTICS;
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::batch_norm::Norm;
+use crate::kernels::shapes::BatchNormShape;
 
 /// The inputs of a batch normalization: x, γ, β, and a residual.
 #[derive(Clone, Copy)]
 pub(crate) struct BatchNormInput<'a> {
-    pub(crate) norm: &'a Norm,
+    pub(crate) norm: &'a BatchNormShape,
     pub(crate) x: &'a Tensor,
     pub(crate) weight: Option<&'a Tensor>,
     pub(crate) bias: Option<&'a Tensor>,
@@ -32,11 +32,11 @@ pub(crate) enum StatisticsSource<'a> {
 
 impl BatchNormInput<'_> {
     /// The launch arguments; the statistics are stored at this address.
-    fn sizes(&self, statistics: u64) -> Result<batch_norm::Norm> {
-        let Norm { channels, plane, eps, centered, relu } = *self.norm;
+    fn sizes(&self, statistics: u64) -> Result<batch_norm::BatchNorm> {
+        let BatchNormShape { channels, plane, eps, centered, relu } = *self.norm;
         let images = self.x.elem_count() / (channels * plane).max(1);
         let affine = self.weight.or(self.bias).map_or(Ok(0), |affine| dtype_code(affine.dtype()))?;
-        Ok(batch_norm::Norm {
+        Ok(batch_norm::BatchNorm {
             sizes: Channels { images, channels, plane, format: ImageLayout::of(self.x) },
             eps,
             centered,

@@ -1,4 +1,4 @@
-//! Sums of branches with a factor for each example: Shake-Shake and ShakeDrop.
+//! Sums of branches with a factor for each sample: Shake-Shake and ShakeDrop.
 
 use candle_core::{Result, Tensor};
 
@@ -7,7 +7,7 @@ use super::context::with_context;
 use super::launch::branch_mix;
 use crate::core::dtype::wide;
 
-/// Σ f x over one or two tensors x, with a factor f for each example.
+/// Σ f x over one or two tensors x, with a factor f for each sample.
 pub(crate) fn branch_mix(args: &[Tensor], factors: &[Vec<f32>]) -> Result<Output> {
     let factors = factors.iter().map(|factors| to_device(factors, &args[0])).collect::<Result<Vec<_>>>()?;
     Ok(mixed(&args.iter().zip(&factors).collect::<Vec<_>>())?.output())
@@ -18,11 +18,11 @@ pub(crate) fn branch_mix_back(dy: &Tensor, factors: &[Vec<f32>]) -> Result<Vec<O
     factors.iter().map(|factors| mixed(&[(dy, &to_device(factors, dy)?)])?.tensor().map(Some)).collect()
 }
 
-fn to_device(factors: &[f32], beside: &Tensor) -> Result<Tensor> {
-    Tensor::from_slice(factors, factors.len(), beside.device())?.to_dtype(wide(beside.dtype()))
+fn to_device(factors: &[f32], like: &Tensor) -> Result<Tensor> {
+    Tensor::from_slice(factors, factors.len(), like.device())?.to_dtype(wide(like.dtype()))
 }
 
-/// Σ f x over one or two tensors x, with one factor f per example.
+/// Σ f x over one or two tensors x, with one factor f per sample.
 pub(super) fn mixed(terms: &[(&Tensor, &Tensor)]) -> Result<UninitTensor> {
     let (mut tensors, mut factors) = ([0; 2], [0; 2]);
     if terms.iter().any(|(x, _)| x.dtype() != terms[0].0.dtype()) {

@@ -83,11 +83,11 @@ impl UninitTensor {
 
     /// With the shape, dtype, layout and device of a tensor.
     pub(super) fn like(tensor: &Tensor) -> Result<Self> {
-        Self::beside(tensor, tensor.shape())
+        Self::like_with_shape(tensor, tensor.shape())
     }
 
     /// With the dtype, layout and device of a tensor, and another shape.
-    pub(super) fn beside(tensor: &Tensor, shape: impl Into<Shape>) -> Result<Self> {
+    pub(super) fn like_with_shape(tensor: &Tensor, shape: impl Into<Shape>) -> Result<Self> {
         let fresh = Self::new(device(tensor)?, tensor.dtype(), shape)?;
         Ok(Self { format: ImageLayout::of(tensor), ..fresh })
     }
@@ -127,10 +127,10 @@ pub(crate) fn copy(tensor: &Tensor, shape: Shape) -> Result<Output> {
 
 /// Uninitialized storage on the same device, as a token in the graph. It is never read, so it is not zeroed: that would
 /// cost one launch per node.
-pub(crate) fn token(beside: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
+pub(crate) fn token(like: &CudaStorage, shape: &Shape, dtype: DType) -> Result<(CudaStorage, Shape)> {
     // SAFETY: the values are plain numbers that are never used. candle may add such tokens up; garbage and NaN are
     // harmless.
-    let storage = unsafe { beside.device().alloc_uninit(shape, dtype)? };
+    let storage = unsafe { like.device().alloc_uninit(shape, dtype)? };
     Ok((storage, shape.clone()))
 }
 

@@ -15,10 +15,10 @@ use super::launch::dtype_code;
 use super::launch::im2col::Filters;
 use super::linear::bias_back;
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::ConvShape;
 
 /// The convolution of x with w, plus a bias. `kept` stores the converted weight for the backward pass.
-pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
+pub(crate) fn conv(conv: &ConvShape, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
     let (x, w) = (&args[0], filters(&args[1], &args[0])?);
     let y = convolved(conv, x, &w)?;
     if let Some(bias) = args.get(2) {
@@ -32,7 +32,7 @@ pub(crate) fn conv(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Res
 
 /// The requested gradients of x, w and the bias.
 pub(crate) fn conv_back(
-    conv: &Conv,
+    conv: &ConvShape,
     args: &[Tensor],
     kept: Option<&Tensor>,
     wanted: &[bool],
@@ -51,7 +51,7 @@ pub(crate) fn conv_back(
 }
 
 /// The transposed convolution of x with w: the gradient of the images of `conv`, plus a bias. `kept` as for [`conv`].
-pub(crate) fn conv_transpose(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
+pub(crate) fn conv_transpose(conv: &ConvShape, args: &[Tensor], kept: &OnceLock<Tensor>) -> Result<Output> {
     let (x, w) = (&args[0], filters(&args[1], &args[0])?);
     let y = back_to_images(conv, &w, x, ImageLayout::of(x))?;
     if let Some(bias) = args.get(2) {
@@ -68,7 +68,7 @@ pub(crate) fn conv_transpose(conv: &Conv, args: &[Tensor], kept: &OnceLock<Tenso
 
 /// The requested gradients of x, w and the bias.
 pub(crate) fn conv_transpose_back(
-    conv: &Conv,
+    conv: &ConvShape,
     args: &[Tensor],
     kept: Option<&Tensor>,
     wanted: &[bool],
@@ -107,14 +107,14 @@ pub(crate) fn in_shapes_of(args: &[Tensor], gradients: Vec<Option<Tensor>>) -> R
     args.iter().zip(gradients).map(shaped).collect()
 }
 
-fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
+fn convolved(conv: &ConvShape, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     #[cfg(feature = "cudnn")]
     if let Some(y) = cudnn::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
     }
     match (ImageLayout::of(x), Depthwise::of(conv)) {
         (ImageLayout::Nchw, Some(depthwise)) => {
-            let Conv { images, filters, height, width, .. } = *conv;
+            let ConvShape { images, filters, height, width, .. } = *conv;
             let y = UninitTensor::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
             let (from, w) = (device_ptr(x)?, device_ptr(w)?);
             let addresses = [from.address, w.address, y.address()?];
@@ -127,7 +127,7 @@ fn convolved(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
 }
 
 /// The gradient of the images, in their layout: dy does not show it if it has one pixel or one channel.
-fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
+fn back_to_images(conv: &ConvShape, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
         return Ok(dx);
@@ -137,7 +137,7 @@ fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> 
         return format.arrange(&dx);
     }
     let Some(depthwise) = Depthwise::of(conv) else { return im2col::backward_data(conv, w, dy) };
-    let Conv { images, channels, height, width, .. } = *conv;
+    let ConvShape { images, channels, height, width, .. } = *conv;
     let dx = UninitTensor::new(device(dy)?, w.dtype(), (images, channels, height.input, width.input))?;
     let (gradient, w) = (device_ptr(dy)?, device_ptr(w)?);
     let addresses = [gradient.address, w.address, dx.address()?];
@@ -146,7 +146,7 @@ fn back_to_images(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> 
 }
 
 /// The gradient of the weight, contiguous and in the weight's dtype.
-fn back_to_weight(conv: &Conv, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+fn back_to_weight(conv: &ConvShape, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
     if let Some(dw) = cudnn::backward_filter(conv, x, dy, ImageLayout::of(x))? {
         return permuted(&dw, weight.dtype(), ImageLayout::Nchw);
@@ -184,12 +184,12 @@ fn permuted(w: &Tensor, dtype: DType, format: ImageLayout) -> Result<Tensor> {
 }
 
 /// The images that a convolution reads: the result of the transposed one.
-fn inputs(conv: &Conv, images: &Tensor) -> Channels {
+fn inputs(conv: &ConvShape, images: &Tensor) -> Channels {
     let plane = conv.height.input * conv.width.input;
     Channels { images: conv.images, channels: conv.channels, plane, format: ImageLayout::of(images) }
 }
 
-fn outputs(conv: &Conv, images: &Tensor) -> Channels {
+fn outputs(conv: &ConvShape, images: &Tensor) -> Channels {
     let plane = conv.height.output * conv.width.output;
     Channels { images: conv.images, channels: conv.filters, plane, format: ImageLayout::of(images) }
 }

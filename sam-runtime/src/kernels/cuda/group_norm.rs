@@ -6,10 +6,10 @@ use super::buffers::{Output, UninitTensor, device, device_ptr};
 use super::context::with_context;
 use super::launch::group_norm as launch;
 use super::launch::shared::ROW_STATISTICS;
-use crate::kernels::cpu::group_norm::GroupNorm;
+use crate::kernels::shapes::GroupNormShape;
 
 /// y, and the statistics that the backward pass needs.
-pub(crate) fn group_norm(norm: GroupNorm, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<(Output, Tensor)> {
+pub(crate) fn group_norm(norm: GroupNormShape, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<(Output, Tensor)> {
     let rows = x.dim(0)? * norm.groups;
     let (y, statistics) = (UninitTensor::like(x)?, UninitTensor::new(device(x)?, DType::F64, ROW_STATISTICS * rows)?);
     let sizes = sizes(norm, [x, weight, bias], statistics.address()?)?;
@@ -22,7 +22,7 @@ pub(crate) fn group_norm(norm: GroupNorm, x: &Tensor, weight: &Tensor, bias: &Te
 
 /// The wanted gradients of x, γ and β.
 pub(crate) fn group_norm_back(
-    norm: GroupNorm,
+    norm: GroupNormShape,
     args: &[Tensor],
     statistics: &Tensor,
     wanted: &[bool],
@@ -44,8 +44,8 @@ pub(crate) fn group_norm_back(
     gradients.into_iter().map(|gradient| gradient.map(UninitTensor::tensor).transpose()).collect()
 }
 
-fn sizes(norm: GroupNorm, [x, weight, bias]: [&Tensor; 3], statistics: u64) -> Result<launch::GroupNorm> {
-    let GroupNorm { channels, groups, plane, eps } = norm;
+fn sizes(norm: GroupNormShape, [x, weight, bias]: [&Tensor; 3], statistics: u64) -> Result<launch::GroupNorm> {
+    let GroupNormShape { channels, groups, plane, eps } = norm;
     let (images, x, weight) = (x.dim(0)?, device_ptr(x)?, device_ptr(weight)?);
     Ok(launch::GroupNorm {
         images,

@@ -6,14 +6,14 @@ use candle_core::{Result, Storage, Tensor};
 use super::buffers::{UninitTensor, device, device_ptr};
 use super::context::with_context;
 use super::launch::im2col::Patches;
-use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::ConvShape;
 
 /// Elements of patches in memory at a time, at most.
 const MAX_PATCH_ELEMENTS: usize = 1 << 27;
 
 /// The convolution of x with w, both of one dtype.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
-    let Conv { images, filters, height, width, .. } = *conv;
+pub(super) fn forward(conv: &ConvShape, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
+    let ConvShape { images, filters, height, width, .. } = *conv;
     let pixels = height.output * width.output;
     let mut y = UninitTensor::new(device(x)?, x.dtype(), (images, filters, height.output, width.output))?;
     for (first, count) in image_ranges(conv) {
@@ -29,8 +29,8 @@ pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor) -> Result<UninitTenso
 }
 
 /// The gradient of x.
-pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let Conv { images, channels, height, width, .. } = *conv;
+pub(super) fn backward_data(conv: &ConvShape, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let ConvShape { images, channels, height, width, .. } = *conv;
     let size = channels * height.input * width.input;
     let dx = UninitTensor::new(device(w)?, w.dtype(), (images, channels, height.input, width.input))?;
     let address = dx.address()?;
@@ -46,7 +46,7 @@ pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor) -> Result<Tens
 }
 
 /// The gradient of w.
-pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+pub(super) fn backward_filter(conv: &ConvShape, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for (first, count) in image_ranges(conv) {
         let some = conv.some(count);
@@ -57,19 +57,19 @@ pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor) -> Result<Te
             None => part,
         });
     }
-    let Conv { channels, filters, groups, height, width, .. } = *conv;
+    let ConvShape { channels, filters, groups, height, width, .. } = *conv;
     let shape = (filters, channels / groups, height.kernel, width.kernel);
     sum.map_or_else(|| Tensor::zeros(shape, x.dtype(), x.device()), |sum| sum.reshape(shape))
 }
 
 /// Ranges of images whose patches fit: the first image, and how many.
-fn image_ranges(conv: &Conv) -> impl Iterator<Item = (usize, usize)> + use<> {
+fn image_ranges(conv: &ConvShape) -> impl Iterator<Item = (usize, usize)> + use<> {
     let [rows, columns] = conv.some(1).sizes().matrix();
     let (images, step) = (conv.images, (MAX_PATCH_ELEMENTS / (rows * columns).max(1)).max(1));
     (0..images).step_by(step).map(move |first| (first, step.min(images - first)))
 }
 
-impl Conv {
+impl ConvShape {
     /// The same convolution, of fewer images.
     fn some(&self, images: usize) -> Self {
         Self { images, ..*self }

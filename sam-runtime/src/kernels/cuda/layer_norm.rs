@@ -6,11 +6,11 @@ use super::buffers::{Output, UninitTensor, device, device_ptr};
 use super::context::with_context;
 use super::launch::layer_norm::LayerNorm;
 use super::launch::shared::ROW_STATISTICS;
-use crate::kernels::cpu::layer_norm::RowNorm;
+use crate::kernels::shapes::RowNormShape;
 
 /// y, and the statistics that the backward pass needs.
 pub(crate) fn layer_norm(
-    norm: RowNorm,
+    norm: RowNormShape,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
@@ -25,7 +25,7 @@ pub(crate) fn layer_norm(
 
 /// The wanted gradients of x, γ and β.
 pub(crate) fn layer_norm_back(
-    norm: RowNorm,
+    norm: RowNormShape,
     args: &[Tensor],
     statistics: &Tensor,
     wanted: &[bool],
@@ -44,8 +44,8 @@ pub(crate) fn layer_norm_back(
     gradients.into_iter().map(|gradient| gradient.map(UninitTensor::tensor).transpose()).collect()
 }
 
-fn sizes(norm: RowNorm, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, statistics: u64) -> Result<LayerNorm> {
-    let RowNorm { columns, eps, centered } = norm;
+fn sizes(norm: RowNormShape, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, statistics: u64) -> Result<LayerNorm> {
+    let RowNormShape { columns, eps, centered } = norm;
     let (x, weight) = (device_ptr(x)?, device_ptr(weight)?);
     Ok(LayerNorm {
         rows: x.elements / columns.max(1),

@@ -12,7 +12,7 @@ use crate::kernels::shapes::PoolShape;
 pub(crate) fn pool(sizes: &PoolShape, x: &Tensor) -> Result<Output> {
     let (n, channels, _, _) = x.dims4()?;
     let [rows, columns] = sizes.output;
-    let (from, y) = (device_ptr(x)?, UninitTensor::beside(x, (n, channels, rows, columns))?);
+    let (from, y) = (device_ptr(x)?, UninitTensor::like_with_shape(x, (n, channels, rows, columns))?);
     let addresses = [from.address, y.address()?];
     with_context(device(x)?, |context| sizes.forward(context, from.dtype, addresses))?;
     Ok(y.output())

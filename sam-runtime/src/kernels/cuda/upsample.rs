@@ -8,7 +8,7 @@ use crate::kernels::shapes::UpsampleShape;
 
 /// The images of x, interpolated.
 pub(crate) fn upsample(sizes: &UpsampleShape, x: &Tensor, shape: Shape) -> Result<Output> {
-    let (from, y) = (device_ptr(x)?, UninitTensor::beside(x, shape)?);
+    let (from, y) = (device_ptr(x)?, UninitTensor::like_with_shape(x, shape)?);
     let addresses = [from.address, y.address()?];
     with_context(device(x)?, |context| sizes.forward(context, from.dtype, addresses))?;
     Ok(y.output())

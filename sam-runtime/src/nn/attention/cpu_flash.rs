@@ -35,7 +35,7 @@ pub fn flash_attn<T: WithDType + num_traits::Float>(
     flash(q, k, v, softmax_scale, &attn_mask, max_bias, softcap)
 }
 
-/// Whether candle has this, and does what its documentation says: for more than one example it takes the causal mask to be
+/// Whether candle has this, and does what its documentation says: for more than one sample it takes the causal mask to be
 /// aligned with the last key.
 fn candle_can(q: &Tensor, k: &Tensor, mask: &AttnMask, softcap: Option<f32>) -> bool {
     let (&[batch, queries, ..], &[_, keys, ..]) = (q.dims(), k.dims()) else { return true };

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, D, DType, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use candle_nn::attention::AttnMask;
 
 use crate::autograd::fused_op::FusedOp;
@@ -12,8 +12,8 @@ use crate::autograd::tape::apply;
 use crate::kernels::cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::has_fused_kernels;
 use crate::kernels::shapes::AttentionShape;
+use crate::kernels::{has_fused_kernels, portable};
 use crate::nn::dropout::Dropout;
 
 /// softmax(scale q kᵀ + mask) v of q (batch, heads, queries, dim), k (batch, `kv_heads`, keys, dim) and v (batch, `kv_heads`, keys,
@@ -201,7 +201,6 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, settings: &Settings<'_>
 
 /// Of q, k and v, or of one tensor with all three: (batch, queries, heads `v_dim`).
 fn fused(inputs: &[&Tensor], sizes: Sizes, settings: &Settings<'_>) -> Result<Tensor> {
-    let Sizes { batch, heads, kv_heads, queries, keys, dim, v_dim } = sizes;
     check(inputs, sizes)?;
     let dtype = inputs[0].dtype();
     let mut args = inputs.iter().map(|x| with_rows(x)).collect::<Result<Vec<_>>>()?;
@@ -210,6 +209,18 @@ fn fused(inputs: &[&Tensor], sizes: Sizes, settings: &Settings<'_>) -> Result<Te
     }
     let dropout = settings.dropout.map(Dropout::next_mask).transpose()?;
     let shape = AttentionShape {
+        drop_p: dropout.map_or(0.0, |mask| mask.drop_p),
+        seed: dropout.map_or(0, |mask| mask.seed),
+        packed: inputs.len() == 1,
+        ..shape(sizes, settings)
+    };
+    apply(Attention { shape, logs: OnceLock::new() }, &args.iter().collect::<Vec<_>>())?.to_dtype(dtype)
+}
+
+/// Without dropout.
+fn shape(sizes: Sizes, settings: &Settings<'_>) -> AttentionShape {
+    let Sizes { batch, heads, kv_heads, queries, keys, dim, v_dim } = sizes;
+    AttentionShape {
         batch,
         heads,
         kv_heads,
@@ -220,11 +231,22 @@ fn fused(inputs: &[&Tensor], sizes: Sizes, settings: &Settings<'_>) -> Result<Te
         scale: settings.scale.unwrap_or(1.0 / (dim as f64).sqrt()),
         softcap: settings.softcap,
         causal: settings.causal,
-        drop_p: dropout.map_or(0.0, |mask| mask.drop_p),
-        seed: dropout.map_or(0, |mask| mask.seed),
-        packed: inputs.len() == 1,
-    };
-    apply(Attention { shape, logs: OnceLock::new() }, &args.iter().collect::<Vec<_>>())?.to_dtype(dtype)
+        drop_p: 0.0,
+        seed: 0,
+        packed: false,
+    }
+}
+
+/// Without kernels, of (batch, heads, tokens, dim): (batch, heads, queries, `v_dim`).
+fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, settings: &Settings<'_>) -> Result<Tensor> {
+    check(&[q, k, v], sizes)?;
+    let mask = settings.mask.as_ref().map(|mask| prepared_mask(mask, sizes, q)).transpose()?;
+    portable::attention::attention(&shape(sizes, settings), [q, k, v], mask.as_ref(), |weights| {
+        match settings.dropout {
+            Some(dropout) => dropout.forward(&weights, true),
+            None => Ok(weights),
+        }
+    })
 }
 
 fn check(inputs: &[&Tensor], sizes: Sizes) -> Result<()> {
@@ -281,40 +303,6 @@ fn prepared_mask(mask: &Tensor, sizes: Sizes, q: &Tensor) -> Result<Tensor> {
         dtype if dtype.is_float() => mask.to_dtype(q.dtype())?.contiguous(),
         dtype => candle_core::bail!("expected a mask of u8 or of floats, found {dtype:?}"),
     }
-}
-
-/// By candle's operations, which have a gradient: (batch, heads, queries, `v_dim`).
-fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, settings: &Settings<'_>) -> Result<Tensor> {
-    check(&[q, k, v], sizes)?;
-    let Sizes { batch, heads, kv_heads, queries, keys, dim, .. } = sizes;
-    let for_all = |x: &Tensor| {
-        let dim = x.dim(D::Minus1)?;
-        let x = x.unsqueeze(2)?.broadcast_as((batch, kv_heads, heads / kv_heads, keys, dim))?;
-        x.reshape((batch, heads, keys, dim))?.contiguous()
-    };
-    let scale = settings.scale.unwrap_or(1.0 / (dim as f64).sqrt());
-    let mut scores = (q.contiguous()?.matmul(&for_all(k)?.t()?.contiguous()?)? * scale)?;
-    if settings.softcap != 0.0 {
-        scores = ((scores / settings.softcap)?.tanh()? * settings.softcap)?;
-    }
-    let hidden = |seen: &Tensor, scores: &Tensor| {
-        let never = Tensor::full(f32::NEG_INFINITY, (), q.device())?.to_dtype(scores.dtype())?;
-        seen.broadcast_as(scores.shape())?.where_cond(scores, &never.broadcast_as(scores.shape())?)
-    };
-    if let Some(mask) = &settings.mask {
-        let mask = prepared_mask(mask, sizes, q)?;
-        scores = if mask.dtype() == DType::U8 { hidden(&mask, &scores)? } else { scores.broadcast_add(&mask)? };
-    }
-    if let Some(offset) = settings.causal {
-        let sees = |i: usize| (0..keys).map(move |j| u8::from(j < (i + 1).saturating_add_signed(offset)));
-        let seen: Vec<u8> = (0..queries).flat_map(sees).collect();
-        scores = hidden(&Tensor::from_vec(seen, (queries, keys), q.device())?, &scores)?;
-    }
-    let mut weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-    if let Some(dropout) = settings.dropout {
-        weights = dropout.forward(&weights, true)?;
-    }
-    weights.matmul(&for_all(v)?)
 }
 
 struct Attention {

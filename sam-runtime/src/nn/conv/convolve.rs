@@ -9,11 +9,12 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 
 use crate::autograd::fused_op::{FusedOp, Saved};
 use crate::autograd::tape::apply;
-use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::conv;
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::prepare::{to_compute_dtype, weight_for};
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 /// What the configurations of all convolutions have.
 #[derive(Clone, Copy)]
@@ -25,11 +26,11 @@ pub(super) struct Window {
 }
 
 /// The side of a sequence that it does not have.
-pub(super) const NO_SIDE: Side = Side { input: 1, kernel: 1, output: 1, stride: 1, padding: 0, dilation: 1 };
+pub(super) const NO_SIDE: ConvDim = ConvDim { input: 1, kernel: 1, output: 1, stride: 1, padding: 0, dilation: 1 };
 
 impl Window {
     /// Images and a weight that fit together.
-    pub(super) fn of_images(self, x: &[usize], weight: &[usize]) -> Result<Conv> {
+    pub(super) fn of_images(self, x: &[usize], weight: &[usize]) -> Result<ConvShape> {
         let (&[images, channels, height, width], &[filters, in_group, kernel_height, kernel_width]) = (x, weight)
         else {
             candle_core::bail!("expected images and a weight of four dimensions, found {x:?} and {weight:?}")
@@ -40,11 +41,11 @@ impl Window {
         }
         self.check_channels("images", channels, in_group, filters)?;
         let (height, width) = (self.side("images", height, kernel_height)?, self.side("images", width, kernel_width)?);
-        Ok(Conv { images, channels, filters, groups: self.groups, height, width })
+        Ok(ConvShape { images, channels, filters, groups: self.groups, height, width })
     }
 
     /// Sequences and a weight that fit together, as images of one row.
-    pub(super) fn of_sequences(self, x: &[usize], weight: &[usize]) -> Result<Conv> {
+    pub(super) fn of_sequences(self, x: &[usize], weight: &[usize]) -> Result<ConvShape> {
         let (&[images, channels, length], &[filters, in_group, kernel]) = (x, weight) else {
             candle_core::bail!("expected sequences and a weight of three dimensions, found {x:?} and {weight:?}")
         };
@@ -54,7 +55,7 @@ impl Window {
         }
         self.check_channels("sequences", channels, in_group, filters)?;
         let width = self.side("sequences", length, kernel)?;
-        Ok(Conv { images, channels, filters, groups: self.groups, height: NO_SIDE, width })
+        Ok(ConvShape { images, channels, filters, groups: self.groups, height: NO_SIDE, width })
     }
 
     pub(super) fn check(self, kernel: &[usize]) -> Result<()> {
@@ -81,18 +82,18 @@ impl Window {
         Ok(())
     }
 
-    fn side(self, what: &str, input: usize, kernel: usize) -> Result<Side> {
+    fn side(self, what: &str, input: usize, kernel: usize) -> Result<ConvDim> {
         let Self { padding, stride, dilation, .. } = self;
         let (room, span) = (input + 2 * padding, dilation * (kernel - 1) + 1);
         if room < span {
             candle_core::bail!("expected {what} of at least {span} with their padding, found {room}")
         }
-        Ok(Side { input, kernel, output: (room - span) / stride + 1, stride, padding, dilation })
+        Ok(ConvDim { input, kernel, output: (room - span) / stride + 1, stride, padding, dilation })
     }
 }
 
 /// The convolution of x with a weight, plus a bias.
-pub(super) fn convolve(sizes: Conv, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn convolve(sizes: ConvShape, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     apply_to(Convolve::new(sizes, x.rank()), sizes.filters, x, weight, bias)
 }
 
@@ -120,7 +121,7 @@ pub(super) fn shape(rank: usize, images: usize, channels: usize, [height, width]
 
 /// Of x and w, and a bias if there is one.
 struct Convolve {
-    sizes: Conv,
+    sizes: ConvShape,
     /// Of x and y: 4, or for sequences 3.
     rank: usize,
     /// The weight in the type and format of the images.
@@ -129,7 +130,7 @@ struct Convolve {
 }
 
 impl Convolve {
-    fn new(sizes: Conv, rank: usize) -> Self {
+    fn new(sizes: ConvShape, rank: usize) -> Self {
         Self {
             sizes,
             rank,

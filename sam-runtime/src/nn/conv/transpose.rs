@@ -9,10 +9,11 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 
 use super::convolve::{NO_SIDE, Window, apply_to, shape};
 use crate::autograd::fused_op::{FusedOp, Saved};
-use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::conv;
 use crate::kernels::cpu::float::{View, for_float, like, output, view};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 /// The transposed convolution of x, of rank 3 or 4, with a weight of
 /// `(in_channels, out_channels / groups, ..)`, plus a bias.
@@ -34,7 +35,7 @@ pub(super) fn transpose(
 }
 
 /// The convolution whose output has x's shape, and its input that of the result.
-fn sizes(window: Window, output_padding: usize, x: &[usize], weight: &[usize]) -> Result<Conv> {
+fn sizes(window: Window, output_padding: usize, x: &[usize], weight: &[usize]) -> Result<ConvShape> {
     let Window { padding, stride, dilation, groups } = window;
     let (images, filters, kernel) = (x[0], x[1], &weight[2..]);
     window.check(kernel)?;
@@ -53,19 +54,19 @@ fn sizes(window: Window, output_padding: usize, x: &[usize], weight: &[usize]) -
         if room <= 2 * padding {
             candle_core::bail!("expected a padding of less than half of {room}, found {padding}")
         }
-        Ok(Side { input: room - 2 * padding, kernel, output: from, stride, padding, dilation })
+        Ok(ConvDim { input: room - 2 * padding, kernel, output: from, stride, padding, dilation })
     };
     let (height, width) = match (&x[2..], kernel) {
         (&[length], &[kernel]) => (NO_SIDE, side(length, kernel)?),
         (&[height, width], &[down, right]) => (side(height, down)?, side(width, right)?),
         _ => candle_core::bail!("expected an input and a weight of as many dimensions, found {x:?} and {weight:?}"),
     };
-    Ok(Conv { images, channels, filters, groups, height, width })
+    Ok(ConvShape { images, channels, filters, groups, height, width })
 }
 
 /// Of x and w, and a bias if there is one.
 struct Transpose {
-    sizes: Conv,
+    sizes: ConvShape,
     /// Of x and y: 4, or for sequences 3.
     rank: usize,
     /// The weight in the type and format of the images.

@@ -1,10 +1,11 @@
 //! Gated recurrent units.
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use candle_nn::rnn::{GRUConfig, GRUState, RNN};
-use candle_nn::{VarBuilder, ops};
 
 use super::recurrent::{Weights, states_of};
+use crate::kernels::portable;
 use crate::kernels::shapes::RnnCell;
 
 /// `candle_nn::GRU`, as one operation for a whole sequence ([`RNN::seq`]).
@@ -41,12 +42,7 @@ impl GRU {
     }
 
     fn slow_step(&self, input: &Tensor, state: &GRUState) -> Result<GRUState> {
-        let [from_x, from_h] = self.weights.products(input, &state.h)?;
-        let (from_x, from_h) = (from_x.chunk(3, 1)?, from_h.chunk(3, 1)?);
-        let r = ops::sigmoid(&(&from_x[0] + &from_h[0])?)?;
-        let z = ops::sigmoid(&(&from_x[1] + &from_h[1])?)?;
-        let n = (&from_x[2] + (r * &from_h[2])?)?.tanh()?;
-        let h = ((&z * &state.h)? - ((&z - 1.)? * n)?)?;
+        let h = portable::rnn::gru(self.weights.products(input, &state.h)?, &state.h)?;
         Ok(GRUState { h })
     }
 }

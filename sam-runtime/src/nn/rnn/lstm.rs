@@ -1,10 +1,11 @@
 //! Long short-term memory.
 
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use candle_nn::rnn::{Direction, LSTMConfig, LSTMState, RNN};
-use candle_nn::{VarBuilder, ops};
 
 use super::recurrent::{Weights, states_of};
+use crate::kernels::portable;
 use crate::kernels::shapes::RnnCell;
 
 /// `candle_nn::LSTM`, as one operation for a whole sequence ([`RNN::seq`]).
@@ -46,11 +47,7 @@ impl LSTM {
     }
 
     fn slow_step(&self, input: &Tensor, state: &LSTMState) -> Result<LSTMState> {
-        let [from_x, from_h] = self.weights.products(input, &state.h)?;
-        let gates = (from_x + from_h)?.chunk(4, 1)?;
-        let (i, f, o) = (ops::sigmoid(&gates[0])?, ops::sigmoid(&gates[1])?, ops::sigmoid(&gates[3])?);
-        let c = ((f * &state.c)? + (i * gates[2].tanh()?)?)?;
-        let h = (o * c.tanh()?)?;
+        let [h, c] = portable::rnn::lstm(self.weights.products(input, &state.h)?, &state.c)?;
         Ok(LSTMState { h, c })
     }
 }

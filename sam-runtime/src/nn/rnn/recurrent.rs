@@ -14,9 +14,9 @@ use crate::kernels::cpu::float::{View, for_float, like, output, view};
 use crate::kernels::cpu::rnn::{self, RnnArgs};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::has_fused_kernels;
 use crate::kernels::prepare::{to_compute_dtype, weight_for};
 use crate::kernels::shapes::{RnnCell, RnnShape};
+use crate::kernels::{has_fused_kernels, portable};
 
 #[derive(Clone, Debug)]
 pub(super) struct Weights {
@@ -48,10 +48,7 @@ impl Weights {
 
     /// What comes from the input and from the state, by candle's operations.
     pub(super) fn products(&self, x: &Tensor, h: &Tensor) -> Result<[Tensor; 2]> {
-        let of = |x: &Tensor, w: &Tensor, bias: &Option<Tensor>| {
-            let product = x.matmul(&w.t()?)?;
-            bias.as_ref().map_or(Ok(product.clone()), |bias| product.broadcast_add(bias))
-        };
+        let of = |x, w, bias: &Option<Tensor>| portable::rnn::product(x, w, bias.as_ref());
         Ok([of(x, &self.w_ih, &self.b_ih)?, of(h, &self.w_hh, &self.b_hh)?])
     }
 
@@ -85,7 +82,7 @@ impl Weights {
 
 /// The tensors in a range of the first dimension, without it.
 ///
-/// The gradient of one is as large as all. A tree, whose nodes hand on the gradients of their parts, keeps that from being
+/// The gradient of one is as large as all. A tree, whose nodes propagate the gradients of their parts, keeps that from being
 /// quadratic in the number of steps.
 pub(super) fn states_of(all: &Tensor, range: Range<usize>) -> Result<Vec<Tensor>> {
     const BRANCHES: usize = 4;

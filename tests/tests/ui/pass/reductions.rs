@@ -1,4 +1,4 @@
-//! Losses that are sums over the examples, and losses that weigh them.
+//! Losses that are sums over the samples, and losses that weigh them.
 
 use candle_core::{Result, Tensor, Var};
 use sam_runtime::sam;

@@ -6,9 +6,10 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::super::ARCH;
+use super::super::exp::Exp2;
 use super::super::float::{Float, for_float, like, view, zeros};
 use super::product::{KEYS, Left, Product, UNIT, copy_rows, padded, transpose, transposed_len};
-use super::scores::{Exp2, Gradients};
+use super::scores::Gradients;
 use super::tiles::{Heads, Inputs, QUERIES, key_blocks, part, parts, products, query_blocks, split, tiles};
 use crate::kernels::shapes::{AttentionShape, HeadStrides};
 

@@ -6,9 +6,10 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::super::ARCH;
+use super::super::exp::Exp2;
 use super::super::float::{View, for_float, output, view, zeros};
 use super::product::{KEYS, Left, Product, copy_rows, padded, transpose, transposed_len};
-use super::scores::{Exp2, RowState, Softmax};
+use super::scores::{RowState, Softmax};
 use super::tiles::{Inputs, QUERIES, key_blocks, part, parts, products, split, tiles};
 use crate::kernels::shapes::AttentionShape;
 

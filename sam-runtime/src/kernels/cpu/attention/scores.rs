@@ -3,77 +3,10 @@
 use pulp::{Simd, WithSimd};
 
 use super::super::dropout::DropoutMask;
+use super::super::exp::Exp2;
 use super::super::float::Float;
 use super::product::KEYS;
 use crate::kernels::shapes::AttentionShape;
-
-/// A number whose powers of 2 are taken in rows.
-pub(crate) trait Exp2: Float {
-    /// x ← 2^(factor x - shift), and the sum; 0 where the exponent is less than that of a normal number. The row is of
-    /// whole vectors.
-    fn exp2<S: Simd>(simd: S, row: &mut [Self], factor: Self, shift: Self) -> Self;
-    /// The largest, perhaps without those that are not a number. Of whole vectors.
-    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self;
-}
-
-impl Exp2 for f32 {
-    /// 2ⁿ 2ʳ, n an integer, |r| ≤ 1/2: off by less than 2 ulp.
-    #[inline(always)]
-    fn exp2<S: Simd>(simd: S, row: &mut [Self], factor: Self, shift: Self) -> Self {
-        const LEAST: f32 = -126.0;
-        /// Added to a small number, it leaves the nearest integer in the lowest bits.
-        const ROUND: f32 = 12_582_912.0;
-        /// Of (2ʳ - 1) / r, from the highest power (Cephes, `exp2f.c`).
-        const COEFFICIENTS: [f32; 6] =
-            [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
-        let coefficients = COEFFICIENTS.map(|c| simd.splat_f32s(c));
-        let [least, round, one, zero] = [LEAST, ROUND, 1.0, 0.0].map(|c| simd.splat_f32s(c));
-        let (factor, shift) = (simd.splat_f32s(factor), simd.splat_f32s(-shift));
-        let (bits, one_bits) = (simd.splat_u32s(23), simd.splat_u32s(1f32.to_bits()));
-        let mut sum = zero;
-        for x in S::as_mut_simd_f32s(row).0 {
-            let t = simd.mul_add_e_f32s(*x, factor, shift);
-            let vanishes = simd.less_than_f32s(t, least);
-            let t = simd.select_f32s(vanishes, least, t);
-            let shifted = simd.add_f32s(t, round);
-            let r = simd.sub_f32s(t, simd.sub_f32s(shifted, round));
-            let mut tail = coefficients[0];
-            for coefficient in &coefficients[1..] {
-                tail = simd.mul_add_e_f32s(tail, r, *coefficient);
-            }
-            let y = simd.mul_add_e_f32s(tail, r, one);
-            let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), bits);
-            let power = simd.transmute_f32s_u32s(simd.add_u32s(n, one_bits));
-            *x = simd.select_f32s(vanishes, zero, simd.mul_f32s(y, power));
-            sum = simd.add_f32s(sum, *x);
-        }
-        simd.reduce_sum_f32s(sum)
-    }
-
-    #[inline(always)]
-    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self {
-        let first = simd.splat_f32s(f32::NEG_INFINITY);
-        simd.reduce_max_f32s(S::as_simd_f32s(row).0.iter().fold(first, |max, x| simd.max_f32s(*x, max)))
-    }
-}
-
-impl Exp2 for f64 {
-    #[inline(always)]
-    fn exp2<S: Simd>(_: S, row: &mut [Self], factor: Self, shift: Self) -> Self {
-        let mut sum = 0.0;
-        for x in row {
-            *x = (*x * factor - shift).exp2();
-            sum += *x;
-        }
-        sum
-    }
-
-    #[inline(always)]
-    fn largest<S: Simd>(simd: S, row: &[Self]) -> Self {
-        let first = simd.splat_f64s(f64::NEG_INFINITY);
-        simd.reduce_max_f64s(S::as_simd_f64s(row).0.iter().fold(first, |max, x| simd.max_f64s(*x, max)))
-    }
-}
 
 /// A mask, and from one of its elements to the next by batch, head, query and key: 0 where it is the same for all.
 #[derive(Clone, Copy)]

@@ -22,10 +22,12 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::direct::{Axis, Plan, write};
-use super::{Conv, Images, Map, PARTS, Target, correlate_tile};
+use super::direct::write;
+use super::plan::{Axis, Plan};
+use super::{Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
+use crate::kernels::shapes::ConvShape;
 
 /// Filters of a group, at most. More fill tiles of [`direct`](super::direct).
 const FILTERS: usize = 3;
@@ -37,34 +39,34 @@ const SPAN: usize = 1 << 12;
 const WIDTH: usize = 4;
 
 /// Whether a convolution is one of these.
-pub(super) fn fits(conv: &Conv) -> bool {
+pub(super) fn fits(conv: &ConvShape) -> bool {
     let [channels, filters] = conv.in_group();
     conv.groups > 1 && channels == 1 && filters <= FILTERS
 }
 
-/// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+/// See [`super::forward`].
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let weights = w.chunks_exact(conv.taps()).flat_map(|w| plan.taps.iter().map(|tap| [w[tap.index]])).collect();
-    run(&Map::forward(conv, bias), [1; 2], &[Phase { place: [0; 2], plan, weights }], x)
+    run(&Map::forward(conv, bias), [1; 2], &[Phase { position: [0; 2], plan, weights }], x)
 }
 
-/// As the parent's.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+/// See [`super::input_gradient`].
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let stride = [conv.height.stride, conv.width.stride];
-    let phase = |place: [usize; 2]| {
-        let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
+    let phase = |position: [usize; 2]| {
+        let plan = Plan::new(Axis::backward(conv.height, position[0]), Axis::backward(conv.width, position[1]));
         let weights = w.chunks_exact(conv.taps()).flat_map(|w| plan.taps.iter().map(|tap| [w[tap.index]])).collect();
-        Phase { place, plan, weights }
+        Phase { position, plan, weights }
     };
-    let places = (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right]));
+    let positions = (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right]));
     // No output saw the pixels of a phase without taps: their gradient is 0.
-    let phases: Vec<_> = places.map(phase).filter(|phase| !phase.plan.is_empty()).collect();
+    let phases: Vec<_> = positions.map(phase).filter(|phase| !phase.plan.is_empty()).collect();
     run(&Map::backward(conv), stride, &phases, dy)
 }
 
-/// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+/// See [`super::weight_gradient`].
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let size = conv.in_group()[1] * conv.taps();
     let mut dw = zeros(conv.groups * size);
@@ -76,7 +78,7 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
 
 /// The pixels that are written every so many rows and columns, from a first one on.
 struct Phase<T> {
-    place: [usize; 2],
+    position: [usize; 2],
     plan: Plan,
     /// For each plane that is written, those of each plane that it reads.
     weights: Vec<[T; 1]>,
@@ -147,7 +149,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
             let x = Images { range: group * from..(group + 1) * from, ..x.clone() };
             let mut rest = &mut *all_planes;
             // All phases of a plane, while it is in the first level cache.
-            for (Phase { place, plan, weights }, Room { span, offsets, len }) in phases.iter().zip(&rooms) {
+            for (Phase { position, plan, weights }, Room { span, offsets, len }) in phases.iter().zip(&rooms) {
                 let (planes, others) = rest.split_at_mut(*len);
                 rest = others;
                 let images = x.count(plan.rows.input * plan.columns.input);
@@ -166,7 +168,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
                         T::vectors_mut::<S>(&mut sums[at..])[..1].copy_from_slice(&tile);
                         at += lanes;
                     }
-                    write(plan, images, filter, sums, &mut y, *place, stride);
+                    write(plan, images, filter, sums, &mut y, *position, stride);
                 }
             }
         }
@@ -175,7 +177,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 
 /// The gradient of the filters of one channel.
 struct Accumulate<'a, T> {
-    conv: &'a Conv,
+    conv: &'a ConvShape,
     plan: &'a Plan,
     channel: usize,
     x: &'a [T],

@@ -12,7 +12,7 @@
 //!   registers, lanes run along q, and each tile is added up once per group of images.
 //!
 //! Threads share out groups of images, whose size is a function of the shapes alone, and partial sums are added in the
-//! order of the groups: the same bits for any number of threads.
+//! order of the groups: results are bitwise identical for any number of threads.
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
@@ -21,21 +21,20 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
+use super::plan::{Axis, Plan};
+use super::{Block, Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
+use crate::kernels::shapes::ConvShape;
 
 /// Taps of a tile of the weight's gradient.
 const TAPS: usize = 3;
 
-/// Elements of a group of images, so that they stay in the second level cache beside the weights.
-const GROUP: usize = 80_000;
-
 /// Elements of all partial sums of a weight's gradient.
 const PARTIAL: usize = 1 << 20;
 
-/// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+/// See [`super::forward`].
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let weights = |group: usize| {
@@ -47,18 +46,18 @@ pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
     Map::forward(conv, bias).apply(x, plan.group(channels, conv.images), |group, x, y| {
         let (plan, weights) = (&plan, &weights[group]);
         T::with_scratch(|scratch| {
-            ARCH.dispatch(Correlate { plan, weights, x, y, place: [0; 2], stride: [1; 2], scratch });
+            ARCH.dispatch(Correlate { plan, weights, x, y, position: [0; 2], stride: [1; 2], scratch });
         });
     })
 }
 
-/// As the parent's.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+/// See [`super::input_gradient`].
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], taps) = (conv.in_group(), conv.taps());
     let stride = [conv.height.stride, conv.width.stride];
     let mut phases = Vec::new();
-    for place in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
-        let plan = Plan::new(Axis::backward(conv.height, place[0]), Axis::backward(conv.width, place[1]));
+    for position in (0..stride[0]).flat_map(|down| (0..stride[1]).map(move |right| [down, right])) {
+        let plan = Plan::new(Axis::backward(conv.height, position[0]), Axis::backward(conv.width, position[1]));
         if plan.is_empty() {
             continue; // No output saw these: their gradient is 0.
         }
@@ -68,19 +67,19 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
             })
         };
         let weights: Vec<_> = (0..conv.groups).map(weights).collect();
-        phases.push((place, plan, weights));
+        phases.push((position, plan, weights));
     }
     let images = phases.iter().map(|(_, plan, _)| plan.group(filters, conv.images)).min().unwrap_or(1);
     Map::backward(conv).apply(dy, images, |group, dy, mut dx| {
-        for (place, plan, weights) in &phases {
-            let (place, weights, x, y) = (*place, &weights[group], dy.clone(), dx.again());
-            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x, y, place, stride, scratch }));
+        for (position, plan, weights) in &phases {
+            let (position, weights, x, y) = (*position, &weights[group], dy.clone(), dx.again());
+            T::with_scratch(|scratch| ARCH.dispatch(Correlate { plan, weights, x, y, position, stride, scratch }));
         }
     })
 }
 
-/// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+/// See [`super::weight_gradient`].
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     let [channels, filters] = conv.in_group();
     let plan = Plan::new(Axis::forward(conv.height), Axis::forward(conv.width));
     let row = channels * conv.taps();
@@ -137,178 +136,6 @@ pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T
     dw
 }
 
-/// How one dimension of a correlation is laid out: output u is Σ w[tap.index] · input[phase of the tap][u + tap.shift].
-pub(super) struct Axis {
-    kernel: usize,
-    /// Zeros before the input.
-    lead: usize,
-    /// Every how many places an element of one phase is.
-    step: usize,
-    /// The phases that some tap reads.
-    phases: Vec<usize>,
-    taps: Vec<Tap>,
-    pub(super) input: usize,
-    pub(super) output: usize,
-    /// Places of a phase, zeros included.
-    pub(super) length: usize,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Tap {
-    /// Its place in the kernel.
-    pub(super) index: usize,
-    /// The number of its phase among those that are read.
-    phase: usize,
-    shift: usize,
-}
-
-impl Axis {
-    pub(super) fn forward(side: Side) -> Self {
-        let mut phases = Vec::new();
-        let tap = |index| {
-            let (phase, shift) = (index * side.dilation % side.stride, index * side.dilation / side.stride);
-            let phase = phases.iter().position(|known| *known == phase).unwrap_or_else(|| {
-                phases.push(phase);
-                phases.len() - 1
-            });
-            Tap { index, phase, shift }
-        };
-        let taps = (0..side.kernel).map(tap).collect();
-        Self::new(side.kernel, side.padding, side.stride, phases, taps, side.input, side.output)
-    }
-
-    /// From the gradient of the output to that of the inputs number phase, phase + stride, ..
-    pub(super) fn backward(side: Side, phase: usize) -> Self {
-        let stride = side.stride.cast_signed();
-        let shift = |index: usize| {
-            let place = (phase + side.padding).cast_signed() - (index * side.dilation).cast_signed();
-            (place.rem_euclid(stride) == 0).then_some((index, place.div_euclid(stride)))
-        };
-        let shifts: Vec<(usize, isize)> = (0..side.kernel).filter_map(shift).collect();
-        let lead = shifts.iter().map(|(_, shift)| shift.min(&0).unsigned_abs()).max().unwrap_or(0);
-        let tap = |(index, shift): (usize, isize)| Tap { index, phase: 0, shift: lead.strict_add_signed(shift) };
-        let taps = shifts.into_iter().map(tap).collect();
-        let output = side.input.saturating_sub(phase).div_ceil(side.stride);
-        Self::new(side.kernel, lead, 1, vec![0], taps, side.output, output)
-    }
-
-    fn new(
-        kernel: usize,
-        lead: usize,
-        step: usize,
-        phases: Vec<usize>,
-        taps: Vec<Tap>,
-        input: usize,
-        output: usize,
-    ) -> Self {
-        let mut length = output + taps.iter().map(|tap| tap.shift).max().unwrap_or(0);
-        if step == 1 {
-            // The zeros that end a row are those that begin the next.
-            let trail = length.saturating_sub(lead + input);
-            length = (length - trail.min(lead)).max(output);
-        }
-        Self { kernel, lead, step, phases, taps, input, output, length }
-    }
-
-    /// The places of a phase that hold elements of the input, and the first of these elements.
-    fn filled(&self, phase: usize) -> (Range<usize>, usize) {
-        let first = self.lead.saturating_sub(phase).div_ceil(self.step);
-        let end = (self.lead + self.input).saturating_sub(phase).div_ceil(self.step).min(self.length);
-        (first..end.max(first), first * self.step + phase - self.lead)
-    }
-}
-
-/// A correlation in two dimensions.
-pub(super) struct Plan {
-    pub(super) rows: Axis,
-    pub(super) columns: Axis,
-    pub(super) taps: Vec<Tap>,
-}
-
-impl Plan {
-    pub(super) fn new(rows: Axis, columns: Axis) -> Self {
-        let tap = |down: Tap, right: Tap| Tap {
-            index: down.index * columns.kernel + right.index,
-            phase: down.phase * columns.phases.len() + right.phase,
-            shift: down.shift * columns.length + right.shift,
-        };
-        let taps = rows.taps.iter().flat_map(|down| columns.taps.iter().map(|right| tap(*down, *right))).collect();
-        Self { rows, columns, taps }
-    }
-
-    pub(super) fn phases(&self) -> usize {
-        self.rows.phases.len() * self.columns.phases.len()
-    }
-
-    /// Places of one phase of one channel of one image.
-    pub(super) fn plane(&self) -> usize {
-        self.rows.length * self.columns.length
-    }
-
-    /// Whether there is nothing to compute.
-    pub(super) fn is_empty(&self) -> bool {
-        self.taps.is_empty() || self.rows.output * self.columns.output == 0
-    }
-
-    /// How many images are worked on together.
-    fn group(&self, channels: usize, images: usize) -> usize {
-        let image = channels * self.phases() * self.plane();
-        (GROUP / image.max(1)).min(images / PARTS).max(1)
-    }
-
-    /// From the first output of the first of some images to the last of the last, with the places between rows.
-    pub(super) fn span(&self, images: usize) -> usize {
-        (images - 1) * self.plane() + (self.rows.output - 1) * self.columns.length + self.columns.output
-    }
-
-    /// What each weight of a filter reads for the first output.
-    pub(super) fn offsets(&self, channels: usize, images: usize) -> Vec<usize> {
-        let (phase, channel) = (images * self.plane(), images * self.plane() * self.phases());
-        let offset = |i: usize, tap: &Tap| i * channel + tap.phase * phase + tap.shift;
-        (0..channels).flat_map(|i| self.taps.iter().map(move |tap| offset(i, tap))).collect()
-    }
-
-    /// Elements of the planes of some images, and of the zeros that are read behind them.
-    pub(super) fn len(&self, channels: usize, images: usize, tile: usize) -> usize {
-        let beyond = self.taps.iter().map(|tap| tap.shift).max().unwrap_or(0) + tile;
-        channels * self.phases() * images * self.plane() + beyond
-    }
-
-    /// Copies images into planes: by channel, phase and image.
-    #[inline(always)]
-    pub(super) fn spread<T: Float>(&self, x: &Images<'_, T>, planes: &mut [T]) {
-        let (pitch, size, step) = (self.columns.length, self.columns.input, self.columns.step);
-        let images = x.count(self.rows.input * size);
-        let mut targets = planes.chunks_exact_mut(self.plane());
-        for channel in x.range.clone() {
-            for down in &self.rows.phases {
-                let (rows, row) = self.rows.filled(*down);
-                for right in &self.columns.phases {
-                    let (places, column) = self.columns.filled(*right);
-                    for image in 0..images {
-                        let source = x.plane(image, channel, self.rows.input * size);
-                        let Some(target) = targets.next() else { return };
-                        if places.is_empty() {
-                            continue;
-                        }
-                        for (i, place) in rows.clone().enumerate() {
-                            let source = &source[(row + i * self.rows.step) * size + column..];
-                            let target = &mut target[place * pitch..][places.clone()];
-                            if step == 1 {
-                                target.copy_from_slice(&source[..places.len()]);
-                            } else if step == 2 {
-                                take_every_second(target, source);
-                            } else {
-                                target.iter_mut().zip(source.iter().step_by(step)).for_each(|(to, from)| *to = *from);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The weights of a correlation: for each block of filters and each k, one of each filter.
 struct Weights<T> {
     values: Vec<T>,
@@ -340,7 +167,7 @@ struct Correlate<'a, T> {
     x: Images<'a, T>,
     y: Target<'a, T>,
     /// The first row and column that is written, and how far it is to the next.
-    place: [usize; 2],
+    position: [usize; 2],
     stride: [usize; 2],
     scratch: &'a mut Vec<T>,
 }
@@ -357,7 +184,7 @@ impl<T: Float> WithSimd for Correlate<'_, T> {
 impl<T: Float> Correlate<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const WIDTH: usize, const FILTERS: usize>(self, simd: S) {
-        let Self { plan, weights, x, mut y, place, stride, scratch } = self;
+        let Self { plan, weights, x, mut y, position, stride, scratch } = self;
         let tile = WIDTH * T::lanes::<S>();
         let images = x.count(plan.rows.input * plan.columns.input);
         let span = plan.span(images).next_multiple_of(tile);
@@ -376,19 +203,10 @@ impl<T: Float> Correlate<'_, T> {
                 }
             }
             for (filter, sums) in (i * FILTERS..weights.filters).zip(sums.chunks_exact(span)) {
-                write(plan, images, filter, sums, &mut y, place, stride);
+                write(plan, images, filter, sums, &mut y, position, stride);
             }
         }
     }
-}
-
-/// The elements 0, 2, .. of a row. `step_by` would take them one by one.
-#[inline(always)]
-fn take_every_second<T: Copy>(to: &mut [T], from: &[T]) {
-    let (pairs, last) = from.as_chunks::<2>();
-    let (front, back) = to.split_at_mut(to.len().min(pairs.len()));
-    front.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair[0]);
-    back.iter_mut().zip(last).for_each(|(to, from)| *to = *from);
 }
 
 /// Writes the elements 0, 2, .. of a row.
@@ -407,7 +225,7 @@ pub(super) fn write<T: Float>(
     filter: usize,
     sums: &[T],
     y: &mut Target<'_, T>,
-    place: [usize; 2],
+    position: [usize; 2],
     [down, right]: [usize; 2],
 ) {
     let (size, bias) = (y.size, y.bias(filter));
@@ -415,7 +233,7 @@ pub(super) fn write<T: Float>(
         let y = y.plane(image, filter);
         for row in 0..plan.rows.output {
             let sums = &sums[image * plan.plane() + row * plan.columns.length..][..plan.columns.output];
-            let y = &mut y[(place[0] + row * down) * size + place[1]..];
+            let y = &mut y[(position[0] + row * down) * size + position[1]..];
             if right == 1 {
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum + bias);
             } else if right == 2 {

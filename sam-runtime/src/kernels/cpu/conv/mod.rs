@@ -2,8 +2,8 @@
 //!
 //! There are four ways: one channel a group is [`depthwise`], 1x1 kernels are matrix products ([`pointwise`]), 3x3 kernels of
 //! stride 1 go by [`winograd`], in fewer multiplications, all others [`direct`]ly.
-//! Threads share out images, or channels, in parts that are a function of the shapes alone: the same bits for any number
-//! of threads.
+//! Threads share out images, or channels, in parts that are a function of the shapes alone: results are bitwise identical for any
+//! number of threads.
 //!
 //! What was tried on two AVX2 cores of an AMD EPYC, 64 to 64 channels, 32x32, in GFLOP/s of the plain sum: forward, gradient
 //! of the input, gradient of the weight. The gradients are timed through `backward()`. The machine is shared and its pace
@@ -17,11 +17,11 @@
 //! | direct; tiles of 2 vectors by 6 filters | forward as the weight's | 74, 66, 85; later 108, 112, 142 | 77; 120 |
 //! | Winograd; transforms of closures and `array::from_fn` | 1.8 times direct | 124, 120, 205: neither was inlined | 115 |
 //! | Winograd; transforms of functions | 1.8 times direct | 228, 167, 210 | 179 |
-//! | Winograd; the weight's gradient by `gemm` for each place | less memory, no faster | as before; 256 channels on 8x8 136 → 228, 512 on 4x4 73 → 140 | 165 |
+//! | Winograd; the weight's gradient by `gemm` for each element of a tile | less memory, no faster | as before; 256 channels on 8x8 136 → 228, 512 on 4x4 73 → 140 | 165 |
 //! | candle's zeros and sums between layers gone ([`nn`](crate::nn)) | 10 % of a step of ResNet-20 | 15 % | |
 //! | tiles of 1024 to 32768 transforms at a time | a best size | no difference beyond the noise | |
 //! | AVX-512 (Zen 4): tiles of 3 vectors by 8 filters | the pace of `matmul` | 300, 257, 203; 256 channels on 8x8 279, 266, 302 | 201 |
-//! | rows of 4, 8 and 16 tiles with a length that the compiler knows | 5 % of a step of ResNet-20 | 1 %: they wait for memory | |
+//! | rows of 4, 8 and 16 tiles with a length that the compiler knows | 5 % of a step of ResNet-20 | 1 %: they are memory-bound | |
 //! | outputs not cleared | 5 % of a step | 3 % of WRN-16-4's: not worth what the compiler could no longer check | |
 //!
 //! Against f64, on normal numbers, the root mean square error of the output is 1.6e-7 to 7.4e-7 of its size with 16 to 512
@@ -35,6 +35,7 @@
 
 mod depthwise;
 mod direct;
+mod plan;
 mod pointwise;
 mod winograd;
 
@@ -45,55 +46,10 @@ use rayon::prelude::*;
 
 use super::ARCH;
 use super::float::{Float, zeros};
+use crate::kernels::shapes::ConvShape;
 
 /// Parts that a batch is shared out in.
 const PARTS: usize = 16;
-
-/// One of the two dimensions of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Side {
-    pub(crate) input: usize,
-    pub(crate) kernel: usize,
-    pub(crate) output: usize,
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
-    pub(crate) dilation: usize,
-}
-
-/// The sizes of a convolution, none of them 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Conv {
-    pub(crate) images: usize,
-    pub(crate) channels: usize,
-    pub(crate) filters: usize,
-    pub(crate) groups: usize,
-    pub(crate) height: Side,
-    pub(crate) width: Side,
-}
-
-impl Conv {
-    fn taps(&self) -> usize {
-        self.height.kernel * self.width.kernel
-    }
-
-    fn input(&self) -> usize {
-        self.height.input * self.width.input
-    }
-
-    fn output(&self) -> usize {
-        self.height.output * self.width.output
-    }
-
-    /// Pixels of an output.
-    pub(crate) fn pixels(&self) -> [usize; 2] {
-        [self.height.output, self.width.output]
-    }
-
-    /// Channels and filters of a group.
-    fn in_group(&self) -> [usize; 2] {
-        [self.channels / self.groups, self.filters / self.groups]
-    }
-}
 
 /// How a convolution is computed.
 #[derive(Clone, Copy)]
@@ -105,7 +61,7 @@ enum Way {
 }
 
 impl Way {
-    fn of(conv: &Conv) -> Self {
+    fn of(conv: &ConvShape) -> Self {
         if depthwise::fits(conv) {
             Self::Depthwise
         } else if pointwise::fits(conv) {
@@ -120,7 +76,7 @@ impl Way {
 
 /// y (images, filters, height, width) of x (images, channels, height, width) and
 /// w (filters, channels / groups, height, width).
-pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(crate) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::forward(conv, x, w, bias),
         Way::Pointwise => pointwise::forward(conv, x, w, bias),
@@ -130,7 +86,7 @@ pub(crate) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
 }
 
 /// The gradient of x, given that of y.
-pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+pub(crate) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::input_gradient(conv, dy, w),
         Way::Pointwise => pointwise::input_gradient(conv, dy, w),
@@ -140,7 +96,7 @@ pub(crate) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
 }
 
 /// The gradient of w, given that of y.
-pub(crate) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
+pub(crate) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
     match Way::of(conv) {
         Way::Depthwise => depthwise::weight_gradient(conv, x, dy),
         Way::Pointwise => pointwise::weight_gradient(conv, x, dy),
@@ -224,7 +180,7 @@ struct Target<'a, T> {
 }
 
 impl<T: Float> Target<'_, T> {
-    /// The same once more.
+    /// Reborrow.
     fn again(&mut self) -> Target<'_, T> {
         Target { values: self.values, ..*self }
     }
@@ -252,12 +208,12 @@ struct Map<'a, T> {
 }
 
 impl<'a, T: Float> Map<'a, T> {
-    fn forward(conv: &Conv, bias: Option<&'a [T]>) -> Self {
+    fn forward(conv: &ConvShape, bias: Option<&'a [T]>) -> Self {
         let (from, to) = ([conv.channels, conv.input()], [conv.filters, conv.output()]);
         Self { groups: conv.groups, from, to, size: conv.width.output, bias }
     }
 
-    fn backward(conv: &Conv) -> Self {
+    fn backward(conv: &ConvShape) -> Self {
         let (from, to) = ([conv.filters, conv.output()], [conv.channels, conv.input()]);
         Self { groups: conv.groups, from, to, size: conv.width.input, bias: None }
     }

@@ -10,9 +10,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Conv, PARTS};
+use super::PARTS;
 use crate::kernels::cpu::float::{Float, zeros};
 use crate::kernels::cpu::matmul::{Matrix, Start, multiply, multiply_alone};
+use crate::kernels::shapes::ConvShape;
 
 /// Pixels of a product, at least, if there are so many.
 const PIXELS: usize = 512;
@@ -24,7 +25,7 @@ const LONG: usize = 1024;
 const PARTIAL: usize = 1 << 20;
 
 /// Whether a convolution is one of these.
-pub(super) fn fits(conv: &Conv) -> bool {
+pub(super) fn fits(conv: &ConvShape) -> bool {
     let sides = [conv.height, conv.width];
     conv.groups == 1
         && sides
@@ -32,13 +33,13 @@ pub(super) fn fits(conv: &Conv) -> bool {
             .all(|side| side.kernel == 1 && side.stride == 1 && side.padding == 0 && side.input == side.output)
 }
 
-/// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+/// See [`super::forward`].
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     products(Matrix::new(w, conv.filters, conv.channels), [conv.channels, conv.filters], conv.input(), bias, x)
 }
 
-/// As the parent's.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+/// See [`super::input_gradient`].
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let w = Matrix::new(w, conv.filters, conv.channels).transposed();
     products(w, [conv.filters, conv.channels], conv.input(), None, dy)
 }
@@ -90,9 +91,9 @@ fn side_by_side<T: Float>(x: &[T], [channels, plane]: [usize; 2], rows: &mut [T]
     }
 }
 
-/// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
-    let Conv { images, channels, filters, .. } = *conv;
+/// See [`super::weight_gradient`].
+pub(super) fn weight_gradient<T: Float>(conv: &ConvShape, x: &[T], dy: &[T]) -> Vec<T> {
+    let ConvShape { images, channels, filters, .. } = *conv;
     let (plane, size) = (conv.input(), channels * filters);
     let parts = (images * plane / LONG).min(PARTIAL / size).clamp(1, PARTS).min(images);
     let parts: Vec<Range<usize>> = (0..parts).map(|i| i * images / parts..(i + 1) * images / parts).collect();

@@ -4,6 +4,7 @@
 //! thread lives. So a thread is deterministic, but two threads may have picked different plans. The choice is logged
 //! with `tracing` at debug level. Without a plan the functions return `None`.
 
+mod backend;
 mod graph;
 pub(super) mod plans;
 
@@ -14,26 +15,31 @@ use self::graph::{ALIGNMENT, Addresses, ConvOp, Operation};
 use super::buffers::{UninitTensor, address_of, device};
 use super::context::{CudaContext, with_context};
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::ConvShape;
 
 /// The convolution of x with w, of one dtype, all in this layout.
-pub(super) fn forward(conv: &Conv, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<UninitTensor>> {
-    let Conv { images, filters, height, width, .. } = *conv;
+pub(super) fn forward(conv: &ConvShape, x: &Tensor, w: &Tensor, format: ImageLayout) -> Result<Option<UninitTensor>> {
+    let ConvShape { images, filters, height, width, .. } = *conv;
     let shape = (images, filters, height.output, width.output);
     run(ConvOp::Forward, conv, format, [x, w], shape, |[x, w], y| Addresses { x, w, y })
 }
 
 /// The gradient of x.
-pub(super) fn backward_data(conv: &Conv, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
-    let Conv { images, channels, height, width, .. } = *conv;
+pub(super) fn backward_data(conv: &ConvShape, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
+    let ConvShape { images, channels, height, width, .. } = *conv;
     let shape = (images, channels, height.input, width.input);
     let dx = run(ConvOp::BackwardData, conv, format, [w, dy], shape, |[w, y], x| Addresses { x, w, y })?;
     dx.map(UninitTensor::tensor).transpose()
 }
 
 /// The gradient of w.
-pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Option<Tensor>> {
-    let Conv { channels, filters, groups, height, width, .. } = *conv;
+pub(super) fn backward_filter(
+    conv: &ConvShape,
+    x: &Tensor,
+    dy: &Tensor,
+    format: ImageLayout,
+) -> Result<Option<Tensor>> {
+    let ConvShape { channels, filters, groups, height, width, .. } = *conv;
     let shape = (filters, channels / groups, height.kernel, width.kernel);
     let dw = run(ConvOp::BackwardFilter, conv, format, [x, dy], shape, |[x, y], w| Addresses { x, w, y })?;
     dw.map(UninitTensor::tensor).transpose()
@@ -42,7 +48,7 @@ pub(super) fn backward_filter(conv: &Conv, x: &Tensor, dy: &Tensor, format: Imag
 /// Runs one of the three operations, from two operands to the third.
 fn run(
     op: ConvOp,
-    conv: &Conv,
+    conv: &ConvShape,
     format: ImageLayout,
     from: [&Tensor; 2],
     to: (usize, usize, usize, usize),

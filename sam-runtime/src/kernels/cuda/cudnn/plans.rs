@@ -9,7 +9,8 @@ use candle_core::cuda::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::cuda::{CudaDevice, WrapErr};
 
-use super::graph::{Addresses, Handle, Operation, Plan, Target};
+use super::backend::Handle;
+use super::graph::{Addresses, Operation, Plan, Target};
 
 /// Bytes of workspace, at most. A plan that needs more is skipped.
 const WORKSPACE: usize = 1 << 30;

@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 
-use super::super::launch::batch_norm::{Norm, Running};
+use super::super::launch::batch_norm::{BatchNorm, Running};
 use super::super::launch::channels::Channels;
 use super::super::launch::dtype_code;
 use super::super::launch::shared::STATISTICS;
@@ -10,6 +10,7 @@ use super::{Buffer, FLOATS, LAYOUTS, assert_close, emulators, in_both_orders, in
 use crate::core::dtype::wide;
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::cpu::batch_norm::{self as norm, Statistics};
+use crate::kernels::shapes::BatchNormShape;
 
 /// A case of [`check`].
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +63,7 @@ fn check(case: Case) {
         let [y, dx, dr] = [(); 3].map(|()| Buffer::empty(dtype, n));
         let [d_weight, d_bias] = [(); 2].map(|()| Buffer::empty(wide(dtype), channels));
         let on = |flag: bool, buffer: &Buffer| if flag { buffer.address() } else { 0 };
-        let norm = Norm {
+        let norm = BatchNorm {
             sizes: Channels { images, channels, plane, format },
             eps: 1e-5,
             centered,
@@ -89,7 +90,7 @@ fn check(case: Case) {
         return;
     };
 
-    let norm = norm::Norm { channels, plane, eps: 1e-5, centered, relu };
+    let norm = BatchNormShape { channels, plane, eps: 1e-5, centered, relu };
     for images in &mut found[..3] {
         *images = to_nchw(images, sizes, format);
     }
@@ -139,7 +140,7 @@ fn normalization_hands_on_what_is_not_a_number() {
         let statistics = statistics.address();
         let (dtype, affine_dtype, weight, bias) = (0, 0, 0, 0);
         let norm =
-            Norm { sizes, eps: 1e-5, centered: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
+            BatchNorm { sizes, eps: 1e-5, centered: true, relu: false, dtype, affine_dtype, weight, bias, statistics };
         norm.batch_statistics(&mut launcher, x.address(), None).unwrap();
         norm.forward(&mut launcher, [x.address(), 0, y.address()]).unwrap();
         assert!(y.values().iter().all(|y| y.is_nan()));

@@ -3,7 +3,8 @@
 use super::super::launch::depthwise::Depthwise;
 use super::super::launch::dtype_code;
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, tolerance};
-use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::conv;
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 #[test]
 fn depthwise_convolutions() {
@@ -17,10 +18,10 @@ fn depthwise_convolutions() {
     for (dtype, (sides, multiple)) in FLOATS.into_iter().flat_map(|dtype| cases.map(|case| (dtype, case))) {
         let [height, width] = sides.map(|[kernel, stride, padding, dilation, input]| {
             let output = (input + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-            Side { input, kernel, output, stride, padding, dilation }
+            ConvDim { input, kernel, output, stride, padding, dilation }
         });
         let (images, channels) = (3, 4);
-        let conv = Conv { images, channels, filters: channels * multiple, groups: channels, height, width };
+        let conv = ConvShape { images, channels, filters: channels * multiple, groups: channels, height, width };
         let depthwise = Depthwise::of(&conv).unwrap();
         let n = images * channels * height.input * width.input;
         let m = images * conv.filters * height.output * width.output;

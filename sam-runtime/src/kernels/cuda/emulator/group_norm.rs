@@ -5,7 +5,8 @@ use candle_core::{DType, Device, Tensor};
 use super::super::launch::dtype_code;
 use super::super::launch::group_norm::GroupNorm;
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, on_cpu, tolerance};
-use crate::kernels::cpu::group_norm::{self as on_host, backward, forward};
+use crate::kernels::cpu::group_norm::{backward, forward};
+use crate::kernels::shapes::GroupNormShape;
 
 #[test]
 fn group_norms() {
@@ -43,7 +44,7 @@ fn group_norms() {
         let tensor = |buffer: &Buffer, shape: &[usize]| Tensor::from_vec(buffer.values(), shape, &Device::Cpu).unwrap();
         let shape = [images, channels, plane];
         let args = [tensor(&x, &shape), tensor(&weight, &[channels]), tensor(&bias, &[channels])];
-        let norm = on_host::GroupNorm { channels, groups, plane, eps: 1e-5 };
+        let norm = GroupNormShape { channels, groups, plane, eps: 1e-5 };
         let (y, moments) = forward(norm, &args[0], &args[1], &args[2]).unwrap();
         let gradients = backward(norm, &args, &moments, &[true; 3], &tensor(&dy, &shape)).unwrap();
         let what = format!("{dtype:?}, γ of {affine_dtype:?}, {shape:?} in {groups} groups");

@@ -4,7 +4,8 @@ use super::super::launch::dtype_code;
 use super::super::launch::im2col::{Filters, Patches};
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, to_nchw, tolerance};
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::conv::{self, Conv, Side};
+use crate::kernels::cpu::conv;
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
 #[test]
 fn weights_between_formats_and_types() {
@@ -62,9 +63,9 @@ fn patches_of_convolutions() {
         let side = |i: usize| {
             let (stride, padding, dilation) = (stride[i], padding[i], dilation[i]);
             let output = (input[i] + 2 * padding - dilation * (kernel[i] - 1) - 1) / stride + 1;
-            Side { input: input[i], kernel: kernel[i], output, stride, padding, dilation }
+            ConvDim { input: input[i], kernel: kernel[i], output, stride, padding, dilation }
         };
-        let conv = Conv { images, channels, filters, groups: 1, height: side(0), width: side(1) };
+        let conv = ConvShape { images, channels, filters, groups: 1, height: side(0), width: side(1) };
         let output = [conv.height.output, conv.width.output];
         let patches = Patches::new(&conv);
         let ([rows, columns], pixels) = (patches.matrix(), output[0] * output[1]);

@@ -5,7 +5,8 @@ use candle_core::{DType, Device, Tensor};
 use super::super::launch::dtype_code;
 use super::super::launch::layer_norm::LayerNorm;
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, on_cpu, tolerance};
-use crate::kernels::cpu::layer_norm::{RowNorm, backward, forward};
+use crate::kernels::cpu::layer_norm::{backward, forward};
+use crate::kernels::shapes::RowNormShape;
 
 #[test]
 fn layer_norms() {
@@ -44,7 +45,7 @@ fn layer_norms() {
         };
         let tensor = |buffer: &Buffer, shape: &[usize]| Tensor::from_vec(buffer.values(), shape, &Device::Cpu).unwrap();
         let args = [tensor(&x, &[rows, columns]), tensor(&weight, &[columns]), tensor(&bias, &[columns])];
-        let on_rows = RowNorm { columns, eps: 1e-5, centered };
+        let on_rows = RowNormShape { columns, eps: 1e-5, centered };
         let (y, moments) = forward(on_rows, &args[0], &args[1], biased.then_some(&args[2])).unwrap();
         let gradients = backward(on_rows, &args, &moments, &[true; 3], &tensor(&dy, &[rows, columns])).unwrap();
         let what = format!("{dtype:?}, γ of {affine_dtype:?}, {rows} of {columns}, centered {centered}");

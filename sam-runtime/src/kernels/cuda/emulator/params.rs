@@ -10,7 +10,7 @@ use crate::core::norm_ball::Ball;
 use crate::kernels::dispatch::perturbed;
 use crate::kernels::operands::SgdStep;
 use crate::kernels::operands::{PerturbTarget, Scale};
-use crate::kernels::portable;
+use crate::kernels::portable::params as portable;
 
 /// A variable in the emulator, and the same in f64.
 struct Case {

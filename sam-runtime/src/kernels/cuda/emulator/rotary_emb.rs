@@ -6,7 +6,7 @@ use super::super::launch::dtype_code;
 use super::super::launch::rotary_emb::rope;
 use super::{Buffer, FLOATS, assert_close, in_both_orders, numbers, on_cpu, tolerance};
 use crate::kernels::cpu::rotary_emb::rotate;
-use crate::kernels::rotation::Rotation;
+use crate::kernels::shapes::RotaryShape;
 
 #[test]
 fn rotations() {
@@ -14,7 +14,7 @@ fn rotations() {
     for (dtype, case) in FLOATS.into_iter().flat_map(|dtype| (0..8).map(move |case| (dtype, case))) {
         let steps = if case & 4 == 0 { [0; 2] } else { [times * half; 2] };
         let rotation =
-            Rotation { interleaved: case & 1 != 0, batch, heads, time, half, heads_inside: case & 2 != 0, steps };
+            RotaryShape { interleaved: case & 1 != 0, batch, heads, time, half, heads_inside: case & 2 != 0, steps };
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let x = Buffer::new(dtype, &numbers(batch * heads * time * 2 * half, 1));
         let [cos, sin] = [2, 3].map(|seed| Buffer::new(wide, &numbers(batch * times * half, seed)));

@@ -8,7 +8,7 @@ use super::{KernelArg, Launcher, to_u32};
 
 /// A batch normalization and its parameters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Norm {
+pub(crate) struct BatchNorm {
     pub(crate) sizes: Channels,
     pub(crate) eps: f64,
     /// Whether the mean is subtracted.
@@ -32,7 +32,7 @@ pub(crate) struct Running {
     pub(crate) var: u64,
 }
 
-impl Norm {
+impl BatchNorm {
     fn affine(&self) -> KernelArg<'static> {
         KernelArg::Affine(AffineArgs { dtype: self.affine_dtype, weight: self.weight, bias: self.bias })
     }

@@ -5,17 +5,17 @@ use candle_core::Result;
 use super::im2col::Patches;
 use super::shared::THREADS;
 use super::{KernelArg, Launcher, to_u32};
-use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::ConvShape;
 
 /// A convolution of one channel a group, NCHW.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Depthwise {
-    conv: Conv,
+    conv: ConvShape,
 }
 
 impl Depthwise {
     /// None for other convolutions.
-    pub(crate) fn of(conv: &Conv) -> Option<Self> {
+    pub(crate) fn of(conv: &ConvShape) -> Option<Self> {
         (conv.groups > 1 && conv.groups == conv.channels).then_some(Self { conv: *conv })
     }
 
@@ -39,13 +39,13 @@ impl Depthwise {
 
     /// y of x and w, all of one dtype.
     pub(crate) fn forward(&self, launcher: &mut impl Launcher, dtype: u32, addresses: [u64; 3]) -> Result<()> {
-        let Conv { images, filters, height, width, .. } = self.conv;
+        let ConvShape { images, filters, height, width, .. } = self.conv;
         self.run(launcher, "depthwise", dtype, addresses, images * filters * height.output * width.output)
     }
 
     /// dx of dy and w.
     pub(crate) fn back_to_images(&self, launcher: &mut impl Launcher, dtype: u32, addresses: [u64; 3]) -> Result<()> {
-        let Conv { images, channels, height, width, .. } = self.conv;
+        let ConvShape { images, channels, height, width, .. } = self.conv;
         let n = images * channels * height.input * width.input;
         self.run(launcher, "depthwise_back_to_images", dtype, addresses, n)
     }

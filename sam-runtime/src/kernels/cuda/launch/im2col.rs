@@ -5,7 +5,7 @@ use candle_core::Result;
 use super::shared::{ConvArgs, FILTER_TILE, THREADS};
 use super::{KernelArg, Launcher, to_u32};
 use crate::core::image_layout::ImageLayout;
-use crate::kernels::cpu::conv::Conv;
+use crate::kernels::shapes::ConvShape;
 
 /// The weight of a convolution, (filters, channels, taps of the kernel), which changes its layout and dtype.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,8 @@ pub(crate) struct Patches {
 }
 
 impl Patches {
-    pub(crate) fn new(conv: &Conv) -> Self {
-        let Conv { images, channels, height, width, .. } = *conv;
+    pub(crate) fn new(conv: &ConvShape) -> Self {
+        let ConvShape { images, channels, height, width, .. } = *conv;
         Self {
             images,
             channels,

@@ -4,17 +4,17 @@ use candle_core::Result;
 
 use super::shared::ELEMENTS_PER_BLOCK;
 use super::{KernelArg, Launcher, to_u32};
-use crate::kernels::rotation::Rotation;
+use crate::kernels::shapes::RotaryShape;
 
 /// y = x, of the type with this code, turned by angles in the type that it is computed in, or turned back.
 pub(crate) fn rope(
     launcher: &mut impl Launcher,
-    rotation: &Rotation,
+    rotation: &RotaryShape,
     dtype: u32,
     [x, cos, sin, y]: [u64; 4],
     inverse: bool,
 ) -> Result<()> {
-    let Rotation { interleaved, batch, heads, time, half, heads_inside, steps } = *rotation;
+    let RotaryShape { interleaved, batch, heads, time, half, heads_inside, steps } = *rotation;
     let pairs = batch * heads * time * half;
     let args = [
         KernelArg::U32(dtype),

@@ -2,7 +2,7 @@
 //!
 //! F(2x2, 3x3) of Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): an output tile of 2x2
 //! is Aᵀ \[(G g Gᵀ) ⊙ (Bᵀ d B)\] A of the kernel g and the 4x4 tile d of the input. Summed over channels, the products are
-//! 16 matrix products, one for each place of a transformed tile. The gradient of the input is the same function of y's
+//! 16 matrix products, one for each element of a transformed tile. The gradient of the input is the same function of y's
 //! gradient and the turned kernel; that of the weight is Gᵀ \[Σ (A dy Aᵀ) ⊙ (Bᵀ d B)\] G, summed over the tiles.
 //!
 //! B and A have only 0 and ±1, G also ½: the error stays that of a direct sum. A larger tile, F(4x4, 3x3), would multiply
@@ -11,18 +11,21 @@
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
+mod weight;
+
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Block, Conv, Images, Map, PARTS, Side, Target, correlate_tile};
+pub(super) use self::weight::weight_gradient;
+use super::{Block, Images, Map, PARTS, Target, correlate_tile};
 use crate::kernels::cpu::ARCH;
 use crate::kernels::cpu::float::{Float, zeros};
-use crate::kernels::cpu::matmul::{Matrix, Start, multiply_alone};
+use crate::kernels::shapes::{ConvDim, ConvShape};
 
-/// Places of a transformed tile.
-const PLACES: usize = 16;
+/// Elements of a transformed tile.
+const ELEMENTS: usize = 16;
 
 /// Fewer channels or filters than this do not pay for the transforms.
 const CHANNELS: usize = 8;
@@ -33,13 +36,10 @@ const WEIGHTS: usize = 1024;
 /// Tiles of a channel, times channels, whose transforms stay in the second level cache.
 const TILES: usize = 6144;
 
-/// Elements of the transforms that are held at a time for the gradient of the weight.
-const HELD: usize = 1 << 20;
-
 /// Whether a convolution is one of these.
-pub(super) fn fits(conv: &Conv) -> bool {
+pub(super) fn fits(conv: &ConvShape) -> bool {
     // A transposed convolution with output padding has an input that reaches beyond the last window.
-    let plain = |side: Side| {
+    let plain = |side: ConvDim| {
         let ends_together = side.output + 2 == side.input + 2 * side.padding;
         side.kernel == 3 && side.stride == 1 && side.dilation == 1 && side.padding <= 2 && ends_together
     };
@@ -47,12 +47,12 @@ pub(super) fn fits(conv: &Conv) -> bool {
 }
 
 /// Whether the gradient of its weight is best taken here.
-pub(super) fn fits_weights(conv: &Conv) -> bool {
+pub(super) fn fits_weights(conv: &ConvShape) -> bool {
     fits(conv) && conv.in_group().into_iter().product::<usize>() >= WEIGHTS
 }
 
-/// As the parent's.
-pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+/// See [`super::forward`].
+pub(super) fn forward<T: Float>(conv: &ConvShape, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::forward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
         Kernels::pack(filters, channels, |filter, channel| w[(group * filters + filter) * channels + channel])
@@ -64,8 +64,8 @@ pub(super) fn forward<T: Float>(conv: &Conv, x: &[T], w: &[T], bias: Option<&[T]
     })
 }
 
-/// As the parent's: the same function, of y's gradient and the turned kernel.
-pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T> {
+/// See [`super::input_gradient`]: the same function as [`forward`], of y's gradient and the turned kernel.
+pub(super) fn input_gradient<T: Float>(conv: &ConvShape, dy: &[T], w: &[T]) -> Vec<T> {
     let ([channels, filters], tiles, w) = (conv.in_group(), Tiles::backward(conv), w.as_chunks::<9>().0);
     let kernels = |group: usize| {
         Kernels::pack(channels, filters, |channel, filter| {
@@ -81,46 +81,6 @@ pub(super) fn input_gradient<T: Float>(conv: &Conv, dy: &[T], w: &[T]) -> Vec<T>
     })
 }
 
-/// As the parent's.
-pub(super) fn weight_gradient<T: Float>(conv: &Conv, x: &[T], dy: &[T]) -> Vec<T> {
-    let ([channels, filters], tiles) = (conv.in_group(), Tiles::forward(conv));
-    let count = tiles.down * tiles.across;
-    // Enough tiles at a time that the sums of many weights are not read and written all the time.
-    let images = (HELD / (PLACES * (channels + filters))).max(256).div_ceil(count).min(conv.images);
-    let pitch = pitch(images * count);
-    let mut v = zeros::<T>(channels * PLACES * pitch);
-    let mut d = zeros::<T>(filters * PLACES * pitch);
-    let mut dw = zeros::<T>(conv.filters * channels * 9);
-    for (group, dw) in dw.chunks_mut(filters * channels * 9).enumerate() {
-        let mut sums = zeros::<T>(PLACES * filters * channels);
-        let parts = x.chunks(images * conv.channels * conv.input());
-        for (x, dy) in parts.zip(dy.chunks(images * conv.filters * conv.output())) {
-            let spread = |values, all, channel, gradient, to| {
-                let images = Images { values, all, range: channel..channel + 1 };
-                T::with_scratch(|scratch| ARCH.dispatch(Spread { tiles, images, gradient, to, pitch, scratch }));
-            };
-            let (v_lines, d_lines) = (v.par_chunks_mut(PLACES * pitch), d.par_chunks_mut(PLACES * pitch));
-            let (first, filter) = (group * channels, group * filters);
-            v_lines.enumerate().for_each(|(i, v)| spread(x, conv.channels, first + i, false, v));
-            d_lines.enumerate().for_each(|(i, d)| spread(dy, conv.filters, filter + i, true, d));
-            let used = x.len() / (conv.channels * conv.input()) * count;
-            sums.par_chunks_mut(filters * channels).enumerate().for_each(|(place, sums)| {
-                let d = Matrix::with_pitch(&d[place * pitch..], filters, used, PLACES * pitch);
-                let v = Matrix::with_pitch(&v[place * pitch..], channels, used, PLACES * pitch);
-                multiply_alone(sums, d, v.transposed(), Start::Kept);
-            });
-        }
-        dw.par_chunks_mut(channels * 9).enumerate().for_each(|(filter, dw)| {
-            for (channel, dw) in dw.as_chunks_mut::<9>().0.iter_mut().enumerate() {
-                let sum = |place: usize| sums[(place * filters + filter) * channels + channel];
-                let kernel = gather_kernel(std::array::from_fn(|i| std::array::from_fn(|j| sum(i * 4 + j))));
-                dw.copy_from_slice(kernel.as_flattened());
-            }
-        });
-    }
-    dw
-}
-
 /// The tiles of an image.
 #[derive(Clone, Copy)]
 struct Tiles {
@@ -133,13 +93,13 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn forward(conv: &Conv) -> Self {
+    fn forward(conv: &ConvShape) -> Self {
         let sides = [conv.height, conv.width];
         Self::new(sides.map(|side| side.padding), sides.map(|side| side.input), sides.map(|side| side.output))
     }
 
     /// From the gradient of the output to that of the input.
-    fn backward(conv: &Conv) -> Self {
+    fn backward(conv: &ConvShape) -> Self {
         let sides = [conv.height, conv.width];
         Self::new(sides.map(|side| 2 - side.padding), sides.map(|side| side.output), sides.map(|side| side.input))
     }
@@ -182,20 +142,7 @@ fn transform_kernel<T: Float>(g: [[T; 3]; 3]) -> [[T; 4]; 4] {
     std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]))
 }
 
-/// Gᵀ u G
-#[inline(always)]
-fn gather_kernel<T: Float>(u: [[T; 4]; 4]) -> [[T; 3]; 3] {
-    let half = T::narrow(0.5);
-    let line = |[a, b, c, d]: [T; 4]| {
-        let sum = half * (b + c);
-        [a + sum, half * (b - c), sum + d]
-    };
-    let rows = u.map(line);
-    let columns: [[T; 3]; 3] = std::array::from_fn(|j| line([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]));
-    std::array::from_fn(|i| std::array::from_fn(|j| columns[j][i]))
-}
-
-/// Transformed kernels: for each block of filters, place and channel, one of each filter.
+/// Transformed kernels: for each block of filters, element and channel, one of each filter.
 struct Kernels<T> {
     values: Vec<T>,
     filters: usize,
@@ -205,15 +152,15 @@ struct Kernels<T> {
 impl<T: Float> Kernels<T> {
     fn pack(filters: usize, channels: usize, kernel: impl Fn(usize, usize) -> [T; 9] + Sync) -> Self {
         let block = ARCH.dispatch(Block);
-        let mut values = zeros(filters.div_ceil(block) * PLACES * channels * block);
-        values.par_chunks_mut(PLACES * channels * block).enumerate().for_each(|(i, values)| {
+        let mut values = zeros(filters.div_ceil(block) * ELEMENTS * channels * block);
+        values.par_chunks_mut(ELEMENTS * channels * block).enumerate().for_each(|(i, values)| {
             for filter in i * block..(i * block + block).min(filters) {
                 for channel in 0..channels {
                     let kernel = kernel(filter, channel);
                     let transformed =
                         transform_kernel(std::array::from_fn(|i| std::array::from_fn(|j| kernel[i * 3 + j])));
-                    for (place, value) in transformed.as_flattened().iter().enumerate() {
-                        values[(place * channels + channel) * block + filter % block] = *value;
+                    for (element, value) in transformed.as_flattened().iter().enumerate() {
+                        values[(element * channels + channel) * block + filter % block] = *value;
                     }
                 }
             }
@@ -250,7 +197,7 @@ impl<T: Float> Correlate<'_, T> {
         let strips = (tiles_at_once(channels) / tiles.across).max(1);
         let span = (strips * tiles.across).next_multiple_of(WIDTH * lanes);
         let pitch = pitch(span);
-        let sizes = [PLACES * channels * pitch, PLACES * FILTERS * pitch, 4 * pitch];
+        let sizes = [ELEMENTS * channels * pitch, ELEMENTS * FILTERS * pitch, 4 * pitch];
         let (buffers, mut lines) = buffers(tiles, strips, lanes, scratch, sizes);
         let [v, m, sums] = buffers;
         let offsets: Vec<usize> = (0..channels).map(|channel| channel * pitch).collect();
@@ -258,10 +205,10 @@ impl<T: Float> Correlate<'_, T> {
             let range = first..(first + strips).min(images * tiles.down);
             let used = range.len() * tiles.across;
             transform_input::<S, T>(simd, tiles, &x, range.clone(), &mut lines, v, pitch);
-            let blocks = values.as_chunks::<FILTERS>().0.chunks_exact(PLACES * channels);
+            let blocks = values.as_chunks::<FILTERS>().0.chunks_exact(ELEMENTS * channels);
             for (i, block) in blocks.enumerate() {
-                let places = block.chunks_exact(channels).zip(v.chunks_exact(channels * pitch));
-                for ((kernels, v), m) in places.zip(m.chunks_exact_mut(FILTERS * pitch)) {
+                let elements = block.chunks_exact(channels).zip(v.chunks_exact(channels * pitch));
+                for ((kernels, v), m) in elements.zip(m.chunks_exact_mut(FILTERS * pitch)) {
                     for from in (0..used).step_by(WIDTH * lanes) {
                         let tile = correlate_tile::<S, T, WIDTH, FILTERS>(simd, kernels, &offsets, &v[from..]);
                         for (m, tile) in m.chunks_exact_mut(pitch).zip(tile) {
@@ -312,7 +259,7 @@ fn buffers<T: Float, const N: usize>(
     (buffers, lines)
 }
 
-/// v ← Bᵀ d B of some rows of tiles: by place, channel and tile.
+/// v ← Bᵀ d B of some rows of tiles: by element, channel and tile.
 #[inline(always)]
 fn transform_input<S: Simd, T: Float>(
     simd: S,
@@ -330,9 +277,9 @@ fn transform_input<S: Simd, T: Float>(
         for (image, rows) in tiles.rows(range.clone()) {
             let plane = x.plane(image, channel, input[0] * input[1]);
             for (line, row) in (2 * rows.start..2 * rows.end + 2).enumerate() {
-                let place = line / 2 * across;
+                let start = line / 2 * across;
                 let targets = if line % 2 == 0 { &mut lines.even } else { &mut lines.odd };
-                let [a, b, c, d] = targets.each_mut().map(|line| &mut line[place..place + across]);
+                let [a, b, c, d] = targets.each_mut().map(|line| &mut line[start..start + across]);
                 if row < lead[0] || row >= lead[0] + input[0] {
                     for line in [a, b, c, d] {
                         line.fill(T::default());
@@ -351,15 +298,15 @@ fn transform_input<S: Simd, T: Float>(
                 }
             }
             let used = rows.len() * across;
-            for place in 0..4 {
-                let (even, odd) = (&lines.even[place], &lines.odd[place]);
+            for column in 0..4 {
+                let (even, odd) = (&lines.even[column], &lines.odd[column]);
                 for q in (0..used).step_by(lanes) {
                     let [d0, d1] = [vector::<S, T>(even, q), vector::<S, T>(odd, q)];
                     let [d2, d3] = [vector::<S, T>(even, q + across), vector::<S, T>(odd, q + across)];
                     let sums =
                         [T::minus(simd, d0, d2), T::plus(simd, d1, d2), T::minus(simd, d2, d1), T::minus(simd, d1, d3)];
                     for (row, sum) in sums.into_iter().enumerate() {
-                        let at = (row * 4 + place) * channels * pitch + from + q;
+                        let at = (row * 4 + column) * channels * pitch + from + q;
                         T::vectors_mut::<S>(&mut v[at..at + lanes])[0] = sum;
                     }
                 }
@@ -381,19 +328,12 @@ fn gather_line<S: Simd, T: Float>(simd: S, [a, b, c, d]: [T::Vector<S>; 4]) -> [
     [T::plus(simd, T::plus(simd, a, b), c), T::minus(simd, T::minus(simd, b, c), d)]
 }
 
-/// A dy
-#[inline(always)]
-fn gradient_line<S: Simd, T: Float>(simd: S, [a, b]: [T::Vector<S>; 2]) -> [T::Vector<S>; 4] {
-    let zero = T::splat(simd, T::default());
-    [a, T::plus(simd, a, b), T::minus(simd, a, b), T::minus(simd, zero, b)]
-}
-
 /// sums ← Aᵀ m A: the four outputs of each tile.
 #[inline(always)]
 fn gather_output<S: Simd, T: Float>(
     simd: S,
     m: &[T],
-    place: usize,
+    step: usize,
     from: usize,
     used: usize,
     sums: &mut [T],
@@ -406,7 +346,7 @@ fn gather_output<S: Simd, T: Float>(
         for (j, (upper, lower)) in upper.iter_mut().zip(lower).enumerate() {
             let mut line = [T::splat(simd, T::default()); 4];
             for (i, part) in line.iter_mut().enumerate() {
-                *part = vector::<S, T>(m, (i * 4 + j) * place + from + q);
+                *part = vector::<S, T>(m, (i * 4 + j) * step + from + q);
             }
             [*upper, *lower] = gather_line::<S, T>(simd, line);
         }
@@ -419,7 +359,7 @@ fn gather_output<S: Simd, T: Float>(
     }
 }
 
-/// Puts the outputs of one filter, sorted by their place in a tile, where they belong.
+/// Puts the outputs of one filter, sorted by their position in a tile, where they belong.
 #[inline(always)]
 fn write<T: Float>(tiles: Tiles, range: Range<usize>, filter: usize, sums: &[T], pitch: usize, y: &mut Target<'_, T>) {
     let (size, bias) = (y.size, y.bias(filter));
@@ -438,79 +378,5 @@ fn write<T: Float>(tiles: Tiles, range: Range<usize>, filter: usize, sums: &[T],
             }
         }
         from += rows.len() * tiles.across;
-    }
-}
-
-/// The transforms of one channel of x, or of one filter of dy: by place and tile.
-struct Spread<'a, T> {
-    tiles: Tiles,
-    images: Images<'a, T>,
-    gradient: bool,
-    to: &'a mut [T],
-    pitch: usize,
-    scratch: &'a mut Vec<T>,
-}
-
-impl<T: Float> WithSimd for Spread<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tiles, images, gradient, to, pitch, scratch } = self;
-        let [height, width] = if gradient { tiles.output } else { tiles.input };
-        let strips = images.count(height * width) * tiles.down;
-        let ([], mut lines) = buffers(tiles, strips, T::lanes::<S>(), scratch, []);
-        if gradient {
-            transform_gradient::<S, T>(simd, tiles, &images, &mut lines, to, pitch);
-        } else {
-            transform_input::<S, T>(simd, tiles, &images, 0..strips, &mut lines, to, pitch);
-        }
-    }
-}
-
-/// d ← A dy Aᵀ: by place and tile.
-#[inline(always)]
-fn transform_gradient<S: Simd, T: Float>(
-    simd: S,
-    tiles: Tiles,
-    dy: &Images<'_, T>,
-    lines: &mut Lines<'_, T>,
-    d: &mut [T],
-    pitch: usize,
-) {
-    let (across, [height, width]) = (tiles.across, tiles.output);
-    // The four elements of each tile.
-    let ([e0, e1, ..], [o0, o1, ..]) = (&mut lines.even, &mut lines.odd);
-    let images = dy.count(height * width);
-    for image in 0..images {
-        let plane = dy.plane(image, dy.range.start, height * width);
-        for row in 0..2 * tiles.down {
-            let place = (image * tiles.down + row / 2) * across;
-            let (left, right) = if row % 2 == 0 { (&mut *e0, &mut *e1) } else { (&mut *o0, &mut *o1) };
-            let (left, right) = (&mut left[place..place + across], &mut right[place..place + across]);
-            if row >= height {
-                left.fill(T::default());
-                right.fill(T::default());
-                continue;
-            }
-            let (pairs, rest) = plane[row * width..][..width].as_chunks::<2>();
-            for ((pair, left), right) in pairs.iter().zip(&mut *left).zip(&mut *right) {
-                [*left, *right] = *pair;
-            }
-            if let ([last], Some(left), Some(right)) = (rest, left.last_mut(), right.last_mut()) {
-                [*left, *right] = [*last, T::default()];
-            }
-        }
-    }
-    for q in (0..images * tiles.down * across).step_by(T::lanes::<S>()) {
-        let left = gradient_line::<S, T>(simd, [vector::<S, T>(e0, q), vector::<S, T>(o0, q)]);
-        let right = gradient_line::<S, T>(simd, [vector::<S, T>(e1, q), vector::<S, T>(o1, q)]);
-        for row in 0..4 {
-            let line = gradient_line::<S, T>(simd, [left[row], right[row]]);
-            for (column, value) in line.into_iter().enumerate() {
-                let at = (row * 4 + column) * pitch + q;
-                T::vectors_mut::<S>(&mut d[at..at + T::lanes::<S>()])[0] = value;
-            }
-        }
     }
 }

@@ -5,16 +5,16 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::operands::{AdamWStep, PerturbTarget, Scale, SgdStep};
-use super::rounding::Rounding;
 use crate::core::dtype::{exact, exact_dtype};
 use crate::core::norm_ball::Ball;
 use crate::core::norm_ball::Power;
 use crate::core::storage::swap_storage;
 use crate::core::var_list::Gradient;
+use crate::kernels::operands::{AdamWStep, PerturbTarget, Scale, SgdStep};
+use crate::kernels::rounding::Rounding;
 
 /// w + ε̂, in new buffers. Where the gradient is zero or not finite, w.
-pub(super) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
+pub(crate) fn perturbed(ball: Ball, targets: Vec<PerturbTarget>) -> Result<Gradient> {
     let scale = BallScale::of(ball, &targets)?;
     let mut rounding = Rounding::of(&targets);
     let values = targets.into_iter().map(|target| {
@@ -106,7 +106,7 @@ fn ratio(along: &Tensor, max: &Tensor) -> Result<Tensor> {
 }
 
 /// Σ a b, on the device of the first.
-pub(super) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+pub(crate) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for (a, b) in pairs {
         let part = (exact(a)? * exact(b)?)?.sum_all()?;
@@ -119,7 +119,7 @@ pub(super) fn dot(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
 }
 
 /// ‖a‖₂, which overflows or vanishes only if the norm itself does.
-pub(super) fn norm(a: &Tensor) -> Result<Tensor> {
+pub(crate) fn norm(a: &Tensor) -> Result<Tensor> {
     let size = exact(a)?.abs()?.flatten_all()?;
     let max = size.max(0)?;
     let divisor = max.eq(&max.zeros_like()?)?.where_cond(&max.ones_like()?, &max)?;
@@ -127,20 +127,20 @@ pub(super) fn norm(a: &Tensor) -> Result<Tensor> {
 }
 
 /// a ← α a + β b.
-pub(super) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
+pub(crate) fn mix(a: &Tensor, alpha: &Tensor, b: &Tensor, beta: &Tensor) -> Result<()> {
     let (wide_a, wide_b) = (exact(a)?, exact(b)?);
     let mixed = (wide_a.broadcast_mul(&on(alpha, &wide_a)?)? + wide_b.broadcast_mul(&on(beta, &wide_a)?)?)?;
     swap_storage(a, &mixed.to_dtype(a.dtype())?)
 }
 
 /// a - β b, and 0 where that is less than `tolerance` times a.
-pub(super) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
+pub(crate) fn residual(a: &Tensor, beta: f64, b: &Tensor, tolerance: f64) -> Result<Tensor> {
     let rest = (a - (b * beta)?)?;
     rest.abs()?.lt(&(a.abs()? * tolerance)?)?.where_cond(&rest.zeros_like()?, &rest)
 }
 
 /// One step of stochastic gradient descent.
-pub(super) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&Tensor>) -> Result<()> {
+pub(crate) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&Tensor>) -> Result<()> {
     let SgdStep { lr, momentum, nesterov, weight_decay } = params;
     let w = wide(var)?;
     let g = (wide(grad)? + (&w * weight_decay)?)?;
@@ -156,7 +156,7 @@ pub(super) fn sgd(params: SgdStep, var: &Var, grad: &Tensor, velocity: Option<&T
 }
 
 /// One step of AdamW.
-pub(super) fn adamw(step: AdamWStep, var: &Var, grad: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
+pub(crate) fn adamw(step: AdamWStep, var: &Var, grad: &Tensor, first: &Tensor, second: &Tensor) -> Result<()> {
     let AdamWStep { keep, lerp, from_gradient, beta2, rate2, bias2_root, eps, minus_rate } = step;
     let (w, g) = (wide(var)?, wide(grad)?);
     let m = (((&g - first)? * lerp)? + if from_gradient { &g } else { first })?;
@@ -169,18 +169,18 @@ pub(super) fn adamw(step: AdamWStep, var: &Var, grad: &Tensor, first: &Tensor, s
 }
 
 /// a ← d a + (1 - d) w.
-pub(super) fn ema(average: &Tensor, var: &Var, decay: f64) -> Result<()> {
+pub(crate) fn ema(average: &Tensor, var: &Var, decay: f64) -> Result<()> {
     swap_storage(average, &((average * decay)? + (wide(var)? * (1.0 - decay))?)?)
 }
 
 /// factor · a
-pub(super) fn times(a: &Tensor, factor: &Tensor) -> Result<Tensor> {
+pub(crate) fn times(a: &Tensor, factor: &Tensor) -> Result<Tensor> {
     let wide = wide(a)?;
     wide.broadcast_mul(&on(factor, &wide)?)?.to_dtype(a.dtype())
 }
 
 /// Each number to the nearest one within ±limit.
-pub(super) fn clamped(a: &Tensor, limit: f64) -> Result<Tensor> {
+pub(crate) fn clamped(a: &Tensor, limit: f64) -> Result<Tensor> {
     let a = a.detach();
     a.ne(&a)?.where_cond(&a, &a.clamp(-limit, limit)?)
 }
