@@ -281,5 +281,14 @@ fn a_trained_network_has_a_spectrum() {
         error(&output)
     };
     assert!(refused("weights.safetensors").contains("expected NAME=FILE"));
+    let few = |order: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spectrum"));
+        command.arg(training.path("recipe.toml")).arg(format!("sam={}", weights.display()));
+        command.args(["--quiet", "--seed", "3", "--order", order, "--overwrite", "--out"]);
+        command.arg(training.path("spectrum")).output().unwrap()
+    };
+    let output = few("3");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && !table.contains("NaN"), "{table}");
     assert!(refused("a=missing.safetensors").contains("missing.safetensors"));
 }
