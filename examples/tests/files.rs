@@ -96,6 +96,7 @@ fn refused_trainings_remove_nothing() {
     let out = training.path("out").to_str().unwrap().to_owned();
     for (arguments, words) in [
         (&["--set", "keep-epochs = [9.0]"][..], "`keep-epochs` names epoch 9"),
+        (&["--set", "keep-epochs = [9.0]", "--set", "method = \"bootstrap\""], "`keep-epochs` names epoch 9"),
         (&["--data", &out, "--set", "start = \"missing.safetensors\""], "missing.safetensors"),
         (&["--data", &out, "--set", "start = \"best.safetensors\"", "--set", "model = \"mlp-w4\""], "has shape"),
         (&["--data", &out, "--set", "start = \"best.safetensors\""], "which --overwrite would remove"),
@@ -182,6 +183,11 @@ fn comparisons_replace_only_comparisons() {
     for name in ["log.jsonl", "table.md", "curves.png"] {
         fs::write(training.path("old").join(name), "old").unwrap();
     }
+    let output = compare(env!("CARGO_BIN_EXE_cifar"), "old", &["--model", "vit-b-16"]).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        training.names("old").iter().all(|name| fs::read_to_string(training.path("old").join(name)).unwrap() == "old")
+    );
     let mut child = compare(env!("CARGO_BIN_EXE_cifar"), "old", &["--epochs", "100000"]);
     while fs::read_to_string(training.path("old/log.jsonl")).unwrap().matches('\n').count() == 0 {
         assert!(child.try_wait().unwrap().is_none());
@@ -255,6 +261,9 @@ fn a_checkpoint_is_on_the_disk_before_it_has_its_name() {
         assert_eq!((Path::new(path), named), (folder.as_path(), written), "{log}");
         saved += 1;
     }
+    // The folder is new: so is its name in the one above.
+    let first = lines.iter().position(|line| line.0.contains(".checkpoint")).unwrap();
+    assert!(lines[..first].iter().any(|line| Path::new(line.0) == training.folder.path()), "{log}");
     // Four times eight steps, the end, and no other way to the file.
     assert_eq!(saved, 5, "{log}");
     let file = fs::metadata(&checkpoint).unwrap();

@@ -180,6 +180,8 @@ fn no_option_is_ignored() {
         (cifar, &["--noise", "0", "--noise-kind", "inclusive"], "--noise-kind has no effect"),
         (cifar, &["--momentum", "0", "--nesterov"], "--nesterov has no effect"),
         (cifar, &["--tf32"], "--tf32 has no effect"),
+        (cifar, &["--model", "gpt"], "a language model"),
+        (cifar, &["--model", "vit-b-16"], "multiples of 16 pixels"),
         (cifar, &["--download", "cifar10", "--lr=-1"], "--lr is -1"),
         (cifar, &["--download", "cifar10", "--lr", "nan"], "--lr is NaN"),
         (cifar, &["--download", "cifar10", "--momentum", "2"], "--momentum is 2"),

@@ -214,6 +214,15 @@ fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
     for (name, values) in &before {
         assert_eq!(name.contains("running"), *values == after[name], "{name}");
     }
+    // What it began with has changed since.
+    let start = training.path("first/weights.safetensors");
+    let whole = fs::read(&start).unwrap();
+    fs::copy(training.path("second/weights.safetensors"), &start).unwrap();
+    let output = training.command("second", &["--data", data, "--resume"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("expected `initial weights`"), "{}", error(&output));
+    fs::write(&start, whole).unwrap();
+    training.finished("second", &["--data", data, "--resume"]);
     let refused = |arguments: &[&str]| {
         let output = training.command("third", arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2));

@@ -20,7 +20,8 @@ use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, run};
 use sam_examples::experiments::compare::{curves, report};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::models::Architecture;
+use sam_examples::models::layers::SamRuntime;
+use sam_examples::models::{Architecture, Model};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
@@ -133,6 +134,9 @@ fn check(options: &Options) -> Result<()> {
     if let Some(limit) = options.limit {
         within("limit", limit, 1..=usize::MAX)?;
     }
+    if let Some(model) = options.model {
+        ensure!(!model.is_for_text(), "--model is {model}, a language model: expected a network for images");
+    }
     above_0("lr", options.lr)?;
     within("momentum", options.momentum, 0.0..=0.999_999)?;
     at_least_0("weight-decay", options.weight_decay)?;
@@ -193,6 +197,9 @@ fn compare(options: &Options) -> Result<ExitCode> {
     let title = title(options, &config, &set);
     say(format_args!("{title}\n"));
 
+    // What cannot be built is said before older results are removed.
+    let shape = [set.channels, set.height, set.width];
+    drop(Model::<SamRuntime>::at(&config.device, config.architecture, shape, set.classes.len(), 0)?);
     let start = Instant::now();
     let (out, mut file) = options.out.claim("runs/cifar", &FILES)?.log(&FILES)?;
     // Of the trainings that have ended.

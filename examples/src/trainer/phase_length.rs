@@ -78,9 +78,12 @@ impl PhaseLength {
             let epochs = self.epoch(step);
             ensure!(epoch <= epochs, "the checkpoint has its best test error in epoch {epoch} of {epochs}");
         }
-        if let Some(at) =
-            recipe.keep_epochs.iter().find(|at| is_last && **at * self.per_epoch as f64 > 0.5 + self.steps as f64)
-        {
+        if is_last { self.check_kept(recipe) } else { Ok(()) }
+    }
+
+    /// Checks that the last phase reaches all epochs whose weights are to be kept.
+    pub(super) fn check_kept(self, recipe: &Recipe) -> Result<()> {
+        if let Some(at) = recipe.keep_epochs.iter().find(|at| **at * self.per_epoch as f64 > 0.5 + self.steps as f64) {
             bail!("`keep-epochs` names epoch {at}: expected at most {}, since the training ends then", self.epochs)
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
@@ -26,6 +26,7 @@ use crate::io::tensorboard::Events;
 use crate::models::Model;
 use crate::models::params::named;
 use crate::noisy_labels::{MethodState, Phase, Start, TrainSubset};
+use crate::recipe::Recipe;
 use crate::util::stop::Stop;
 
 /// A training in progress.
@@ -115,29 +116,19 @@ impl<'a> Training<'a> {
         let length = PhaseLength::of(recipe, phase, &images);
         let difference = difference(&before, &progress.recipe).filter(|_| checkpoint.is_some());
         if difference.is_some() && progress.stopped_early {
-            progress.stopped_early = length.stops_early(recipe.patience, &progress);
-            if progress.stopped_early {
-                bail!(
-                    "{} cannot be prolonged: the training stopped early in epoch {}; set `patience` to 0, or to more than {}",
-                    path.as_deref().unwrap_or(job.folder).display(),
-                    length.epoch(progress.step),
-                    recipe.patience
-                )
-            }
+            let place = path.as_deref().unwrap_or(job.folder);
+            goes_on(recipe, length, &mut progress).with_context(|| format!("cannot prolong {}", place.display()))?;
         }
         length.check(recipe, &progress, is_last)?;
+        check_kept(recipe, &phases, train)?;
         if session.overwrite {
             check_start(job)?;
         }
         // Nothing is written or removed before everything has been checked. A log of another folder stays there.
         let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
         let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
-        let old = |path: &Path, bytes: u64, digest: &str| {
-            let extent = Extent { bytes, digest: digest.to_owned() };
-            if is_own && bytes > 0 { Log::resumable(path, &extent) } else { Ok(None) }
-        };
-        let old_log = old(&log, progress.log, &progress.log_digest)?;
-        let old_events = old(&events, progress.events, &progress.events_digest)?;
+        let old_log = if is_own { resumable(&log, progress.log, &progress.log_digest)? } else { None };
+        let old_events = if is_own { resumable(&events, progress.events, &progress.events_digest)? } else { None };
         let is_new = old_log.is_none();
         if session.overwrite {
             remove_results(job.folder)?;
@@ -237,6 +228,33 @@ impl<'a> Training<'a> {
     pub(super) fn images(&self, subset: TrainSubset) -> Result<ImageSet> {
         phase_images(self.job, &self.labels, subset, &self.stop)
     }
+}
+
+/// Asks the patience of another recipe whether a training that stopped early goes on.
+fn goes_on(recipe: &Recipe, length: PhaseLength, progress: &mut Progress) -> Result<()> {
+    progress.stopped_early = length.stops_early(recipe.patience, progress);
+    ensure!(
+        !progress.stopped_early,
+        "the training stopped early in epoch {}: set `patience` to 0, or to more than {}",
+        length.epoch(progress.step),
+        recipe.patience
+    );
+    Ok(())
+}
+
+/// Checks at the beginning that the last phase reaches the epochs whose weights are to be kept. Its images are not known yet, but its
+/// epochs do not depend on them.
+fn check_kept(recipe: &Recipe, phases: &[Phase], train: &ImageSet) -> Result<()> {
+    let last = phases.last().filter(|_| recipe.steps == 0);
+    last.map_or(Ok(()), |last| PhaseLength::of(recipe, last, train).check_kept(recipe))
+}
+
+/// A log or event file with the bytes that it had when the checkpoint was saved; `None` if there is none.
+fn resumable(path: &Path, bytes: u64, digest: &str) -> Result<Option<Resumable>> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    Log::resumable(path, &Extent { bytes, digest: digest.to_owned() })
 }
 
 /// Checks that the initial weights are not among the files that are removed before the first write.
