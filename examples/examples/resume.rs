@@ -4,11 +4,11 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use candle_nn::{ModuleT, Optimizer, VarBuilder, VarMap, loss};
 use sam_runtime::nn::{Dropout, Linear, RngStream, linear};
 use sam_runtime::optim::{ParamsSgd, Sgd};
-use sam_runtime::{Sam, sam};
+use sam_runtime::{Sam, sam, write_atomically};
 
 type Net = (Linear, Dropout, Linear);
 
@@ -38,7 +38,11 @@ impl Training {
     }
 
     fn save(self, folder: &Path) -> Result<()> {
-        self.0.save(folder.join("weights.safetensors"))?;
+        // `VarMap::save` does not wait for the disk.
+        let vars = self.0.data().lock().map_err(|_| Error::msg("the variables are locked"))?;
+        let weights = safetensors::serialize(vars.iter().map(|(name, var)| (name, var.as_tensor())), None)?;
+        drop(vars);
+        write_atomically(folder.join("weights.safetensors"), &weights)?;
         self.3.save(&self.0, folder.join("sgd.safetensors"))?;
         self.4.save(&self.0, folder.join("sam.safetensors"))
     }

@@ -48,6 +48,31 @@ fn every_signal_saves_and_stops() {
     }
 }
 
+/// A comparison writes the table and the picture of the trainings that have ended.
+#[test]
+fn a_comparison_that_is_stopped_keeps_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    for (i, name) in ["INT", "TERM", "HUP", "USR1"].into_iter().enumerate() {
+        let (program, words, picture) = match i % 2 {
+            0 => (env!("CARGO_BIN_EXE_cifar"), "\"sam\"", "curves.png"),
+            _ => (env!("CARGO_BIN_EXE_variants"), "\"SGD\"", "variants.png"),
+        };
+        let out = folder.path().join(name);
+        let mut command = Command::new(program);
+        command.args(["--quiet", "--epochs", "1", "--seeds", "100000", "--out"]).arg(&out);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("a training", || says(&out.join("log.jsonl"), words));
+        signal(&child, name);
+        let start = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10), "SIG{name}: {:?}", start.elapsed());
+        assert_eq!(output.status.code(), Some(130), "SIG{name}: {}", error(&output));
+        let table = fs::read_to_string(out.join("table.md")).unwrap();
+        assert!(table.contains("stopped after ") && table.contains("| SGD") && !table.contains("NaN"), "{table}");
+        assert!(out.join(picture).exists());
+    }
+}
+
 /// `nohup` has SIGHUP ignored, and so it stays.
 #[test]
 fn what_is_ignored_stays_ignored() {

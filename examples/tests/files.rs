@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{SMALL, Training, error};
 
@@ -79,6 +79,35 @@ fn results_are_not_overwritten() {
     assert!(here(&[]).contains("runs/train-2\n"));
     assert!(here(&["--resume"]).contains("runs/train-2\n"));
     assert!(!training.path("runs/train-3").exists());
+    // The one with the highest number, also where others are gone or are no trainings.
+    fs::rename(training.path("runs/train-2"), training.path("runs/train-12")).unwrap();
+    fs::create_dir(training.path("runs/train-99")).unwrap();
+    fs::create_dir(training.path("runs/train-old")).unwrap();
+    assert!(here(&["--resume"]).contains("runs/train-12\n"));
+}
+
+/// What is refused has removed nothing, also where the results may be replaced.
+#[test]
+fn refused_trainings_remove_nothing() {
+    let training = Training::new(SHORT);
+    training.finished("out", &[]);
+    let all = || training.names("out").into_iter().map(|name| fs::read(training.path("out").join(name)).unwrap());
+    let before: Vec<_> = all().collect();
+    let out = training.path("out").to_str().unwrap().to_owned();
+    for (arguments, words) in [
+        (&["--set", "keep-epochs = [9.0]"][..], "`keep-epochs` names epoch 9"),
+        (&["--set", "keep-epochs = [9.0]", "--set", "method = \"bootstrap\""], "`keep-epochs` names epoch 9"),
+        (&["--data", &out, "--set", "start = \"missing.safetensors\""], "missing.safetensors"),
+        (&["--data", &out, "--set", "start = \"best.safetensors\"", "--set", "model = \"mlp-w4\""], "has shape"),
+        (&["--data", &out, "--set", "start = \"best.safetensors\""], "which --overwrite would remove"),
+    ] {
+        let message = refused(&training, "out", &[arguments, &["--overwrite"]].concat());
+        assert!(message.contains(words), "{message}");
+        assert!(all().eq(before.iter().cloned()), "{message}");
+    }
+    // The initial weights may be there in other ways.
+    fs::copy(training.path("out/best.safetensors"), training.path("out/mine.safetensors")).unwrap();
+    training.finished("out", &["--data", &out, "--set", "start = \"mine.safetensors\"", "--overwrite"]);
 }
 
 /// The other programs: a new folder for each run, or one that is named and empty, or `--overwrite`.
@@ -106,6 +135,66 @@ fn comparisons_do_not_mix() {
     assert_eq!(table("named"), before);
     assert!(run(&["--out", "named", "--lr", "0.1", "--overwrite"]).status.success());
     assert!(table("named").contains("--lr 0.1"));
+}
+
+/// Two that begin at the same time have a folder each, and one that begins later does not empty their logs.
+#[test]
+fn comparisons_at_once_have_folders_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    for (program, name, more) in [
+        (env!("CARGO_BIN_EXE_cifar"), "cifar", &["--limit", "500"][..]),
+        (env!("CARGO_BIN_EXE_variants"), "variants", &["--only", "sam, p"]),
+    ] {
+        let begin = || {
+            let mut command = Command::new(program);
+            command.current_dir(folder.path()).args(["--quiet", "--epochs", "1", "--seeds", "1"]).args(more);
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        for child in [begin(), begin(), begin()] {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", error(&output));
+        }
+        let log = |folder_name: String| {
+            fs::read_to_string(folder.path().join("runs").join(folder_name).join("log.jsonl")).unwrap().lines().count()
+        };
+        assert!([name.to_owned(), format!("{name}-2"), format!("{name}-3")].map(log).iter().all(|lines| *lines >= 2));
+    }
+}
+
+/// The folder of a training is not another program's, also to overwrite; an older table does not outlive its log.
+#[test]
+fn comparisons_replace_only_comparisons() {
+    let training = Training::new(SHORT);
+    training.finished("out", &[]);
+    let compare = |program: &str, out: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(["--quiet", "--seeds", "1", "--overwrite", "--out"]).arg(training.path(out));
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let before = training.essence("out");
+    for program in [env!("CARGO_BIN_EXE_cifar"), env!("CARGO_BIN_EXE_variants")] {
+        let output = compare(program, "out", &[]).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error(&output).contains("is the folder of a training"), "{}", error(&output));
+    }
+    assert!(training.essence("out") == before && !training.path("out/table.md").exists());
+
+    fs::create_dir(training.path("old")).unwrap();
+    for name in ["log.jsonl", "table.md", "curves.png"] {
+        fs::write(training.path("old").join(name), "old").unwrap();
+    }
+    let output = compare(env!("CARGO_BIN_EXE_cifar"), "old", &["--model", "vit-b-16"]).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        training.names("old").iter().all(|name| fs::read_to_string(training.path("old").join(name)).unwrap() == "old")
+    );
+    let mut child = compare(env!("CARGO_BIN_EXE_cifar"), "old", &["--epochs", "100000"]);
+    while fs::read_to_string(training.path("old/log.jsonl")).unwrap().matches('\n').count() == 0 {
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(training.names("old"), ["log.jsonl"]);
 }
 
 /// What the runtime's own tests cannot see: when the system was asked to write what. A library that is loaded before the
@@ -172,6 +261,9 @@ fn a_checkpoint_is_on_the_disk_before_it_has_its_name() {
         assert_eq!((Path::new(path), named), (folder.as_path(), written), "{log}");
         saved += 1;
     }
+    // The folder is new: so is its name in the one above.
+    let first = lines.iter().position(|line| line.0.contains(".checkpoint")).unwrap();
+    assert!(lines[..first].iter().any(|line| Path::new(line.0) == training.folder.path()), "{log}");
     // Four times eight steps, the end, and no other way to the file.
     assert_eq!(saved, 5, "{log}");
     let file = fs::metadata(&checkpoint).unwrap();
@@ -198,6 +290,21 @@ fn logs_are_cut_or_refused() {
     assert!(message.contains("log.jsonl has ") && message.contains("expected at least the "), "{message}");
     assert_eq!(fs::read_to_string(&log).unwrap(), text[..text.len() / 2]);
     assert!(fs::read(training.checkpoint("parts")).unwrap() == checkpoint);
+    // A longer log of another training, and a short event file: neither is touched.
+    let other = fs::read_to_string(training.path("whole/log.jsonl")).unwrap().replace("\"seed\":0", "\"seed\":1");
+    assert!(other.len() > text.len());
+    fs::write(&log, &other).unwrap();
+    let message = refused(&training, "parts", &["--resume"]);
+    assert!(message.contains("log.jsonl has changed since the checkpoint was saved"), "{message}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), other);
+    let events = training.path("parts/events.out.tfevents");
+    let records = fs::read(&events).unwrap();
+    fs::write(&events, &records[..records.len() / 2]).unwrap();
+    let longer = format!("{text}{{\"after\": 1}}\n");
+    fs::write(&log, &longer).unwrap();
+    let message = refused(&training, "parts", &["--resume"]);
+    assert!(message.contains("events.out.tfevents has "), "{message}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), longer);
     // What was written after the checkpoint is cut off; a file that is gone is begun anew.
     fs::write(&log, format!("{text}{{\"after\": 1}}\nhalf")).unwrap();
     fs::remove_file(training.path("parts/events.out.tfevents")).unwrap();

@@ -173,12 +173,15 @@ fn no_value_of_a_recipe_is_a_panic() {
 fn no_option_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let (cifar, bench) = (env!("CARGO_BIN_EXE_cifar"), env!("CARGO_BIN_EXE_bench"));
+    let (paper, train) = (env!("CARGO_BIN_EXE_paper"), env!("CARGO_BIN_EXE_train"));
     for (program, arguments, words) in [
         (cifar, &["--image-size", "32"][..], "--image-size has no effect"),
         (cifar, &["--only", "sgd", "--rho", "0.1"], "--rho has no effect"),
         (cifar, &["--noise", "0", "--noise-kind", "inclusive"], "--noise-kind has no effect"),
         (cifar, &["--momentum", "0", "--nesterov"], "--nesterov has no effect"),
         (cifar, &["--tf32"], "--tf32 has no effect"),
+        (cifar, &["--model", "gpt"], "a language model"),
+        (cifar, &["--model", "vit-b-16"], "multiples of 16 pixels"),
         (cifar, &["--download", "cifar10", "--lr=-1"], "--lr is -1"),
         (cifar, &["--download", "cifar10", "--lr", "nan"], "--lr is NaN"),
         (cifar, &["--download", "cifar10", "--momentum", "2"], "--momentum is 2"),
@@ -193,6 +196,13 @@ fn no_option_is_ignored() {
         (bench, &["mlp", "--batch", "18446744073709551615"], "--batch is 18446744073709551615"),
         (bench, &["mlp-w18446744073709551615"], "a width of 1 to 65536"),
         (bench, &["mlp", "--channels-last"], "--channels-last has no effect"),
+        (bench, &["mlp", "--verbose"], "--verbose has no effect"),
+        (bench, &["shake-shake-26-2x1d"], "expected at least 2"),
+        (paper, &["report", "families", "--every", "5"], "--every"),
+        (paper, &["report", "families", "--data", "x"], "--data"),
+        (paper, &["report", "families", "--threads", "2"], "--threads"),
+        (paper, &["families", "--set", "alpha = 0.5"], "`alpha` has no effect"),
+        (train, &["table4/40/sgd", "--set", "p = 1.0"], "`p` has no effect: it needs `rho` above 0"),
     ] {
         let output = Command::new(program).current_dir(folder.path()).args(arguments).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();

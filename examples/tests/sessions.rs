@@ -58,6 +58,11 @@ fn resuming_begins_or_goes_on_from_elsewhere() {
         assert!(other.0 == whole.0 && other.2 == whole.2, "{out}");
     }
     assert!(!training.path("first/result.json").exists());
+    // Where there is one, it is said that the other is not used.
+    let output =
+        training.command("whole", &[&format!("--resume={}", training.path("first").display())]).output().unwrap();
+    assert!(output.status.success());
+    assert!(error(&output).contains("which the folder has already, not from "), "{}", error(&output));
     let output = training.command("fourth", &["--resume=missing.safetensors"]).output().unwrap();
     assert!(error(&output).contains("there is no checkpoint missing.safetensors"), "{}", error(&output));
     assert!(!training.path("fourth").exists());
@@ -102,6 +107,32 @@ fn a_training_stops_early_and_keeps_the_best() {
     assert!(error(&output).contains("`patience` is 3: expected 0"), "{}", error(&output));
 }
 
+/// Patience is asked again when the recipe has changed, and results of the shorter training do not stay as those of the
+/// longer one.
+#[test]
+fn a_training_that_stopped_early_is_prolonged() {
+    let training = Training::new(&CONSTANT.replace("epochs = 6.0", "epochs = 40.0\npatience = 1"));
+    training.finished("out", &[]);
+    let steps = |out: &str| training.essence(out).0["steps"].as_u64().unwrap();
+    let early = steps("out");
+    assert!(early < 640, "{early}");
+    let output = training.command("out", &["--resume", "--set", "epochs = 50.0"]).output().unwrap();
+    assert!(error(&output).contains("the training stopped early in epoch"), "{}", error(&output));
+    assert!(training.path("out/result.json").exists());
+    assert!(!fs::read_to_string(training.path("out/log.jsonl")).unwrap().contains("prolonged"));
+
+    for name in ["checkpoint.safetensors", "result.json", "weights.safetensors", "log.jsonl", "train.lock"] {
+        fs::create_dir_all(training.path("stopped")).unwrap();
+        fs::copy(training.path("out").join(name), training.path("stopped").join(name)).unwrap();
+    }
+    training.finished("out", &["--resume", "--set", "patience = 0"]);
+    assert_eq!(steps("out"), 640);
+
+    let longer = ["--resume", "--set", "patience = 0", "--set", "epochs = 4000.0"];
+    training.stopped("stopped", &longer, "prolonged");
+    assert!(!training.path("stopped/result.json").exists() && !training.path("stopped/weights.safetensors").exists());
+}
+
 #[test]
 fn pictures_are_classified() {
     let training = Training::new("data = \"pictures\"\nmodel = \"mlp-w8\"\nbatch = 4\nepochs = 40.0\nlr = 0.05\n");
@@ -142,6 +173,40 @@ fn pictures_are_classified() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("light"));
     let output = run(env!("CARGO_BIN_EXE_predict"), &[recipe.to_str().unwrap(), noon]);
     assert!(error(&output).contains("cannot use"), "{}", error(&output));
+}
+
+/// A language model has no picture to classify and no spectrum.
+#[test]
+fn programs_for_images_refuse_language_models() {
+    let training = Training::new("model = \"gpt-w8\"\nlength = 16\nbatch = 8\nepochs = 1.0\n");
+    training.finished("out", &[]);
+    let weights = training.path("out/weights.safetensors").to_str().unwrap().to_owned();
+    let recipe = training.path("recipe.toml").to_str().unwrap().to_owned();
+    for output in [
+        run(env!("CARGO_BIN_EXE_predict"), &[&weights, "a.png"]),
+        run(env!("CARGO_BIN_EXE_spectrum"), &[&recipe, &format!("gpt={weights}"), "--out", &recipe]),
+    ] {
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error(&output).contains("language model"), "{}", error(&output));
+    }
+}
+
+/// A folder that nothing is read from.
+#[test]
+fn no_data_folder_is_ignored() {
+    let training = Training::new(CONSTANT);
+    let data = training.folder.path().to_str().unwrap().to_owned();
+    training.finished("out", &[]);
+    let weights = training.path("out/weights.safetensors");
+    for output in [
+        training.command("other", &["--data", &data]).output().unwrap(),
+        run(env!("CARGO_BIN_EXE_evaluate"), &[weights.to_str().unwrap(), "--data", &data]),
+        run(env!("CARGO_BIN_EXE_paper"), &["families", "--only", "vit", "--data", &data, "--out", &data]),
+    ] {
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error(&output).contains("remove --data"), "{}", error(&output));
+    }
+    assert!(!training.path("other").exists());
 }
 
 /// A dry run says what would be done, in a form that can be run, and writes nothing.

@@ -214,6 +214,15 @@ fn fine_tuning_begins_with_a_file_and_keeps_its_statistics() {
     for (name, values) in &before {
         assert_eq!(name.contains("running"), *values == after[name], "{name}");
     }
+    // What it began with has changed since.
+    let start = training.path("first/weights.safetensors");
+    let whole = fs::read(&start).unwrap();
+    fs::copy(training.path("second/weights.safetensors"), &start).unwrap();
+    let output = training.command("second", &["--data", data, "--resume"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error(&output).contains("expected `initial weights`"), "{}", error(&output));
+    fs::write(&start, whole).unwrap();
+    training.finished("second", &["--data", data, "--resume"]);
     let refused = |arguments: &[&str]| {
         let output = training.command("third", arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
@@ -281,5 +290,14 @@ fn a_trained_network_has_a_spectrum() {
         error(&output)
     };
     assert!(refused("weights.safetensors").contains("expected NAME=FILE"));
+    let few = |order: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spectrum"));
+        command.arg(training.path("recipe.toml")).arg(format!("sam={}", weights.display()));
+        command.args(["--quiet", "--seed", "3", "--order", order, "--overwrite", "--out"]);
+        command.arg(training.path("spectrum")).output().unwrap()
+    };
+    let output = few("3");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && !table.contains("NaN"), "{table}");
     assert!(refused("a=missing.safetensors").contains("missing.safetensors"));
 }

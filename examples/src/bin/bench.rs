@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
@@ -59,9 +59,6 @@ struct Options {
 
 fn main() -> ExitCode {
     let options: Options = parse();
-    if options.verbose {
-        tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(std::io::stderr).init();
-    }
     let outcome = if options.stock { bench::<CandleNn>(&options) } else { bench::<SamRuntime>(&options) };
     exit(outcome.map(|line| {
         say(line);
@@ -83,6 +80,13 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     let is_large = matches!(architecture, Architecture::Wide { width: 160.., .. }) || shape[2] > 32;
     let batch = options.batch.unwrap_or(if is_large { 32 } else { 128 });
     let device = options.device.config()?;
+    if options.verbose {
+        ensure!(
+            device.device.is_cuda(),
+            "--verbose has no effect on this device, which has no cuDNN: remove it, or use --device cuda"
+        );
+        tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(std::io::stderr).init();
+    }
     if options.stock && device.dtype != DType::F32 {
         bail!("--bf16 with --stock: the layers of `candle_nn` compute in the type of their weights");
     }

@@ -20,10 +20,11 @@ use sam_examples::data::{self, Archive, Dataset, Noise};
 use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, run};
 use sam_examples::experiments::compare::{curves, report};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::jsonl::Log;
-use sam_examples::models::Architecture;
+use sam_examples::models::layers::SamRuntime;
+use sam_examples::models::{Architecture, Model};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
+use sam_examples::util::stop::{STOPPED, Stop};
 use sam_runtime::Sam;
 use sam_runtime::optim::ParamsSgd;
 
@@ -123,7 +124,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&parse()).map(|()| ExitCode::SUCCESS))
+    exit(compare(&parse()))
 }
 
 /// Checks everything that can be checked before a data set is read or downloaded.
@@ -132,6 +133,9 @@ fn check(options: &Options) -> Result<()> {
     within("batch", options.batch as u64, 1..=MOST)?;
     if let Some(limit) = options.limit {
         within("limit", limit, 1..=usize::MAX)?;
+    }
+    if let Some(model) = options.model {
+        ensure!(!model.is_for_text(), "--model is {model}, a language model: expected a network for images");
     }
     above_0("lr", options.lr)?;
     within("momentum", options.momentum, 0.0..=0.999_999)?;
@@ -177,45 +181,65 @@ fn ball(options: &Options) -> Ball {
     Ball { rho: options.rho.unwrap_or(usual), p: options.p.unwrap_or(2.0) }
 }
 
-fn compare(options: &Options) -> Result<()> {
+fn compare(options: &Options) -> Result<ExitCode> {
+    let stop = Stop::on_signals()?;
     check(options)?;
-    let out = options.out.folder("runs/cifar", &FILES)?;
+    options.out.check(&FILES)?;
     let device = options.device.config()?;
     let screen = if options.quiet {
         MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden())
     } else {
         MultiProgress::new()
     };
-    let set = Arc::new(read(options, &screen)?);
+    let set = Arc::new(stop.while_nothing_is_to_save(|| read(options, &screen))?);
     let config = config(options, &set, device)?;
     let modes = options.only.map_or(vec![TrainMode::Sgd, TrainMode::Sam], |only| vec![only]);
     let title = title(options, &config, &set);
     say(format_args!("{title}\n"));
 
+    // What cannot be built is said before older results are removed.
+    let shape = [set.channels, set.height, set.width];
+    drop(Model::<SamRuntime>::at(&config.device, config.architecture, shape, set.classes.len(), 0)?);
     let start = Instant::now();
-    let mut file = Log::create(&out.join(FILES[0]))?;
+    let (out, mut file) = options.out.claim("runs/cifar", &FILES)?.log(&FILES)?;
+    // Of the trainings that have ended.
     let mut log: Vec<Epoch> = Vec::new();
     let total =
         screen.add(bar((modes.len() as u64) * options.repetitions.count * config.epochs as u64, "all", options.quiet));
-    for seed in options.repetitions.seeds() {
+    'all: for seed in options.repetitions.seeds() {
         for &mode in &modes {
             let line = screen.insert_before(
                 &total,
                 bar(config.epochs as u64, &format!("{} seed {seed}", mode.name()), options.quiet),
             );
-            run(&config, &set, mode, seed, |epoch| {
+            let mut epochs = Vec::new();
+            let ended = run(&config, &set, mode, seed, &stop, |epoch| {
                 line.set_message(format!("test error {:.1} %", 100.0 * epoch.test_error));
                 line.inc(1);
                 total.inc(1);
                 file.add(&epoch)?;
-                log.push(epoch);
+                epochs.push(epoch);
                 Ok(())
             })?;
+            if ended.is_none() {
+                break 'all;
+            }
+            log.extend(epochs);
             line.finish();
         }
     }
     total.finish_and_clear();
+    file.sync()?;
+    let planned = modes.len() * options.repetitions.count as usize;
+    let done = log.len() / config.epochs;
+    let stopped = (done < planned).then(|| format!("stopped after {done} of {planned} trainings"));
+    if let Some(stopped) = stopped.as_ref().filter(|_| done == 0) {
+        say(format_args!("{stopped}: no table; log: {}", out.display()));
+        return Ok(ExitCode::from(STOPPED));
+    }
 
+    let modes: Vec<_> = modes.into_iter().filter(|mode| log.iter().any(|epoch| epoch.mode == *mode)).collect();
+    let title = stopped.as_ref().map_or_else(|| title.clone(), |stopped| format!("{title}, {stopped}"));
     let table = report::table(&log, &modes);
     let command = command_line(options, &config);
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{command}\n").as_bytes())?;
@@ -223,7 +247,10 @@ fn compare(options: &Options) -> Result<()> {
     say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
     say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
-    Ok(())
+    Ok(stopped.map_or(ExitCode::SUCCESS, |stopped| {
+        say(stopped);
+        ExitCode::from(STOPPED)
+    }))
 }
 
 fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {

@@ -40,7 +40,11 @@ fn evaluate(options: &Options) -> Result<()> {
     let device = options.device.config()?;
     let (info, model) = WeightsInfo::load(&options.weights, &device)?;
     let name = options.weights.display().to_string();
-    let recipe = RecipePatch::parse(&name, &info.recipe)?.recipe(&Scale::default())?;
+    let mut recipe = RecipePatch::parse(&name, &info.recipe)?.recipe(&Scale::default())?;
+    // The initial weights are not read here.
+    recipe.start.clear();
+    recipe.new_head = false;
+    recipe.frozen_norm = false;
     let data = Data::load(&recipe, options.data.as_deref(), info.seed, &device.device)?;
     for note in &data.notes {
         warn(note);

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use sam_examples::cli::console::{exit, print, say, warn};
-use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::device_args::{ComputeArgs, ThreadsArg};
 use sam_examples::cli::options::{parse, seeds, within};
 use sam_examples::cli::progress::ProgressDisplay;
-use sam_examples::experiments::paper::{Ended, Found, Settings, number, write};
+use sam_examples::experiments::paper::{Ended, Found, Run, Settings, number, write};
 use sam_examples::io::lease::Holder;
-use sam_examples::recipe::{self, Cell, Scale, Table, table, tables};
+use sam_examples::recipe::{self, Cell, RecipePatch, Scale, Table, table, tables};
 use sam_examples::trainer::Next;
 use sam_examples::util::stop::{STOPPED, Stop};
 
@@ -66,21 +66,18 @@ enum Command {
         deviations: bool,
     },
     /// Write the tables from what has been run, without running anything
-    Report(Work),
+    Report(Choice),
 }
 
+/// Which runs.
 #[derive(Debug, Args)]
-struct Work {
+struct Choice {
     /// Tables: table1, table4, rho-grid, .. (see `list`), or custom files
     #[arg(required = true)]
     tables: Vec<String>,
 
-    /// Folder of the data sets: DIR/cifar10, DIR/cifar100, .. or one set
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-
     #[command(flatten)]
-    device: DeviceArgs,
+    compute: ComputeArgs,
 
     /// Only these cells: the beginning of a name, `*` for any part
     #[arg(long, value_name = "CELL")]
@@ -101,6 +98,20 @@ struct Work {
     /// Folder of runs and tables
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
+}
+
+/// Which runs, and how they are done.
+#[derive(Debug, Args)]
+struct Work {
+    #[command(flatten)]
+    choice: Choice,
+
+    /// Folder of the data sets: DIR/cifar10, DIR/cifar100, .. or one set
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    #[command(flatten)]
+    threads: ThreadsArg,
 
     /// Steps between checkpoints; 0 to write one only when the training is stopped
     #[arg(long, visible_alias = "checkpoint-every", value_name = "STEPS", default_value_t = 500)]
@@ -124,7 +135,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::List { table, .. }) => list(table.as_deref()),
-        Some(Command::Report(work)) => report(work),
+        Some(Command::Report(choice)) => report(choice),
         None => run(&options.run),
     };
     exit(outcome)
@@ -141,26 +152,26 @@ fn list(name: Option<&str>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn settings(work: &Work) -> Result<Settings> {
-    seeds(0, work.seeds)?;
-    within("stale", work.stale, LEAST_STALE..=30 * 24 * 3600)?;
+/// The settings of runs that are only read.
+fn settings(choice: &Choice) -> Result<Settings> {
+    seeds(0, choice.seeds)?;
     Ok(Settings {
-        data: work.data.clone(),
-        device: work.device.config()?,
-        out: work.out.clone(),
-        scale: work.scale,
-        set: work.set.clone(),
-        seeds: work.seeds,
-        every: work.every,
-        stale: Duration::from_secs(work.stale),
+        data: None,
+        device: choice.compute.config()?,
+        out: choice.out.clone(),
+        scale: choice.scale,
+        set: choice.set.clone(),
+        seeds: choice.seeds,
+        every: 0,
+        stale: Duration::ZERO,
     })
 }
 
-fn report(work: &Work) -> Result<ExitCode> {
-    let settings = settings(work)?;
+fn report(choice: &Choice) -> Result<ExitCode> {
+    let settings = settings(choice)?;
     let mut failed = false;
-    for name in &work.tables {
-        let written = write(&table(name)?, &work.only, &settings)?;
+    for name in &choice.tables {
+        let written = write(&table(name)?, &choice.only, &settings)?;
         print(&(written.text + "\n"));
         for error in &written.unusable {
             warn(format_args!("error: {error}"));
@@ -171,23 +182,41 @@ fn report(work: &Work) -> Result<ExitCode> {
 }
 
 fn run(work: &Work) -> Result<ExitCode> {
-    let (settings, stop) = (settings(work)?, Stop::on_signals()?);
+    let Work { choice, data, every, stale, .. } = work;
+    within("stale", *stale, LEAST_STALE..=30 * 24 * 3600)?;
+    work.threads.start()?;
+    let settings =
+        Settings { data: data.clone(), every: *every, stale: Duration::from_secs(*stale), ..settings(choice)? };
+    let stop = Stop::on_signals()?;
     // Errors in recipes are reported before anything runs.
-    let chosen = work
+    let chosen = choice
         .tables
         .iter()
         .map(|name| {
             let whole = table(name)?;
-            Ok((whole.only(&work.only)?, whole))
+            Ok((whole.only(&choice.only)?, whole))
         })
         .collect::<Result<Vec<_>>>()?;
-    for cell in chosen.iter().flat_map(|(table, _)| &table.cells) {
-        settings.run(cell, 0)?;
+    let runs = chosen.iter().flat_map(|(table, _)| &table.cells).map(|cell| settings.run(cell, 0));
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    // Each setting has to have an effect on one of them.
+    for setting in &choice.set {
+        let without = |run: &Run| RecipePatch::check_effect(std::slice::from_ref(setting), &run.recipe);
+        if let (Some(Err(error)), true) = (runs.first().map(without), runs.iter().all(|run| without(run).is_err())) {
+            return Err(error);
+        }
+    }
+    if let Some(folder) = data {
+        ensure!(
+            runs.iter().any(|run| run.reads(folder)),
+            "--data is {}, but the recipes have `data = \"embedded\"`, what is compiled in: set `data`, or remove --data",
+            folder.display()
+        );
     }
     let mut worker = Worker { work, settings, stop, failed: false };
     let mut others = Vec::new();
     for (table, whole) in &chosen {
-        let runs = (0..work.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell)));
+        let runs = (0..choice.seeds).flat_map(|seed| table.cells.iter().map(move |cell| (seed, cell)));
         for (seed, cell) in runs {
             match worker.run(whole, cell, seed)? {
                 After::Next => (),
@@ -195,13 +224,13 @@ fn run(work: &Work) -> Result<ExitCode> {
                 After::Stop => return Ok(ExitCode::from(STOPPED)),
             }
         }
-        say(format_args!("\n{}", write(whole, &work.only, &worker.settings)?.text));
+        say(format_args!("\n{}", write(whole, &choice.only, &worker.settings)?.text));
     }
     // Meanwhile the other processes may have finished, or died.
     let mut left = Vec::new();
     for (table, cell, seed) in others {
         match worker.run(table, cell, seed)? {
-            After::Next => drop(write(table, &work.only, &worker.settings)?),
+            After::Next => drop(write(table, &choice.only, &worker.settings)?),
             After::Others(holder) => left.push((format!("{} seed {seed}", cell.name), holder)),
             After::Stop => return Ok(ExitCode::from(STOPPED)),
         }
@@ -260,7 +289,7 @@ impl Worker<'_> {
             }
             Ok(Found::Taken(holder)) => return Ok(After::Others(holder)),
             Ok(Found::Stopped) => {
-                let text = write(table, &work.only, settings)?.text;
+                let text = write(table, &work.choice.only, settings)?.text;
                 say(format_args!("{name}: saved; run the same command again to resume\n\n{text}"));
                 return Ok(After::Stop);
             }

@@ -47,6 +47,12 @@ fn main() -> ExitCode {
 fn predict(options: &Options) -> Result<ExitCode> {
     let device = options.device.config()?;
     let (info, model) = WeightsInfo::load(&options.weights, &device)?;
+    ensure!(
+        !info.model.is_for_text(),
+        "{} is of a language model, {}: expected the weights of a network for images",
+        options.weights.display(),
+        info.model
+    );
     within("top", options.top, 1..=info.classes.len())?;
     let mut failed = false;
     for path in &options.pictures {

@@ -18,7 +18,9 @@ use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use sam_examples::io::table::align;
 use sam_examples::models::Model;
 use sam_examples::models::layers::CandleNn;
+use sam_examples::recipe::Recipe;
 use sam_examples::trainer::{Data, load_weights};
+use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
 use serde_json::json;
 
@@ -102,20 +104,42 @@ fn look(options: &Options) -> Result<()> {
         ensure!(Path::new(path).is_file(), "there is no file {path}: expected the weights of a trained network");
         weights.push((name, Path::new(path)));
     }
-    let out = options.out.folder("runs/spectrum", &FILES)?;
+    options.out.check(&FILES)?;
     let place = options.device.config()?;
     if place.dtype != DType::F32 || place.tf32 {
         bail!("--bf16 and --tf32 would round small eigenvalues away: remove them")
     }
     let recipe = options.recipe.recipe()?;
+    ensure!(
+        !recipe.model.is_for_text(),
+        "{} is a language model: expected a network for images, whose loss has one label for each example",
+        recipe.model
+    );
     let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &place.device)?;
+    let claim = options.out.claim("runs/spectrum", &FILES)?;
+    let done = write(options, &recipe, &place, &data, &weights, &claim.folder);
+    if done.is_err() {
+        claim.give_back(&FILES);
+    }
+    done
+}
+
+/// Writes the files to a folder, then prints the table.
+fn write(
+    options: &Options,
+    recipe: &Recipe,
+    place: &DeviceConfig,
+    data: &Data,
+    weights: &[(&str, &Path)],
+    out: &Path,
+) -> Result<()> {
     let places = data.train.indices();
     let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
     let source = data.train.part(places[..count].to_vec());
     let (mut found, mut rows) = (Vec::new(), Vec::new());
     rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
-    for (name, path) in weights {
-        let model: Model<CandleNn> = Model::at(&place, recipe.model, data.train.shape(), data.classes, 0)?;
+    for &(name, path) in weights {
+        let model: Model<CandleNn> = Model::at(place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(path, &model, |_| true)?;
         let bar = bar(options.order as u64, name, options.quiet);
         let spectrum = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
@@ -124,7 +148,7 @@ fn look(options: &Options) -> Result<()> {
         rows.push(vec![
             name.to_owned(),
             value(0),
-            format!("{:.1}", spectrum.ratio()),
+            spectrum.ratio().map_or_else(String::new, |ratio| format!("{ratio:.1}")),
             value(4),
             value(spectrum.values.len() - 1),
         ]);
@@ -134,7 +158,6 @@ fn look(options: &Options) -> Result<()> {
     let scaled = options.recipe.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
     let table = format!("# {title}\n\n{note}{}", align(&rows));
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     write_atomic(&out.join(FILES[0]), table.as_bytes())?;
     let all: Vec<_> = found
         .iter()
@@ -145,6 +168,12 @@ fn look(options: &Options) -> Result<()> {
     // The files first: the standard output may be closed.
     print(&table);
     Ok(())
+}
+
+/// The name of a network, and its eigenvalues as far as there are so many.
+fn label(name: &str, spectrum: &Spectrum) -> String {
+    let ratio = spectrum.ratio().map_or_else(String::new, |ratio| format!(", λ₁ / λ₅ = {ratio:.1}"));
+    format!("{name}: λ₁ = {:.1}{ratio}", spectrum.largest())
 }
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.
@@ -176,7 +205,7 @@ fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) 
         let line = (0..=points).map(|i| (at(i), spectrum.density(at(i), width).max(LEAST)));
         chart
             .draw_series(LineSeries::new(line, color.stroke_width(5)))?
-            .label(format!("{name}: λ₁ = {:.1}, λ₁ / λ₅ = {:.1}", spectrum.largest(), spectrum.ratio()))
+            .label(label(name, spectrum))
             .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)

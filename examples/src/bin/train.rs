@@ -14,7 +14,7 @@ use sam_examples::cli::recipe_args::RecipeArgs;
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::models::Model;
 use sam_examples::recipe::{self, Recipe};
-use sam_examples::trainer::{Begin, Data, DirLock, Job, Next, Session, has_results};
+use sam_examples::trainer::{Begin, Data, DirLock, Job, Next, Session, has_results, is_training};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::stop::{STOPPED, Stop};
 
@@ -54,8 +54,8 @@ struct Options {
     #[arg(long, visible_alias = "checkpoint-every", value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
-    /// Resume from the checkpoint in the folder, or start if there is none; with PATH, from that of another training. A
-    /// recipe whose `epochs`, `steps` or `stretch` are larger prolongs a training
+    /// Resume from the checkpoint in the folder, or start if there is none; with PATH, from that of another training, unless
+    /// the folder has one of its own. A recipe whose `epochs`, `steps` or `stretch` are larger prolongs a training
     #[arg(long, value_name = "PATH", conflicts_with = "overwrite")]
     #[expect(clippy::option_option, reason = "an option whose value may be left out")]
     resume: Option<Option<PathBuf>>,
@@ -95,6 +95,16 @@ fn train(options: &Options) -> Result<ExitCode> {
     if !options.dry_run {
         begin.check(&out)?;
     }
+    let own = out.join("checkpoint.safetensors");
+    if let Some(from) =
+        from.as_ref().filter(|from| own.is_file() && own.canonicalize().ok() != from.canonicalize().ok())
+    {
+        warn(format_args!(
+            "resuming from {}, which the folder has already, not from {}",
+            own.display(),
+            from.display()
+        ));
+    }
     let data = stop.while_nothing_is_to_save(|| {
         let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &device.device)?;
         data.with_workers(options.workers)
@@ -118,7 +128,8 @@ fn train(options: &Options) -> Result<ExitCode> {
     };
     let _lock = DirLock::take(&out, begin)?;
     let mut progress = ProgressDisplay::new(&options.recipe.name, options.quiet);
-    let session = Session { stop, from, may_prolong: begin == Begin::Resume };
+    let (may_prolong, overwrite) = (begin == Begin::Resume, begin == Begin::Overwrite);
+    let session = Session { stop, from, may_prolong, overwrite };
     let outcome = job.run_in(&session, |status| {
         progress.show(status);
         Ok(Next::GoOn)
@@ -157,15 +168,23 @@ fn folder(options: &Options) -> (PathBuf, Begin) {
     let free = numbered(USUAL, is_free);
     let out = match (begin, &options.resume) {
         (Begin::Overwrite, _) => PathBuf::from(USUAL),
-        // The latest training.
-        (Begin::Resume, Some(None)) => {
-            let all =
-                (1u64..).map(|i| if i == 1 { PathBuf::from(USUAL) } else { PathBuf::from(format!("{USUAL}-{i}")) });
-            all.take_while(|folder| folder.is_dir()).last().unwrap_or_else(|| PathBuf::from(USUAL))
-        }
+        (Begin::Resume, Some(None)) => latest(USUAL).unwrap_or(free),
         _ => free,
     };
     (out, begin)
+}
+
+/// The training in `usual`, `usual-2`, .. with the highest number.
+fn latest(usual: &str) -> Option<PathBuf> {
+    let usual = Path::new(usual);
+    let (parent, name) = (usual.parent()?, usual.file_name()?.to_str()?);
+    let number = |folder: &Path| -> Option<u64> {
+        let rest = folder.file_name()?.to_str()?.strip_prefix(name)?;
+        if rest.is_empty() { Some(1) } else { rest.strip_prefix('-')?.parse().ok().filter(|number| *number > 1) }
+    };
+    let folders = std::fs::read_dir(parent).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let trainings = folders.filter(|folder| is_training(folder).unwrap_or(false));
+    trainings.filter_map(|folder| Some((number(&folder)?, folder))).max().map(|(_, folder)| folder)
 }
 
 /// The checkpoint that a path means: a file, or that of a folder.

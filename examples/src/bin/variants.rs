@@ -15,7 +15,7 @@ use sam_examples::experiments::variants::report::table;
 use sam_examples::experiments::variants::run::{Run, train};
 use sam_examples::experiments::variants::{Variant, chart, variants};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::jsonl::Log;
+use sam_examples::util::stop::{STOPPED, Stop};
 
 sam_examples::use_mimalloc!();
 
@@ -50,10 +50,11 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&parse()).map(|()| ExitCode::SUCCESS))
+    exit(compare(&parse()))
 }
 
-fn compare(options: &Options) -> Result<()> {
+fn compare(options: &Options) -> Result<ExitCode> {
+    let stop = Stop::on_signals()?;
     options.repetitions.check()?;
     above_0("rho-factor", options.rho_factor)?;
     let wanted = |variant: &Variant| {
@@ -66,25 +67,35 @@ fn compare(options: &Options) -> Result<()> {
         let is_in = |variant: &Variant| variant.name.to_lowercase().contains(&only.to_lowercase());
         ensure!(variants.iter().any(is_in), "--only is {only}: expected a part of the name of a variant, such as asam");
     }
-    let out = options.out.folder("runs/variants", &FILES)?;
     let set = Arc::new(data::embedded()?);
     let start = Instant::now();
-    let mut file = Log::create(&out.join(FILES[0]))?;
+    let (out, mut file) = options.out.claim("runs/variants", &FILES)?.log(&FILES)?;
     let mut runs: Vec<Run> = Vec::new();
     let bar = bar(variants.len() as u64 * options.repetitions.count, "all", options.quiet);
-    for seed in options.repetitions.seeds() {
+    'all: for seed in options.repetitions.seeds() {
         for variant in &variants {
             bar.set_message(format!("{} seed {seed}", variant.name));
-            let run = train(variant, &set, seed, options.repetitions.epochs, options.rho_factor)?;
+            let run = train(variant, &set, seed, options.repetitions.epochs, options.rho_factor, &stop)?;
+            let Some(run) = run else { break 'all };
             file.add(&run)?;
             runs.push(run);
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
+    file.sync()?;
+    let (done, planned) = (runs.len(), variants.len() * options.repetitions.count as usize);
+    let stopped = (done < planned).then(|| format!("stopped after {done} of {planned} trainings"));
+    if let Some(stopped) = stopped.as_ref().filter(|_| done == 0) {
+        say(format_args!("{stopped}: no table; log: {}", out.display()));
+        return Ok(ExitCode::from(STOPPED));
+    }
 
+    let variants: Vec<_> =
+        variants.into_iter().filter(|variant| runs.iter().any(|run| run.variant == variant.name)).collect();
     let seeds = options.repetitions.words();
-    let title = format!("{}, {} images, 40 % wrong labels, {seeds}", set.name, set.train.len());
+    let note_of_stop = stopped.as_ref().map_or_else(String::new, |stopped| format!(", {stopped}"));
+    let title = format!("{}, {} images, 40 % wrong labels, {seeds}{note_of_stop}", set.name, set.train.len());
     let table = table(&variants, &runs);
     let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
                 the same seed. \"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives. The radii were \
@@ -93,5 +104,8 @@ fn compare(options: &Options) -> Result<()> {
     chart::draw(&variants, &runs, &title, &out.join(FILES[2]))?;
     say(format_args!("{title}\n\n{table}\n{note}"));
     say(format_args!("{:.0} s in all; picture, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
-    Ok(())
+    Ok(stopped.map_or(ExitCode::SUCCESS, |stopped| {
+        say(stopped);
+        ExitCode::from(STOPPED)
+    }))
 }

@@ -7,9 +7,19 @@ use clap::{Args, ValueEnum};
 use super::options::within;
 use crate::util::device::DeviceConfig;
 
-/// The options that make a [`DeviceConfig`].
+/// The options that choose a device and how much of it is used.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct DeviceArgs {
+    #[command(flatten)]
+    compute: ComputeArgs,
+
+    #[command(flatten)]
+    threads: ThreadsArg,
+}
+
+/// The options that make a [`DeviceConfig`].
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ComputeArgs {
     /// Device to train on; `cuda` and `metal` need builds with these features
     #[arg(long, value_enum, default_value_t = Kind::Cpu)]
     device: Kind,
@@ -25,7 +35,11 @@ pub struct DeviceArgs {
     /// Use NHWC memory format (channels last), as tensor cores prefer, on CUDA; images of one channel stay NCHW
     #[arg(long)]
     channels_last: bool,
+}
 
+/// The option for the number of threads.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ThreadsArg {
     /// Threads that compute on the CPU [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -45,9 +59,34 @@ impl DeviceArgs {
     /// Whether activations are bf16.
     #[must_use]
     pub fn is_bf16(self) -> bool {
-        self.bf16
+        self.compute.bf16
     }
 
+    /// The device, ready to be used, and the threads.
+    ///
+    /// # Errors
+    /// As [`ComputeArgs::config`] and [`ThreadsArg::start`].
+    pub fn config(self) -> Result<DeviceConfig> {
+        self.threads.start()?;
+        self.compute.config()
+    }
+}
+
+impl ThreadsArg {
+    /// Starts so many threads, if a number was given.
+    ///
+    /// # Errors
+    /// If the number is out of range, or they cannot be started.
+    pub fn start(self) -> Result<()> {
+        if let Some(threads) = self.threads {
+            within("threads", threads, 1..=1024)?;
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
+        }
+        Ok(())
+    }
+}
+
+impl ComputeArgs {
     /// The device, ready to be used.
     ///
     /// # Errors
@@ -58,10 +97,6 @@ impl DeviceArgs {
                 !is_set || self.device == Kind::Cuda,
                 "--{option} has no effect on this device: remove it, or use --device cuda"
             );
-        }
-        if let Some(threads) = self.threads {
-            within("threads", threads, 1..=1024)?;
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads")?;
         }
         candle_core::cuda::set_gemm_reduced_precision_f32(self.tf32);
         let device = match self.device {

@@ -35,9 +35,11 @@ impl RecipeArgs {
     /// The recipe.
     ///
     /// # Errors
-    /// If there is no such cell, or more than one, or the file or `--set` is invalid.
+    /// If there is no such cell, or more than one, or the file or `--set` is invalid, or a setting has no effect.
     pub fn recipe(&self) -> Result<Recipe> {
-        self.named()?.recipe_with(&self.set, &self.scale)
+        let recipe = self.named()?.recipe_with(&self.set, &self.scale)?;
+        RecipePatch::check_effect(&self.set, &recipe)?;
+        Ok(recipe)
     }
 
     /// A label for the changes of the recipe; empty if there are none.

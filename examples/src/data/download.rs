@@ -13,6 +13,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::archives::{Archive, ArchiveSpec, Content, Download};
 use super::error::DataError;
+use crate::io::files::{make_folder, sync_folder};
 use crate::util::hex::hex;
 
 /// Downloads a known data set: [`fetch`] from [`Archive::spec`].
@@ -55,8 +56,24 @@ pub fn fetch(spec: &ArchiveSpec<'_>, into: &Path, progress: &ProgressBar) -> Res
     }
     let unpacked = scratch.path().join(spec.folder);
     spec.check_files(&unpacked)?;
-    fs::rename(&unpacked, &target).map_err(DataError::writing(&target))?;
+    sync_all(&unpacked)
+        .and_then(|()| fs::rename(&unpacked, &target))
+        .and_then(|()| sync_folder(into))
+        .map_err(DataError::writing(&target))?;
     Ok(target)
+}
+
+/// Waits until the files of a folder and of those in it are on the disk.
+fn sync_all(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_all(&path)?;
+        } else {
+            File::open(path)?.sync_all()?;
+        }
+    }
+    sync_folder(folder)
 }
 
 /// Copies a file into a folder, which is created if needed.
@@ -192,7 +209,7 @@ impl MadeFolders {
     fn make(path: &Path) -> io::Result<Self> {
         let missing = path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf);
         let made = Self(missing.collect());
-        fs::create_dir_all(path)?;
+        make_folder(path)?;
         Ok(made)
     }
 }

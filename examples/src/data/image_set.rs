@@ -1,5 +1,6 @@
 //! Images in memory or in files, or windows of a text, and how they become tensors.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -163,6 +164,11 @@ impl ImageSet {
     #[must_use]
     pub fn scale(&self) -> &MeanStd {
         &self.scale
+    }
+
+    /// [`ControlFlow::Break`] if the process has been told to stop.
+    pub(crate) fn until_interrupted(&self) -> ControlFlow<()> {
+        if self.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Whether the process has been told to stop.

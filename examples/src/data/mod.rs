@@ -38,6 +38,7 @@ mod text;
 pub use archives::{Archive, ArchiveSpec, Content, Download};
 pub use batches::{Background, Batches};
 pub use dataset::{Dataset, MeanStd, Split};
+pub use digest::digest_of;
 pub use download::{download, fetch};
 pub use embedded::embedded;
 pub use error::DataError;

@@ -21,7 +21,7 @@ use super::error::DataError;
 /// The training file and the test file.
 pub(super) const FILES: [&str; 2] = ["train_32x32.mat", "test_32x32.mat"];
 
-/// Further training images, which are not read.
+/// Further training images, which are not read: a deviation from Table 5 of the paper (`paper list --deviations`).
 const EXTRA: &str = "extra_32x32.mat";
 
 const SIDE: usize = 32;

@@ -41,10 +41,10 @@ impl Spectrum {
         self.values.first().copied().unwrap_or(0.0)
     }
 
-    /// λ₁ / λ₅, the paper's measure of how far the largest stand out.
+    /// λ₁ / λ₅, the paper's measure of how far the largest stand out; `None` for fewer than five eigenvalues.
     #[must_use]
-    pub fn ratio(&self) -> f64 {
-        self.largest() / self.values.get(4).copied().unwrap_or(f64::NAN)
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.largest() / self.values.get(4)?)
     }
 
     /// The density of the eigenvalues at `x`, each spread over a normal distribution of this width.

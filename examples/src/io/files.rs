@@ -1,6 +1,6 @@
 //! The files of a folder, and those that interrupted writers leave behind.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,33 @@ pub(crate) fn is_stale_temp_file(name: &str, is_ours: impl Fn(&str) -> bool) -> 
     of.is_some_and(|(name, random)| {
         random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_ours(name)
     })
+}
+
+/// Makes a folder and those that it is in, where they are missing, durably.
+pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
+    let missing: Vec<_> = path.ancestors().take_while(|folder| !is_here(folder) && !folder.exists()).collect();
+    fs::create_dir_all(path)?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(sync_folder)
+}
+
+fn is_here(folder: &Path) -> bool {
+    folder.as_os_str().is_empty()
+}
+
+/// Makes the names in a folder durable, where the system can: not every file system synchronizes folders.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    let folder = if is_here(folder) { Path::new(".") } else { folder };
+    match if cfg!(unix) { File::open(folder).and_then(|folder| folder.sync_all()) } else { Ok(()) } {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// The regular files of a folder whose names are UTF-8, sorted by name; none if there is no folder.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::files::{files, is_stale_temp_file};
+use super::files::{files, is_stale_temp_file, make_folder};
 pub use super::lease_file::Holder;
 use super::lease_file::{NAME, Note, Seen, create, is_lost, look, move_away};
 
@@ -54,7 +54,7 @@ impl Lease {
     pub fn take(folder: &Path, stale: Duration) -> Result<Take> {
         let path = folder.join(NAME);
         let take = || -> io::Result<Take> {
-            fs::create_dir_all(folder)?;
+            make_folder(folder)?;
             let holder = serde_json::to_string(&Note::new())? + "\n";
             // Twice: an expired lease is removed first.
             for _ in 0..2 {

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use super::jsonl::Log;
+use super::jsonl::{Extent, Log};
 
 /// A file that scalars are added to.
 #[derive(Debug)]
@@ -22,12 +22,10 @@ impl Events {
         Ok(events)
     }
 
-    /// Goes on with a file after its first bytes; none if there is no such file.
-    ///
-    /// # Errors
-    /// If it is shorter, or cannot be written.
-    pub fn resume(path: &Path, after: u64) -> Result<Option<Self>> {
-        Ok(Log::resume(path, after)?.map(Self))
+    /// Goes on with a file.
+    #[must_use]
+    pub fn resume(log: Log) -> Self {
+        Self(log)
     }
 
     /// Adds the values of one step.
@@ -60,11 +58,11 @@ impl Events {
         self.write(&event(Some(0), &field(5, &Value::Bytes(&value))))
     }
 
-    /// Waits until everything is on the disk, and tells how long the file is.
+    /// Waits until everything is on the disk, and returns the extent of the file.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn sync(&mut self) -> Result<u64> {
+    pub fn sync(&mut self) -> Result<Extent> {
         self.0.sync()
     }
 
@@ -144,7 +142,7 @@ mod tests {
         let path = dir.path().join("events");
         let mut events = Events::restart(&path).unwrap();
         events.add(300, &[("loss", 0.5), ("rate", 0.1)]).unwrap();
-        let length = events.sync().unwrap();
+        let extent = events.sync().unwrap();
         events.add(301, &[("loss", 0.25)]).unwrap();
         let all = payloads(&fs::read(&path).unwrap());
         assert_eq!(all.len(), 3);
@@ -155,7 +153,7 @@ mod tests {
         let summary = [value(b"loss", 0.5), value(b"rate", 0.1)].concat();
         let expected = [&[0x10, 0xac, 2, 0x2a, summary.len() as u8][..], &summary].concat();
         assert_eq!(all[1][9..], expected);
-        drop(Events::resume(&path, length).unwrap().unwrap());
+        drop(Events::resume(Log::resumable(&path, &extent).unwrap().unwrap().cut().unwrap()));
         assert_eq!(payloads(&fs::read(&path).unwrap()), all[..2]);
     }
 }

@@ -158,11 +158,17 @@ impl Architecture {
         }
     }
 
-    /// The same network with this share of its channels, at least one.
+    /// The least width: a skip connection of Shake-Shake has two halves.
+    fn least_width(self) -> usize {
+        if matches!(self, Self::ShakeShake(_)) { 2 } else { 1 }
+    }
+
+    /// The same network with this share of its channels, at least one, or two where it needs them.
     #[must_use]
     pub fn narrowed(mut self, share: f64) -> Self {
+        let least = self.least_width();
         let width = self.width_mut();
-        *width = count(*width as f64 * share).max(1);
+        *width = count(*width as f64 * share).max(least);
         self
     }
 
@@ -235,6 +241,10 @@ impl FromStr for Architecture {
         let Some(mut architecture) = usual(known)? else { bail!("unknown network `{name}`: expected one of {NAMES}") };
         if let Some(width) = width {
             *architecture.width_mut() = width;
+        }
+        let (width, least) = (*architecture.width_mut(), architecture.least_width());
+        if width < least {
+            bail!("`{name}` has a width of {width}: expected at least {least}")
         }
         Ok(architecture)
     }
@@ -379,6 +389,8 @@ mod tests {
             ("vit-b-4", "unknown network"),
             ("vit-l-16", "unknown network"),
             ("mixer-ti-16", "unknown network"),
+            ("shake-shake-26-2x1d", "expected at least 2"),
+            ("shake-shake-26-2x96d-w1", "expected at least 2"),
             ("mlp-w0", "a width of 1 to 65536"),
             ("mlp-w", "a width of 1 to 65536"),
             ("mlp-w18446744073709551615", "a width of 1 to 65536"),
@@ -397,5 +409,6 @@ mod tests {
         assert_eq!(narrowed("resnet20", 0.5), "resnet20-w8");
         assert_eq!(narrowed("pyramidnet-272-200", 0.1), "pyramidnet-272-20");
         assert_eq!(narrowed("resnet20", 1e-9), "resnet20-w1");
+        assert_eq!(narrowed("shake-shake-26-2x96d", 1e-9), "shake-shake-26-2x2d");
     }
 }

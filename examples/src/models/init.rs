@@ -1,6 +1,6 @@
 //! Initial weights from a seed: candle cannot seed its own generator on the CPU.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var, bail};
 use candle_nn::VarMap;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -68,6 +68,9 @@ fn set(var: &Var, values: Vec<f32>) -> Result<()> {
 
 fn weights(name: &str, var: &Var, init: Init, family: Family, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
     let (count, outputs) = (var.elem_count(), var.dim(0)?);
+    if count == 0 {
+        bail!("`{name}` has shape {:?}: expected at least one channel", var.dims())
+    }
     let inputs = count / outputs;
     let uniform = |bound: f32, rng: &mut ChaCha8Rng| (0..count).map(|_| rng.random_range(-bound..bound)).collect();
     let truncated = |deviation: f64, limit: f64, rng: &mut ChaCha8Rng| {

@@ -40,6 +40,12 @@ impl NoisyLabelMethod {
         !matches!(self, Self::Gce | Self::MDyrH | Self::MentorMix)
     }
 
+    /// Whether it mixes examples, with the `alpha` of a recipe.
+    #[must_use]
+    pub fn mixes(self) -> bool {
+        matches!(self, Self::Mixup | Self::BootstrapMixup | Self::MDyrH | Self::MentorMix)
+    }
+
     /// Whether it needs the share of wrong labels.
     #[must_use]
     pub fn needs_rate(self) -> bool {

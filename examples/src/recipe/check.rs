@@ -10,7 +10,7 @@ use crate::util::numbers::MOST;
 use crate::util::schedule::LrShape;
 
 /// A longer window is a typing error.
-const MOST_TOKENS: usize = 65_536;
+pub(crate) const MOST_TOKENS: usize = 65_536;
 
 impl RecipePatch {
     /// The recipe, with defaults for missing keys, scaled.
@@ -29,6 +29,50 @@ impl RecipePatch {
     /// As [`parse`](Self::parse) and [`recipe`](Self::recipe).
     pub fn recipe_with(&self, settings: &[String], scale: &Scale) -> Result<Recipe> {
         Self::parse("--set", &settings.join("\n"))?.or(self).recipe(scale)
+    }
+
+    /// Checks that these settings, of a command line, have an effect on a recipe that they are part of. Those of a file may be
+    /// for other cells of a table, or all keys that there are.
+    ///
+    /// # Errors
+    /// If one has none; the error names it, and what it needs.
+    pub fn check_effect(settings: &[String], recipe: &Recipe) -> Result<()> {
+        let set = Self::parse("--set", &settings.join("\n"))?;
+        let is_sam = recipe.rho > 0.0;
+        let (is_adamw, is_text) = (recipe.optimizer == OptimizerKind::AdamW, recipe.model.is_for_text());
+        macro_rules! needs {
+            ($($key:ident $holds:expr, $what:literal;)*) => {
+                $(let holds: bool = $holds;
+                if let Some(found) = set.$key.as_ref().filter(|_| !holds) {
+                    return Err(found.error(format!(
+                        "`{}` has no effect: it needs {}; remove it",
+                        kebab(stringify!($key)),
+                        $what
+                    )));
+                })*
+            };
+        }
+        needs! {
+            p is_sam, "`rho` above 0";
+            adaptive is_sam, "`rho` above 0";
+            direction is_sam, "`rho` above 0";
+            inner_steps is_sam, "`rho` above 0";
+            second_order is_sam, "`rho` above 0";
+            compare_orders is_sam, "`rho` above 0";
+            noise_kind recipe.noise > 0.0, "`noise` above 0";
+            alpha recipe.method.mixes(), "a `method` that mixes examples, such as `mixup`";
+            betas is_adamw, "`optimizer = \"adamw\"`";
+            momentum !is_adamw, "`optimizer = \"sgd\"`";
+            nesterov !is_adamw && recipe.momentum > 0.0, "`optimizer = \"sgd\"` with `momentum`";
+            decay_in_loss recipe.weight_decay > 0.0, "`weight-decay` above 0";
+            decay_all recipe.weight_decay > 0.0 && !recipe.decay_in_loss, "`weight-decay` above 0 and `decay-in-loss = false`";
+            drop_factor !recipe.drops.is_empty(), "`drops`";
+            length is_text, "a language model";
+            new_head !recipe.start.is_empty(), "`start`";
+            frozen_norm !recipe.start.is_empty(), "`start`";
+            init !recipe.model.is_transformer(), "a network that is no transformer or mixer";
+        }
+        Ok(())
     }
 
     /// Checks ranges, and which keys exclude each other.
@@ -161,6 +205,40 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(error.starts_with(&format!("test.toml, line {line}: ")) && error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        let check = |base: &str, set: &str| {
+            let base = RecipePatch::parse("base", base).unwrap();
+            let recipe = base.recipe_with(&[set.to_owned()], &Scale::default()).unwrap();
+            RecipePatch::check_effect(&[set.to_owned()], &recipe)
+        };
+        for (base, set, key, needs) in [
+            ("", "p = 1.0", "p", "rho"),
+            ("", "adaptive = 0.01", "adaptive", "rho"),
+            ("", "inner-steps = 3", "inner-steps", "rho"),
+            ("", "direction = \"random\"", "direction", "rho"),
+            ("", "alpha = 0.5", "alpha", "method"),
+            ("method = \"gce\"", "alpha = 0.5", "alpha", "method"),
+            ("", "betas = [0.8, 0.9]", "betas", "adamw"),
+            ("", "noise-kind = \"exclusive\"", "noise-kind", "noise"),
+            ("", "length = 64", "length", "language model"),
+            ("optimizer = \"adamw\"\ndecay-in-loss = false", "momentum = 0.5", "momentum", "sgd"),
+        ] {
+            let error = check(base, set).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` has no effect: it needs")) && error.contains(needs), "{error}");
+        }
+        for (base, set) in [
+            ("rho = 0.05", "p = 1.0"),
+            ("method = \"mixup\"", "alpha = 0.5"),
+            ("noise = 0.4", "noise-kind = \"exclusive\""),
+            ("", "momentum = 0.5"),
+            ("", "m = 32"),
+            ("", "lr = 0.2"),
+        ] {
+            check(base, set).unwrap();
         }
     }
 

@@ -35,6 +35,12 @@ impl Recipe {
         Ok(sam)
     }
 
+    /// Whether it needs the folder of the data sets: for its set, or for its initial weights.
+    #[must_use]
+    pub fn reads_data_folder(&self) -> bool {
+        self.data != "embedded" || !self.start.is_empty()
+    }
+
     /// All keys in TOML: a file with the same recipe.
     ///
     /// # Errors
@@ -80,7 +86,9 @@ impl Recipe {
         if self.steps > 0 {
             self.steps = count(self.steps as f64 * scale.epochs).max(1);
         }
-        self.images *= scale.images;
+        // A count of at most 1 would be a share.
+        let least = if self.images > 1.0 { 2.0 } else { 0.0 };
+        self.images = (self.images * scale.images).max(least);
         if scale.width != 1.0 {
             self.model = self.model.narrowed(scale.width);
         }
@@ -92,6 +100,17 @@ impl Recipe {
 mod tests {
     use super::super::keys::RecipePatch;
     use super::*;
+
+    /// Also where a share of a count would be read as a share of all.
+    #[test]
+    fn a_scaled_run_has_no_more_images() {
+        let images = |images: &str, scale: &str| {
+            let recipe = RecipePatch::parse("test", &format!("images = {images}")).unwrap();
+            recipe.recipe(&scale.parse().unwrap()).unwrap().images
+        };
+        assert_eq!([images("1000.0", "images=0.2"), images("0.5", "images=0.5")], [200.0, 0.25]);
+        assert_eq!([images("100.0", "images=0.01"), images("100.0", "images=0.001")], [2.0, 2.0]);
+    }
 
     /// SGD and SAM normalize over as many images.
     #[test]

@@ -91,6 +91,17 @@ pub static DEVIATIONS: &[Deviation] = &[
         "google-research/sam, sam_jax/datasets/dataset_source_imagenet.py",
     ),
     deviation(
+        "Table 3's CIFAR",
+        "Images are scaled to 224 pixels bilinearly. The authors do it bicubically.",
+        "google-research/sam, sam_jax/datasets/dataset_source.py",
+    ),
+    deviation(
+        "Table 5's SVHN",
+        "The training images are the 73,257 of `train_32x32.mat`. The authors add the 531,131 of `extra_32x32.mat`, which are not read \
+         here.",
+        "google-research/sam, sam_jax/datasets/dataset_source.py",
+    ),
+    deviation(
         "Figure 3, right",
         "There is no recipe: the mutual information of m-sharpness and generalization is of the networks of a competition.",
         PAPER,
@@ -125,14 +136,16 @@ pub static DEVIATIONS: &[Deviation] = &[
         "O2U-Net",
         "Its trainings have a quarter, a half and all of the epochs, at learning rates that are shares of Table 4's, and one batch. The \
          authors' have 250 epochs each, the second with batches of 16. An image that an epoch leaves out, since the last \
-         batch would be smaller, adds nothing in that epoch.",
+         batch would be smaller, adds nothing in that epoch. The first training has a constant learning rate; theirs \
+         is halved after a quarter of the epochs, and a tenth of the first one after half of them.",
         O2U,
     ),
     deviation(
         "INCV",
         "The selection alone: the last training is an ordinary one on the selected images. The authors use co-teaching of two networks, \
          and later the other images too. They take the epoch with the best held-out accuracy in the first one, two or four rounds (an \
-         estimate of more than 60 % or 30 % of wrong labels, or of fewer); here it is the last epoch in all. A round has a quarter of the epochs and Table 4's optimizer; theirs is Adam for 50 of 200.",
+         estimate of more than 60 % or 30 % of wrong labels, or of fewer); here it is the last epoch in all. A round has a quarter of the epochs and Table 4's optimizer; theirs is Adam for 50 of 200. Each image \
+         is put in one half or the other with equal probability; the authors' halves have as many images each.",
         INCV,
     ),
     deviation(

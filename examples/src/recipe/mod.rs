@@ -11,6 +11,7 @@ mod spans;
 mod table;
 mod tables;
 
+pub(crate) use check::MOST_TOKENS;
 pub use deviations::{DEVIATIONS, Deviation, deviations};
 pub use keys::{AscentDirection, OptimizerKind, Recipe, RecipePatch, keys};
 pub use scale::Scale;

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use super::sealed::{self, NO_DIGEST};
 use crate::io::atomic::write_atomic;
-use crate::util::hex::hex;
 
 /// Tensors by name, and the progress of the training.
 #[derive(Clone, Debug)]
@@ -44,8 +43,14 @@ pub struct Progress {
     pub last_sharpness: Option<Bits>,
     /// The length of the log in bytes.
     pub log: u64,
+    /// The SHA-256 of these bytes; empty in files of older versions, which do not have it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log_digest: String,
     /// The length of the event file in bytes.
     pub events: u64,
+    /// The SHA-256 of these bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub events_digest: String,
     /// Seconds spent.
     pub seconds: f64,
     /// The last test error.
@@ -79,9 +84,6 @@ impl From<Bits> for f64 {
 
 const PROGRESS: &str = "place";
 
-/// Stands for the digest while that is computed.
-const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
 /// The metadata of a checkpoint.
 #[derive(Serialize, Deserialize)]
 struct Label {
@@ -107,9 +109,7 @@ impl Checkpoint {
         let label = Label { digest: NO_DIGEST.to_owned(), progress: self.progress.clone() };
         let label = HashMap::from([(PROGRESS.to_owned(), serde_json::to_string(&label)?)]);
         let mut bytes = safetensors::serialize(&self.tensors, Some(label))?;
-        let digest = hex(&Sha256::digest(&bytes));
-        let at = find(&bytes, NO_DIGEST).context("the header of the checkpoint has no digest")?;
-        bytes[at..at + digest.len()].copy_from_slice(digest.as_bytes());
+        sealed::seal(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -133,12 +133,7 @@ impl Checkpoint {
         let label = header.metadata().as_ref().and_then(|metadata| metadata.get(PROGRESS));
         let label = label.context("it is not a checkpoint of this trainer")?;
         let Label { digest, progress } = serde_json::from_str(label)?;
-        ensure!(digest.len() == NO_DIGEST.len(), "it has no digest");
-        // The first of these in the file is in the header, which the tensors follow.
-        let at = find(&bytes, &digest).context("it has no digest")?;
-        bytes[at..at + digest.len()].copy_from_slice(NO_DIGEST.as_bytes());
-        let found = hex(&Sha256::digest(&bytes));
-        ensure!(found == digest, "its SHA-256 is {found}, expected {digest}");
+        sealed::check(&mut bytes, &digest)?;
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?;
         Ok(Self { tensors: tensors.into_iter().collect(), progress })
     }
@@ -157,11 +152,6 @@ impl Checkpoint {
     pub fn put(&mut self, prefix: &str, tensors: impl IntoIterator<Item = (String, Tensor)>) {
         self.tensors.extend(tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
     }
-}
-
-/// The position of a text in bytes.
-fn find(bytes: &[u8], text: &str) -> Option<usize> {
-    bytes.windows(text.len()).position(|window| window == text.as_bytes())
 }
 
 #[cfg(test)]

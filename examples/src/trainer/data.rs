@@ -61,7 +61,7 @@ impl Data {
     /// a file of that name in the folder, or is named in place of the folder.
     ///
     /// # Errors
-    /// If it is missing, damaged, or too small.
+    /// If it is missing, damaged, or too small, or if a folder is named that the recipe does not read.
     pub fn load(recipe: &Recipe, folder: Option<&Path>, seed: u64, device: &Device) -> Result<Self> {
         let is_text = recipe.model.is_for_text();
         let stored = if is_text { Stored::text(recipe, folder) } else { Stored::read(recipe, folder) };
@@ -109,6 +109,7 @@ struct Stored {
 impl Stored {
     fn read(recipe: &Recipe, folder: Option<&Path>) -> Result<Self> {
         if recipe.data == "embedded" {
+            expect_use(recipe, folder)?;
             return Ok(Self::of(data::embedded()?).sized(recipe.image_size));
         }
         let folder = place(&recipe.data, folder)?;
@@ -138,7 +139,10 @@ impl Stored {
     fn text(recipe: &Recipe, place: Option<&Path>) -> Result<Self> {
         let text = match place {
             Some(file) if file.is_file() => Text::read(file)?,
-            _ if recipe.data == "embedded" => Text::embedded(),
+            _ if recipe.data == "embedded" => {
+                expect_use(recipe, place)?;
+                Text::embedded()
+            }
             Some(folder) => Text::read(&folder.join(&recipe.data))?,
             None => Text::read(Path::new(&recipe.data))?,
         };
@@ -162,6 +166,17 @@ impl Stored {
     fn sized(self, side: u32) -> Self {
         let halves = if side == 0 { self.halves } else { self.halves.map(|half| half.sized(side as usize)) };
         Self { halves, ..self }
+    }
+}
+
+/// Checks that a recipe reads something in the data folder, if there is one.
+fn expect_use(recipe: &Recipe, folder: Option<&Path>) -> Result<()> {
+    match folder {
+        Some(folder) if !recipe.reads_data_folder() => bail!(
+            "--data is {}, but the recipe has `data = \"embedded\"`, what is compiled in: set `data` in the recipe, or remove --data",
+            folder.display()
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -259,6 +274,20 @@ mod tests {
         assert!(error.contains("some.txt has 1800 bytes"), "{error}");
         let error = load("images = 0.1", Some(&file)).unwrap_err().to_string();
         assert!(error.contains("5 training windows"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            let recipe = RecipePatch::parse("test", text).unwrap().recipe(&Scale::default()).unwrap();
+            Data::load(&recipe, Some(folder.path()), 0, &Device::Cpu)
+        };
+        for text in ["", "model = \"gpt\"\nbatch = 1"] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains("set `data` in the recipe, or remove --data"), "{error}");
+        }
+        load("start = \"weights.safetensors\"").unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::epochs_csv;
+use super::phase_length::PhaseLength;
 use super::training::Training;
 use super::weights::WeightsInfo;
 use crate::data::ImageSet;
@@ -19,9 +20,10 @@ const TRAINED_PER_TESTED: usize = 4;
 
 impl Training<'_> {
     /// Tests and logs, unless the test of this epoch is skipped.
-    pub(super) fn end_epoch(&mut self, per_epoch: usize, epochs: usize, steps: usize) -> Result<()> {
+    pub(super) fn end_epoch(&mut self, length: PhaseLength) -> Result<()> {
         let (data, patience) = (self.job.data, self.job.recipe.patience);
-        let epoch = (self.progress.step - 1) / per_epoch + 1;
+        let PhaseLength { epochs, steps, .. } = length;
+        let epoch = length.epoch(self.progress.step);
         let affordable = epochs.saturating_mul(data.train.len()) / (TRAINED_PER_TESTED * data.test.len());
         let every = if patience > 0 { 1 } else { epochs.div_ceil(affordable.clamp(1, TESTS)) };
         if self.progress.step < steps && !epoch.is_multiple_of(every) {
@@ -50,8 +52,7 @@ impl Training<'_> {
                     self.with_average(|training| training.write_weights("best.safetensors", epoch, error))?;
                 }
             }
-            let since = epoch - self.progress.best.map_or(0, |(_, best)| best);
-            self.progress.stopped_early = patience > 0 && since >= patience;
+            self.progress.stopped_early = length.stops_early(patience, &self.progress);
         }
         if self.job.keep_weights {
             epochs_csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;

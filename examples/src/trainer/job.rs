@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
 use super::checkpoint::Checkpoint;
 use super::data::Data;
 use super::recipe_diff::{difference, differences};
+use crate::data::digest_of;
 use crate::recipe::Recipe;
 use crate::util::device::DeviceConfig;
 use crate::util::stop::Stop;
@@ -68,6 +69,9 @@ pub struct Session {
     pub from: Option<PathBuf>,
     /// Whether a checkpoint of a recipe that differs in its length only may be resumed.
     pub may_prolong: bool,
+    /// Whether the results of another training in the folder are replaced. They are removed before the first write, when all
+    /// that can be refused has been checked.
+    pub overwrite: bool,
 }
 
 impl Job<'_> {
@@ -77,12 +81,25 @@ impl Job<'_> {
         self.folder.join("checkpoint.safetensors")
     }
 
+    /// The file of initial weights, if the recipe has one.
+    pub(super) fn start_file(&self) -> Result<Option<PathBuf>> {
+        let start = &self.recipe.start;
+        if start.is_empty() {
+            return Ok(None);
+        }
+        let folder = self.weights.with_context(|| format!("`start` is {start}: say with --data where it lies"))?;
+        Ok(Some(folder.join(start)))
+    }
+
     /// The recipe, the seed and the data as JSON: a checkpoint of another training has another text.
     pub(super) fn words(&self) -> Result<String> {
         let mut words = serde_json::to_value(self.recipe)?;
         words["seed"] = json!(self.seed);
         words["training images"] = json!(self.data.train.len());
         words["data set"] = json!(self.data.digest);
+        if let Some(start) = self.start_file()? {
+            words["initial weights"] = json!(digest_of(&start)?);
+        }
         if !self.device.is_default() {
             words["place"] = json!(self.device.to_string());
         }
@@ -93,6 +110,7 @@ impl Job<'_> {
     pub(super) fn saved(&self, session: &Session, words: &str) -> Result<Option<(Checkpoint, PathBuf)>> {
         let own = self.checkpoint();
         let path = match &session.from {
+            _ if session.overwrite => return Ok(None),
             _ if own.exists() => own,
             Some(other) => other.clone(),
             None => return Ok(None),

@@ -53,6 +53,17 @@ impl PhaseLength {
         Self { batch, per_epoch, steps, epochs: steps.div_ceil(per_epoch) }
     }
 
+    /// The epoch, from 1, that this many steps end in.
+    pub(super) fn epoch(self, step: usize) -> usize {
+        step.div_ceil(self.per_epoch)
+    }
+
+    /// Whether the test error has not fallen for `patience` epochs; 0 for no such end.
+    pub(super) fn stops_early(self, patience: usize, progress: &Progress) -> bool {
+        let best = progress.best.map_or(0, |(_, epoch)| epoch);
+        patience > 0 && self.epoch(progress.step).saturating_sub(best) >= patience
+    }
+
     /// Checks that a training can be at this progress, and that it reaches all epochs whose weights are to be kept.
     pub(super) fn check(self, recipe: &Recipe, progress: &Progress, is_last: bool) -> Result<()> {
         let Progress { phase, step, steps, best, .. } = *progress;
@@ -64,12 +75,15 @@ impl PhaseLength {
         let all = if phase == 0 { step..=step } else { step..=usize::MAX / 2 };
         ensure!(all.contains(&steps), "the checkpoint has done {steps} steps in all, and {step} of phase {phase}");
         if let Some((_, epoch)) = best {
-            let epochs = step.div_ceil(self.per_epoch);
+            let epochs = self.epoch(step);
             ensure!(epoch <= epochs, "the checkpoint has its best test error in epoch {epoch} of {epochs}");
         }
-        if let Some(at) =
-            recipe.keep_epochs.iter().find(|at| is_last && **at * self.per_epoch as f64 > 0.5 + self.steps as f64)
-        {
+        if is_last { self.check_kept(recipe) } else { Ok(()) }
+    }
+
+    /// Checks that the last phase reaches all epochs whose weights are to be kept.
+    pub(super) fn check_kept(self, recipe: &Recipe) -> Result<()> {
+        if let Some(at) = recipe.keep_epochs.iter().find(|at| **at * self.per_epoch as f64 > 0.5 + self.steps as f64) {
             bail!("`keep-epochs` names epoch {at}: expected at most {}, since the training ends then", self.epochs)
         }
         Ok(())
@@ -79,6 +93,17 @@ impl PhaseLength {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_counts_from_the_best_epoch() {
+        let length = PhaseLength { batch: 4, per_epoch: 8, steps: 100, epochs: 13 };
+        let stops = |patience, step, best| {
+            let progress = Progress { step, best: Some((0.5.into(), best)), ..Progress::default() };
+            length.stops_early(patience, &progress)
+        };
+        assert!(stops(1, 16, 1) && stops(2, 24, 1));
+        assert!(!stops(2, 16, 1) && !stops(0, 80, 1) && !stops(1, 8, 1));
+    }
 
     #[test]
     fn a_progress_that_no_training_makes_is_refused() {

@@ -96,8 +96,8 @@ struct PhaseRun<'r, 'a, F> {
 
 impl<F> PhaseRun<'_, '_, F> {
     fn test(&mut self) -> Result<ControlFlow<()>> {
-        let PhaseLength { per_epoch, epochs, steps, .. } = self.length;
-        self.unless_stopped(|training| training.end_epoch(per_epoch, epochs, steps))
+        let length = self.length;
+        self.unless_stopped(|training| training.end_epoch(length))
     }
 
     fn keep_epoch(&mut self) -> Result<ControlFlow<()>> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::io::files::{files, is_stale_temp_file};
+use crate::io::files::{files, is_stale_temp_file, make_folder};
 
 /// The file that keeps other processes out.
 const LOCK: &str = "train.lock";
@@ -45,7 +45,7 @@ pub enum Begin {
     New,
     /// It resumes from the checkpoint, if there is one; results without a checkpoint are an error.
     Resume,
-    /// It removes the results of the training before.
+    /// It replaces the results of the training before.
     Overwrite,
 }
 
@@ -64,8 +64,8 @@ impl Begin {
 pub struct DirLock(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
 impl DirLock {
-    /// Locks a folder, which is created if needed. In the folder of a training, temporary files of killed writers are removed,
-    /// and with [`Begin::Overwrite`] the files of the training; other files are never touched.
+    /// Locks a folder, which is created if needed. In the folder of a training, temporary files of killed writers are removed;
+    /// no other file is touched.
     ///
     /// # Errors
     /// If there are files of this training's names that may not be overwritten, if another process has the folder, or if
@@ -74,7 +74,7 @@ impl DirLock {
         // Before anything is made.
         check(folder, begin)?;
         let cannot = || format!("cannot train in {}", folder.display());
-        fs::create_dir_all(folder).with_context(cannot)?;
+        make_folder(folder).with_context(cannot)?;
         let path = folder.join(LOCK);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(cannot)?;
@@ -89,7 +89,7 @@ impl DirLock {
         let is_training = check(folder, begin)?;
         if is_training {
             for (name, path) in files(folder).with_context(cannot)? {
-                if is_stale_temp_file(&name, is_ours) || (begin == Begin::Overwrite && is_ours(&name)) {
+                if is_stale_temp_file(&name, is_ours) {
                     fs::remove_file(path).with_context(cannot)?;
                 }
             }
@@ -98,6 +98,26 @@ impl DirLock {
         }
         Ok(Self(file))
     }
+}
+
+/// Removes the files that a training has written to its folder.
+pub(super) fn remove_results(folder: &Path) -> Result<()> {
+    remove(folder, is_ours)
+}
+
+/// Removes what only a training that has ended leaves in its folder.
+pub(super) fn remove_end(folder: &Path) -> Result<()> {
+    remove(folder, |name| ENDED.contains(&name))
+}
+
+fn remove(folder: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let cannot = || format!("cannot train in {}", folder.display());
+    for (name, path) in files(folder).with_context(cannot)? {
+        if is_wanted(&name) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a folder holds results of a training.
@@ -149,7 +169,10 @@ fn check(folder: &Path, begin: Begin) -> Result<bool> {
 }
 
 /// Whether a training has written the lock of this folder.
-fn is_training(folder: &Path) -> Result<bool> {
+///
+/// # Errors
+/// If it cannot be read, or is a file of another program.
+pub fn is_training(folder: &Path) -> Result<bool> {
     let path = folder.join(LOCK);
     let mut found = Vec::new();
     match File::open(&path) {
@@ -267,7 +290,17 @@ mod tests {
         assert!(error.contains("say --resume"), "{error}");
         drop(DirLock::take(folder, Begin::Resume).unwrap());
         assert_eq!(names(folder), ["checkpoint.safetensors", "log.jsonl", LOCK]);
-        drop(DirLock::take(folder, Begin::Overwrite).unwrap());
+        fs::write(folder.join("result.json"), "").unwrap();
+        let held = DirLock::take(folder, Begin::Overwrite).unwrap();
+        assert_eq!(
+            names(folder),
+            ["checkpoint.safetensors", "log.jsonl", "result.json", LOCK],
+            "a lock removes nothing"
+        );
+        remove_end(folder).unwrap();
+        assert_eq!(names(folder), ["checkpoint.safetensors", "log.jsonl", LOCK]);
+        remove_results(folder).unwrap();
         assert_eq!(names(folder), [LOCK]);
+        drop(held);
     }
 }

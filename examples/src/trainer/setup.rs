@@ -1,6 +1,6 @@
 //! Model, optimizer and SAM of a phase.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use sam_runtime::Sam;
 use sam_runtime::optim::{ParamGroup, ParamsAdamW, ParamsSgd};
 
@@ -24,11 +24,8 @@ pub(super) fn fresh_model(job: &Job<'_>, phase: usize) -> Result<Model> {
     let seed = model_seed(job.seed, phase);
     let model = Model::with_init(job.device, recipe.model, data.train.shape(), data.classes, recipe.init, seed)?;
     let model = model.regularized(recipe.dropout, recipe.stochastic_depth);
-    if !recipe.start.is_empty() {
-        let folder = job
-            .weights
-            .with_context(|| format!("`start` is {}: name the folder of this file with --data", recipe.start))?;
-        load_weights(&folder.join(&recipe.start), &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
+    if let Some(start) = job.start_file()? {
+        load_weights(&start, &model, |name| !(recipe.new_head && name.starts_with("head.")))?;
     }
     Ok(model)
 }

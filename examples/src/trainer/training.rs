@@ -1,9 +1,10 @@
 //! The state of a training: how it starts, resumes and is saved.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
@@ -16,14 +17,16 @@ use super::optimizer::Optimizer;
 use super::outcome::Diverged;
 use super::phase_length::{PhaseLength, phase_images};
 use super::recipe_diff::difference;
+use super::run_dir::{is_ours, remove_end, remove_results};
 use super::setup::{build_sam, fresh_model, last_fresh, optimizer};
 use super::weights::put;
 use crate::data::ImageSet;
-use crate::io::jsonl::Log;
+use crate::io::jsonl::{Extent, Log, Resumable};
 use crate::io::tensorboard::Events;
 use crate::models::Model;
 use crate::models::params::named;
 use crate::noisy_labels::{MethodState, Phase, Start, TrainSubset};
+use crate::recipe::Recipe;
 use crate::util::stop::Stop;
 
 /// A training in progress.
@@ -110,14 +113,29 @@ impl<'a> Training<'a> {
         let phase = &phases[progress.phase];
         let images = phase_images(job, &labels, phase.images, &session.stop)?;
         let is_last = progress.phase + 1 == phases.len();
-        PhaseLength::of(recipe, phase, &images).check(recipe, &progress, is_last)?;
-        // Nothing is written before the whole checkpoint has been checked. A log of another folder stays there.
+        let length = PhaseLength::of(recipe, phase, &images);
+        let difference = difference(&before, &progress.recipe).filter(|_| checkpoint.is_some());
+        if difference.is_some() && progress.stopped_early {
+            let place = path.as_deref().unwrap_or(job.folder);
+            goes_on(recipe, length, &mut progress).with_context(|| format!("cannot prolong {}", place.display()))?;
+        }
+        length.check(recipe, &progress, is_last)?;
+        check_kept(recipe, &phases, train)?;
+        if session.overwrite {
+            check_start(job)?;
+        }
+        // Nothing is written or removed before everything has been checked. A log of another folder stays there.
         let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
         let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
-        let old = |after: u64| is_own && after > 0;
-        let old_log = if old(progress.log) { Log::resume(&log, progress.log)? } else { None };
-        let old_events = if old(progress.events) { Events::resume(&events, progress.events)? } else { None };
+        let old_log = if is_own { resumable(&log, progress.log, &progress.log_digest)? } else { None };
+        let old_events = if is_own { resumable(&events, progress.events, &progress.events_digest)? } else { None };
         let is_new = old_log.is_none();
+        if session.overwrite {
+            remove_results(job.folder)?;
+        } else if job.keep_weights && progress.step < length.steps && !progress.stopped_early {
+            // They would look like the results of the longer training.
+            remove_end(job.folder)?;
+        }
         let mut training = Self {
             job,
             stop: session.stop.clone(),
@@ -131,8 +149,8 @@ impl<'a> Training<'a> {
             loss: f64::NAN,
             sharpness: None,
             unread: None,
-            log: old_log.map_or_else(|| Log::restart(&log), Ok)?,
-            events: old_events.map_or_else(|| Events::restart(&events), Ok)?,
+            log: old_log.map_or_else(|| Log::restart(&log), Resumable::cut)?,
+            events: old_events.map_or_else(|| Events::restart(&events), |old| old.cut().map(Events::resume))?,
             progress,
             began: Instant::now(),
         };
@@ -141,7 +159,7 @@ impl<'a> Training<'a> {
             training.log.add(&line)?;
             training.events.say("recipe", &line.to_string())?;
         }
-        if let Some(difference) = difference(&before, &training.progress.recipe).filter(|_| checkpoint.is_some()) {
+        if let Some(difference) = difference {
             training.log.add(&json!({ "step": training.progress.step, "prolonged": difference }))?;
         }
         Ok(training)
@@ -150,8 +168,8 @@ impl<'a> Training<'a> {
     /// Saves everything.
     pub(super) fn save(&mut self) -> Result<()> {
         self.read()?;
-        self.progress.log = self.log.sync()?;
-        self.progress.events = self.events.sync()?;
+        Extent { bytes: self.progress.log, digest: self.progress.log_digest } = self.log.sync()?;
+        Extent { bytes: self.progress.events, digest: self.progress.events_digest } = self.events.sync()?;
         let progress =
             Progress { seconds: self.progress.seconds + self.began.elapsed().as_secs_f64(), ..self.progress.clone() };
         let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), progress };
@@ -210,6 +228,46 @@ impl<'a> Training<'a> {
     pub(super) fn images(&self, subset: TrainSubset) -> Result<ImageSet> {
         phase_images(self.job, &self.labels, subset, &self.stop)
     }
+}
+
+/// Asks the patience of another recipe whether a training that stopped early goes on.
+fn goes_on(recipe: &Recipe, length: PhaseLength, progress: &mut Progress) -> Result<()> {
+    progress.stopped_early = length.stops_early(recipe.patience, progress);
+    ensure!(
+        !progress.stopped_early,
+        "the training stopped early in epoch {}: set `patience` to 0, or to more than {}",
+        length.epoch(progress.step),
+        recipe.patience
+    );
+    Ok(())
+}
+
+/// Checks at the beginning that the last phase reaches the epochs whose weights are to be kept. Its images are not known yet, but its
+/// epochs do not depend on them.
+fn check_kept(recipe: &Recipe, phases: &[Phase], train: &ImageSet) -> Result<()> {
+    let last = phases.last().filter(|_| recipe.steps == 0);
+    last.map_or(Ok(()), |last| PhaseLength::of(recipe, last, train).check_kept(recipe))
+}
+
+/// A log or event file with the bytes that it had when the checkpoint was saved; `None` if there is none.
+fn resumable(path: &Path, bytes: u64, digest: &str) -> Result<Option<Resumable>> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    Log::resumable(path, &Extent { bytes, digest: digest.to_owned() })
+}
+
+/// Checks that the initial weights are not among the files that are removed before the first write.
+fn check_start(job: &Job<'_>) -> Result<()> {
+    let Some(start) = job.start_file()?.and_then(|path| path.canonicalize().ok()) else { return Ok(()) };
+    let is_in_the_folder = job.folder.canonicalize().is_ok_and(|folder| start.parent() == Some(folder.as_path()));
+    let is_removed = start.file_name().and_then(|name| name.to_str()).is_some_and(is_ours);
+    ensure!(
+        !(is_in_the_folder && is_removed),
+        "`start` is {}, which --overwrite would remove: copy it elsewhere, or choose another --out",
+        start.display()
+    );
+    Ok(())
 }
 
 /// The bytes of a state in a checkpoint.

@@ -10,11 +10,13 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::job::Job;
+use super::sealed::{self, NO_DIGEST};
 use crate::data::MeanStd;
 use crate::io::atomic::write_atomic;
 use crate::models::layers::LayerSet;
 use crate::models::params::named;
 use crate::models::{Architecture, Model};
+use crate::recipe::MOST_TOKENS;
 use crate::util::device::DeviceConfig;
 
 /// The metadata of a file of weights.
@@ -45,6 +47,16 @@ pub struct WeightsInfo {
 /// The key of this in the metadata of the file.
 const ABOUT: &str = "about";
 
+/// What the file says.
+#[derive(Serialize, Deserialize)]
+struct Label {
+    /// SHA-256 of the file with [`NO_DIGEST`] here; files of older versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(flatten)]
+    info: WeightsInfo,
+}
+
 impl WeightsInfo {
     pub(super) fn of(job: &Job<'_>, epoch: usize, test_error: f64) -> Result<Self> {
         let Job { recipe, data, seed, .. } = job;
@@ -64,17 +76,20 @@ impl WeightsInfo {
 
     /// Writes weights with this.
     pub(super) fn write(&self, weights: &BTreeMap<String, Tensor>, path: &Path) -> Result<()> {
-        let about = HashMap::from([(ABOUT.to_owned(), serde_json::to_string(self)?)]);
-        write_atomic(path, &safetensors::serialize(weights, Some(about))?)
+        let label = Label { digest: Some(NO_DIGEST.to_owned()), info: self.clone() };
+        let about = HashMap::from([(ABOUT.to_owned(), serde_json::to_string(&label)?)]);
+        let mut bytes = safetensors::serialize(weights, Some(about))?;
+        sealed::seal(&mut bytes)?;
+        write_atomic(path, &bytes)
     }
 
     /// The metadata of a file of weights, and the network with these weights.
     ///
     /// # Errors
-    /// If the file cannot be read, has no such metadata, or lacks a weight of the network.
+    /// If the file cannot be read, is damaged, has no such metadata, or lacks a weight of the network.
     pub fn load(path: &Path, device: &DeviceConfig) -> Result<(Self, Model)> {
         let cannot = || format!("cannot use {}", path.display());
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = read(path)?;
         let about = Self::from_bytes(&bytes).with_context(cannot)?;
         let model = Model::at(device, about.model, about.shape, about.classes.len(), 0).with_context(cannot)?;
         put(&tensors(&bytes).with_context(cannot)?, model.vars(), |_| true).with_context(cannot)?;
@@ -105,17 +120,22 @@ impl WeightsInfo {
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let (_, header) = SafeTensors::read_metadata(bytes)?;
-        let about = header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT));
-        let about = about
+        let about = about(bytes)?
             .context("it does not say which network it is of: expected a weights file that `train` has written")?;
-        let about: Self = serde_json::from_str(about)?;
+        let about: Self = serde_json::from_str(&about)?;
         let [channels, height, width] = about.shape;
         let Self { classes, scale: MeanStd { mean, std }, .. } = &about;
-        ensure!(
-            matches!(channels, 1 | 3) && (1..=4096).contains(&height) && (1..=4096).contains(&width),
-            "its images are {channels} x {height} x {width}: expected 1 or 3 channels of 1 to 4096 pixels a side"
-        );
+        if about.model.is_for_text() {
+            ensure!(
+                (channels, height) == (1, 1) && (1..=MOST_TOKENS).contains(&width),
+                "its windows are {channels} x {height} x {width}: expected 1 x 1 x a length of 1 to {MOST_TOKENS} tokens"
+            );
+        } else {
+            ensure!(
+                matches!(channels, 1 | 3) && (1..=4096).contains(&height) && (1..=4096).contains(&width),
+                "its images are {channels} x {height} x {width}: expected 1 or 3 channels of 1 to 4096 pixels a side"
+            );
+        }
         ensure!(!classes.is_empty(), "it names no classes: expected at least one");
         let is_scale = mean.len() == channels && std.len() == channels && std.iter().all(|std| *std > 0.0);
         ensure!(
@@ -129,11 +149,29 @@ impl WeightsInfo {
 /// Loads the weights of a safetensors file into the variables of a model whose names are `wanted`.
 ///
 /// # Errors
-/// If it cannot be read, lacks a weight, or has one of another shape.
+/// If it cannot be read, is damaged, lacks a weight, or has one of another shape.
 pub fn load_weights<K: LayerSet + 'static>(path: &Path, model: &Model<K>, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read(path)?;
     let load = || put(&tensors(&bytes)?, model.vars(), wanted);
     load().with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// The bytes of a file of weights. The digest of one that `train` has written is checked.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut check = || -> Result<()> {
+        // The label of other files is not ours to judge.
+        let label = about(&bytes)?.and_then(|about| serde_json::from_str::<Label>(&about).ok());
+        label.and_then(|label| label.digest).map_or(Ok(()), |digest| sealed::check(&mut bytes, &digest))
+    };
+    check().with_context(|| format!("cannot use {}: it is damaged", path.display()))?;
+    Ok(bytes)
+}
+
+/// What the metadata say.
+fn about(bytes: &[u8]) -> Result<Option<String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    Ok(header.metadata().as_ref().and_then(|metadata| metadata.get(ABOUT)).cloned())
 }
 
 fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
@@ -179,6 +217,55 @@ mod tests {
             epoch: 2,
             test_error: 0.25,
         }
+    }
+
+    #[test]
+    fn flipped_bits_are_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        let model: Model = Model::new(Architecture::Mlp(3), [1, 2, 2], 2, 7).unwrap();
+        let weights = named(model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+        about().write(&weights, &path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let data = 4 * weights.values().map(Tensor::elem_count).sum::<usize>();
+        for bit in 8 * (whole.len() - data)..8 * whole.len() {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, bytes).unwrap();
+            for error in [
+                WeightsInfo::load(&path, &DeviceConfig::CPU).err().unwrap(),
+                load_weights(&path, &model, |_| true).unwrap_err(),
+            ] {
+                assert!(format!("{error:#}").contains("weights.safetensors: it is damaged: its SHA-256"), "{error:#}");
+            }
+        }
+        // Files of others, and of older versions, have no digest.
+        for metadata in [None, Some(HashMap::from([(ABOUT.to_owned(), serde_json::to_string(&about()).unwrap())]))] {
+            std::fs::write(&path, safetensors::serialize(&weights, metadata).unwrap()).unwrap();
+            load_weights(&path, &model, |_| true).unwrap();
+        }
+        WeightsInfo::load(&path, &DeviceConfig::CPU).unwrap();
+    }
+
+    /// As long as a recipe may be.
+    #[test]
+    fn a_language_model_may_be_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        let long = |length| WeightsInfo {
+            model: Architecture::Gpt(8),
+            shape: [1, 1, length],
+            classes: crate::data::Text::tokens(),
+            scale: MeanStd { mean: vec![0.0], std: vec![1.0] },
+            ..about()
+        };
+        let model: Model = Model::new(Architecture::Gpt(8), [1, 1, 4100], 256, 7).unwrap();
+        let weights = named(model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+        long(4100).write(&weights, &path).unwrap();
+        assert_eq!(WeightsInfo::load(&path, &DeviceConfig::CPU).unwrap().0.shape, [1, 1, 4100]);
+        long(70_000).write(&weights, &path).unwrap();
+        let error = format!("{:#}", WeightsInfo::load(&path, &DeviceConfig::CPU).err().unwrap());
+        assert!(error.contains("a length of 1 to 65536 tokens"), "{error}");
     }
 
     #[test]

@@ -6,5 +6,6 @@ pub mod numbers;
 pub mod partition;
 pub mod rng;
 pub mod schedule;
+pub(crate) mod sha256;
 pub mod stop;
 pub mod timing;

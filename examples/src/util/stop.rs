@@ -1,6 +1,7 @@
 //! Stopping a process by signals: they set a flag, which trainings check.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -73,6 +74,15 @@ impl Stop {
         let result = f();
         self.nothing_to_save.store(false, Ordering::Relaxed);
         result
+    }
+
+    /// Runs a training that ends early when the process is told to stop, also in the middle of a test; `None` if it did.
+    pub(crate) fn unless_told(&self, train: impl FnOnce() -> Result<ControlFlow<()>>) -> Result<Option<()>> {
+        match train() {
+            Ok(end) => Ok(end.is_continue().then_some(())),
+            Err(error) if self.is_why(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether an error means only that the process was told to stop.

@@ -17,6 +17,7 @@ use crate::metrics::{MeanLoss, error_rate};
 use crate::models::{Architecture, Model};
 use crate::trainer::{Fit, Position, fit};
 use crate::util::device::DeviceConfig;
+use crate::util::stop::Stop;
 
 /// The settings that all runs of a comparison share.
 #[derive(Clone, Debug)]
@@ -96,7 +97,7 @@ pub struct Epoch {
     pub seconds: f64,
 }
 
-/// Trains one model; `tell` is called after each epoch.
+/// Trains one model; `tell` is called after each epoch. The result is `None` if the process was told to stop meanwhile.
 ///
 /// # Errors
 /// Those of candle, and of `tell`.
@@ -105,12 +106,13 @@ pub fn run(
     set: &Arc<Dataset>,
     mode: TrainMode,
     seed: u64,
+    stop: &Stop,
     tell: impl FnMut(Epoch) -> Result<()>,
-) -> Result<()> {
+) -> Result<Option<()>> {
     let shape = [set.channels, set.height, set.width];
     let model: Model = Model::at(&config.device, config.architecture, shape, set.classes.len(), seed)?;
     let sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
-    let [mut train, test] = ImageSet::both(set).map(|images| images.on(&config.device.device));
+    let [mut train, test] = ImageSet::both(set).map(|images| images.on(&config.device.device).interrupted_by(stop));
     add_noise(train.labels_mut(), set.classes.len(), config.noise.0, config.noise.1, seed)?;
     let rho = if mode == TrainMode::Sgd { 0.0 } else { config.ball.rho };
     let per_epoch = train.steps(config.batch);
@@ -129,7 +131,7 @@ pub fn run(
         started: Instant::now(),
         tell,
     };
-    fit(&mut run).map(|_| ())
+    stop.unless_told(|| fit(&mut run))
 }
 
 struct Run<'a, F> {
@@ -176,7 +178,7 @@ impl<F: FnMut(Epoch) -> Result<()>> Fit for Run<'_, F> {
         self.sgd.backward_step(&loss)?;
         self.loss.add(&loss)?;
         self.step += 1;
-        Ok(ControlFlow::Continue(()))
+        Ok(self.train.until_interrupted())
     }
 
     fn end_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {

@@ -174,6 +174,12 @@ struct Done<R> {
 }
 
 impl Run {
+    /// Whether it reads something in the data folder, or the text that is named in its place.
+    #[must_use]
+    pub fn reads(&self, folder: &Path) -> bool {
+        self.recipe.reads_data_folder() || (self.recipe.model.is_for_text() && folder.is_file())
+    }
+
     /// How it ended, if it did.
     ///
     /// # Errors
@@ -223,15 +229,16 @@ impl Run {
             return Ok(Found::Done(ended));
         }
         lease.sweep(is_ours)?;
-        let data = stop.while_nothing_is_to_save(|| {
-            Data::load(&self.recipe, settings.data.as_deref(), self.seed, &settings.device.device)
-        })?;
+        // Other cells may need the folder.
+        let folder = settings.data.as_deref().filter(|folder| self.reads(folder));
+        let data =
+            stop.while_nothing_is_to_save(|| Data::load(&self.recipe, folder, self.seed, &settings.device.device))?;
         let job = Job {
             recipe: &self.recipe,
             seed: self.seed,
             data: &data,
             device: &settings.device,
-            weights: settings.data.as_deref(),
+            weights: folder,
             folder: &self.folder,
             every: settings.every,
             keep_weights: false,

@@ -21,7 +21,7 @@ pub fn table(variants: &[Variant], runs: &[Run]) -> String {
             runs[0].rho.map_or(String::new(), |rho| format!("{rho}")),
             format!("{:.2}", mean(&|run| run.passes).mean),
             mean(&Run::last).percent(),
-            if variant.name == "SAM" { String::new() } else { gain.percent() },
+            if variant.name == "SAM" || sam.is_empty() { String::new() } else { gain.percent() },
             mean(&Run::best).percent(),
             mean(&|run| run.train_error).percent(),
         ]);

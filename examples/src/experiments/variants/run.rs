@@ -17,6 +17,7 @@ use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
 use crate::metrics::error_rate;
 use crate::models::{Architecture, Model};
 use crate::trainer::{Fit, Position, fit};
+use crate::util::stop::Stop;
 
 const BATCH: usize = 128;
 
@@ -56,16 +57,24 @@ impl Run {
     }
 }
 
-/// Trains one model for so many epochs, with the radius of the variant times `rho_factor`.
+/// Trains one model for so many epochs, with the radius of the variant times `rho_factor`. The result is `None` if the process
+/// was told to stop meanwhile.
 ///
 /// # Errors
 /// Those of candle.
-pub fn train(variant: &Variant, set: &Arc<Dataset>, seed: u64, epochs: usize, rho_factor: f64) -> Result<Run> {
+pub fn train(
+    variant: &Variant,
+    set: &Arc<Dataset>,
+    seed: u64,
+    epochs: usize,
+    rho_factor: f64,
+    stop: &Stop,
+) -> Result<Option<Run>> {
     let shape = [set.channels, set.height, set.width];
     let model: Model = Model::new(Architecture::MlpNorm(128), shape, set.classes.len(), seed)?;
     let params = ParamsSgd { lr: 0.05, momentum: 0.9, nesterov: false, weight_decay: 5e-4 };
     let sgd = Sgd::new(model.vars().all_vars(), params)?;
-    let [mut train, test] = ImageSet::both(set);
+    let [mut train, test] = ImageSet::both(set).map(|images| images.interrupted_by(stop));
     add_noise(train.labels_mut(), set.classes.len(), NOISE, Noise::Exclusive, seed)?;
 
     let per_epoch = train.steps(BATCH);
@@ -96,12 +105,19 @@ pub fn train(variant: &Variant, set: &Arc<Dataset>, seed: u64, epochs: usize, rh
         passes: 0.0,
         test_error,
     };
-    fit(&mut training).map(|_| ())?;
-    let seconds = start.elapsed().as_secs_f64();
-    let Training { model, train, test_error, passes, .. } = training;
-    let train_error = error_rate(&model, train.in_order(TEST_BATCH))?;
+    let (mut train_error, mut seconds) = (0.0, 0.0);
+    let finished = stop.unless_told(|| {
+        let end = fit(&mut training)?;
+        seconds = start.elapsed().as_secs_f64();
+        if end.is_continue() {
+            train_error = error_rate(&training.model, training.train.in_order(TEST_BATCH))?;
+        }
+        Ok(end)
+    })?;
+    let Training { test_error, passes, .. } = training;
     let rho = variant.rho.map(|rho| rho * rho_factor);
-    Ok(Run { variant: variant.name, rho, seed, test_error, train_error, passes: passes / steps as f64, seconds })
+    let passes = passes / steps as f64;
+    Ok(finished.map(|()| Run { variant: variant.name, rho, seed, test_error, train_error, passes, seconds }))
 }
 
 struct Training {
@@ -149,7 +165,7 @@ impl Fit for Training {
         self.sam.apply_decoupled(rate)?;
         self.passes += self.sam.last_stats().map_or(1.0, |last| last.passes());
         self.step += 1;
-        Ok(ControlFlow::Continue(()))
+        Ok(self.train.until_interrupted())
     }
 
     fn end_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {

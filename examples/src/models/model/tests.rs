@@ -65,6 +65,47 @@ fn parameter_counts() {
     assert_eq!(plain.parameters(), 55_583_194 - 2 * norms);
 }
 
+/// The narrowest of every family on the smallest images: a result or an error, never a panic.
+#[test]
+fn no_width_and_no_size_is_a_panic() {
+    let mut trained = 0;
+    for family in [
+        "mlp",
+        "mlp-norm",
+        "mlp-wide",
+        "cnn",
+        "resnet8",
+        "resnet18",
+        "wrn-10-1",
+        "wrn-10-1-pad",
+        "wrn-10-1-plain",
+        "shake-shake-26-2x4d",
+        "pyramidnet-11-4",
+        "pyramidnet-11-4-shakedrop",
+        "mentormix-resnet32",
+        "resnet50",
+        "vit-tiny",
+        "vit-ti-16",
+        "mixer-tiny",
+        "mixer-s-16",
+        "efficientnet-lite0",
+    ] {
+        let names = (1..=3).filter_map(|width| format!("{family}-w{width}").parse::<Architecture>().ok());
+        for (architecture, side) in names.flat_map(|name| [1, 2, 3, 4, 5, 16].map(|side| (name, side))) {
+            let step = || -> Result<()> {
+                let model: Model = Model::new(architecture, [3, side, side], 2, 1)?;
+                let x = Tensor::ones((2, 3, side, side), DType::F32, &Device::Cpu)?;
+                let loss = model.cross_entropy(&x, &Tensor::new(&[0u32, 1], &Device::Cpu)?)?;
+                nn::backward(&loss).map(drop)
+            };
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(step));
+            let outcome = outcome.unwrap_or_else(|_| panic!("{architecture} panicked at {side} pixels"));
+            trained += usize::from(outcome.is_ok());
+        }
+    }
+    assert!(trained > 200, "{trained}");
+}
+
 /// Narrow ones of each kind: logits in training and in evaluation, and a gradient for every variable that is trained.
 #[test]
 fn every_network_runs_and_has_gradients() {
