@@ -116,6 +116,9 @@
 //! Not part of this package, but of its repository: programs and experiments (`examples`, with their results in
 //! `examples/results`), tests (`tests`), and how to contribute (`.github/CONTRIBUTING.md`).
 
+// The kernels of CUDA need unsafe code, and so does their emulator in tests.
+#![cfg_attr(not(any(test, feature = "cuda")), forbid(unsafe_code))]
+
 #[doc(hidden)]
 #[path = "macro_support.rs"]
 pub mod __private;

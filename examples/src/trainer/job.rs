@@ -87,7 +87,8 @@ impl Job<'_> {
         if start.is_empty() {
             return Ok(None);
         }
-        let folder = self.weights.with_context(|| format!("`start` is {start}: say with --data where it lies"))?;
+        let folder =
+            self.weights.with_context(|| format!("`start` is {start}: name the folder of this file with --data"))?;
         Ok(Some(folder.join(start)))
     }
 
