@@ -98,6 +98,10 @@ struct Choice {
     /// Folder of runs and tables
     #[arg(long, value_name = "DIR", default_value = "runs/paper")]
     out: PathBuf,
+
+    /// No progress bars
+    #[arg(long)]
+    quiet: bool,
 }
 
 /// Which runs, and how they are done.
@@ -121,10 +125,6 @@ struct Work {
     /// of this machine is taken over at once
     #[arg(long, visible_alias = "lease-timeout", value_name = "SECONDS", default_value_t = 300)]
     stale: u64,
-
-    /// No progress bars
-    #[arg(long)]
-    quiet: bool,
 }
 
 fn main() -> ExitCode {
@@ -273,7 +273,7 @@ impl Worker<'_> {
     fn run(&mut self, table: &Table, cell: &Cell, seed: u64) -> Result<After> {
         let Self { work, settings, stop, .. } = self;
         let name = format!("{} seed {seed}", cell.name);
-        let mut progress = ProgressDisplay::new(&name, work.quiet);
+        let mut progress = ProgressDisplay::new(&name, work.choice.quiet);
         let found = settings.run(cell, seed)?.do_it(settings, stop, |status| {
             progress.show(status);
             Ok(Next::GoOn)
