@@ -104,6 +104,8 @@ static void put(void *p, int t, size_t i, double x) {
   else if (t == 12) ((long long *)p)[i] = x;
   else write(p, t, i, x);
 }
+// The largest id of a type: a row of zeros, which gets no gradient.
+static bool no_row(int t, double id) { return id == (t == 10 ? 255. : t == 11 ? 4294967295. : 9223372036854775807.); }
 #define P(T, k) (*(T *)a[k])
 static int stock(const char *full, void **a) {
   std::string n = full;
@@ -145,7 +147,10 @@ static int stock(const char *full, void **a) {
       {"usqrt", [](double x) { return std::sqrt(x); }}, {"uexp", [](double x) { return std::exp(x); }}, {"ulog", [](double x) { return std::log(x); }},
       {"utanh", [](double x) { return std::tanh(x); }}, {"usin", [](double x) { return std::sin(x); }}, {"ucos", [](double x) { return std::cos(x); }},
       {"uabs", [](double x) { return std::fabs(x); }}, {"uround", [](double x) { return std::round(x); }}, {"urelu", [](double x) { return x > 0 ? x : 0; }},
-      {"urecip", [](double x) { return 1 / x; }}, {"usign", [](double x) { return double((x > 0) - (x < 0)); }}};
+      {"urecip", [](double x) { return 1 / x; }}, {"usign", [](double x) { return double((x > 0) - (x < 0)); }},
+      {"uerf", [](double x) { return std::erf(x); }}, {"usigmoid", [](double x) { return 1 / (1 + std::exp(-x)); }},
+      {"usilu", [](double x) { return x / (1 + std::exp(-x)); }}, {"ugelu_erf", [](double x) { return x / 2 * (1 + std::erf(x / std::sqrt(2.))); }},
+      {"ugelu", [](double x) { return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }}};
   if (unary.count(op)) {
     const void *in = P(void *, 3) ? P(void *, 3) : P(void *, 4);
     for (size_t i = 0; i < numel; i++) put(P(void *, 4), t, i, unary.at(op)(get(in, t, at(i, nd, P(size_t *, 2)))));
@@ -153,18 +158,24 @@ static int stock(const char *full, void **a) {
   }
   if (op.substr(0, 7) == "gather_") {
     int it = code_of(op.substr(7)); size_t sd = P(size_t, 5), id = P(size_t, 6), right = P(size_t, 7);
-    for (size_t i = 0; i < numel; i++) put(P(void *, 3), t, i, get(P(void *, 2), t, (i / (right * id) * sd + size_t(get(P(void *, 1), it, i))) * right + i % right));
+    for (size_t i = 0; i < numel; i++) {
+      double row = get(P(void *, 1), it, i);
+      put(P(void *, 3), t, i, no_row(it, row) ? 0 : get(P(void *, 2), t, (i / (right * id) * sd + size_t(row)) * right + i % right));
+    }
     return 0;
   }
   if (op.substr(0, 3) == "is_") {
     int it = code_of(op.substr(3)); size_t sd = P(size_t, 7), id = P(size_t, 8), right = P(size_t, 9);
-    for (size_t i = 0; i < numel; i++)
-      put(P(void *, 5), t, i, get(P(void *, 4), t, (i / (id * right) * sd + size_t(get(P(void *, 3), it, i / right % id))) * right + i % right));
+    for (size_t i = 0; i < numel; i++) {
+      double row = get(P(void *, 3), it, i / right % id);
+      put(P(void *, 5), t, i, no_row(it, row) ? 0 : get(P(void *, 4), t, (i / (id * right) * sd + size_t(row)) * right + i % right));
+    }
     return 0;
   }
   if (op.substr(0, 3) == "ia_") {
     int it = code_of(op.substr(3)); size_t id = P(size_t, 1), left = P(size_t, 4), dd = P(size_t, 6), right = P(size_t, 7);
     for (size_t i = 0; i < left * right; i++) for (size_t j = 0; j < id; j++) {
+      if (no_row(it, get(P(void *, 0), it, j))) continue;
       size_t si = (i / right * id + j) * right + i % right, di = (i / right * dd + size_t(get(P(void *, 0), it, j))) * right + i % right;
       put(P(void *, 3), t, di, get(P(void *, 3), t, di) + get(P(void *, 2), t, si));
     }
@@ -187,9 +198,12 @@ static int stock(const char *full, void **a) {
     }
     return 0;
   }
-  if (op == "upowf") {
+  if (op == "upowf" || op == "uelu") {
     const void *in = P(void *, 4) ? P(void *, 4) : P(void *, 5); double e = get(a[3], t, 0);
-    for (size_t i = 0; i < numel; i++) put(P(void *, 5), t, i, std::pow(get(in, t, at(i, nd, P(size_t *, 2))), e));
+    for (size_t i = 0; i < numel; i++) {
+      double x = get(in, t, at(i, nd, P(size_t *, 2)));
+      put(P(void *, 5), t, i, op == "upowf" ? std::pow(x, e) : x > 0 ? x : e * (std::exp(x) - 1));
+    }
     return 0;
   }
   if (op == "affine") {
