@@ -147,39 +147,45 @@ pub use step::stages::{Ascent, Descent, Perturbed};
 pub use variants::FunctionalSam;
 
 // Pages of `docs`. The links between them are reference links, whose definitions in the file are for readers of the repository.
-// Those of `rustdoc_links.md` come first, so they win here. `tests/tests/docs.rs` checks that there are both.
+// Those of `rustdoc_links.md` come first, after an empty line, so they win here. `tests/tests/docs.rs` checks that there are both.
 
 /// Training guide.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
 
 /// Frequently asked questions.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/faq.md")]
 pub mod faq {}
 
 /// Guarantees, and the tests that check them.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
 
 /// Measurements, and how to repeat them.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/performance.md")]
 pub mod performance {}
 
 /// CUDA: how to build it, and what was tested.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/cuda.md")]
 pub mod cuda {}
 
 /// How the crate is built, for contributors.
+///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("rustdoc_links.md")]
 #[doc = include_str!("../docs/architecture.md")]

@@ -12,7 +12,7 @@ impl ScatteredKvCache {
     /// All keys and values that are kept, with these.
     ///
     /// # Errors
-    /// If `k` or `v` depends on a variable, for which there is [`RotatingKvCache`]; if shapes or types differ from those before.
+    /// If `k` or `v` depends on a variable, for which there is [`RotatingKvCache`](super::RotatingKvCache); if shapes or types differ from those before.
     pub fn append(&mut self, k: &Tensor, v: &Tensor, iam: &IndicesAndMask) -> Result<(Tensor, Tensor)> {
         // As many as are kept: they are returned as they are.
         let is_all = k.dim(2)? >= self.k().dim(2)?;
