@@ -36,7 +36,8 @@ fn each_family_trains() {
         let result: Value =
             serde_json::from_slice(&fs::read(training.path(cell).join("result.json")).unwrap()).unwrap();
         let error = result["test_error"].as_f64().unwrap();
-        assert!(error > 0.0 && error < 0.9, "{cell}: {result}");
+        // Nine of ten is chance for images.
+        assert!(error > 0.0 && error < 0.87, "{cell}: {result}");
         assert_eq!(result["test_loss"].is_f64(), cell == "gpt");
         let evaluated = Command::new(env!("CARGO_BIN_EXE_evaluate")).arg(format!("{out}/weights.safetensors")).output();
         let evaluated = said(&evaluated.unwrap());
