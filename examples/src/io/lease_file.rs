@@ -33,7 +33,10 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { who, silent, left, .. } = self;
         let (silent, left) = (silent.as_secs(), left.as_secs_f64().ceil());
-        write!(f, "{who} holds it; last heartbeat {silent} s ago; the lease expires in {left:.0} s")
+        write!(
+            f,
+            "{who} has it; its last sign of life was {silent} s ago, without another one it is taken over in {left:.0} s"
+        )
     }
 }
 

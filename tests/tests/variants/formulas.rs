@@ -510,9 +510,9 @@ fn what_does_not_go_together() {
     };
     check(Sam::new(0.1).unnormalized().p(3), "`unnormalized`");
     check(Sam::second_order().adaptive(0.1), "`second_order`");
-    check(Sam::new(0.1).ascent_steps(2, 0.5).p(1), "`ascents`");
-    check(Sam::new(0.1).ascent_steps(0, 0.5), "`ascents` is 0");
-    check(Sam::new(0.1).ascent_steps(1, 2.0).p(1), "`ascents`");
+    check(Sam::new(0.1).ascent_steps(2, 0.5).p(1), "`ascent_steps`");
+    check(Sam::new(0.1).ascent_steps(0, 0.5), "`ascent_steps` is 0");
+    check(Sam::new(0.1).ascent_steps(1, 2.0).p(1), "`ascent_steps`");
     check(Sam::second_order().ascent_steps(1, 0.5), "`second_order`");
     check(Sam::second_order().radius(Radius::LossBudget { sigma: 0.1, largest: 1.0 }), "`second_order`");
     check(Sam::vasso().metric(Metric::Fisher { eta: 1.0 }), "`direction`");

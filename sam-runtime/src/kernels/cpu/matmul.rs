@@ -2,67 +2,19 @@
 
 #![allow(clippy::inline_always, reason = "a loop has the vector width of the function that it is inlined into")]
 
-use std::ops::Range;
-
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::ARCH;
-use super::dot::{self, Rows};
+use super::dot;
 use super::float::Float;
 use super::gemm;
 pub(crate) use super::gemm::Start;
+pub(crate) use super::matrix::Matrix;
 
 /// Columns that one thread adds up at a time, and elements that are worth a thread.
 const COLUMNS: usize = 256;
 const SHARE: usize = 1 << 15;
-
-/// A matrix in a slice: its rows one behind the other, or with `transposed` its columns.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a, T> {
-    pub(super) values: &'a [T],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    /// From a row to the next, and from a column to the next; one of them is 1.
-    pub(super) strides: [usize; 2],
-}
-
-impl<'a, T> Matrix<'a, T> {
-    pub(crate) fn new(values: &'a [T], rows: usize, columns: usize) -> Self {
-        assert_eq!(values.len(), rows * columns, "expected a matrix of {rows} by {columns}");
-        Self { values, rows, columns, strides: [columns, 1] }
-    }
-
-    /// Rows of which each begins `pitch` elements behind the one before.
-    pub(crate) fn with_pitch(values: &'a [T], rows: usize, columns: usize, pitch: usize) -> Self {
-        assert!(columns <= pitch, "expected rows of at most {pitch} elements, found {columns}");
-        assert!(rows == 0 || (rows - 1) * pitch + columns <= values.len(), "expected {rows} rows of {columns}");
-        Self { values, rows, columns, strides: [pitch, 1] }
-    }
-
-    pub(crate) fn transposed(self) -> Self {
-        let [down, right] = self.strides;
-        Self { rows: self.columns, columns: self.rows, strides: [right, down], ..self }
-    }
-
-    pub(super) fn rows_of(self, range: Range<usize>) -> Self {
-        Self { values: self.values.get(range.start * self.strides[0]..).unwrap_or_default(), rows: range.len(), ..self }
-    }
-
-    pub(super) fn columns_of(self, range: Range<usize>) -> Self {
-        Self {
-            values: self.values.get(range.start * self.strides[1]..).unwrap_or_default(),
-            columns: range.len(),
-            ..self
-        }
-    }
-
-    /// Its rows, where these lie one behind the other.
-    fn in_rows(self) -> Option<Rows<'a, T>> {
-        let Self { values, rows, columns, strides: [pitch, right] } = self;
-        (right == 1).then_some(Rows { values, count: rows, columns, pitch })
-    }
-}
 
 /// `product` = `start` + a b, by all threads; bitwise the same for any number of them.
 pub(crate) fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>, start: Start<'_, T>) {
@@ -70,7 +22,7 @@ pub(crate) fn multiply<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: Matrix<
     if let (Some(rows), Some(columns)) = (a.in_rows(), b.transposed().in_rows())
         && dot::fits(&rows, &columns)
     {
-        gemm::begin(product, b.columns, start);
+        start.write(product, b.columns);
         return dot::add_dots(product, rows, columns);
     }
     gemm::multiply(product, a, b, start, false);

@@ -19,6 +19,7 @@ pub(crate) mod group_norm;
 mod lanes;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
+mod matrix;
 pub(crate) mod optim;
 pub(crate) mod params;
 pub(crate) mod pool;
