@@ -34,7 +34,7 @@ pub(crate) fn multiply_alone<T: Float>(product: &mut [T], a: Matrix<'_, T>, b: M
     gemm::multiply(product, a, b, start, true);
 }
 
-fn check<T>(product: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
+fn check<T: Float>(product: &[T], a: Matrix<'_, T>, b: Matrix<'_, T>) {
     assert_eq!(a.columns, b.rows, "expected matrices that can be multiplied");
     assert_eq!(product.len(), a.rows * b.columns, "expected room for {} by {}", a.rows, b.columns);
 }

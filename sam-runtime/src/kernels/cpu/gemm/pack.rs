@@ -59,7 +59,9 @@ pub(super) fn pack<T: Float>(b: Matrix<'_, T>, panels: &[Panel], mut packed: &mu
         parts.push(Pack { b, panel, to });
     }
     if alone {
-        parts.into_iter().for_each(|part| ARCH.dispatch(part));
+        for part in parts {
+            ARCH.dispatch(part);
+        }
     } else {
         parts.into_par_iter().for_each(|part| ARCH.dispatch(part));
     }
