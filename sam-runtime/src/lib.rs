@@ -131,7 +131,7 @@ mod sam;
 mod step;
 pub mod variants;
 
-pub use crate::core::atomic_file::write_atomically;
+pub use crate::core::atomic_file::{sync_folder, write_atomically};
 pub use crate::core::error::Error;
 pub use crate::core::names::name_variables;
 pub use crate::core::pass::{Context, Pass, plain};

@@ -1,6 +1,6 @@
 //! The files of a folder, and those that interrupted writers leave behind.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -24,20 +24,9 @@ fn is_here(folder: &Path) -> bool {
     folder.as_os_str().is_empty()
 }
 
-/// Makes the names in a folder durable, where the system can: not every file system synchronizes folders.
+/// [`sam_runtime::sync_folder`] of the parent of a path, which is empty for a name alone.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    let folder = if is_here(folder) { Path::new(".") } else { folder };
-    match if cfg!(unix) { File::open(folder).and_then(|folder| folder.sync_all()) } else { Ok(()) } {
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
-        outcome => outcome,
-    }
+    sam_runtime::sync_folder(if is_here(folder) { Path::new(".") } else { folder })
 }
 
 /// The regular files of a folder whose names are UTF-8, sorted by name; none if there is no folder.

@@ -43,8 +43,21 @@ pub fn write_atomically(path: impl AsRef<Path>, contents: &[u8]) -> io::Result<(
 /// File systems allow 255 bytes, and the temporary file's name has 12 more.
 const LONGEST_NAME: usize = 240;
 
-/// Makes a rename in this folder durable, where the system can.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+/// Makes the names in a folder durable, where the system can: those of new, renamed and removed files.
+///
+/// # Errors
+/// If the folder is missing, or the disk fails.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let parent = std::env::temp_dir();
+/// # let run = parent.join(format!("sam-sync-{}", std::process::id()));
+/// std::fs::create_dir(&run)?;
+/// sam_runtime::sync_folder(&parent)?;
+/// # std::fs::remove_dir(run)
+/// # }
+/// ```
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
