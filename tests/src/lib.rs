@@ -113,10 +113,11 @@ pub fn batch(n: usize, dtype: DType, seed: u64) -> (Tensor, Tensor) {
     (tensor(&[n, 6], dtype, seed), Tensor::from_vec(labels, n, device()).unwrap())
 }
 
-/// A tensor's numbers.
+/// A tensor's numbers, converted on the CPU: candle's conversions on CUDA fail for a tensor without elements.
 #[must_use]
 pub fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.detach().flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+    let tensor = tensor.detach().to_device(&Device::Cpu).unwrap();
+    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
 /// A tensor's numbers as bits; widening to f64 keeps them apart.

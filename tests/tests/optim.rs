@@ -29,7 +29,8 @@ fn numbers(shape: &[usize], seed: usize, dtype: DType, divisor: f64) -> Tensor {
     let n: usize = shape.iter().product();
     let whole = (0..n).map(|i| ((i * 37 + seed * 101) % 127) as f64 - 63.0);
     let values: Vec<f64> = whole.map(|x| x / divisor).collect();
-    Tensor::from_vec(values, shape, device()).unwrap().to_dtype(dtype).unwrap()
+    // Converted on the CPU: see `values`.
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap().to_device(device()).unwrap()
 }
 
 fn variables(dtype: DType) -> Vec<Var> {
