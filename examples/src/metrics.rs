@@ -19,7 +19,7 @@ pub fn error_rate(
 }
 
 /// How well a model does on images, or on the tokens of a text.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scores {
     /// The share of the labels that are not the likeliest.
     pub error: f64,
@@ -146,14 +146,13 @@ pub fn losses_of(logits: &Tensor, y: &Tensor) -> Result<Vec<f32>> {
     Ok(nn::cross_entropy_per_example(&logits.detach(), y)?.to_vec1()?)
 }
 
-/// A mean over seeds, and its standard error.
+/// A mean over seeds, and how sure it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mean {
     /// The mean.
     pub mean: f64,
-    /// The standard deviation over √n; `None` for a single seed.
-    pub error: Option<f64>,
-    count: usize,
+    /// Half of its 95 % confidence interval, by Student's t-distribution; `None` for a single seed.
+    pub interval: Option<f64>,
 }
 
 impl Mean {
@@ -163,20 +162,16 @@ impl Mean {
         let n = numbers.len() as f64;
         let mean = numbers.iter().sum::<f64>() / n;
         let squares = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
-        Self { mean, error: (numbers.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()), count: numbers.len() }
+        let freedom = numbers.len().saturating_sub(1);
+        let interval = (freedom > 0).then(|| student(freedom) * (squares / (n - 1.0) / n).sqrt());
+        Self { mean, interval }
     }
 
-    /// In percent, with the standard error if there is one.
+    /// In percent, with the interval if there is one.
     #[must_use]
     pub fn percent(self) -> String {
         let mean = 100.0 * self.mean;
-        self.error.map_or_else(|| format!("{mean:.1}"), |error| format!("{mean:.1} ± {:.1}", 100.0 * error))
-    }
-
-    /// Half of the 95 % confidence interval by Student's t-distribution; `None` for a single seed.
-    #[must_use]
-    pub fn interval_95(self) -> Option<f64> {
-        self.error.map(|error| error * student(self.count - 1))
+        self.interval.map_or_else(|| format!("{mean:.1}"), |interval| format!("{mean:.1} ± {:.1}", 100.0 * interval))
     }
 }
 
@@ -201,10 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn means_and_standard_errors() {
-        assert_eq!(Mean::of(&[0.2]), Mean { mean: 0.2, error: None, count: 1 });
-        let Mean { mean, error, .. } = Mean::of(&[1.0, 2.0, 3.0, 4.0]);
+    fn means_and_intervals() {
+        assert_eq!(Mean::of(&[0.2]), Mean { mean: 0.2, interval: None });
+        let Mean { mean, interval } = Mean::of(&[1.0, 2.0, 3.0, 4.0]);
         assert_eq!(mean, 2.5);
-        assert!((error.unwrap() - (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
+        assert!((interval.unwrap() - 3.182 * (5.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
     }
 }

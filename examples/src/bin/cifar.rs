@@ -244,7 +244,7 @@ fn compare(options: &Options) -> Result<ExitCode> {
     let command = command_line(options, &config);
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{command}\n").as_bytes())?;
     curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
-    say(format_args!("Error on {} test images in %, mean ± standard error:\n\n{table}", set.test.len()));
+    say(format_args!("Error on {} test images in %, mean ± 95 % interval:\n\n{table}", set.test.len()));
     say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(stopped.map_or(ExitCode::SUCCESS, |stopped| {

@@ -97,7 +97,7 @@ fn compare(options: &Options) -> Result<ExitCode> {
     let note_of_stop = stopped.as_ref().map_or_else(String::new, |stopped| format!(", {stopped}"));
     let title = format!("{}, {} images, 40 % wrong labels, {seeds}{note_of_stop}", set.name, set.train.len());
     let table = table(&variants, &runs);
-    let note = "Error on test images in %, mean ± standard error. \"Gain\" is SAM's error less the variant's, by pairs of \
+    let note = "Error on test images in %, mean ± 95 % interval. \"Gain\" is SAM's error less the variant's, by pairs of \
                 the same seed. \"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives. The radii were \
                 chosen on them too, with another seed.";
     write_atomic(&out.join(FILES[1]), format!("{title}\n\n{table}\n{note}\n").as_bytes())?;

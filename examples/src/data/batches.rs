@@ -1,6 +1,7 @@
 //! Batches of images: in order, shuffled, or made ahead in the background.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -32,7 +33,7 @@ impl ImageSet {
     }
 
     fn batches(&self, order: Vec<u32>, batch: usize, training: Option<Training>, whole: bool) -> Batches {
-        Batches { images: self.clone(), order, at: 0, batch, training, whole }
+        Batches { images: self.clone(), order, at: 0, batch, part: 0..batch, training, whole }
     }
 }
 
@@ -43,6 +44,8 @@ pub struct Batches {
     order: Vec<u32>,
     at: usize,
     batch: usize,
+    /// The images of a batch that are loaded.
+    part: Range<usize>,
     training: Option<Training>,
     /// Whether a last incomplete batch is dropped.
     whole: bool,
@@ -53,6 +56,14 @@ impl Batches {
     #[must_use]
     pub fn after(mut self, batches: usize) -> Self {
         self.at = (batches * self.batch).min(self.order.len());
+        self
+    }
+
+    /// Of each batch the images of one of several ranks, which have equally many. The others are not loaded.
+    #[must_use]
+    pub fn of_rank(mut self, rank: usize, ranks: usize) -> Self {
+        let each = self.batch / ranks;
+        self.part = rank * each..(rank + 1) * each;
         self
     }
 
@@ -80,6 +91,7 @@ impl Batches {
         if indices.is_empty() || (self.whole && indices.len() < self.batch) {
             return None;
         }
+        let indices = &indices[self.part.start..self.part.end.min(indices.len())];
         self.at = end;
         // Within an epoch of training the trainer checks this itself.
         if self.training.is_none() && self.images.is_interrupted() {
@@ -191,6 +203,19 @@ mod tests {
         assert_eq!(labels(1, 0), first);
         assert_ne!(labels(1, 1), first);
         assert_ne!(labels(2, 0), first);
+    }
+
+    /// The batches of two ranks, one behind the other, are those of one.
+    #[test]
+    fn ranks_have_parts_of_a_batch() {
+        let [source, _] = ImageSet::both(&set());
+        let batches = || source.shuffled(4, Augment::BASIC, 5, 1);
+        let of = |rank| batches().of_rank(rank, 2).in_background().map(|batch| bits(&batch.unwrap())).collect::<Vec<_>>();
+        let whole: Vec<_> = batches().in_background().map(|batch| bits(&batch.unwrap())).collect();
+        assert_eq!(whole.len(), 2);
+        for ((whole, first), second) in whole.into_iter().zip(of(0)).zip(of(1)) {
+            assert_eq!(whole, [first, second].concat());
+        }
     }
 
     #[test]

@@ -71,6 +71,17 @@ impl DirLock {
     /// If there are files of this training's names that may not be overwritten, if another process has the folder, or if
     /// it cannot be written to. Nothing has been changed then.
     pub fn take(folder: &Path, begin: Begin) -> Result<Self> {
+        let lock = Self::take_if_free(folder, begin)?;
+        lock.with_context(|| {
+            format!("another process trains in {}: wait for it, or choose another folder", folder.display())
+        })
+    }
+
+    /// As [`take`](Self::take); `None` if another process has the folder.
+    ///
+    /// # Errors
+    /// The others of `take`.
+    pub fn take_if_free(folder: &Path, begin: Begin) -> Result<Option<Self>> {
         // Before anything is made.
         check(folder, begin)?;
         let cannot = || format!("cannot train in {}", folder.display());
@@ -80,9 +91,7 @@ impl DirLock {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(cannot)?;
         match file.try_lock() {
             Ok(()) => (),
-            Err(TryLockError::WouldBlock) => {
-                bail!("another process trains in {}: wait for it, or choose another folder", folder.display())
-            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
         }
         // Nobody else writes from here on.
@@ -96,7 +105,7 @@ impl DirLock {
         } else {
             file.write_all(MARK.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)?;
         }
-        Ok(Self(file))
+        Ok(Some(Self(file)))
     }
 }
 

@@ -10,7 +10,7 @@ use super::run::{Epoch, TrainMode};
 use crate::io::plot::{Area, COLORS, DrawResult, INK, SIZE, legend, png, style};
 use crate::metrics::Mean;
 
-/// Draws the learning curves as a PNG: test errors as lines with their standard errors as bands, training errors dashed,
+/// Draws the learning curves as a PNG: test errors as lines with their 95 % intervals as bands, training errors dashed,
 /// and marked in the legend if their labels are noisy.
 ///
 /// # Errors
@@ -53,7 +53,7 @@ fn chart(area: &Area<'_>, log: &[Epoch], modes: &[TrainMode], title: &str, is_no
         let train = curve(&seeds, |epoch| 100.0 * epoch.train_error);
         let edge = |sign: f64| {
             let edge = test.iter().enumerate();
-            edge.map(move |(i, y)| (at_epoch(i), (y.mean + sign * y.error.unwrap_or(0.0)).max(0.0)))
+            edge.map(move |(i, y)| (at_epoch(i), (y.mean + sign * y.interval.unwrap_or(0.0)).max(0.0)))
         };
         let band: Vec<_> = edge(1.0).chain(edge(-1.0).collect::<Vec<_>>().into_iter().rev()).collect();
         chart.draw_series([Polygon::new(band, color(mode).mix(0.18))])?;

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use candle_nn::Optimizer as _;
 use clap::ValueEnum;
 use sam_runtime::optim::{LrSchedule, ParamsSgd, Sgd};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::augment::Augment;
 use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
@@ -57,7 +57,7 @@ fn loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> candle_core::Resul
 }
 
 /// The gradient that SGD uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainMode {
     /// Plain SGD: the loss function without the attribute
@@ -78,7 +78,7 @@ impl TrainMode {
 }
 
 /// The results of one epoch: a line of the log.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Epoch {
     /// The mode.
     #[serde(rename = "method")]

@@ -195,8 +195,7 @@ impl Panel {
             .draw()?;
         for Curve { name, color, points } in &self.curves {
             let edge = |sign: f64| {
-                let at =
-                    move |(x, y): &(f64, Mean)| (*x, (y.mean + sign * y.interval_95().unwrap_or(0.0)).clamp(low, high));
+                let at = move |(x, y): &(f64, Mean)| (*x, (y.mean + sign * y.interval.unwrap_or(0.0)).clamp(low, high));
                 points.iter().map(at)
             };
             let band: Vec<_> = edge(1.0).chain(edge(-1.0).rev()).collect();
@@ -244,7 +243,7 @@ mod tests {
         let sharpness = curve(SHARPNESS, &[log(1.0), log(3.0)]);
         let means: Vec<_> = sharpness.iter().map(|(epoch, mean)| (*epoch, mean.mean)).collect();
         assert_eq!(means, [(0.25, 0.25), (1.25, 2.25), (2.25, 4.25), (3.25, 6.25)]);
-        assert!(sharpness[1].1.interval_95().is_some());
+        assert!(sharpness[1].1.interval.is_some());
         let errors = curve(TEST_ERROR, &[log(1.0)]);
         let means: Vec<_> = errors.iter().map(|(epoch, mean)| (*epoch, mean.mean.round())).collect();
         assert_eq!(means, [(0.9, 10.0), (1.9, 20.0), (2.9, 30.0), (3.9, 40.0)]);

@@ -45,7 +45,7 @@ impl Numbers {
     pub(super) fn of(measure: Measure, paper: Option<Published>, outcomes: &[Outcome]) -> Self {
         let ours: Vec<f64> = outcomes.iter().filter_map(|outcome| outcome.value(measure)).collect();
         let mean = (!ours.is_empty()).then(|| Mean::of(&ours));
-        let interval = mean.and_then(Mean::interval_95);
+        let interval = mean.and_then(|mean| mean.interval);
         Self { paper, mean: mean.map(|mean| mean.mean), interval, ours }
     }
 

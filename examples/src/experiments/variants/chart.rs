@@ -1,4 +1,4 @@
-//! A line for each variant: its test error after the last epoch, as a point with its standard error.
+//! A line for each variant: its test error after the last epoch, as a point with its 95 % interval.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub fn draw(variants: &[Variant], runs: &[Run], title: &str, path: &Path) -> Res
 fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> DrawResult {
     const SAM: RGBColor = COLORS[0];
     const OTHER: RGBColor = RGBColor(90, 90, 90);
-    let ends = |sign: f64| lines.iter().map(move |(_, mean, _)| mean.mean + sign * mean.error.unwrap_or(0.0));
+    let ends = |sign: f64| lines.iter().map(move |(_, mean, _)| mean.mean + sign * mean.interval.unwrap_or(0.0));
     let (low, high) = (ends(-1.0).fold(f64::MAX, f64::min).floor(), ends(1.0).fold(0.0, f64::max).ceil());
     let (step, size) = (lines.len() as f64, 28);
     let mut chart = ChartBuilder::on(area)
@@ -53,9 +53,11 @@ fn chart(area: &Area<'_>, lines: &[(&str, Mean, f64)], title: &str) -> DrawResul
     for (row, (name, mean, passes)) in lines.iter().enumerate() {
         let y = row as f64 + 0.5;
         let color = if *name == "SAM" { SAM } else { OTHER };
-        let error = mean.error.unwrap_or(0.0);
-        chart
-            .draw_series([PathElement::new([(mean.mean - error, y), (mean.mean + error, y)], color.stroke_width(5))])?;
+        let interval = mean.interval.unwrap_or(0.0);
+        chart.draw_series([PathElement::new(
+            [(mean.mean - interval, y), (mean.mean + interval, y)],
+            color.stroke_width(5),
+        )])?;
         chart.draw_series([Circle::new((mean.mean, y), 9, color.filled())])?;
         let (x, y) = chart.backend_coord(&(low, y));
         area.draw_text(&format!("{name} ({passes:.1})"), &text, (x - 24, y))?;

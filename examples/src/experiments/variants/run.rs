@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use candle_nn::Optimizer as _;
 use sam_runtime::Sam;
 use sam_runtime::optim::{LrSchedule, ParamsSgd, Sgd};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::list::{Setting, Variant};
 use crate::augment::Augment;
@@ -25,10 +25,10 @@ const BATCH: usize = 128;
 const NOISE: f64 = 0.4;
 
 /// The results of one run: a line of the log.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     /// Its name.
-    pub variant: &'static str,
+    pub variant: String,
     /// Its radius, if it has one.
     pub rho: Option<f64>,
     /// The seed.
@@ -117,7 +117,7 @@ pub fn train(
     let Training { test_error, passes, .. } = training;
     let rho = variant.rho.map(|rho| rho * rho_factor);
     let passes = passes / steps as f64;
-    Ok(finished.map(|()| Run { variant: variant.name, rho, seed, test_error, train_error, passes, seconds }))
+    Ok(finished.map(|()| Run { variant: variant.name.to_owned(), rho, seed, test_error, train_error, passes, seconds }))
 }
 
 struct Training {
