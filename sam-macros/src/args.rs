@@ -24,6 +24,8 @@ pub(crate) struct Args {
     pub(crate) combination: Option<Keyed<Combination>>,
     pub(crate) vars: Option<Keyed<Expr>>,
     pub(crate) buffers: Option<Keyed<Expr>>,
+    pub(crate) all_reduce: Option<Keyed<Expr>>,
+    pub(crate) ascent: Option<Keyed<Ascent>>,
     pub(crate) replay: Option<Keyed<Vec<Ident>>>,
     pub(crate) batch: Option<Keyed<Batch>>,
     pub(crate) plain: Option<Keyed<Ident>>,
@@ -47,6 +49,13 @@ pub(crate) enum Combination {
     Wsam(Expr),
     Stable,
     SecondOrder,
+}
+
+/// Whose samples the perturbation is found on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Ascent {
+    PerRank,
+    Synchronized,
 }
 
 /// `shards(names; m = EXPR)`, and the other keys that split or select the samples of a batch.
@@ -118,6 +127,12 @@ impl Args {
             ("second_order", Value::Nothing) => set(&mut self.combination, key, Combination::SecondOrder),
             ("vars", Value::Expr(expr)) => set(&mut self.vars, key, expr),
             ("buffers", Value::Expr(expr)) => set(&mut self.buffers, key, expr),
+            ("all_reduce", Value::Expr(expr)) => set(&mut self.all_reduce, key, expr),
+            ("ascent", Value::Expr(expr)) => match name(&expr) {
+                Some(name) if name == "synchronized" => set(&mut self.ascent, key, Ascent::Synchronized),
+                Some(name) if name == "per_rank" => set(&mut self.ascent, key, Ascent::PerRank),
+                _ => Err(misuse(&expr)),
+            },
             ("replay", Value::List(list)) => set(&mut self.replay, key, parse_list(names, list, key, &misuse)?),
             ("plain", Value::Expr(expr)) => match name(&expr) {
                 Some(name) => set(&mut self.plain, key, name.clone()),

@@ -9,7 +9,7 @@ use syn::{
 };
 
 use crate::{
-    args::{self, Args, Batch, Combination, Keyed, Weighting},
+    args::{self, Args, Ascent, Batch, Combination, Keyed, Weighting},
     function::Function,
     keys::BatchKey,
     plain::plain,
@@ -219,7 +219,7 @@ fn split(arguments: &[Argument], owner: &TokenStream, pieces: &Ident) -> TokenSt
 /// The statements that make the `Sam`, one method for each key.
 fn configure(args: &Args, krate: &Path) -> TokenStream {
     let site = Span::mixed_site();
-    let Args { rho, p, adaptive, unnormalized, combination, vars, buffers, with, .. } = args;
+    let Args { rho, p, adaptive, unnormalized, combination, vars, buffers, all_reduce, ascent, with, .. } = args;
     if let Some(Keyed { value: name, .. }) = with {
         let given = quote_spanned!(name.span().resolved_at(site)=> &*#name);
         return quote_spanned!(site=> let __sam: &#krate::Sam = #given;);
@@ -245,6 +245,10 @@ fn configure(args: &Args, krate: &Path) -> TokenStream {
     });
     let vars = vars.iter().map(|vars| &vars.value);
     let buffers = buffers.iter().map(|buffers| &buffers.value);
+    let ranks = all_reduce.iter().map(|ranks| &ranks.value);
+    let synchronized = ascent.iter().filter(|ascent| ascent.value == Ascent::Synchronized);
+    let synchronized =
+        synchronized.map(|_| quote_spanned!(site=> let __sam = #krate::Sam::synchronized_ascent(__sam);));
     quote_spanned! {site=>
         let __sam = #krate::Sam::new(#rho);
         #(let __sam = #krate::Sam::p(__sam, #p);)*
@@ -253,6 +257,8 @@ fn configure(args: &Args, krate: &Path) -> TokenStream {
         #(let __sam = #krate::Sam::combination(__sam, #krate::variants::Combination::#combination);)*
         #(let __sam = #krate::Sam::vars(__sam, #krate::__private::variables(#vars));)*
         #(let __sam = #krate::Sam::buffers(__sam, #krate::__private::variables(#buffers));)*
+        #(let __sam = #krate::Sam::all_reduce(__sam, #ranks);)*
+        #(#synchronized)*
     }
 }
 

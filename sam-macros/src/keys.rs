@@ -32,6 +32,10 @@ pub(crate) enum Form {
     Argument,
     /// `= ::path`
     Path,
+    /// `= EXPR`, the ranks of a distributed training.
+    Ranks,
+    /// `= synchronized` or `= per_rank`
+    Ascent,
     /// `(argument, ..)`
     Arguments,
     /// `(argument, ..; m = EXPR, option = ..)`
@@ -55,7 +59,7 @@ pub(crate) enum BatchKey {
 }
 
 #[rustfmt::skip]
-const KEY_SYNTAX: [KeySyntax; 18] = [
+const KEY_SYNTAX: [KeySyntax; 20] = [
     sam("rho", Form::Number(AT_LEAST_0), "`rho = 0.05`", &["radius"]),
     sam("p", Form::Number(NORM), "`p = 2` or `p = inf`", &["norm_type", "ord"]),
     sam("adaptive", Form::OptionalNumber(AT_LEAST_0), "`adaptive` or `adaptive = 0.01`", &["eta", "asam"]),
@@ -66,6 +70,9 @@ const KEY_SYNTAX: [KeySyntax; 18] = [
     sam("second_order", Form::Flag, "`second_order`", &[]),
     sam("vars", Form::Variables, "`vars = model.vars()`", &["params", "parameters"]),
     sam("buffers", Form::Variables, "`buffers = [mean.clone(), var.clone()]`", &["stats", "state"]),
+    sam("all_reduce", Form::Ranks, "`all_reduce = world`, and add an argument `world: &Comm`",
+        &["comm", "world", "distributed"]),
+    sam("ascent", Form::Ascent, "`ascent = synchronized` or `ascent = per_rank`", &["synchronized", "per_rank"]),
     key("replay", Form::Arguments, "`replay(rng)`", &["rng", "seed"]),
     key("shards", Form::Batch(BatchKey::Shards), "`shards(x, y; m = 32)`",
         &["m", "m_sharpness", "reduction", "weights"]),
@@ -117,13 +124,17 @@ impl KeySyntax {
         let Self { name, form, example, .. } = self;
         let takes = match form {
             Form::Flag => return format!("`{name}` takes no value"),
-            Form::Number(_) | Form::Variables if is_bare => return format!("`{name}` needs a value, e.g. {example}"),
+            Form::Number(_) | Form::Variables | Form::Ranks if is_bare => {
+                return format!("`{name}` needs a value, e.g. {example}");
+            }
             Form::Number(_) => "a value",
             Form::OptionalNumber(_) => "one value or none",
             Form::Variables => "a list of variables",
             Form::Name => "a name",
             Form::Argument => "the name of an argument",
             Form::Path => "a path",
+            Form::Ranks => "a value",
+            Form::Ascent => "one of two names",
             Form::Arguments => "a list of arguments",
             Form::Batch(_) => "a list of arguments and a number",
         };

@@ -65,6 +65,8 @@ mod validate;
 /// | `second_order` | off | SAM with the second-order term that the paper drops; only for the Euclidean ball |
 /// | `vars = model.vars()` | all that the loss depends on | variables to perturb |
 /// | `buffers = [mean.clone(), var.clone()]` | none | variables that keep the value that the first pass gave them: the running statistics of a batch normalization |
+/// | `all_reduce = world` | one process | data-parallel training: the gradient is the mean over the ranks of this `&Comm`, each with its own ε on its own samples |
+/// | `ascent = synchronized` | `per_rank` | with `all_reduce`: one ε for the samples of all ranks, at the price of a second all-reduce |
 /// | `replay(rng)` | none | arguments whose state is rewound before the second pass, e.g. a random number generator |
 /// | `shards(x, y; m = 32)` | the whole batch | m-sharpness: splits these arguments along dimension 0 into shards of m samples, each with its own ε |
 /// | `micro_batches(x, y; m = 32)` | the whole batch | gradient accumulation: each pass takes these arguments in micro-batches of m samples, for one ε |

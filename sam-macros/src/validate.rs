@@ -9,10 +9,10 @@ use syn::{
 };
 
 use crate::{
-    args::{Args, Batch, Combination, Keyed},
+    args::{Args, Ascent, Batch, Combination, Keyed},
     errors::Errors,
     function::{Binding, Function, PassBy},
-    keys,
+    keys::{self, BatchKey},
     optimizer_step::{self, NamesIn},
 };
 
@@ -84,6 +84,19 @@ fn check_combinations(args: &Args, errors: &mut Errors) {
     }
     if let (Some(key), Some(p)) = (unnormalized, p) {
         errors.refuse(p, format!("`{key}` does not use a norm: remove `{p}`"));
+    }
+    if let Some(Keyed { key, value: ascent }) = &args.ascent {
+        if args.all_reduce.is_none() && args.with.is_none() {
+            errors.refuse(key, format!("`{key}` is for several ranks: add `all_reduce = world`"));
+        }
+        if let (Ascent::Synchronized, Some(Keyed { key: shards, value: batch })) = (ascent, &args.batch)
+            && batch.key == BatchKey::Shards
+        {
+            errors.refuse(
+                shards,
+                format!("`{shards}` have a perturbation each, which cannot be synchronized: use `micro_batches`, or remove `{key}`"),
+            );
+        }
     }
     if let Some(Keyed { value: path, .. }) = &args.krate
         && !is_absolute(path)

@@ -47,6 +47,7 @@
 //! | evaluation, accumulation, clipping, mixed precision, resuming, threads | [`guide`] |
 //! | what goes wrong, and why | [`faq`] |
 //! | which promises are kept, and by which test | [`guarantees`] |
+//! | several processes: data-parallel training with MPI | [`distributed`] |
 //! | speed and memory, next to PyTorch; CUDA; how the crate is built | [`performance`], [`cuda`], [`architecture`] |
 //!
 //! # Batch normalization and dropout
@@ -124,6 +125,7 @@
 pub mod __private;
 mod autograd;
 mod core;
+pub mod distributed;
 mod kernels;
 pub mod nn;
 pub mod optim;

@@ -26,7 +26,7 @@ const EXAMPLES: &[&[&str]] = &[
 /// From the bottom up. Those in one row do not use each other.
 const RUNTIME: &[&[&str]] = &[
     &["core"],
-    &["kernels"],
+    &["kernels", "distributed"],
     &["autograd"],
     &["optim"],
     &["nn"],

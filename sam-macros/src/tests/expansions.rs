@@ -74,6 +74,16 @@ fn loss(model: &Net, x: &Tensor, rng: &mut Rng) -> Result<Tensor> {
 }
 
 #[test]
+fn all_reduce() {
+    let source = "
+#[sam(all_reduce = world, ascent = synchronized)]
+fn loss(model: &Net, x: &Tensor, world: &Comm) -> Result<Tensor> {
+    model.forward(x)?.mean_all()
+}";
+    check_expansion(source, &expect_file!["../../tests/snapshots/all_reduce.rs"]);
+}
+
+#[test]
 fn replay() {
     let source = "
 #[sam(p = 1.5, adaptive = 0.1, replay(rng, dropout, seed))]

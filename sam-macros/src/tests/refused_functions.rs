@@ -134,8 +134,8 @@ fn all_at_once() {
     let whole = refusals(source);
     let expected = [
         "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, \
-         `second_order`, `vars`, `buffers`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, \
-         `crate`",
+         `second_order`, `vars`, `buffers`, `all_reduce`, `ascent`, `replay`, `shards`, `micro_batches`, `hardest`, \
+         `sharpest`, `plain`, `with`, `crate`",
         "`p` needs a value, e.g. `p = 2` or `p = inf`",
         "`rho` must be a number of at least 0",
         "invalid combination: `rho` and `with`: set `rho` on `sam`",

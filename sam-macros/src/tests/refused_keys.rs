@@ -20,6 +20,9 @@ fn what_is_accepted() {
         "wsam = 0.9, hardest(x; k = x.dim(0)? / 3)",
         "stable, sharpest(x, y; k = 5)",
         "second_order, rho = 1",
+        "all_reduce = world, shards(x; m = 2)",
+        "all_reduce = &self.world, ascent = per_rank, shards(x; m = 2)",
+        "all_reduce = world, ascent = synchronized, micro_batches(x; m = 2)",
         "shards(x; m = 2, reduction = mean), with = sam",
         "shards(x; m = 2, reduction = sum,)",
         "micro_batches(x, y; m = 2, weights = &weights(y)?)",
@@ -42,7 +45,8 @@ fn what_is_accepted() {
 #[test]
 fn what_cannot_be_read() {
     let keys = "one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, \
-                `buffers`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, `crate`";
+                `buffers`, `all_reduce`, `ascent`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, \
+                `with`, `crate`";
     let unknown = format!("unknown key `norm`: expected {keys}");
     let expected = format!("expected {keys}");
     for (args, refusal) in [
@@ -87,6 +91,12 @@ fn what_cannot_be_read() {
         ("eta = 0.1", "unknown key `eta`: write `adaptive` or `adaptive = 0.01`"),
         ("buffers", "`buffers` needs a value, e.g. `buffers = [mean.clone(), var.clone()]`"),
         ("buffers(mean)", "`buffers` takes a list of variables: write `buffers = [mean.clone(), var.clone()]`"),
+        ("all_reduce", "`all_reduce` needs a value, e.g. `all_reduce = world`, and add an argument `world: &Comm`"),
+        ("world = w", "unknown key `world`: write `all_reduce = world`, and add an argument `world: &Comm`"),
+        (
+            "all_reduce = world, ascent = both",
+            "`ascent` takes one of two names: write `ascent = synchronized` or `ascent = per_rank`",
+        ),
         ("rho: 0.05", "unexpected `:` after `rho`: write `rho = 0.05`"),
         ("unnormalised", "unknown key `unnormalised`: write `unnormalized`"),
         ("parts(x; m = 3)", "unknown key `parts`: write `micro_batches(x, y; m = 32)`"),
@@ -143,6 +153,12 @@ fn what_does_not_go_together() {
         ("buffers = b, with = sam", "invalid combination: `buffers` and `with`: set `buffers` on `sam`"),
         ("gsam = 0.4, with = sam", "invalid combination: `gsam` and `with`: set `gsam` on `sam`"),
         ("unnormalized, with = sam", "invalid combination: `unnormalized` and `with`: set `unnormalized` on `sam`"),
+        ("all_reduce = w, with = sam", "invalid combination: `all_reduce` and `with`: set `all_reduce` on `sam`"),
+        ("ascent = synchronized", "`ascent` is for several ranks: add `all_reduce = world`"),
+        (
+            "all_reduce = w, ascent = synchronized, shards(x; m = 1)",
+            "`shards` have a perturbation each, which cannot be synchronized: use `micro_batches`, or remove `ascent`",
+        ),
         ("gsam = 0.4, wsam = 0.9", "invalid combination: `wsam` and `gsam`: keep one"),
         ("stable, stable", "`stable` is given twice: keep one"),
         ("shards(x; m = 1), micro_batches(y; m = 1)", "invalid combination: `micro_batches` and `shards`: keep one"),

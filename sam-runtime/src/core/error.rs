@@ -196,6 +196,32 @@ pub enum Error {
     #[error("a sharded argument needs a first dimension to be split along, found a scalar")]
     ShardedScalar,
 
+    /// Another rank of a [distributed](crate::distributed) training failed in this step or call, so no rank takes it.
+    #[error("rank {rank} failed in this step: {why}; no rank takes it, the weights are unchanged")]
+    OtherRank {
+        /// Which one.
+        rank: usize,
+        /// Its error, as far as it is known there.
+        why: String,
+        /// Whether its loss or its gradient was not finite.
+        is_overflow: bool,
+    },
+
+    /// Ranks are not at the same call, or do not communicate.
+    #[error("{0}")]
+    Ranks(String),
+
+    /// The replicas of a model have diverged.
+    #[error(
+        "the replicas have diverged: {variable} is another one on {ranks}; resume from the last checkpoint, with the same          variables, seeds and optimizer on all ranks"
+    )]
+    Replicas {
+        /// The first variable that differs: its name, if it has one, dtype and shape.
+        variable: String,
+        /// Where it differs from most ranks.
+        ranks: String,
+    },
+
     /// An auxiliary value that does not say how the values of several shards make one.
     #[error(
         "auxiliary values of type `{0}` cannot be joined over shards: implement `sam_runtime::Aux::join_shards` for it"
@@ -227,6 +253,16 @@ impl Error {
                 Self::of(inner)
             }
             _ => None,
+        }
+    }
+
+    /// Whether this is what f16 makes of a number that is too large for it, here or on another rank: a smaller loss scale, or
+    /// the next batch, may do without.
+    pub(crate) fn is_overflow(&self) -> bool {
+        match self {
+            Self::NonFiniteGradient { .. } | Self::NonFiniteLoss { .. } => true,
+            Self::OtherRank { is_overflow, .. } => *is_overflow,
+            _ => false,
         }
     }
 }

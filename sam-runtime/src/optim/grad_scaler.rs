@@ -142,7 +142,9 @@ impl GradScaler {
     pub fn backward(&self, loss: impl FnOnce() -> Result<Tensor>) -> Result<Option<(Tensor, GradStore)>> {
         let loss = match loss() {
             Ok(loss) => loss,
-            Err(error) if is_overflow(&error) => return self.update(false).map(|()| None),
+            Err(error) if Error::of(&error).is_some_and(Error::is_overflow) => {
+                return self.update(false).map(|()| None);
+            }
             Err(error) => return Err(error),
         };
         let gradient = self.unscaled_gradient(&loss)?;
@@ -259,9 +261,4 @@ fn check_scale(scale: f64) -> Result<()> {
         return Ok(());
     }
     candle_core::bail!("the scale of a `GradScaler` is {scale}: expected a finite number above 0")
-}
-
-/// Whether this is what f16 makes of a number that is too large for it: a smaller scale, or the next batch, may do without.
-fn is_overflow(error: &candle_core::Error) -> bool {
-    matches!(Error::of(error), Some(Error::NonFiniteGradient { .. } | Error::NonFiniteLoss { .. }))
 }

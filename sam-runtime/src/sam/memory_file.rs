@@ -90,6 +90,8 @@ const STEPS: &str = "steps";
 const SEED: &str = "seed";
 const RATE: &str = "rate";
 const MOMENTS: &str = "moments";
+/// The label with the rank whose gradients are remembered.
+const RANK: &str = "rank";
 
 const AVERAGE: &str = "average";
 /// The last gradient, or LookSAM's orthogonal part: a `Sam` has no use for both.
@@ -134,6 +136,9 @@ fn to_bytes(state: &State, sam: &Sam, names: &VarMap) -> Result<Vec<u8>> {
             file.insert(key, value);
         }
     }
+    if let Some(rank) = rank_of_state(sam) {
+        file.label(RANK, rank);
+    }
     let whole = |number: u64| Tensor::new(number.cast_signed(), &Device::Cpu);
     file.insert(STEPS, &whole(state.steps)?);
     file.insert(SEED, &whole(sam.seed)?);
@@ -153,6 +158,13 @@ fn from_bytes(sam: &Sam, names: &VarMap, bytes: &[u8]) -> Result<State> {
 
 fn from_file(sam: &Sam, names: &Names, mut file: Contents<'_>) -> Result<State> {
     check_pieces(sam, &file)?;
+    if let Some(found) = file.label(RANK)
+        && rank_of_state(sam).as_deref() != Some(found)
+    {
+        tracing::warn!(
+            "the state of a `Sam` is that of rank {found}, which remembered the gradients of its own samples"
+        );
+    }
     let steps: i64 = required(&mut file, STEPS)?;
     let Some(steps) = u64::try_from(steps).ok().filter(|steps| *steps <= MOST_STEPS) else {
         candle_core::bail!("`{STEPS}` is {steps}: expected a number of steps from 0 to 2^53")
@@ -217,6 +229,12 @@ fn pieces_with_memory(sam: &Sam) -> BTreeMap<&'static str, String> {
         ("combination", sam.combination.has_memory().then(|| variant_name(&sam.combination))),
     ];
     pieces.into_iter().filter_map(|(piece, name)| Some((piece, name?))).collect()
+}
+
+/// Which rank's gradients this remembers, if each has its own.
+fn rank_of_state(sam: &Sam) -> Option<String> {
+    let comm = sam.comm.as_ref().filter(|comm| comm.size() > 1)?;
+    (sam.has_memory() && !sam.has_synchronized_ascent).then(|| format!("{} of {}", comm.rank(), comm.size()))
 }
 
 /// `LookSam` of `LookSam { every: 5, alpha: 0.7 }`.

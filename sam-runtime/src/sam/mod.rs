@@ -6,6 +6,7 @@ mod presets;
 pub(crate) mod stats;
 mod validate;
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::core::error::Error;
 use crate::core::norm_ball::Ball;
 use crate::core::pass::Step;
 use crate::core::var_list::VarSet;
+use crate::distributed::Comm;
 use crate::kernels;
 use crate::optim::GradScaler;
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope};
@@ -77,6 +79,8 @@ pub struct Sam {
     loss_scale: f64,
     scaler: Option<GradScaler>,
     pub(crate) has_diagnostics: bool,
+    pub(crate) comm: Option<Comm>,
+    pub(crate) has_synchronized_ascent: bool,
     pub(crate) memory: Memory,
 }
 
@@ -122,6 +126,8 @@ impl Sam {
             loss_scale: 1.0,
             scaler: None,
             has_diagnostics: false,
+            comm: None,
+            has_synchronized_ascent: false,
             memory: Memory::default(),
         }
     }
@@ -274,6 +280,47 @@ impl Sam {
     /// scaled by what it is when they run. [`GradScaler::step`] leaves out a step whose gradient, of either pass, overflows.
     pub fn grad_scaler(mut self, scaler: &GradScaler) -> Self {
         self.scaler = Some(scaler.clone());
+        self
+    }
+
+    /// Has the gradient of each step be the mean over the ranks of a [distributed](crate::distributed) training. All ranks run
+    /// the step, each on its own samples. Every rank finds its own ε̂ on them, which is m-sharpness with m their number, and one
+    /// gradient is sent, after the last pass, also with [`shards`](Self::shards) and [`micro_batches`](Self::micro_batches) and
+    /// whether or not this rank's step had a perturbation. For a loss that is a mean over samples, every rank needs as many of
+    /// them.
+    ///
+    /// The value of the loss stays the rank's own: see [`Comm::mean`]. If the step fails on one rank, it is an error on all
+    /// ([`Error::OtherRank`]), and all weights are what they were. Steps inside of another one, or under
+    /// [`plain`](crate::plain), send nothing.
+    ///
+    /// What a variant remembers of gradients is that of the rank's own, unless the ascent is
+    /// [synchronized](Self::synchronized_ascent): each rank saves its own state, and the file says which rank it is of.
+    ///
+    /// ```
+    /// # use candle_core::{Device, Result, Tensor, Var};
+    /// use sam_runtime::Sam;
+    /// use sam_runtime::distributed;
+    ///
+    /// # fn main() -> Result<()> {
+    /// distributed::run(|world| {
+    ///     let w = Var::new(&[3f32, 4.], &Device::Cpu)?;
+    ///     let sam = Sam::new(0.05).all_reduce(world);
+    ///     let loss = sam.loss(|| -> Result<Tensor> { w.sqr()?.sum_all() })?;
+    ///     assert_eq!(loss.to_scalar::<f32>()?, 25.);
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
+    pub fn all_reduce(mut self, comm: impl Borrow<Comm>) -> Self {
+        self.comm = Some(comm.borrow().clone());
+        self
+    }
+
+    /// With [`all_reduce`](Self::all_reduce): has ε̂ be that of the samples of all ranks. The gradient of each pass is then the
+    /// mean over the ranks, so that two gradients are sent for a step and not one, and what a variant remembers is the same on
+    /// all ranks. It is not for [`shards`](Self::shards), which have an ε̂ each.
+    pub fn synchronized_ascent(mut self) -> Self {
+        self.has_synchronized_ascent = true;
         self
     }
 

@@ -36,6 +36,9 @@ impl Sam {
 
     fn check_pairs(&self) -> Result<(), Error> {
         let refuse = |what, why| Err(Error::Settings { what, why });
+        if self.has_synchronized_ascent && self.comm.is_none() {
+            return refuse("synchronized_ascent", "it is for the ranks of `all_reduce`, which is not set");
+        }
         let simple = self.metric == Metric::Euclidean
             && self.mask.is_none()
             && self.normalized

@@ -4,6 +4,7 @@ mod aux_collections;
 mod aux_values;
 pub(crate) mod batch_selection;
 pub(crate) mod diagnosis;
+mod exchange;
 pub(crate) mod output;
 mod passes;
 mod perturb;

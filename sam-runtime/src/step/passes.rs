@@ -50,7 +50,7 @@ impl StepContext<'_> {
             return Ok((output, None));
         }
         let (output, gradient) = self.pass(Pass::Plain, loss)?;
-        check_finite(&gradient, Pass::Plain)?;
+        self.exchange.note(check_finite(&gradient, Pass::Plain))?;
         self.last.loss = Some(value_of(output.loss())?);
         let gradient = (!gradient.is_empty()).then_some(gradient);
         Ok((output.into_detached()?, gradient))
@@ -129,9 +129,10 @@ impl StepContext<'_> {
         self.last.passes += portions.iter().map(|portion| portion.share).sum::<f64>();
         if let [Portion { rows, .. }] = &portions[..] {
             let attempt = self.run(pass, 0, rows, loss)?;
-            let gradient = self.gradient(&attempt, pass)?;
+            let gradient = self.gradient(&attempt, pass);
+            let gradient = self.exchange.note(gradient)?;
             self.watch = Some(attempt.watch);
-            return Ok((attempt.output, gradient));
+            return Ok((attempt.output, self.exchange.after_pass(pass, gradient)?));
         }
         let mut outputs = Vec::with_capacity(portions.len());
         let mut mean = WeightedMean::default();
@@ -141,7 +142,8 @@ impl StepContext<'_> {
             outputs.push((*weight, attempt.output.into_detached()?));
             self.watch.get_or_insert(attempt.watch);
         }
-        Ok((O::join_shards(outputs)?, mean.finish()?))
+        let output = O::join_shards(outputs)?;
+        Ok((output, self.exchange.after_pass(pass, mean.finish()?)?))
     }
 
     /// Runs the loss function on some of the samples.
@@ -162,7 +164,7 @@ impl StepContext<'_> {
         let (began, watch) = (Moment::now()?, Watch::begin(&self.step));
         let (output, call) = self.step.run(pass, part, |pass| (loss(pass), Context::current_call()));
         let output = self.one_loss(output?, pass)?;
-        check_loss(output.loss(), pass)?;
+        self.exchange.note(check_loss(output.loss(), pass))?;
         Ok(Attempt { output, began, watch, call })
     }
 

@@ -9,6 +9,7 @@ use crate::sam::Sam;
 use crate::sam::memory::InFlight;
 use crate::sam::stats::{AscentStats, GradientAlignment, StepStats};
 use crate::step::batch_selection::{BatchSelection, Portion, Rule};
+use crate::step::exchange::Exchange;
 use crate::variants::{Combination, Direction, LossFactor, State};
 
 /// A step of a [`Sam`] under way. What it changes in the memory of the `Sam` counts when it has ended, not before.
@@ -28,6 +29,7 @@ pub(crate) struct StepContext<'a> {
     pub(super) last: StepStats,
     /// The first pass, as long as its gradient is of use.
     pub(super) watch: Option<Watch>,
+    pub(super) exchange: Exchange,
     _in_flight: Option<InFlight<'a>>,
 }
 
@@ -40,6 +42,13 @@ impl Drop for StepContext<'_> {
 
 impl<'a> StepContext<'a> {
     pub(crate) fn begin(sam: &'a Sam, selection: Option<&'a BatchSelection<'a>>) -> candle_core::Result<Self> {
+        let mut exchange = Exchange::of(sam);
+        let mut step = exchange.note(Self::checked(sam, selection))?;
+        step.exchange = exchange;
+        Ok(step)
+    }
+
+    fn checked(sam: &'a Sam, selection: Option<&'a BatchSelection<'a>>) -> candle_core::Result<Self> {
         if selection.is_some_and(|selection| selection.rule() == Rule::Sharpest) {
             let refuse = |why| Error::Settings { what: "sharpest", why };
             if !sam.direction.needs_gradient() {
@@ -77,6 +86,7 @@ impl<'a> StepContext<'a> {
             state,
             last: StepStats::default(),
             watch: None,
+            exchange: Exchange::default(),
             _in_flight: in_flight,
         })
     }
@@ -135,6 +145,11 @@ impl<'a> StepContext<'a> {
     /// What the backward pass of the loss is scaled by, where more than the gradient depends on it.
     pub(crate) fn loss_factor(&self) -> Option<LossFactor> {
         (!self.state.remainder.is_empty()).then(|| self.state.factor.clone())
+    }
+
+    /// The gradient that the caller gets: the mean over the ranks, if there are several.
+    pub(crate) fn exchange(&mut self, gradient: Option<Gradient>) -> candle_core::Result<Option<Gradient>> {
+        self.exchange.finish(gradient, &mut self.state.remainder)
     }
 
     /// The step has ended well: what it has found is remembered. Returns what the state of layers was before, for whoever

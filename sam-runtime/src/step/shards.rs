@@ -8,9 +8,11 @@ use candle_core::Tensor;
 use crate::autograd::fixed_gradient::loss_with_gradient;
 use crate::core::error::Error;
 use crate::core::pass::Before;
-use crate::core::var_list::Gradient;
+use crate::core::var_list::{Gradient, VarTensors};
+use crate::distributed::Comm;
 use crate::kernels::weighted_mean::WeightedMean;
 use crate::sam::Sam;
+use crate::step::exchange::Exchange;
 use crate::step::output::LossOutput;
 use crate::step::shares::{Division, Part, Shares, Weights};
 
@@ -56,6 +58,7 @@ pub struct Shards<O> {
     gradient: Option<WeightedMean>,
     /// The state of layers before the first shard: it is restored unless all shards end well.
     before: Before,
+    comm: Option<Comm>,
 }
 
 /// Some consecutive samples of a batch.
@@ -136,6 +139,11 @@ impl<O> Shards<O> {
         if sam.has_memory() {
             Err(Error::ShardedMemory)?;
         }
+        if sam.has_synchronized_ascent {
+            let why =
+                "each shard has its own perturbation, not that of all ranks: use `micro_batches`, or leave it out";
+            Err(Error::Settings { what: "synchronized_ascent", why })?;
+        }
         let current = Shard { part: Part { start: 0, len: 0, weight: 1.0 }, whole: true };
         Ok(Self {
             m: sam.perturbs().then_some(m),
@@ -145,6 +153,7 @@ impl<O> Shards<O> {
             values: Vec::new(),
             gradient: None,
             before: Before::default(),
+            comm: sam.comm.clone(),
         })
     }
 
@@ -213,27 +222,29 @@ impl<O> Shards<O> {
         Ok(())
     }
 
-    /// The loss of the whole batch.
+    /// The loss of the whole batch. Its gradient is the mean over the ranks of a [distributed](crate::distributed) training.
     ///
     /// # Errors
-    /// If auxiliary values cannot be [joined](crate::Aux::join_shards).
+    /// If auxiliary values cannot be [joined](crate::Aux::join_shards), or another rank has failed.
     pub fn loss<E>(mut self) -> Result<O, E>
     where
         O: LossOutput,
         E: From<candle_core::Error>,
     {
         let before = std::mem::take(&mut self.before);
-        let output = self.joined()?;
+        let mut exchange = Exchange::begin(self.comm.as_ref());
+        let output = self.joined(&mut exchange)?;
         before.forget();
         Ok(output)
     }
 
-    fn joined<E>(mut self) -> Result<O, E>
+    fn joined<E>(mut self, exchange: &mut Exchange) -> Result<O, E>
     where
         O: LossOutput,
         E: From<candle_core::Error>,
     {
-        let Some(gradient) = self.gradient.take() else {
+        let gradient = self.gradient.take().map(WeightedMean::finish).transpose()?;
+        let Some(gradient) = exchange.finish(gradient, &mut VarTensors::default())? else {
             return match self.values.pop() {
                 Some((_, output)) if self.values.is_empty() => Ok(output),
                 Some(last) => Ok(O::join_shards(self.values.into_iter().chain([last]).collect())?),
@@ -241,7 +252,7 @@ impl<O> Shards<O> {
             };
         };
         let output = O::join_shards(self.values)?;
-        let loss = loss_with_gradient(output.loss(), gradient.finish()?)?;
+        let loss = loss_with_gradient(output.loss(), gradient)?;
         Ok(output.with_loss(loss))
     }
 }

@@ -126,6 +126,25 @@ impl<O: LossOutput> Found<O> {
     }
 }
 
+impl<O> Found<O> {
+    fn moved(self, step: &mut StepContext<'_>) -> candle_core::Result<Moved<O>> {
+        Ok(match self {
+            Self::Done(done) => Moved::Done(done),
+            Self::FirstPass(FirstPass { output, gradient, first, weights }) => {
+                let along = step.direction(gradient)?;
+                let weights = step.perturb(weights, along)?;
+                step.record_ascent(first.as_ref(), &weights)?;
+                Moved::Second { output, first, weights }
+            }
+            Self::Direction(along) => {
+                let weights = step.perturb(None, along)?;
+                step.record_ascent(None, &weights)?;
+                Moved::Only { weights }
+            }
+        })
+    }
+}
+
 // What a stage asks of O it asks method by method, so that a loss that returns something else is refused once.
 impl<'a, O> Ascent<'a, O> {
     /// Stage two: w ← w + ε̂(w), written over the gradient's buffers. Then the storages of both are swapped.
@@ -134,20 +153,8 @@ impl<'a, O> Ascent<'a, O> {
     /// If the gradient is not finite; no weight has been touched then.
     pub fn perturb(self) -> candle_core::Result<Perturbed<'a, O>> {
         let Self { mut step, found } = self;
-        let moved = match found {
-            Found::Done(done) => Moved::Done(done),
-            Found::FirstPass(FirstPass { output, gradient, first, weights }) => {
-                let along = step.direction(gradient)?;
-                let weights = step.perturb(weights, along)?;
-                step.record_ascent(first.as_ref(), &weights)?;
-                Moved::Second { output, first, weights }
-            }
-            Found::Direction(along) => {
-                let weights = step.perturb(None, along)?;
-                step.record_ascent(None, &weights)?;
-                Moved::Only { weights }
-            }
-        };
+        let moved = found.moved(&mut step);
+        let moved = step.exchange.note(moved)?;
         Ok(Perturbed { moved, step })
     }
 }
@@ -167,7 +174,7 @@ impl<'a, O> Perturbed<'a, O> {
             Moved::Done(done) => return Ok(Descent { step, done, weights: None }),
             Moved::Second { output, first, weights } => {
                 let gradient = step.descent_pass(loss)?;
-                check_finite(&gradient, Pass::Descent)?;
+                step.exchange.note(check_finite(&gradient, Pass::Descent))?;
                 if let Some(first) = first {
                     step.record_alignment(&first, &gradient, &weights)?;
                     step.second_order(&first, &gradient, &weights, loss)?;
@@ -177,7 +184,7 @@ impl<'a, O> Perturbed<'a, O> {
             }
             Moved::Only { weights } => {
                 let (output, gradient) = step.single_pass(loss)?;
-                check_finite(&gradient, Pass::Ascent)?;
+                step.exchange.note(check_finite(&gradient, Pass::Ascent))?;
                 (output.into_detached()?, gradient, weights)
             }
         };
@@ -185,18 +192,19 @@ impl<'a, O> Perturbed<'a, O> {
     }
 }
 
-impl<O> Descent<'_, O> {
-    /// Stage four: restores the weights. Returns the loss whose value is L(w) and whose gradient is ∇L(w + ε̂).
+impl<'a, O> Descent<'a, O> {
+    /// Stage four: restores the weights. Returns the loss whose value is L(w) and whose gradient is ∇L(w + ε̂), the mean over
+    /// the ranks of a [distributed](crate::distributed) training.
     ///
     /// # Errors
-    /// Only if candle fails to build a tensor of one number.
+    /// If another rank has failed. Otherwise only if candle fails to build a tensor of one number.
     pub fn restore<E>(self) -> Result<O, E>
     where
         O: LossOutput,
         E: From<candle_core::Error>,
     {
         let factor = self.step.loss_factor();
-        let (Done { output, gradient }, before) = self.end()?;
+        let (Done { output, gradient }, before) = self.end(StepContext::exchange)?;
         let output = match gradient {
             Some(gradient) => {
                 let loss = loss_with_gradient(output.loss(), gradient)?;
@@ -217,15 +225,23 @@ impl<O> Descent<'_, O> {
     where
         O: LossOutput,
     {
-        let (Done { output, gradient }, before) = self.end()?;
+        let (Done { output, gradient }, before) = self.end(|step, gradient| {
+            // The ranks exchange the gradient of all shards.
+            step.exchange.leave();
+            Ok(gradient)
+        })?;
         shards.add(output, gradient, before)
     }
 
-    fn end(self) -> candle_core::Result<(Done<O>, Before)> {
-        let Self { step, done, weights } = self;
+    fn end(
+        self,
+        exchange: impl FnOnce(&mut StepContext<'a>, Option<Gradient>) -> candle_core::Result<Option<Gradient>>,
+    ) -> candle_core::Result<(Done<O>, Before)> {
+        let Self { mut step, mut done, weights } = self;
         if let Some(weights) = weights {
             weights.restore()?;
         }
+        done.gradient = exchange(&mut step, done.gradient)?;
         let before = step.end(done.gradient.as_ref())?;
         Ok((done, before))
     }

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::cast_sign_loss, reason = "this is test code")]
 
 mod costs;
+mod distributed;
 mod formulas;
 mod identities;
 mod participation;
 mod promises;
+#[path = "../distributed/ranks.rs"]
+mod ranks;
 mod reference;
 mod resume;
 mod rounding;

@@ -1,0 +1,24 @@
+//! Data-parallel training: several processes (ranks), each with its share of every batch, one gradient.
+//!
+#![doc = include_str!("../rustdoc_links.md")]
+#![doc = include_str!("../../docs/distributed.md")]
+
+mod agreement;
+mod collective;
+mod comm;
+mod digest;
+mod launch;
+mod launcher;
+mod mean;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod replicas;
+mod solo;
+#[cfg(feature = "mpi")]
+mod watchdog;
+
+pub use collective::Collective;
+pub use comm::Comm;
+pub use launch::run;
+
+pub(crate) use agreement::{Action, Failure};
