@@ -1,5 +1,7 @@
 //! Metrics of a model on images, and means over seeds.
 
+pub mod over_ranks;
+
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use sam_runtime::nn;

@@ -161,6 +161,24 @@ fn comparisons_at_once_have_folders_of_their_own() {
     }
 }
 
+/// Trainings too: none waits for another, and none is refused.
+#[test]
+fn trainings_at_once_have_folders_of_their_own() {
+    let training = Training::new(SHORT);
+    let begin = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+        command.current_dir(training.folder.path()).args(["recipe.toml", "--quiet"]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for child in [begin(), begin(), begin()] {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", error(&output));
+    }
+    for name in ["train", "train-2", "train-3"] {
+        assert!(training.path("runs").join(name).join("result.json").exists(), "{name}");
+    }
+}
+
 /// The folder of a training is not another program's, also to overwrite; an older table does not outlive its log.
 #[test]
 fn comparisons_replace_only_comparisons() {

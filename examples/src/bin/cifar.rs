@@ -26,6 +26,7 @@ use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
 use sam_runtime::Sam;
+use sam_runtime::distributed::{self, Comm};
 use sam_runtime::optim::ParamsSgd;
 
 sam_examples::use_mimalloc!();
@@ -124,7 +125,8 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&parse()))
+    let options = parse();
+    exit(distributed::run(|world| compare(&options, world)))
 }
 
 /// Checks everything that can be checked before a data set is read or downloaded.
@@ -181,43 +183,53 @@ fn ball(options: &Options) -> Ball {
     Ball { rho: options.rho.unwrap_or(usual), p: options.p.unwrap_or(2.0) }
 }
 
-fn compare(options: &Options) -> Result<ExitCode> {
+fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
+    // Rank 0 prints and writes.
+    let is_first = world.rank() == 0;
+    let quiet = options.quiet || !is_first;
     let stop = Stop::on_signals()?;
     check(options)?;
-    options.out.check(&FILES)?;
+    if is_first {
+        options.out.check(&FILES)?;
+    }
+    ensure!(
+        world.size() == 1 || options.download.is_none(),
+        "--download is for one process: download the set without mpirun first, then name its folder with --data"
+    );
     let device = options.device.config()?;
-    let screen = if options.quiet {
+    let screen = if quiet {
         MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden())
     } else {
         MultiProgress::new()
     };
     let set = Arc::new(stop.while_nothing_is_to_save(|| read(options, &screen))?);
-    let config = config(options, &set, device)?;
+    let config = config(options, &set, device, world)?;
     let modes = options.only.map_or(vec![TrainMode::Sgd, TrainMode::Sam], |only| vec![only]);
     let title = title(options, &config, &set);
-    say(format_args!("{title}\n"));
+    if is_first {
+        say(format_args!("{title}\n"));
+    }
 
     // What cannot be built is said before older results are removed.
     let shape = [set.channels, set.height, set.width];
     drop(Model::<SamRuntime>::at(&config.device, config.architecture, shape, set.classes.len(), 0)?);
     let start = Instant::now();
-    let (out, mut file) = options.out.claim("runs/cifar", &FILES)?.log(&FILES)?;
+    let mut out = if is_first { Some(options.out.claim("runs/cifar", &FILES)?.log(&FILES)?) } else { None };
     // Of the trainings that have ended.
     let mut log: Vec<Epoch> = Vec::new();
-    let total =
-        screen.add(bar((modes.len() as u64) * options.repetitions.count * config.epochs as u64, "all", options.quiet));
+    let total = screen.add(bar((modes.len() as u64) * options.repetitions.count * config.epochs as u64, "all", quiet));
     'all: for seed in options.repetitions.seeds() {
         for &mode in &modes {
-            let line = screen.insert_before(
-                &total,
-                bar(config.epochs as u64, &format!("{} seed {seed}", mode.name()), options.quiet),
-            );
+            let line =
+                screen.insert_before(&total, bar(config.epochs as u64, &format!("{} seed {seed}", mode.name()), quiet));
             let mut epochs = Vec::new();
             let ended = run(&config, &set, mode, seed, &stop, |epoch| {
                 line.set_message(format!("test error {:.1} %", 100.0 * epoch.test_error));
                 line.inc(1);
                 total.inc(1);
-                file.add(&epoch)?;
+                if let Some((_, file)) = &mut out {
+                    file.add(&epoch)?;
+                }
                 epochs.push(epoch);
                 Ok(())
             })?;
@@ -229,10 +241,13 @@ fn compare(options: &Options) -> Result<ExitCode> {
         }
     }
     total.finish_and_clear();
-    file.sync()?;
     let planned = modes.len() * options.repetitions.count as usize;
     let done = log.len() / config.epochs;
     let stopped = (done < planned).then(|| format!("stopped after {done} of {planned} trainings"));
+    let Some((out, mut file)) = out else {
+        return Ok(stopped.map_or(ExitCode::SUCCESS, |_| ExitCode::from(STOPPED)));
+    };
+    file.sync()?;
     if let Some(stopped) = stopped.as_ref().filter(|_| done == 0) {
         say(format_args!("{stopped}: no table; log: {}", out.display()));
         return Ok(ExitCode::from(STOPPED));
@@ -280,7 +295,7 @@ fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {
     Ok(set)
 }
 
-fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<CompareConfig> {
+fn config(options: &Options, set: &Dataset, device: DeviceConfig, world: &Comm) -> Result<CompareConfig> {
     if options.batch > set.train.len() {
         bail!(
             "--batch is {}, but there are only {} training images: choose at most as many",
@@ -291,7 +306,14 @@ fn config(options: &Options, set: &Dataset, device: DeviceConfig) -> Result<Comp
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;
     let usual = if is_embedded(options) { Architecture::Mlp(128) } else { Architecture::Cnn(16) };
+    let ranks = world.size();
+    ensure!(
+        options.batch.is_multiple_of(ranks),
+        "--batch is {}, for {ranks} ranks: expected a multiple of {ranks}, as many images for each",
+        options.batch
+    );
     Ok(CompareConfig {
+        world: world.clone(),
         device,
         architecture: options.model.unwrap_or(usual),
         epochs: options.repetitions.epochs,

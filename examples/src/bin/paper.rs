@@ -10,6 +10,7 @@ use sam_examples::cli::console::{exit, print, say, warn};
 use sam_examples::cli::device_args::{ComputeArgs, ThreadsArg};
 use sam_examples::cli::options::{parse, seeds, within};
 use sam_examples::cli::progress::ProgressDisplay;
+use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::experiments::paper::{Ended, Found, Run, Settings, number, write};
 use sam_examples::io::lease::Holder;
 use sam_examples::recipe::{self, Cell, RecipePatch, Scale, Table, table, tables};
@@ -136,7 +137,7 @@ fn main() -> ExitCode {
         }
         Some(Command::List { table, .. }) => list(table.as_deref()),
         Some(Command::Report(choice)) => report(choice),
-        None => run(&options.run),
+        None => on_one_rank(|| run(&options.run)),
     };
     exit(outcome)
 }

@@ -11,6 +11,7 @@ use sam_examples::cli::console::{bar, exit, print};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::{parse, within};
 use sam_examples::cli::out::Out;
+use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::cli::recipe_args::RecipeArgs;
 use sam_examples::experiments::hessian::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
 use sam_examples::io::atomic::write_atomic;
@@ -69,7 +70,7 @@ struct Options {
 fn main() -> ExitCode {
     let options: Options = parse();
     if keeps_graph() {
-        return exit(look(&options).map(|()| ExitCode::SUCCESS));
+        return exit(on_one_rank(|| look(&options).map(|()| ExitCode::SUCCESS)));
     }
     exit(with_graph())
 }

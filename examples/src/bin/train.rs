@@ -17,6 +17,7 @@ use sam_examples::recipe::{self, Recipe};
 use sam_examples::trainer::{Begin, Data, DirLock, Job, Next, Session, has_results, is_training};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::stop::{STOPPED, Stop};
+use sam_runtime::distributed::{self, Comm};
 
 sam_examples::use_mimalloc!();
 
@@ -73,10 +74,12 @@ struct Options {
 const USUAL: &str = "runs/train";
 
 fn main() -> ExitCode {
-    exit(train(&parse()))
+    let options = parse();
+    exit(distributed::run(|world| train(&options, world)))
 }
 
-fn train(options: &Options) -> Result<ExitCode> {
+fn train(options: &Options, world: &Comm) -> Result<ExitCode> {
+    let is_first = world.rank() == 0;
     let stop = Stop::on_signals()?;
     if let Some(workers) = options.workers {
         within("workers", workers, 1..=1024)?;
@@ -85,19 +88,19 @@ fn train(options: &Options) -> Result<ExitCode> {
     let device = options.device.config()?;
     let (out, begin) = folder(options);
     let from = options.resume.as_ref().and_then(|from| from.as_deref()).map(checkpoint);
-    if let Some(from) = &from {
+    if let Some(from) = from.as_ref().filter(|_| is_first) {
         ensure!(
             from.is_file(),
             "there is no checkpoint {}: expected the file, or the folder of a training",
             from.display()
         );
     }
-    if !options.dry_run {
+    if !options.dry_run && is_first {
         begin.check(&out)?;
     }
     let own = out.join("checkpoint.safetensors");
     if let Some(from) =
-        from.as_ref().filter(|from| own.is_file() && own.canonicalize().ok() != from.canonicalize().ok())
+        from.as_ref().filter(|from| is_first && own.is_file() && own.canonicalize().ok() != from.canonicalize().ok())
     {
         warn(format_args!(
             "resuming from {}, which the folder has already, not from {}",
@@ -109,12 +112,22 @@ fn train(options: &Options) -> Result<ExitCode> {
         let data = Data::load(&recipe, options.recipe.data.as_deref(), options.recipe.seed, &device.device)?;
         data.with_workers(options.workers)
     })?;
-    for note in &data.notes {
+    for note in data.notes.iter().filter(|_| is_first) {
         warn(note);
     }
     if options.dry_run {
-        return dry_run(&recipe, &data, &device);
+        return if is_first { dry_run(&recipe, &data, &device) } else { Ok(ExitCode::SUCCESS) };
     }
+    // Rank 0 writes.
+    let (out, _lock) = if !is_first {
+        (out, None)
+    } else if options.out.named().is_some() || begin != Begin::New {
+        let lock = DirLock::take(&out, begin)?;
+        (out, Some(lock))
+    } else {
+        let (out, lock) = first_free()?;
+        (out, Some(lock))
+    };
     let job = Job {
         recipe: &recipe,
         seed: options.recipe.seed,
@@ -126,19 +139,24 @@ fn train(options: &Options) -> Result<ExitCode> {
         keep_weights: true,
         scaled: options.recipe.scaled(),
     };
-    let _lock = DirLock::take(&out, begin)?;
-    let mut progress = ProgressDisplay::new(&options.recipe.name, options.quiet);
+    let mut progress = ProgressDisplay::new(&options.recipe.name, options.quiet || !is_first);
     let (may_prolong, overwrite) = (begin == Begin::Resume, begin == Begin::Overwrite);
-    let session = Session { stop, from, may_prolong, overwrite };
+    let session = Session { world: world.clone(), stop, from, may_prolong, overwrite };
     let outcome = job.run_in(&session, |status| {
         progress.show(status);
         Ok(Next::GoOn)
     })?;
     progress.finish();
     let Some(outcome) = outcome else {
+        if !is_first {
+            return Ok(ExitCode::from(STOPPED));
+        }
         say(format_args!("saved in {}: --resume goes on", out.display()));
         return Ok(ExitCode::from(STOPPED));
     };
+    if !is_first {
+        return Ok(ExitCode::SUCCESS);
+    }
     write_atomic(&out.join("result.json"), (serde_json::to_string_pretty(&outcome)? + "\n").as_bytes())?;
     say(format_args!(
         "{}: test error {:.2} %{}, {} steps, {:.0} s{}; {}",
@@ -163,8 +181,6 @@ fn folder(options: &Options) -> (PathBuf, Begin) {
     if let Some(out) = options.out.named() {
         return (out.to_owned(), begin);
     }
-    // A folder that cannot be read counts as not empty: the error is reported later.
-    let is_free = |folder: &Path| !has_results(folder).unwrap_or(true);
     let free = numbered(USUAL, is_free);
     let out = match (begin, &options.resume) {
         (Begin::Overwrite, _) => PathBuf::from(USUAL),
@@ -172,6 +188,23 @@ fn folder(options: &Options) -> (PathBuf, Begin) {
         _ => free,
     };
     (out, begin)
+}
+
+/// Whether a folder holds no results; one that cannot be read counts as not empty.
+fn is_free(folder: &Path) -> bool {
+    !has_results(folder).unwrap_or(true)
+}
+
+/// The first default folder that holds no results and that no other process trains in.
+fn first_free() -> Result<(PathBuf, DirLock)> {
+    let mut others = Vec::new();
+    loop {
+        let folder = numbered(USUAL, |folder| is_free(folder) && !others.iter().any(|other| other == folder));
+        match DirLock::take_if_free(&folder, Begin::New)? {
+            Some(lock) => return Ok((folder, lock)),
+            None => others.push(folder),
+        }
+    }
 }
 
 /// The training in `usual`, `usual-2`, .. with the highest number.

@@ -9,6 +9,7 @@ use clap::Parser;
 use sam_examples::cli::console::{bar, exit, say};
 use sam_examples::cli::options::{above_0, parse};
 use sam_examples::cli::out::Out;
+use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::cli::repetitions::Repetitions;
 use sam_examples::data;
 use sam_examples::experiments::variants::report::table;
@@ -50,7 +51,8 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    exit(compare(&parse()))
+    let options = parse();
+    exit(on_one_rank(|| compare(&options)))
 }
 
 fn compare(options: &Options) -> Result<ExitCode> {

@@ -6,5 +6,6 @@ pub mod device_args;
 pub mod options;
 pub mod out;
 pub mod progress;
+pub mod ranks;
 pub mod recipe_args;
 pub mod repetitions;

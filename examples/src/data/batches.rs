@@ -210,7 +210,8 @@ mod tests {
     fn ranks_have_parts_of_a_batch() {
         let [source, _] = ImageSet::both(&set());
         let batches = || source.shuffled(4, Augment::BASIC, 5, 1);
-        let of = |rank| batches().of_rank(rank, 2).in_background().map(|batch| bits(&batch.unwrap())).collect::<Vec<_>>();
+        let of =
+            |rank| batches().of_rank(rank, 2).in_background().map(|batch| bits(&batch.unwrap())).collect::<Vec<_>>();
         let whole: Vec<_> = batches().in_background().map(|batch| bits(&batch.unwrap())).collect();
         assert_eq!(whole.len(), 2);
         for ((whole, first), second) in whole.into_iter().zip(of(0)).zip(of(1)) {

@@ -118,7 +118,16 @@ impl Checkpoint {
     /// # Errors
     /// If it cannot be read, is damaged, or is another file.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))?;
+        Self::of_file(path, Self::read(path)?)
+    }
+
+    /// The bytes of a checkpoint.
+    pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+        std::fs::read(path).with_context(|| format!("cannot read the checkpoint {}", path.display()))
+    }
+
+    /// The checkpoint with these bytes of a file.
+    pub(super) fn of_file(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::from_bytes(bytes).with_context(|| {
             format!("{} is damaged: resume from another checkpoint, or start again with --overwrite", path.display())
         })

@@ -5,10 +5,11 @@ use serde_json::json;
 
 use super::epochs_csv;
 use super::phase_length::PhaseLength;
+use super::ranks::with_mean_statistics;
 use super::training::Training;
 use super::weights::WeightsInfo;
 use crate::data::ImageSet;
-use crate::metrics::{Scores, bits};
+use crate::metrics::{Scores, bits, over_ranks};
 use crate::models::params::named;
 use crate::util::numbers::count;
 
@@ -42,8 +43,8 @@ impl Training<'_> {
             line["bits per token"] = json!(bits(scores.loss));
             event.extend([("test/loss", scores.loss), ("test/bits per token", bits(scores.loss))]);
         }
-        self.log.add(&line)?;
-        self.events.add(self.progress.steps, &event)?;
+        self.note(&line)?;
+        self.add_event(&event)?;
         if self.is_last_phase() {
             let measure = if self.is_text() { scores.loss } else { error };
             if self.progress.best.is_none_or(|(best, _)| measure < best.into()) {
@@ -54,7 +55,7 @@ impl Training<'_> {
             }
             self.progress.stopped_early = length.stops_early(patience, &self.progress);
         }
-        if self.job.keep_weights {
+        if self.job.keep_weights && self.files.is_some() {
             epochs_csv::write(&self.job.folder.join("log.jsonl"), &self.job.folder.join("epochs.csv"))?;
         }
         Ok(())
@@ -73,17 +74,19 @@ impl Training<'_> {
         self.with_average(|training| here.iter().try_for_each(|at| training.write_weights(&name(at), epoch, error)))
     }
 
-    /// Runs `f` with the averaged weights, if there are any.
-    fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
+    /// Runs `f` with the averaged weights, if there are any, and the mean statistics of all ranks.
+    pub(super) fn with_average<R>(&self, f: impl FnOnce(&Self) -> Result<R>) -> Result<R> {
+        let f = || with_mean_statistics(self.model.vars(), &self.world, || f(self));
         match &self.average {
-            Some(average) => average.during(|| f(self)),
-            None => f(self),
+            Some(average) => average.during(f),
+            None => f(),
         }
     }
 
-    /// The test images.
+    /// The test images. Of several ranks none leaves a test before the others.
     pub(super) fn test(&self) -> ImageSet {
-        self.job.data.test.interrupted_by(&self.stop)
+        let images = &self.job.data.test;
+        if self.world.size() > 1 { images.clone() } else { images.interrupted_by(&self.stop) }
     }
 
     /// Whether the data set is a text.
@@ -94,8 +97,9 @@ impl Training<'_> {
     /// A test of the averaged weights, if there are any, or of the weights.
     pub(super) fn test_scores(&self) -> Result<Scores> {
         self.with_average(|training| {
-            let test = training.test();
-            Ok(Scores::of(&training.model, test.in_order(test.test_batch()).in_background().pairs())?)
+            over_ranks::test(&training.test(), &training.world, |test| {
+                Ok(Scores::of(&training.model, test.in_order(test.test_batch()).in_background().pairs())?)
+            })
         })
     }
 
@@ -107,6 +111,9 @@ impl Training<'_> {
 
     /// Writes the variables of the model, with what is needed to use them.
     pub(super) fn write_weights(&self, name: &str, epoch: usize, test_error: f64) -> Result<()> {
+        if self.files.is_none() {
+            return Ok(());
+        }
         let weights = named(self.model.vars()).into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
         let info = WeightsInfo::of(self.job, epoch, test_error)?;
         info.write(&weights, &self.job.folder.join(name))

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use sam_runtime::distributed::Comm;
 use serde_json::json;
 
 use super::checkpoint::Checkpoint;
@@ -63,6 +64,8 @@ pub enum Next {
 /// The settings of one session of a training.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
+    /// The ranks that train together; unless set, this process alone.
+    pub world: Comm,
     /// The signal to stop.
     pub stop: Stop,
     /// A checkpoint of another folder to start from, if there is none in its own.
@@ -107,16 +110,21 @@ impl Job<'_> {
         Ok(words.to_string())
     }
 
-    /// The checkpoint to resume from, if there is one, after a check that it is of this training.
+    /// The checkpoint to resume from, if there is one, after a check that it is of this training. Rank 0 reads it for all.
     pub(super) fn saved(&self, session: &Session, words: &str) -> Result<Option<(Checkpoint, PathBuf)>> {
         let own = self.checkpoint();
         let path = match &session.from {
-            _ if session.overwrite => return Ok(None),
-            _ if own.exists() => own,
-            Some(other) => other.clone(),
-            None => return Ok(None),
+            _ if session.overwrite => None,
+            _ if session.world.rank() > 0 || own.exists() => Some(own),
+            other => other.clone(),
         };
-        let checkpoint = Checkpoint::load(&path)?;
+        let checkpoint = match &path {
+            Some(path) if session.world.rank() == 0 => Checkpoint::read(path)?,
+            _ => Vec::new(),
+        };
+        let checkpoint = session.world.broadcast_bytes(&checkpoint)?;
+        let Some(path) = path.filter(|_| !checkpoint.is_empty()) else { return Ok(None) };
+        let checkpoint = Checkpoint::of_file(&path, checkpoint)?;
         let found = &checkpoint.progress.recipe;
         let is_length = |key: &String| ["epochs", "steps", "stretch", "patience"].contains(&key.as_str());
         let different = differences(found, words);

@@ -6,9 +6,10 @@ use anyhow::Result;
 
 use super::label_state::LabelState;
 use super::outcome::Outcome;
+use super::ranks::with_mean_statistics;
 use super::setup::optimizer;
 use super::training::Training;
-use crate::metrics::{losses, predictions, top_5_error};
+use crate::metrics::{losses, over_ranks, predictions, top_5_error};
 use crate::models::params::named;
 use crate::noisy_labels::{AfterPhase, discriminate, without_worst};
 
@@ -115,17 +116,25 @@ impl Training<'_> {
                 self.keep_scores(scores);
                 scores.error.into()
             };
-            Ok((test_error.into(), top_5_error(&self.model, &self.test())?))
+            let top_5_error = self.with_average(|training| {
+                over_ranks::test(&training.test(), &training.world, |test| top_5_error(&training.model, test))
+            })?;
+            Ok((test_error.into(), top_5_error))
         };
         let errors = errors();
         self.average = average;
         let (test_error, top_5_error) = errors?;
-        self.log.sync()?;
-        self.events.sync()?;
+        if let Some(files) = &mut self.files {
+            files.log.sync()?;
+            files.events.sync()?;
+        }
         if self.job.keep_weights {
             let images = self.images(self.phase().images)?;
             let per_epoch = images.steps(self.job.recipe.batch.min(images.len()));
-            self.write_weights("weights.safetensors", (self.progress.step - 1) / per_epoch + 1, test_error)?;
+            let epoch = (self.progress.step - 1) / per_epoch + 1;
+            with_mean_statistics(self.model.vars(), &self.world, || {
+                self.write_weights("weights.safetensors", epoch, test_error)
+            })?;
         }
         Ok(Outcome {
             test_error,

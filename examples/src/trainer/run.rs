@@ -105,6 +105,12 @@ impl<F> PhaseRun<'_, '_, F> {
         self.unless_stopped(|training| training.keep_epoch(per_epoch))
     }
 
+    /// Images a second of this session, on all ranks together.
+    fn throughput(&self) -> f64 {
+        let trained = (self.training.progress.step - self.resumed_at) * self.length.batch;
+        trained as f64 / self.since.elapsed().as_secs_f64()
+    }
+
     fn unless_stopped(&mut self, f: impl FnOnce(&mut Training<'_>) -> Result<()>) -> Result<ControlFlow<()>> {
         let done = self.training.interruptible(|training| f(training))?;
         Ok(if done.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
@@ -131,9 +137,10 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
     }
 
     fn batches(&self, at: Position) -> Background {
-        let Training { job, progress, .. } = &*self.training;
+        let Training { job, progress, world, .. } = &*self.training;
         let seed = phase_seed(job.seed, progress.phase);
-        self.images.shuffled(self.length.batch, job.recipe.augment(), seed, at.epoch).after(at.done).in_background()
+        let all = self.images.shuffled(self.length.batch, job.recipe.augment(), seed, at.epoch);
+        all.of_rank(world.rank(), world.size()).after(at.done).in_background()
     }
 
     fn step(&mut self, _: Position, batch: Batch) -> Result<ControlFlow<()>> {
@@ -145,21 +152,22 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
 
     fn end_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {
         self.training.read()?;
+        self.training.note_pace(self.throughput() / self.training.world.size() as f64)?;
         self.test()
     }
 
     fn after_step(&mut self) -> Result<ControlFlow<()>> {
+        let throughput = self.throughput();
         let training = &mut *self.training;
-        let trained = (training.progress.step - self.resumed_at) * self.length.batch;
         let next = (self.tell)(&Status {
             phase: (training.progress.phase, training.phases.len()),
             step: (training.progress.step, self.length.steps),
             loss: training.loss,
-            throughput: trained as f64 / self.since.elapsed().as_secs_f64(),
+            throughput,
             test_error: training.progress.test_error.map(f64::from),
         })?;
         let due = training.job.every > 0 && training.progress.steps.is_multiple_of(training.job.every);
-        let is_told = next == Next::Stop || training.stop.is_told();
+        let is_told = training.world.any(next == Next::Stop || training.stop.is_told())?;
         if due || is_told {
             training.save()?;
         }

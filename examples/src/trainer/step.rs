@@ -31,15 +31,17 @@ impl Training<'_> {
         let progress = step as f64 / steps as f64;
         let rate = rate(recipe, phase, step, steps, per_epoch);
         self.optimizer.set_learning_rate(rate);
-        self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
-        let mut rng = Stream::Step { phase: self.progress.phase, step }.rng(self.job.seed);
+        let (rank, ranks) = (self.world.rank(), self.world.size());
+        let draws = (step * ranks + rank) as u64 * DRAWS_PER_STEP;
+        self.model.draws().set_position(draws);
+        let mut rng = Stream::Step { phase: self.progress.phase, step }.rng(self.world.seed(self.job.seed));
         let examples =
             self.labels.state.examples(&recipe.noisy_label_settings(), &self.model, batch, progress, &mut rng)?;
         let corrects = self.labels.state.corrects(recipe.method, progress);
         let writes_line = step.is_multiple_of((per_epoch / LINES).max(1));
         let orders = if recipe.compare_orders && writes_line {
             let orders = Orders::of(recipe, &self.objective(), &examples, &batch.y, corrects)?;
-            self.model.draws().set_position(step as u64 * DRAWS_PER_STEP);
+            self.model.draws().set_position(draws);
             Some(orders)
         } else {
             None
@@ -71,8 +73,8 @@ impl Training<'_> {
                 line["perturbed error"] = json!(perturbed_error);
                 event.extend([("training/cosine", cosine), ("training/perturbed error", perturbed_error)]);
             }
-            self.log.add(&line)?;
-            self.events.add(self.progress.steps, &event)?;
+            self.note(&line)?;
+            self.add_event(&event)?;
         }
         Ok(())
     }
@@ -95,7 +97,7 @@ impl Training<'_> {
         let partition = recipe.partition();
         let parts = partition.micro_batches(rows)?;
         let statistics = ShardStatistics::before(&self.model, partition.shards(rows)?.len())?;
-        if recipe.clip == 0.0 && parts.len() == 1 {
+        if recipe.clip == 0.0 && parts.len() == 1 && self.world.size() == 1 {
             let (loss, alone) = recipe.method.loss(&objective, examples, corrects, &self.sam)?;
             self.optimizer.backward_step(&loss)?;
             statistics.map_or(Ok(()), ShardStatistics::settle)?;
@@ -121,6 +123,7 @@ impl Training<'_> {
             total = Some(gradient);
         }
         let mut gradient = total.context("there are no images in the batch")?;
+        self.world.average_gradients(&mut gradient, vars.iter().map(|(_, var)| var.clone()))?;
         if recipe.clip > 0.0 {
             clip(&mut gradient, &vars, recipe.clip)?;
         }

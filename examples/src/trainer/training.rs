@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
+use sam_runtime::distributed::Comm;
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
 
@@ -16,6 +17,7 @@ use super::label_state::LabelState;
 use super::optimizer::Optimizer;
 use super::outcome::Diverged;
 use super::phase_length::{PhaseLength, phase_images};
+use super::ranks;
 use super::recipe_diff::difference;
 use super::run_dir::{is_ours, remove_end, remove_results};
 use super::setup::{build_sam, fresh_model, last_fresh, optimizer};
@@ -24,7 +26,7 @@ use crate::data::ImageSet;
 use crate::io::jsonl::{Extent, Log, Resumable};
 use crate::io::tensorboard::Events;
 use crate::models::Model;
-use crate::models::params::named;
+use crate::models::params::{named, trained_vars};
 use crate::noisy_labels::{MethodState, Phase, Start, TrainSubset};
 use crate::recipe::Recipe;
 use crate::util::stop::Stop;
@@ -33,6 +35,7 @@ use crate::util::stop::Stop;
 pub(super) struct Training<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) stop: Stop,
+    pub(super) world: Comm,
     pub(super) phases: Vec<Phase>,
     pub(super) sam: Sam,
     pub(super) progress: Progress,
@@ -46,9 +49,15 @@ pub(super) struct Training<'a> {
     pub(super) loss: f64,
     pub(super) sharpness: Option<f64>,
     pub(super) unread: Option<Unread>,
+    /// Of rank 0.
+    pub(super) files: Option<Files>,
+    pub(super) began: Instant,
+}
+
+/// The files that a training adds to.
+pub(super) struct Files {
     pub(super) log: Log,
     pub(super) events: Events,
-    pub(super) began: Instant,
 }
 
 /// The loss and statistics of a step that have not been read from the device.
@@ -66,8 +75,9 @@ fn rise(last: &StepStats) -> Result<Option<f64>> {
 impl<'a> Training<'a> {
     /// Starts or resumes a training.
     pub(super) fn begin(job: &'a Job<'a>, session: &Session) -> Result<Self> {
-        let recipe = job.recipe;
+        let (recipe, world) = (job.recipe, &session.world);
         let words = job.words()?;
+        ranks::check_same(&words, world)?;
         let (mut checkpoint, path) = job.saved(session, &words)?.unzip();
         let mut progress = checkpoint.as_ref().map_or_else(Progress::default, |checkpoint| checkpoint.progress.clone());
         let before = std::mem::replace(&mut progress.recipe, words);
@@ -86,6 +96,7 @@ impl<'a> Training<'a> {
         let mut kept = BTreeMap::new();
         if let Some(checkpoint) = &mut checkpoint {
             let mut restore = || -> Result<()> {
+                ranks::take_own_state(checkpoint, world)?;
                 labels = LabelState::from_tensors(checkpoint.take("plan/"), train.labels().len(), job.data.classes)?;
                 let phase = &phases[progress.phase];
                 labels.state.check(recipe.method, train.labels().len(), phase.record && progress.step > 0)?;
@@ -120,25 +131,25 @@ impl<'a> Training<'a> {
             goes_on(recipe, length, &mut progress).with_context(|| format!("cannot prolong {}", place.display()))?;
         }
         length.check(recipe, &progress, is_last)?;
+        ranks::check(recipe, length.batch, world)?;
         check_kept(recipe, &phases, train)?;
         if session.overwrite {
             check_start(job)?;
         }
-        // Nothing is written or removed before everything has been checked. A log of another folder stays there.
+        world.broadcast_vars(trained_vars(model.vars()))?;
+        // Nothing is written or removed before everything has been checked.
+        let ends = progress.step >= length.steps || progress.stopped_early;
         let is_own = path.as_ref().is_none_or(|path| *path == job.checkpoint());
-        let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
-        let old_log = if is_own { resumable(&log, progress.log, &progress.log_digest)? } else { None };
-        let old_events = if is_own { resumable(&events, progress.events, &progress.events_digest)? } else { None };
-        let is_new = old_log.is_none();
-        if session.overwrite {
-            remove_results(job.folder)?;
-        } else if job.keep_weights && progress.step < length.steps && !progress.stopped_early {
-            // They would look like the results of the longer training.
-            remove_end(job.folder)?;
-        }
+        let (files, is_new) = if world.rank() == 0 {
+            let (files, is_new) = Files::open(job, session, &progress, is_own, ends)?;
+            (Some(files), is_new)
+        } else {
+            (None, false)
+        };
         let mut training = Self {
             job,
             stop: session.stop.clone(),
+            world: world.clone(),
             phases,
             sam,
             labels,
@@ -149,27 +160,44 @@ impl<'a> Training<'a> {
             loss: f64::NAN,
             sharpness: None,
             unread: None,
-            log: old_log.map_or_else(|| Log::restart(&log), Resumable::cut)?,
-            events: old_events.map_or_else(|| Events::restart(&events), |old| old.cut().map(Events::resume))?,
+            files,
             progress,
             began: Instant::now(),
         };
         if is_new {
-            let line = json!({ "recipe": recipe, "seed": job.seed, "data": job.data.name, "scaled": job.scaled });
-            training.log.add(&line)?;
-            training.events.say("recipe", &line.to_string())?;
+            let mut line = json!({ "recipe": recipe, "seed": job.seed, "data": job.data.name, "scaled": job.scaled });
+            if world.size() > 1 {
+                line["ranks"] = json!(world.size());
+            }
+            training.note(&line)?;
+            if let Some(files) = &mut training.files {
+                files.events.say("recipe", &line.to_string())?;
+            }
         }
         if let Some(difference) = difference {
-            training.log.add(&json!({ "step": training.progress.step, "prolonged": difference }))?;
+            training.note(&json!({ "step": training.progress.step, "prolonged": difference }))?;
         }
         Ok(training)
     }
 
-    /// Saves everything.
+    /// Adds a line to the log.
+    pub(super) fn note(&mut self, line: &serde_json::Value) -> Result<()> {
+        self.files.as_mut().map_or(Ok(()), |files| files.log.add(line))
+    }
+
+    /// Adds values of this step to the event file.
+    pub(super) fn add_event(&mut self, values: &[(&str, f64)]) -> Result<()> {
+        let steps = self.progress.steps;
+        self.files.as_mut().map_or(Ok(()), |files| files.events.add(steps, values))
+    }
+
+    /// Saves everything. All ranks call it, and rank 0 writes.
     pub(super) fn save(&mut self) -> Result<()> {
         self.read()?;
-        Extent { bytes: self.progress.log, digest: self.progress.log_digest } = self.log.sync()?;
-        Extent { bytes: self.progress.events, digest: self.progress.events_digest } = self.events.sync()?;
+        if let Some(files) = &mut self.files {
+            Extent { bytes: self.progress.log, digest: self.progress.log_digest } = files.log.sync()?;
+            Extent { bytes: self.progress.events, digest: self.progress.events_digest } = files.events.sync()?;
+        }
         let progress =
             Progress { seconds: self.progress.seconds + self.began.elapsed().as_secs_f64(), ..self.progress.clone() };
         let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), progress };
@@ -187,18 +215,20 @@ impl<'a> Training<'a> {
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors()?);
         }
-        checkpoint.save(&self.job.checkpoint())
+        self.put_own_state(&mut checkpoint)?;
+        self.world.check_replicas(trained_vars(vars))?;
+        if self.files.is_some() { checkpoint.save(&self.job.checkpoint()) } else { Ok(()) }
     }
 
     /// Reads the loss and statistics of the last step, which synchronizes with the device. On a GPU the next step is enqueued
     /// before.
     pub(super) fn read(&mut self) -> Result<()> {
         let Some(Unread { step, loss, last }) = self.unread.take() else { return Ok(()) };
-        self.loss = loss.to_scalar::<f32>()?.into();
+        self.loss = self.world.mean(loss.to_scalar::<f32>()?.into())?;
         if !self.loss.is_finite() {
             return Err(Diverged { step, what: format!("the loss is {}", self.loss) }.into());
         }
-        self.sharpness = last.map_or(Ok(None), |last| rise(&last))?;
+        self.sharpness = ranks::mean_of_some(last.map_or(Ok(None), |last| rise(&last))?, &self.world)?;
         self.progress.loss = (f64::from(self.progress.loss) + self.loss).into();
         if let Some(rise) = self.sharpness {
             self.progress.sharpness = Some((self.progress.sharpness.map_or(0.0, f64::from) + rise).into());
@@ -227,6 +257,27 @@ impl<'a> Training<'a> {
     /// The images and labels of a phase.
     pub(super) fn images(&self, subset: TrainSubset) -> Result<ImageSet> {
         phase_images(self.job, &self.labels, subset, &self.stop)
+    }
+}
+
+impl Files {
+    /// Opens the files where a training resumes, or starts them anew. The results of another one are removed where it says so,
+    /// and those that a longer one would make stale. Also whether the log is new.
+    fn open(job: &Job<'_>, session: &Session, progress: &Progress, is_own: bool, ends: bool) -> Result<(Self, bool)> {
+        // The log of a checkpoint in another folder stays there.
+        let (log, events) = (job.folder.join("log.jsonl"), job.folder.join("events.out.tfevents"));
+        let old_log = if is_own { resumable(&log, progress.log, &progress.log_digest)? } else { None };
+        let old_events = if is_own { resumable(&events, progress.events, &progress.events_digest)? } else { None };
+        let is_new = old_log.is_none();
+        if session.overwrite {
+            remove_results(job.folder)?;
+        } else if job.keep_weights && !ends {
+            // They would look like the results of the longer training.
+            remove_end(job.folder)?;
+        }
+        let log = old_log.map_or_else(|| Log::restart(&log), Resumable::cut)?;
+        let events = old_events.map_or_else(|| Events::restart(&events), |old| old.cut().map(Events::resume))?;
+        Ok((Self { log, events }, is_new))
     }
 }
 

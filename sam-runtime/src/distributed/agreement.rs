@@ -1,5 +1,7 @@
 //! Before anything is sent, the ranks agree on what it is. Without that, ranks that differ would hang or mix up their numbers.
 
+use std::time::Instant;
+
 use candle_core::Result;
 
 use super::comm::Comm;
@@ -16,6 +18,9 @@ pub(crate) enum Action {
     PlainGradient,
     BroadcastVars,
     BroadcastBytes,
+    GatherBytes,
+    /// The mean of gradients that the caller has summed up.
+    Gradients,
     Average,
     CheckReplicas,
     /// Exchanges one number.
@@ -24,13 +29,15 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    const ALL: [(Self, &'static str); 10] = [
+    const ALL: [(Self, &'static str); 12] = [
         (Self::Gradient, "the all-reduce of a step's gradient"),
         (Self::AscentGradient, "the all-reduce of the gradient of an ascent pass"),
         (Self::DescentGradient, "the all-reduce of the gradient of a descent pass"),
         (Self::PlainGradient, "the all-reduce of the gradient of a plain pass"),
         (Self::BroadcastVars, "`broadcast_vars`"),
         (Self::BroadcastBytes, "`broadcast_bytes`"),
+        (Self::GatherBytes, "`gather_bytes`"),
+        (Self::Gradients, "`average_gradients`"),
         (Self::Average, "`average`"),
         (Self::CheckReplicas, "`check_replicas`"),
         (Self::Numbers, "`mean` or `any`"),
@@ -118,7 +125,9 @@ impl Comm {
     }
 
     fn records(&self, own: [u64; LEN], why: &str) -> Result<Vec<[u64; LEN]>> {
+        let since = Instant::now();
         let all = self.collective().all_gather(&own)?;
+        self.note_waiting(since.elapsed());
         let records = all.as_chunks().0.to_vec();
         let Some(rank) = records.iter().position(|record| record[1] != 0) else { return Ok(records) };
         let texts = self.collective().all_gather(&to_words(why))?;

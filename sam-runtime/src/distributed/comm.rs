@@ -1,7 +1,7 @@
 //! The handle that users have of the other ranks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use candle_core::Result;
@@ -34,6 +34,15 @@ struct Ranks {
     collective: Box<dyn Collective>,
     /// Whether an error that this rank was given is that of another rank.
     failure_is_elsewhere: AtomicBool,
+    /// Nanoseconds.
+    waited: AtomicU64,
+}
+
+impl Default for Comm {
+    /// [`Comm::solo`].
+    fn default() -> Self {
+        Self::solo()
+    }
 }
 
 impl Comm {
@@ -47,7 +56,8 @@ impl Comm {
     #[must_use]
     pub fn new(collective: impl Collective + 'static) -> Self {
         let failure_is_elsewhere = AtomicBool::new(false);
-        Self(Arc::new(Ranks { collective: Box::new(collective), failure_is_elsewhere }))
+        let waited = AtomicU64::new(0);
+        Self(Arc::new(Ranks { collective: Box::new(collective), failure_is_elsewhere, waited }))
     }
 
     /// The number of this process, from 0. Rank 0 prints and writes files.
@@ -66,6 +76,13 @@ impl Comm {
     /// than whatever one rank does alone while the others wait, such as an evaluation.
     pub fn set_timeout(&self, timeout: Duration) {
         self.0.collective.set_timeout(timeout);
+    }
+
+    /// How long this rank has waited for the others so far, without the time in which gradients are sent. A rank that waits
+    /// less than all others is the slow one.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.0.waited.load(Ordering::Relaxed))
     }
 
     /// The mean over the ranks of a number, such as the value of the loss, which is the rank's own. The same on all ranks.
@@ -139,6 +156,10 @@ impl Comm {
 
     pub(super) fn collective(&self) -> &dyn Collective {
         &*self.0.collective
+    }
+
+    pub(super) fn note_waiting(&self, time: Duration) {
+        self.0.waited.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     pub(super) fn note_agreement(&self) {

@@ -1,5 +1,8 @@
 //! The mean over the ranks of a list of tensors, in flat buckets.
 
+use std::collections::HashSet;
+
+use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use super::agreement::{Action, Contents};
@@ -13,6 +16,37 @@ use crate::core::var_list::Gradient;
 const BUCKET_BYTES: usize = 25 << 20;
 
 impl Comm {
+    /// Replaces the gradients of these variables by their means over the ranks, once after several backward passes whose
+    /// gradients were added (accumulation): with one pass a step `#[sam(all_reduce = comm)]` does it.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Result, Var};
+    /// use sam_runtime::distributed::Comm;
+    ///
+    /// # fn main() -> Result<()> {
+    /// # let world = Comm::solo();
+    /// let w = Var::ones(3, DType::F32, &Device::Cpu)?;
+    /// let mut gradients = w.sqr()?.sum_all()?.backward()?;
+    /// world.average_gradients(&mut gradients, [w])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If the ranks have gradients of other variables; none has changed then.
+    pub fn average_gradients(&self, gradients: &mut GradStore, vars: impl IntoIterator<Item = Var>) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        let vars = vars.into_iter().filter(|var| seen.insert(var.id()));
+        let found: Gradient = vars.filter_map(|var| Some((var.clone(), gradients.get(&var)?.clone()))).collect();
+        for (var, mean) in self.mean_of(Action::Gradients, found)? {
+            gradients.insert(&var, mean);
+        }
+        Ok(())
+    }
+
     /// The mean over the ranks of each of these tensors, in buffers of their own. The result has the order of the list; what is
     /// sent has that in which the variables were made, which is the same on all ranks of one program.
     ///

@@ -7,6 +7,7 @@ mod agreement;
 mod collective;
 mod comm;
 mod digest;
+mod gather;
 mod launch;
 mod launcher;
 mod mean;

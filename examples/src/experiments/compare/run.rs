@@ -8,27 +8,30 @@ use anyhow::Result;
 use candle_core::Tensor;
 use candle_nn::Optimizer as _;
 use clap::ValueEnum;
+use sam_runtime::distributed::Comm;
 use sam_runtime::optim::{LrSchedule, ParamsSgd, Sgd};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Augment;
 use crate::data::{Batches, Dataset, ImageSet, Noise, TEST_BATCH, add_noise};
-use crate::metrics::{MeanLoss, error_rate};
+use crate::metrics::{MeanLoss, error_rate, over_ranks};
 use crate::models::{Architecture, Model};
-use crate::trainer::{Fit, Position, fit};
+use crate::trainer::{Fit, Position, fit, with_mean_statistics};
 use crate::util::device::DeviceConfig;
 use crate::util::stop::Stop;
 
 /// The settings that all runs of a comparison share.
 #[derive(Clone, Debug)]
 pub struct CompareConfig {
+    /// The ranks that train together.
+    pub world: Comm,
     /// The device.
     pub device: DeviceConfig,
     /// The network.
     pub architecture: Architecture,
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images in a batch.
+    /// Images in a batch, of all ranks together.
     pub batch: usize,
     /// The constants of the optimizer; the learning rate falls from here to 0 along a cosine.
     pub sgd: ParamsSgd,
@@ -50,9 +53,9 @@ pub struct Ball {
 }
 
 /// The mean cross-entropy of a batch: images x of shape (n, channels, height, width), labels y of shape (n). With ρ = 0
-/// the gradient is the plain one.
-#[sam_runtime::sam(rho = ball.rho, p = ball.p)]
-fn loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball) -> candle_core::Result<Tensor> {
+/// the gradient is the plain one. On several ranks each has a perturbation of its own, and the gradient is the mean over them.
+#[sam_runtime::sam(rho = ball.rho, p = ball.p, all_reduce = world)]
+fn loss(model: &Model, x: &Tensor, y: &Tensor, ball: Ball, world: &Comm) -> candle_core::Result<Tensor> {
     model.cross_entropy(x, y)
 }
 
@@ -112,7 +115,10 @@ pub fn run(
     let shape = [set.channels, set.height, set.width];
     let model: Model = Model::at(&config.device, config.architecture, shape, set.classes.len(), seed)?;
     let sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
-    let [mut train, test] = ImageSet::both(set).map(|images| images.on(&config.device.device).interrupted_by(stop));
+    // Of several ranks none leaves a test before the others.
+    let interrupted = if config.world.size() > 1 { Stop::default() } else { stop.clone() };
+    let [mut train, test] =
+        ImageSet::both(set).map(|images| images.on(&config.device.device).interrupted_by(&interrupted));
     add_noise(train.labels_mut(), set.classes.len(), config.noise.0, config.noise.1, seed)?;
     let rho = if mode == TrainMode::Sgd { 0.0 } else { config.ball.rho };
     let per_epoch = train.steps(config.batch);
@@ -125,6 +131,7 @@ pub fn run(
         sgd,
         train,
         test,
+        stop: stop.clone(),
         per_epoch,
         step: 0,
         loss: MeanLoss::default(),
@@ -143,6 +150,7 @@ struct Run<'a, F> {
     sgd: Sgd,
     train: ImageSet,
     test: ImageSet,
+    stop: Stop,
     /// Steps of an epoch.
     per_epoch: usize,
     /// Completed steps.
@@ -168,24 +176,29 @@ impl<F: FnMut(Epoch) -> Result<()>> Fit for Run<'_, F> {
     }
 
     fn batches(&self, at: Position) -> Batches {
-        self.train.shuffled(self.config.batch, self.config.augment, self.seed, at.epoch).after(at.done)
+        let all = self.train.shuffled(self.config.batch, self.config.augment, self.seed, at.epoch);
+        all.of_rank(self.config.world.rank(), self.config.world.size()).after(at.done)
     }
 
     fn step(&mut self, _: Position, (x, y): Self::Batch) -> Result<ControlFlow<()>> {
         let steps = (self.config.epochs * self.per_epoch) as u64;
         self.sgd.set_learning_rate(LrSchedule::cosine(self.config.sgd.lr, steps, 0.0).lr(self.step as u64));
-        let loss = loss(&self.model, &x, &y, self.ball)?;
+        let loss = loss(&self.model, &x, &y, self.ball, &self.config.world)?;
         self.sgd.backward_step(&loss)?;
         self.loss.add(&loss)?;
         self.step += 1;
-        Ok(self.train.until_interrupted())
+        let is_told = self.config.world.any(self.stop.is_told())?;
+        Ok(if is_told { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     fn end_epoch(&mut self, epoch: usize) -> Result<ControlFlow<()>> {
-        let loss = self.loss.take()?;
+        let world = &self.config.world;
+        let loss = world.mean(self.loss.take()?)?;
         let seconds = self.started.elapsed().as_secs_f64();
-        let train_error = error_rate(&self.model, self.train.in_order(TEST_BATCH))?;
-        let test_error = error_rate(&self.model, self.test.in_order(TEST_BATCH))?;
+        let of = |images: &ImageSet| Ok(error_rate(&self.model, images.in_order(TEST_BATCH))?);
+        let [train_error, test_error] = with_mean_statistics(self.model.vars(), world, || {
+            Ok([over_ranks::test(&self.train, world, of)?, over_ranks::test(&self.test, world, of)?])
+        })?;
         let (mode, seed) = (self.mode, self.seed);
         (self.tell)(Epoch { mode, seed, epoch: epoch + 1, loss, train_error, test_error, seconds })?;
         Ok(ControlFlow::Continue(()))

@@ -1,0 +1,183 @@
+//! A training on several ranks: what they share, and what each has of its own.
+//!
+//! Each rank takes its part of every batch, with a perturbation of its own (m-sharpness), and its part of every test. Weights,
+//! optimizer and progress are the same on all ranks; running statistics and what a variant of SAM remembers are a rank's own.
+//! Rank 0 writes the files.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use candle_nn::VarMap;
+use sam_runtime::distributed::Comm;
+use serde_json::{Value, json};
+
+use super::checkpoint::Checkpoint;
+use super::training::Training;
+use crate::models::params::{is_statistic, keeping_statistics, named, statistics};
+use crate::noisy_labels::NoisyLabelMethod;
+use crate::recipe::Recipe;
+
+/// Checks that a recipe can be trained on these ranks.
+pub(super) fn check(recipe: &Recipe, batch: usize, world: &Comm) -> Result<()> {
+    let ranks = world.size();
+    if ranks == 1 {
+        return Ok(());
+    }
+    ensure!(
+        batch.is_multiple_of(ranks),
+        "a batch has {batch} images, for {ranks} ranks: expected as many for each; set `batch` to a multiple of {ranks}, \
+         or start another number of processes"
+    );
+    let each = batch / ranks;
+    ensure!(
+        recipe.m == 0 || recipe.m >= batch || each.is_multiple_of(recipe.m),
+        "each of {ranks} ranks has {each} images of a batch, and `m` is {}: expected shards of equal size; set `m` to a divisor of \
+         {each}, or start another number of processes",
+        recipe.m
+    );
+    match recipe.method {
+        NoisyLabelMethod::Plain | NoisyLabelMethod::Gce | NoisyLabelMethod::Mixup => Ok(()),
+        method => bail!(
+            "`method` is {}, which keeps what it has found of each image in one process: start it without mpirun",
+            serde_json::to_string(&method)?.replace('"', "")
+        ),
+    }
+}
+
+/// Checks that all ranks train the same: the same recipe, seed and data.
+pub(super) fn check_same(words: &str, world: &Comm) -> Result<()> {
+    let of_rank_0 = String::from_utf8(world.broadcast_bytes(words.as_bytes())?)?;
+    let difference = super::difference(&of_rank_0, words);
+    ensure!(
+        difference.is_none(),
+        "rank {} has another training than rank 0: start all with the same options and data; {}",
+        world.rank(),
+        difference.unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// The mean over the ranks that have a number.
+pub(super) fn mean_of_some(number: Option<f64>, world: &Comm) -> Result<Option<f64>> {
+    if world.size() == 1 {
+        return Ok(number);
+    }
+    let share = world.mean(number.map_or(0.0, |_| 1.0))?;
+    let mean = world.mean(number.unwrap_or(0.0))?;
+    Ok((share > 0.0).then(|| mean / share))
+}
+
+/// Runs `f` with the mean of the ranks' running statistics; afterwards each rank has its own again.
+///
+/// # Errors
+/// Those of `f`, and of the communication.
+pub fn with_mean_statistics<R>(vars: &VarMap, world: &Comm, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    if world.size() == 1 {
+        return f();
+    }
+    keeping_statistics(vars, || {
+        world.average(statistics(vars)?.into_iter().map(|(var, _)| var))?;
+        f()
+    })
+}
+
+const RANK: &str = "rank/";
+const STATISTIC: &str = "statistic/";
+const AVERAGE: &str = "average/";
+const SAM: &str = "sam";
+
+impl Training<'_> {
+    /// Adds to the log how many images a second this session has trained on each rank, and how many seconds each has waited for
+    /// the others.
+    pub(super) fn note_pace(&mut self, throughput: f64) -> Result<()> {
+        if self.world.size() == 1 {
+            return Ok(());
+        }
+        let own = json!({ "images per second": throughput, "seconds waited": self.world.waited().as_secs_f64() });
+        let ranks = self.world.gather_bytes(own.to_string().as_bytes())?;
+        let ranks = ranks.iter().map(|bytes| serde_json::from_slice::<Value>(bytes)).collect::<Result<Vec<_>, _>>()?;
+        self.note(&json!({ "step": self.progress.step, "ranks": ranks }))
+    }
+
+    /// Adds to a checkpoint what each rank has of its own, and in place of rank 0's statistics the mean of all ranks.
+    pub(super) fn put_own_state(&self, checkpoint: &mut Checkpoint) -> Result<()> {
+        if self.world.size() == 1 {
+            return Ok(());
+        }
+        let (vars, world) = (self.model.vars(), &self.world);
+        let mut own = BTreeMap::new();
+        for (name, var) in named(vars).into_iter().filter(|(name, _)| is_statistic(name)) {
+            own.insert(format!("{STATISTIC}{name}"), var.as_detached_tensor().to_device(&Device::Cpu)?);
+        }
+        for (name, average) in self.average.as_ref().map_or(Ok(Vec::new()), super::ema::Average::tensors)? {
+            if is_statistic(&name) {
+                own.insert(format!("{AVERAGE}{name}"), average);
+            }
+        }
+        own.insert(SAM.to_owned(), bytes(self.sam.to_bytes(vars)?)?);
+        let all = world.gather_bytes(&safetensors::serialize(&own, None::<HashMap<_, _>>)?)?;
+        checkpoint.put(
+            RANK,
+            all.into_iter()
+                .enumerate()
+                .map(|(rank, own)| Ok((format!("{rank:05}"), bytes(own)?)))
+                .collect::<Result<Vec<_>>>()?,
+        );
+
+        let means = |prefix: &str| {
+            let copies = statistics_by_name(vars)?;
+            Ok(copies.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect::<Vec<_>>())
+        };
+        let of_model = with_mean_statistics(vars, world, || means("weight/"))?;
+        checkpoint.put("", of_model);
+        if let Some(average) = &self.average {
+            let of_average = average.during(|| with_mean_statistics(vars, world, || means(AVERAGE)))?;
+            checkpoint.put("", of_average);
+        }
+        Ok(())
+    }
+}
+
+fn statistics_by_name(vars: &VarMap) -> Result<Vec<(String, Tensor)>> {
+    let statistics = named(vars).into_iter().filter(|(name, _)| is_statistic(name));
+    statistics.map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?))).collect()
+}
+
+fn bytes(bytes: Vec<u8>) -> Result<Tensor> {
+    let length = bytes.len();
+    Ok(Tensor::from_vec(bytes, length, &Device::Cpu)?)
+}
+
+/// Puts what this rank had of its own into a checkpoint in place of what all ranks share, so that it is restored. With another
+/// number of ranks the shared state stays: means of running statistics, and the state of SAM.
+///
+/// # Errors
+/// If the number of ranks has changed, and each SAM remembers something else, of its own part of the batches.
+pub(super) fn take_own_state(checkpoint: &mut Checkpoint, world: &Comm) -> Result<()> {
+    let all = checkpoint.take(RANK);
+    let load = |(rank, own): (&String, &Tensor)| {
+        let own = candle_core::safetensors::load_buffer(&own.to_vec1::<u8>()?, &Device::Cpu);
+        own.with_context(|| format!("the state of rank {rank}"))
+    };
+    let mut all = all.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let (before, ranks) = (all.len().max(1), world.size());
+    if before != ranks {
+        let memories = all.iter().map(|own| Ok(own.get(SAM).map(Tensor::to_vec1::<u8>).transpose()?));
+        let memories = memories.collect::<Result<Vec<_>>>()?;
+        ensure!(
+            memories.windows(2).all(|pair| pair[0] == pair[1]),
+            "the checkpoint is of {before} ranks, and there are {ranks}: this variant of SAM remembers something else on each; resume \
+             with {before}, or start again"
+        );
+        return Ok(());
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    for (name, value) in all.swap_remove(world.rank()) {
+        let name = name.strip_prefix(STATISTIC).map_or(name.clone(), |name| format!("weight/{name}"));
+        checkpoint.tensors.insert(name, value);
+    }
+    Ok(())
+}
