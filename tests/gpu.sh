@@ -4,7 +4,7 @@
 #   tests/gpu.sh kernels      compiles every kernel with NVRTC for all architectures; a spilled register is an error
 #   tests/gpu.sh clippy       lints the Rust code of the CUDA features
 #   tests/gpu.sh emulated     runs the tests on a stub driver that executes the kernels on the CPU
-#   tests/gpu.sh plans        asks NVIDIA's cuDNN for its plans for an H200 (downloads 360 MB the first time)
+#   tests/gpu.sh plans        asks NVIDIA's cuDNN for its plans for an H200 (downloads 450 MB the first time)
 #
 #   tests/gpu.sh build        builds for a GPU, and leaves all that is needed on the GPU machine in target/gpu
 #   tests/gpu.sh run [DIR]    on the GPU machine: tests, then SAM steps beside PyTorch's (python3 with torch); a log of

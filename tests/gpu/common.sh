@@ -10,8 +10,8 @@ emulator=sam-runtime/src/kernels/cuda/emulator
 device_tests="closed_forms compose cuda determinism errors gradient graph inputs large layers nn_attention nn_convs
     nn_elementwise nn_norms optim plain pytorch restore sgd state value variants"
 
-# Those without a convolution.
-no_convolution="large nn_attention nn_elementwise nn_norms optim"
+# Those for which cuDNN has no plan: without a convolution and without attention.
+without_cudnn="large nn_elementwise nn_norms optim"
 
 # What `build` makes and `run` runs.
 bundle=target/gpu

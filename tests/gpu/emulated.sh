@@ -1,7 +1,7 @@
 # The CUDA side without a GPU: the tests on the stub driver of driver.cpp. Building it takes some minutes.
 # shellcheck shell=bash
 emulated() {
-    local out compiler=${CXX:-c++} convolutions name only
+    local out compiler=${CXX:-c++} kernels_of name only
     command -v "$compiler" >/dev/null || skip "no C++ compiler to build the stub driver with"
     cuda_environment none
     mkdir -p target/emulated
@@ -10,19 +10,19 @@ emulated() {
 
     export SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
     tests_on_stub() { test_with_libraries "$out" -p sam-tests --features sam-runtime/cudnn "$@" --test-threads 1; }
-    for convolutions in patches cudnn; do
-        if [ "$convolutions" = cudnn ]; then export EMULATED_CUDNN=1; fi
+    for kernels_of in ours cudnn; do
+        if [ "$kernels_of" = cudnn ]; then export EMULATED_CUDNN=1; fi
         only=
         for name in $device_tests; do
-            # With cuDNN nothing but convolutions is different.
-            if [ "$convolutions" = cudnn ] && [[ " $no_convolution " == *" $name "* ]]; then continue; fi
+            # With cuDNN nothing but convolutions and attention is different.
+            if [ "$kernels_of" = cudnn ] && [[ " $without_cudnn " == *" $name "* ]]; then continue; fi
             only+=" --test $name"
         done
         # Left out: comparisons with candle's convolutions, and tests that start other processes.
         # shellcheck disable=SC2086 # names without spaces
         tests_on_stub $only -- --skip of_candle --skip under_rust_backtrace
     done
-    EMULATED_TRACE=$out/trace tests_on_stub --test cuda -- --exact a_step_does_not_synchronize
+    EMULATED_TRACE=$out/trace tests_on_stub --test cuda -- --exact a_step_does_not_synchronize attention_is_cudnns
 }
 
 # Builds the driver and NVIDIA's other libraries as one library with several names. Functions of the CUDA interface that

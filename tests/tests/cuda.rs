@@ -4,6 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Conv2dConfig, Module, ModuleT, Optimizer, VarBuilder, VarMap};
+use sam_runtime::nn::attention::{AttnMask, self_attention};
 use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::{Sam, nn, skipped_step_count};
 use sam_tests::{bits, copy, device, tensor, values};
@@ -162,6 +163,40 @@ fn a_step_does_not_synchronize() {
             assert!(found.len() <= most, "{dtype:?}: {found:?}");
         }
     }
+}
+
+/// On the stub driver: what is left to cuDNN, and what is not.
+#[test]
+fn attention_is_cudnns() {
+    let (Some(cuda), Some(trace)) = (cuda(), std::env::var_os("EMULATED_TRACE")) else {
+        eprintln!("skipped: only a driver that writes down what it is asked for can tell");
+        return;
+    };
+    let by_cudnn = |tokens: usize, dim: usize, mask: &AttnMask, dropout: Option<&nn::Dropout>, dtype: DType| {
+        let qkv = copy(&tensor(&[2, tokens, 3 * 2 * dim], dtype, 1));
+        let before = std::fs::read_to_string(&trace).unwrap().lines().count();
+        let y = self_attention(&qkv, 2, mask, dropout, None).unwrap();
+        nn::backward(&y.to_dtype(DType::F32).unwrap().sum_all().unwrap()).unwrap();
+        let calls = std::fs::read_to_string(&trace).unwrap();
+        let calls: Vec<_> = calls.lines().skip(before).filter(|line| line.starts_with("attention")).collect();
+        let graphs = calls.iter().filter(|line| line.ends_with(" operations")).count();
+        // Each plan replaces all kernels of its pass.
+        assert_eq!((graphs, calls.len()), if graphs > 0 { (2, 2) } else { (0, 4) }, "{calls:?}");
+        graphs > 0
+    };
+    let (none, causal) = (AttnMask::None, AttnMask::causal());
+    let is_on = std::env::var_os("EMULATED_CUDNN").is_some();
+    for dtype in [DType::BF16, DType::F16] {
+        for mask in [&none, &causal, &AttnMask::causal_with_offset(3)] {
+            assert_eq!(by_cudnn(40, 16, mask, None, dtype), is_on);
+        }
+    }
+    let (dropout, all) = (nn::Dropout::seeded(0.3, 7), Tensor::ones((40, 40), DType::U8, cuda).unwrap());
+    assert!(!by_cudnn(40, 16, &none, None, DType::F32), "a type that it has no kernels for");
+    assert!(!by_cudnn(40, 16, &none, Some(&dropout), DType::BF16), "random numbers of ours");
+    assert!(!by_cudnn(40, 16, &AttnMask::Mask(all), None, DType::BF16), "a mask, which may hide all keys");
+    assert!(!by_cudnn(40, 12, &none, None, DType::BF16), "rows that are not aligned");
+    assert!(!by_cudnn(8, 16, &none, None, DType::BF16), "a text that grows");
 }
 
 /// Outputs of one pixel or of one channel lie both ways at once, and what is behind them may not be taken for planes.

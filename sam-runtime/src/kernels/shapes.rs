@@ -165,7 +165,7 @@ pub(crate) struct AttentionShape {
 }
 
 /// Where the rows of each head are in a tensor's memory, in elements. Those of a row are side by side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HeadStrides {
     pub(crate) first: usize,
     pub(crate) batch: usize,

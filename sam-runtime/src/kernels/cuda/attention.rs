@@ -4,6 +4,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::buffers::{Output, UninitTensor, address_of, device, strided_address};
 use super::context::with_context;
+#[cfg(feature = "cudnn")]
+use super::cudnn;
 use super::launch::attention::{Attention, Given, Mask, Rows};
 use super::launch::dtype_code;
 use crate::core::dtype::wide;
@@ -18,7 +20,13 @@ pub(crate) fn attention(shape: &AttentionShape, args: &[Tensor]) -> Result<(Outp
     if batch * heads * queries * v_dim > 0 {
         let (launch, addresses) = (attention_of(shape, args)?, (y.address()?, logs.address()?));
         let to = (addresses.0, shape.output());
-        with_context(device, |context| launch.forward(context, to, addresses.1))?;
+        with_context(device, |context| {
+            #[cfg(feature = "cudnn")]
+            if cudnn::attention::forward(context, dtype, &launch, to, addresses.1)? {
+                return Ok(());
+            }
+            launch.forward(context, to, addresses.1)
+        })?;
     }
     Ok((y.output(), logs.tensor()?))
 }
@@ -59,6 +67,12 @@ pub(crate) fn attention_back(
     let to_mask = mask.as_ref().map(|mask| Ok::<_, candle_core::Error>((mask.address()?, mask.shape.elem_count())));
     let (to_mask, from) = (to_mask.transpose()?, address_of(y)?);
     with_context(device(y)?, |context| {
+        #[cfg(feature = "cudnn")]
+        if let (Some(dq), Some(dk), Some(dv)) = (dq, dk, dv)
+            && cudnn::attention::backward(context, y.dtype(), &launch, from, &given, [dq, dk, dv])?
+        {
+            return Ok(());
+        }
         launch.deltas(context, from, given.dy, given.deltas)?;
         if let Some(dq) = dq {
             launch.backward_of_queries(context, &given, dq)?;

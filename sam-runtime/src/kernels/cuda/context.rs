@@ -17,7 +17,7 @@ use candle_core::cuda::cudarc::driver::{
 use candle_core::cuda::{CudaDevice, DeviceId, WrapErr};
 
 #[cfg(feature = "cudnn")]
-use super::cudnn::plans::Convolutions;
+use super::cudnn::plans::Plans;
 use super::launch::shared::{
     AffineArgs, AttentionArgs, ChannelArgs, ConvArgs, GroupArgs, HeadArgs, MaskArgs, PoolArgs, THREADS,
 };
@@ -33,7 +33,7 @@ pub(super) struct CudaContext {
     functions: HashMap<&'static str, CudaFunction>,
     pub(super) scratch: HashMap<Scratch, CudaSlice<u64>>,
     #[cfg(feature = "cudnn")]
-    pub(super) convolutions: Convolutions,
+    pub(super) plans: Plans,
 }
 
 thread_local! {
@@ -63,7 +63,7 @@ impl CudaContext {
         Ok(Self {
             device: device.clone(),
             #[cfg(feature = "cudnn")]
-            convolutions: Convolutions::default(),
+            plans: Plans::default(),
             stream,
             functions: HashMap::new(),
             scratch: HashMap::new(),

@@ -109,7 +109,7 @@ pub(crate) fn in_shapes_of(args: &[Tensor], gradients: Vec<Option<Tensor>>) -> R
 
 fn convolved(conv: &ConvShape, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(y) = cudnn::forward(conv, x, w, ImageLayout::of(x))? {
+    if let Some(y) = cudnn::convolution::forward(conv, x, w, ImageLayout::of(x))? {
         return Ok(y);
     }
     match (ImageLayout::of(x), Depthwise::of(conv)) {
@@ -129,7 +129,7 @@ fn convolved(conv: &ConvShape, x: &Tensor, w: &Tensor) -> Result<UninitTensor> {
 /// The gradient of the images, in their layout: dy does not show it if it has one pixel or one channel.
 fn back_to_images(conv: &ConvShape, w: &Tensor, dy: &Tensor, format: ImageLayout) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dx) = cudnn::backward_data(conv, w, dy, format)? {
+    if let Some(dx) = cudnn::convolution::backward_data(conv, w, dy, format)? {
         return Ok(dx);
     }
     if format == ImageLayout::Nhwc {
@@ -148,7 +148,7 @@ fn back_to_images(conv: &ConvShape, w: &Tensor, dy: &Tensor, format: ImageLayout
 /// The gradient of the weight, contiguous and in the weight's dtype.
 fn back_to_weight(conv: &ConvShape, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cudnn")]
-    if let Some(dw) = cudnn::backward_filter(conv, x, dy, ImageLayout::of(x))? {
+    if let Some(dw) = cudnn::convolution::backward_filter(conv, x, dy, ImageLayout::of(x))? {
         return permuted(&dw, weight.dtype(), ImageLayout::Nchw);
     }
     if ImageLayout::of(x) == ImageLayout::Nhwc {

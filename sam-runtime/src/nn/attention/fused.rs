@@ -21,7 +21,7 @@ use crate::nn::dropout::Dropout;
 ///
 /// `scale` is 1 / √dim if there is none. With `dropout`, weights are dropped: leave it out in evaluation. Inputs may be
 /// transposed views, which are not copied; the output is one, so that `y.transpose(1, 2)?.reshape(..)?` copies nothing either.
-/// bf16 and f16 are computed in f32.
+/// bf16 and f16 are computed in f32; cuDNN's kernels (feature `cudnn`) round the weights first.
 ///
 /// # Errors
 /// If shapes, types or devices do not fit.

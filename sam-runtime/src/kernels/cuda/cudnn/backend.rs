@@ -9,7 +9,7 @@ use candle_core::cuda::cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type, cudnnBackendCreateDescriptor,
     cudnnBackendDescriptor_t, cudnnBackendDescriptorType_t as Kind, cudnnBackendDestroyDescriptor,
     cudnnBackendFinalize, cudnnBackendGetAttribute, cudnnBackendHeurMode_t as Heuristic, cudnnBackendSetAttribute,
-    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnStatus_t,
+    cudnnConvolutionMode_t, cudnnDataType_t, cudnnHandle_t, cudnnPointwiseMode_t, cudnnReduceTensorOp_t, cudnnStatus_t,
 };
 use candle_core::cuda::cudarc::driver::CudaStream;
 use candle_core::{Error, Result};
@@ -66,11 +66,15 @@ pub(super) enum Value<'a> {
     Integers(&'a [i64]),
     F32(f32),
     F64(f64),
+    Bool(bool),
     Type(cudnnDataType_t),
     Mode(cudnnConvolutionMode_t),
+    Pointwise(cudnnPointwiseMode_t),
+    Reduction(cudnnReduceTensorOp_t),
     Heuristic(Heuristic),
     Addresses(&'a [u64]),
     Descriptor(&'a Descriptor),
+    Descriptors(&'a [Descriptor]),
     Handle(&'a Handle),
     #[cfg(test)]
     Text(&'a str),
@@ -103,17 +107,21 @@ impl Descriptor {
             Value::Integers(x) => (Type::CUDNN_TYPE_INT64, (x.len(), x.as_ptr().cast())),
             Value::F32(x) => (Type::CUDNN_TYPE_FLOAT, one(x)),
             Value::F64(x) => (Type::CUDNN_TYPE_DOUBLE, one(x)),
+            Value::Bool(x) => (Type::CUDNN_TYPE_BOOLEAN, one(x)),
             Value::Type(x) => (Type::CUDNN_TYPE_DATA_TYPE, one(x)),
             Value::Mode(x) => (Type::CUDNN_TYPE_CONVOLUTION_MODE, one(x)),
+            Value::Pointwise(x) => (Type::CUDNN_TYPE_POINTWISE_MODE, one(x)),
+            Value::Reduction(x) => (Type::CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, one(x)),
             Value::Heuristic(x) => (Type::CUDNN_TYPE_HEUR_MODE, one(x)),
             Value::Addresses(x) => (Type::CUDNN_TYPE_VOID_PTR, (x.len(), x.as_ptr().cast())),
             Value::Descriptor(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, one(&x.0)),
+            Value::Descriptors(x) => (Type::CUDNN_TYPE_BACKEND_DESCRIPTOR, (x.len(), x.as_ptr().cast())),
             Value::Handle(x) => (Type::CUDNN_TYPE_HANDLE, one(&x.handle)),
             #[cfg(test)]
             Value::Text(x) => (Type::CUDNN_TYPE_CHAR, (x.len(), x.as_ptr().cast())),
         };
-        // SAFETY: `at` points to `count` values of the attribute's type (addresses have the size of pointers). cuDNN
-        // copies them during the call.
+        // SAFETY: `at` points to `count` values of the attribute's type (addresses have the size of pointers, and
+        // `Descriptor` is transparent). cuDNN copies them during the call.
         check(unsafe { cudnnBackendSetAttribute(self.0, name, kind, integer(count)?, at) })
     }
 

@@ -1,19 +1,16 @@
-//! cuDNN's graph API, as far as a convolution needs it: an operation, its execution plans, and running one.
-//! <https://docs.nvidia.com/deeplearning/cudnn/backend/latest/api/cudnn-graph-library.html>
+//! The operation graph of a convolution.
 //!
 //! The legacy API has a handful of algorithms, and only one for each gradient in NHWC. On Hopper the graph API has
 //! thirty to forty plans there, ordered by cuDNN's heuristic, those for the tensor cores first. PyTorch uses it in the
-//! same way. A test that needs cuDNN but no GPU makes the plans for a described device.
+//! same way.
 
 use candle_core::cuda::cudarc::cudnn::sys::{
-    cudnnBackendAttributeName_t as Name, cudnnBackendAttributeType_t as Type,
-    cudnnBackendBehaviorNote_t as BehaviorNote, cudnnBackendDescriptorType_t as Kind, cudnnBackendExecute,
-    cudnnBackendHeurMode_t as Heuristic, cudnnBackendNumericalNote_t as Numerical, cudnnConvolutionMode_t,
-    cudnnDataType_t,
+    cudnnBackendAttributeName_t as Name, cudnnBackendDescriptorType_t as Kind, cudnnConvolutionMode_t,
 };
 use candle_core::{DType, Result};
 
-use super::backend::{Descriptor, Handle, Value, check, integer, integers};
+use super::backend::{Descriptor, Value, integer, integers};
+use super::plan::{self, ALIGNMENT, Notes, Operand, Plan, Target, data_type};
 use crate::core::image_layout::ImageLayout;
 use crate::kernels::shapes::{ConvDim, ConvShape};
 
@@ -44,58 +41,9 @@ pub(super) struct Addresses {
     pub(super) y: u64,
 }
 
-/// Alignment of all operands, in bytes.
-pub(super) const ALIGNMENT: usize = 16;
-
-/// The device to plan for.
-#[derive(Clone, Copy)]
-pub(super) enum Target<'a> {
-    Of(&'a Handle),
-    /// A description of device properties.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a step has a device"))]
-    Described(&'a Descriptor),
-}
-
-/// An execution plan of an operation.
-pub(super) struct Plan {
-    descriptor: Descriptor,
-    /// The plan may refer to it.
-    _config: Descriptor,
-    /// Bytes of workspace.
-    pub(super) bytes: usize,
-}
-
-impl Plan {
-    fn new(config: Descriptor, target: Target<'_>) -> Result<Self> {
-        let device = match target {
-            Target::Of(handle) => (Name::CUDNN_ATTR_EXECUTION_PLAN_HANDLE, Value::Handle(handle)),
-            Target::Described(device) => (Name::CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, Value::Descriptor(device)),
-        };
-        let config_of_plan = (Name::CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, Value::Descriptor(&config));
-        let descriptor = Descriptor::new(Kind::CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &[config_of_plan, device])?;
-        let bytes = descriptor.integer(Name::CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)?;
-        Ok(Self { descriptor, _config: config, bytes: usize::try_from(bytes).unwrap_or(usize::MAX) })
-    }
-
-    /// # Safety
-    ///
-    /// The addresses must be those of the operands of the operation, in its dtype, and of [`bytes`](Self::bytes) bytes
-    /// of workspace, and stay valid until the device has run the plan.
-    pub(super) unsafe fn run(&self, handle: &Handle, at: Addresses, workspace: u64) -> Result<()> {
-        let operands = at.operands(workspace)?;
-        // SAFETY: handle, plan and operands are valid, finalized descriptors, and the caller guarantees the addresses.
-        check(unsafe { cudnnBackendExecute(handle.handle, self.descriptor.0, operands.0) })
-    }
-}
-
 impl Addresses {
-    fn operands(self, workspace: u64) -> Result<Descriptor> {
-        let attributes = [
-            (Name::CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, Value::Integers(&[X, W, Y])),
-            (Name::CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, Value::Addresses(&[self.x, self.w, self.y])),
-            (Name::CUDNN_ATTR_VARIANT_PACK_WORKSPACE, Value::Addresses(&[workspace])),
-        ];
-        Descriptor::new(Kind::CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &attributes)
+    pub(super) fn operands(self) -> [Operand; 3] {
+        [(X, self.x), (W, self.w), (Y, self.y)]
     }
 }
 
@@ -109,17 +57,7 @@ impl Operation {
     /// accumulate in less than f32, multiply f32 with reduced precision where that is not allowed, or are compiled at
     /// run time.
     pub(super) fn plans(&self, target: Target<'_>) -> Result<impl Iterator<Item = Result<Plan>>> {
-        let graph = self.graph(target)?;
-        let guessed = move |mode| match heuristic_configs(&graph, mode, target) {
-            Ok(configs) => configs.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        };
-        let plan = move |config: Result<Descriptor>| -> Result<Option<Plan>> {
-            let config = config?;
-            if self.admits(&config)? { Plan::new(config, target).map(Some) } else { Ok(None) }
-        };
-        let modes = [Heuristic::CUDNN_HEUR_MODE_A, Heuristic::CUDNN_HEUR_MODE_FALLBACK].into_iter();
-        Ok(modes.flat_map(guessed).map(plan).filter_map(Result::transpose))
+        Ok(plan::plans(self.graph(target)?, target, |notes| self.admits(notes)))
     }
 
     /// A graph of one operation.
@@ -177,12 +115,7 @@ impl Operation {
             (alpha_name, one),
             (beta_name, zero),
         ];
-        let node = Descriptor::new(kind, &attributes)?;
-        let mut attributes = vec![(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, Value::Descriptor(&node))];
-        if let Target::Of(handle) = target {
-            attributes.push((Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, Value::Handle(handle)));
-        }
-        Descriptor::new(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, &attributes)
+        plan::operation_graph(&[Descriptor::new(kind, &attributes)?], target)
     }
 
     /// A tensor descriptor. Dimensions are in the order (n, c, h, w) for both layouts; only the strides differ.
@@ -220,55 +153,16 @@ impl Operation {
     }
 
     /// Whether an engine's notes permit it.
-    fn admits(&self, config: &Descriptor) -> Result<bool> {
-        let engine = config.descriptors(Name::CUDNN_ATTR_ENGINECFG_ENGINE, Kind::CUDNN_BACKEND_ENGINE_DESCRIPTOR)?;
-        let Some(engine) = engine.first() else { return Ok(false) };
-        let notes = engine.notes(Name::CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, Type::CUDNN_TYPE_NUMERICAL_NOTE)?;
-        let behavior = engine.notes(Name::CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, Type::CUDNN_TYPE_BEHAVIOR_NOTE)?;
-        let not = |note: Numerical| !notes.contains(&(note as u32));
-        Ok(not(Numerical::CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)
-            && not(Numerical::CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)
-            && not(Numerical::CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)
-            && (not(Numerical::CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || self.dtype != DType::F32 || self.tf32)
-            && !behavior.contains(&(BehaviorNote::CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION as u32)))
-    }
-}
-
-/// Engine configurations in the order of a heuristic.
-fn heuristic_configs(graph: &Descriptor, mode: Heuristic, target: Target<'_>) -> Result<Vec<Descriptor>> {
-    let mut attributes = vec![
-        (Name::CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, Value::Descriptor(graph)),
-        (Name::CUDNN_ATTR_ENGINEHEUR_MODE, Value::Heuristic(mode)),
-    ];
-    if let Target::Described(device) = target {
-        attributes.push((Name::CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, Value::Descriptor(device)));
-    }
-    let heuristics = Descriptor::new(Kind::CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, &attributes)?;
-    heuristics.descriptors(Name::CUDNN_ATTR_ENGINEHEUR_RESULTS, Kind::CUDNN_BACKEND_ENGINECFG_DESCRIPTOR)
-}
-
-fn data_type(dtype: DType) -> Result<cudnnDataType_t> {
-    match dtype {
-        DType::F32 => Ok(cudnnDataType_t::CUDNN_DATA_FLOAT),
-        DType::F64 => Ok(cudnnDataType_t::CUDNN_DATA_DOUBLE),
-        DType::F16 => Ok(cudnnDataType_t::CUDNN_DATA_HALF),
-        DType::BF16 => Ok(cudnnDataType_t::CUDNN_DATA_BFLOAT16),
-        dtype => candle_core::bail!("expected images of f32, f64, f16 or bf16, found {dtype:?}"),
+    fn admits(&self, notes: &Notes) -> bool {
+        notes.is_exact()
+            && !notes.is_compiled_at_run_time()
+            && (!notes.on_tensor_cores() || self.dtype != DType::F32 || self.tf32)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The properties of an H200, in cuDNN's JSON format.
-    const H200: &str = r#"{"deviceVer": 900, "driverVer": 13000, "cudaDeviceId": 0, "deviceName": "NVIDIA H200",
-        "totalGlobalMem": 150754820096, "multiProcessorCount": 132, "warpSize": 32, "maxThreadsPerBlock": 1024,
-        "maxThreadsPerSM": 2048, "maxCtasPerSM": 32, "maxGridSize": [2147483647, 65535, 65535],
-        "maxBlockSize": [1024, 1024, 64], "regsPerBlock": 65536, "maxRegistersPerSM": 65536,
-        "maxSharedMemoryPerBlock": 49152, "maxSharedMemoryPerBlockOptin": 232448, "reservedSharedMemoryPerBlock": 1024,
-        "pciDeviceId": 0, "isTccDriver": 0, "supportCoopLaunch": 1, "smClockRateKHz": 1980000,
-        "memClockRateKHz": 3201000, "l2CacheSize": 62914560}"#;
 
     fn side(input: usize, kernel: usize, stride: usize) -> ConvDim {
         let padding = kernel / 2;
@@ -280,8 +174,7 @@ mod tests {
     #[test]
     #[ignore = "it takes cuDNN, but no GPU: `tests/gpu.sh plans`"]
     fn plans_for_a_device_that_is_not_here() {
-        let device = [(Name::CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, Value::Text(H200))];
-        let device = Descriptor::new(Kind::CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device).unwrap();
+        let device = plan::h200();
         // Channels, filters, groups, pixels, kernel, stride: the stem, the blocks and the shortcuts of WRN-28-10, the
         // last block of ResNet-18, one of ResNeXt, and odd sizes.
         let shapes = [
@@ -298,7 +191,7 @@ mod tests {
         ];
         let types =
             [(DType::BF16, false), (DType::F16, false), (DType::F32, true), (DType::F32, false), (DType::F64, false)];
-        assert!(Addresses { x: 256, w: 512, y: 768 }.operands(1024).is_ok());
+        assert!(plan::variant_pack(&Addresses { x: 256, w: 512, y: 768 }.operands(), 1024).is_ok());
         for (channels, filters, groups, pixels, kernel, stride) in shapes {
             let side = side(pixels, kernel, stride);
             let conv = ConvShape { images: 256, channels, filters, groups, height: side, width: side };
