@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, Var};
 
-use super::agreement::{Action, Contents};
+use super::action::{Action, Contents};
 use super::comm::Comm;
 use super::digest::Digest;
 use crate::core::dtype::wide;
