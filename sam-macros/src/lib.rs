@@ -73,7 +73,7 @@ mod validate;
 /// | `hardest(x, y; k = 32)` | the whole batch | K-SAM: both gradients are those of the k samples with the largest loss; the function must return one loss per sample |
 /// | `sharpest(x, y; k = 64)` | the whole batch | ESAM: the second gradient is that of the k samples whose loss increases most; the function must return one loss per sample |
 /// | `plain = plain_loss` | none | also emits the original function under this name, for evaluation |
-/// | `with = sam` | none | name of the argument that carries the configuration, of type `&Sam` or `&mut Sam`; replaces the keys from `rho` to `buffers` |
+/// | `with = sam` | none | name of the argument that carries the configuration, of type `&Sam` or `&mut Sam`; replaces the keys from `rho` to `ascent` |
 /// | `crate = ::sam_runtime` | `::sam_runtime` | path of the runtime, if it is re-exported |
 ///
 /// Of `gsam`, `wsam`, `stable` and `second_order` a function can have one, and one of `shards`, `micro_batches`,

@@ -101,7 +101,8 @@
 //!
 //! `cudnn`, or `cuda` without cuDNN: the whole step stays on a CUDA device. SAM's arithmetic and the optimizers of [`optim`] take one
 //! launch for all variables, and nothing synchronizes with the host, so values are not checked there. No kernel has run on a GPU
-//! yet; they are tested on the CPU. `metal`, `mkl` and `accelerate` are candle's.
+//! yet; they are tested on the CPU. `mpi`: [`distributed`] training on several processes. It needs an MPI library and libclang when it
+//! is built. `metal`, `mkl` and `accelerate` are candle's.
 //!
 //! # Limits
 //!

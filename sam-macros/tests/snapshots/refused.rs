@@ -13,7 +13,7 @@ async fn loss(model: &Net, mut x: Tensor) -> Tensor {
     model.forward(&x).await
 }
 ::core::compile_error! {
-    "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, `buffers`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, `crate`"
+    "unknown key `norm`: expected one of `rho`, `p`, `adaptive`, `unnormalized`, `gsam`, `wsam`, `stable`, `second_order`, `vars`, `buffers`, `all_reduce`, `ascent`, `replay`, `shards`, `micro_batches`, `hardest`, `sharpest`, `plain`, `with`, `crate`"
 }
 ::core::compile_error! {
     "`rho` must be a number of at least 0"

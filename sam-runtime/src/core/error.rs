@@ -213,7 +213,8 @@ pub enum Error {
 
     /// The replicas of a model have diverged.
     #[error(
-        "the replicas have diverged: {variable} is another one on {ranks}; resume from the last checkpoint, with the same          variables, seeds and optimizer on all ranks"
+        "the replicas have diverged: {variable} is another one on {ranks}; resume from the last checkpoint, with the same \
+         variables, seeds and optimizer on all ranks"
     )]
     Replicas {
         /// The first variable that differs: its name, if it has one, dtype and shape.

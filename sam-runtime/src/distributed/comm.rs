@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use candle_core::Result;
 
-use super::agreement::{Action, Contents};
+use super::action::{Action, Contents};
 use super::collective::Collective;
 use super::solo::Solo;
 use crate::core::rng::hash;

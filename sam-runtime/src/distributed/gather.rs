@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::agreement::{Action, Contents};
+use super::action::{Action, Contents};
 use super::comm::Comm;
 
 const WORD: usize = size_of::<u64>();

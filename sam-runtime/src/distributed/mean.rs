@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
-use super::agreement::{Action, Contents};
+use super::action::{Action, Contents};
 use super::comm::Comm;
 use super::digest::Digest;
 use crate::core::dtype::wide;

@@ -3,6 +3,7 @@
 #![doc = include_str!("../rustdoc_links.md")]
 #![doc = include_str!("../../docs/distributed.md")]
 
+mod action;
 mod agreement;
 mod collective;
 mod comm;
@@ -22,4 +23,4 @@ pub use collective::Collective;
 pub use comm::Comm;
 pub use launch::run;
 
-pub(crate) use agreement::{Action, Failure};
+pub(crate) use action::{Action, Failure};

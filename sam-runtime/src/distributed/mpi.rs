@@ -17,7 +17,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType}
 use super::collective::Collective;
 use super::comm::Comm;
 use super::launcher;
-use super::watchdog::Watchdog;
+use super::watchdog::{GATHER, Watchdog, exit_from_another_thread};
 use crate::core::error::Error;
 
 /// The count of an MPI call is an i32.
@@ -91,7 +91,7 @@ fn fail(rank: usize, size: usize, why: &dyn fmt::Display) -> ! {
 
 /// Where all ranks fail alike, the job ends before the others print the same.
 fn let_the_first_speak(rank: usize) {
-    std::thread::sleep(Duration::from_millis(200) * rank.min(10) as u32);
+    std::thread::sleep(Duration::from_millis(500) * rank.min(6) as u32);
 }
 
 fn abort_on_panic(rank: usize, size: usize, thread: ThreadId) {
@@ -105,16 +105,6 @@ fn abort_on_panic(rank: usize, size: usize, thread: ThreadId) {
         }
         exit_from_another_thread(PANICKED);
     }));
-}
-
-/// Ends the process from a thread that must not call MPI: the launcher sees that and ends the others.
-pub(super) fn exit_from_another_thread(code: i32) -> ! {
-    // The exit handlers of an MPI library might wait for the thread that is inside of it.
-    let _ = std::thread::Builder::new().spawn(|| {
-        std::thread::sleep(Duration::from_secs(2));
-        std::process::abort();
-    });
-    std::process::exit(code)
 }
 
 impl Mpi {
@@ -160,7 +150,7 @@ impl Collective for Mpi {
     fn all_gather(&self, numbers: &[u64]) -> Result<Vec<u64>> {
         let world = self.world()?;
         let mut all = vec![0u64; self.size * numbers.len()];
-        self.wait("a step or a call that all ranks take part in", || {
+        self.wait(GATHER, || {
             if self.rank > 0 {
                 world.process_at_rank(0).send(numbers);
                 world.process_at_rank(0).broadcast_into(&mut all[..]);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::agreement::{Action, Contents};
+use super::action::{Action, Contents};
 use super::comm::Comm;
 use super::digest::Digest;
 use super::mean::contents;

@@ -11,6 +11,11 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// to give up.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// The wait in which rank 0 hears of all others, and these of rank 0.
+pub(super) const GATHER: &str = "a step or a call that all ranks take part in";
+
+const FAILED: i32 = 1;
+
 #[derive(Debug)]
 pub(super) struct Watchdog {
     state: Mutex<State>,
@@ -76,8 +81,8 @@ impl Watchdog {
             let limit = state.timeout + if rank == 0 { Duration::ZERO } else { GRACE };
             let Some(left) = limit.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
                 let who = match &state.missing[..] {
-                    [] if rank == 0 => "the other ranks".to_owned(),
-                    [] => "rank 0".to_owned(),
+                    [] if rank > 0 && what == GATHER => "rank 0".to_owned(),
+                    [] => "the other ranks".to_owned(),
                     ranks => ranks.iter().map(|rank| format!("rank {rank}")).collect::<Vec<_>>().join(", "),
                 };
                 let seconds = state.timeout.as_secs_f64();
@@ -86,12 +91,19 @@ impl Watchdog {
                      takes longer than `Comm::set_timeout` allows; the job is ended",
                     state.calls
                 );
-                super::mpi::exit_from_another_thread(EXIT_CODE);
+                exit_from_another_thread(FAILED);
             };
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
     }
 }
 
-/// That of `timeout`.
-const EXIT_CODE: i32 = 124;
+/// Ends the process from a thread that must not call MPI: the launcher sees that and ends the others.
+pub(super) fn exit_from_another_thread(code: i32) -> ! {
+    // The exit handlers of an MPI library might wait for the thread that is inside of it.
+    let _ = std::thread::Builder::new().spawn(|| {
+        std::thread::sleep(Duration::from_secs(2));
+        std::process::abort();
+    });
+    std::process::exit(code)
+}

@@ -3,6 +3,7 @@
 use crate::core::pass::{Pass, Step};
 use crate::core::var_list::{Gradient, VarTensors};
 use crate::distributed::{Action, Comm, Failure};
+use crate::kernels::check_finite;
 use crate::sam::Sam;
 
 /// The other ranks wait for this one once a step, twice with a synchronized ascent: if the step fails here before, they have to
@@ -37,9 +38,11 @@ impl Exchange {
 
     /// The gradient of a pass, that of all samples if the ascent is synchronized.
     pub(crate) fn after_pass(&mut self, pass: Pass, gradient: Gradient) -> candle_core::Result<Gradient> {
-        if !self.is_synchronized {
+        if !self.is_synchronized || self.comm.is_none() {
             return Ok(gradient);
         }
+        // A number that is not finite would be one on all ranks, and none would know where it came from.
+        self.note(check_finite(&gradient, pass))?;
         let action = match pass {
             Pass::Plain => Action::PlainGradient,
             Pass::Ascent => Action::AscentGradient,

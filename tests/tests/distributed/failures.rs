@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::Optimizer;
 use sam_runtime::distributed::Comm;
 use sam_runtime::optim::{GradScaler, ParamsSgd, Sgd};
 use sam_runtime::{Error, Sam};

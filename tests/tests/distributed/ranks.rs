@@ -14,12 +14,6 @@ pub(crate) struct Sent {
     pub(crate) bytes: AtomicUsize,
 }
 
-impl Sent {
-    pub(crate) fn take(&self) -> (usize, usize) {
-        (self.reductions.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
-    }
-}
-
 /// Where the ranks meet: each puts something down, and when all have, takes everything.
 #[derive(Debug)]
 struct Meeting {

@@ -1,5 +1,7 @@
 //! What a step on several ranks computes, and what it sends.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::{DType, Result, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW};
 use sam_runtime::distributed::Comm;
@@ -142,7 +144,7 @@ fn volume(
         for number in 0..4 {
             let (x, y) = batch(2 * M, DType::F32, 7 + number * 10 + world.rank() as u64);
             step(&sam, &net, &x, &y).unwrap();
-            let (reductions, sent) = sent.take();
+            let [reductions, sent] = [&sent.reductions, &sent.bytes].map(|count| count.swap(0, Ordering::Relaxed));
             found.push((reductions, sent as f64 / bytes as f64));
         }
         found

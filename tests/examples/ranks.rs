@@ -1,0 +1,125 @@
+//! What `tests/mpi.sh` runs on several ranks: a training that is compared with one process, and ranks that fail.
+//!
+//! `ranks sgd`, `ranks adamw`: trains. `ranks FAULT`: the last rank does that in its step number 3.
+
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::{Optimizer, ParamsAdamW};
+use sam_runtime::distributed::{self, Comm};
+use sam_runtime::optim::{AdamW, ParamsSgd, Sgd};
+use sam_runtime::sam;
+use sam_tests::{Net, batch, values};
+
+/// Samples of a rank.
+const M: usize = 4;
+const STEPS: u64 = 200;
+
+#[sam(rho = 0.1, all_reduce = world)]
+fn on_a_rank(net: &Net, x: &Tensor, y: &Tensor, world: &Comm) -> Result<Tensor> {
+    net.loss(x, y)
+}
+
+#[sam(rho = 0.1, shards(x, y; m = M))]
+fn in_shards(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    net.loss(x, y)
+}
+
+fn stepping(net: &Net, name: &str) -> Result<Box<dyn FnMut(&Tensor) -> Result<()>>> {
+    let vars = net.vars.to_vec();
+    Ok(if name == "adamw" {
+        let mut adamw = AdamW::new(vars, ParamsAdamW { lr: 0.003, ..ParamsAdamW::default() })?;
+        Box::new(move |loss| adamw.backward_step(loss))
+    } else {
+        let mut sgd = Sgd::new(vars, ParamsSgd { lr: 0.05, momentum: 0.9, ..ParamsSgd::default() })?;
+        Box::new(move |loss| sgd.backward_step(loss))
+    })
+}
+
+/// After all steps the ranks have the same weights, and those of one process with shards.
+fn train(world: &Comm, optimizer: &str) -> Result<()> {
+    // Rank 0's weights count.
+    let net = Net::new(DType::F32, 3 + world.rank() as u64);
+    world.broadcast_vars(net.vars.to_vec())?;
+    let mut step = stepping(&net, optimizer)?;
+    for number in 0..STEPS {
+        let (x, y) = batch(M * world.size(), DType::F32, 10 + 2 * number);
+        let start = M * world.rank();
+        step(&on_a_rank(&net, &x.narrow(0, start, M)?, &y.narrow(0, start, M)?, world)?)?;
+        if number % 50 == 0 {
+            world.check_replicas(net.vars.to_vec())?;
+        }
+    }
+    world.check_replicas(net.vars.to_vec())?;
+
+    let alone = Net::new(DType::F32, 3);
+    let mut step = stepping(&alone, optimizer)?;
+    for number in 0..STEPS {
+        let (x, y) = batch(M * world.size(), DType::F32, 10 + 2 * number);
+        step(&in_shards(&alone, &x, &y)?)?;
+    }
+    let pairs = net.vars.iter().zip(&alone.vars).flat_map(|(a, b)| values(a).into_iter().zip(values(b)));
+    let error = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    if error > 1e-6 || world.any(error > 1e-6)? {
+        candle_core::bail!("the weights differ by {error:e} from those of one process")
+    }
+    let loss = world.mean(f64::from(world.rank() as u32))?;
+    assert_eq!(loss, (world.size() - 1) as f64 / 2.0);
+    let bytes = world.broadcast_bytes(&vec![world.rank() as u8; 3 + world.rank()])?;
+    assert_eq!(bytes, [0; 3]);
+    if world.rank() == 0 {
+        println!("trained on {} ranks with {optimizer}: error {error:.1e}", world.size());
+    }
+    Ok(())
+}
+
+fn signal(name: &str) {
+    Command::new("kill").args([name, &std::process::id().to_string()]).status().unwrap();
+}
+
+/// The last rank fails in step 3.
+fn fail(world: &Comm, fault: &str) -> Result<()> {
+    world.set_timeout(Duration::from_secs(3));
+    let net = Net::new(DType::F32, 3);
+    let mut step = stepping(&net, "sgd")?;
+    let fails = world.rank() == world.size() - 1;
+    for number in 0..STEPS {
+        let (x, y) = batch(M, DType::F32, number);
+        let mut factor = 1.0;
+        if fails && number == 3 {
+            match fault {
+                "panic" => panic!("this is a test"),
+                "panic-in-a-thread" => {
+                    let thread = std::thread::spawn(|| panic!("this is a test"));
+                    assert!(thread.join().is_err());
+                }
+                "err" => candle_core::bail!("out of data"),
+                "exit" => std::process::exit(3),
+                "kill" => signal("-KILL"),
+                "stop" => signal("-STOP"),
+                "nan" => factor = f64::NAN,
+                "fewer-steps" => return Ok(()),
+                "diverge" => net.vars[1].set(&(net.vars[1].as_tensor() + 1e-6)?)?,
+                "another-thread" => {
+                    return std::thread::scope(|scope| scope.spawn(|| world.mean(1.0)).join().unwrap()).map(|_| ());
+                }
+                _ => candle_core::bail!("unknown fault `{fault}`"),
+            }
+        }
+        let loss = |net: &Net| -> Result<Tensor> { net.loss(&x, &y)? * factor };
+        step(&sam_runtime::Sam::new(0.1).all_reduce(world).loss(|| loss(&net))?)?;
+        world.check_replicas(net.vars.to_vec())?;
+    }
+    candle_core::bail!("no rank has failed")
+}
+
+fn main() -> Result<()> {
+    let mode = std::env::args().nth(1).unwrap_or_else(|| "sgd".to_owned());
+    distributed::run(|world| match &*mode {
+        "sgd" | "adamw" => train(world, &mode),
+        fault => fail(world, fault),
+    })
+}

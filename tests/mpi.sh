@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Distributed training with MPI, on this machine: builds tests/examples/ranks.rs with the feature `mpi`, and runs it with 2, 3 and
+# 4 ranks. Trainings have to end with the weights of one process; every fault of a rank has to end the job within seconds, with one
+# message that says which rank and why.
+#
+#   tests/mpi.sh            all
+#   tests/mpi.sh stop       this fault
+#
+# The MPI is that of `mpirun` and `mpicc` (OpenMPI or MPICH). Where there is none and this is root on Debian, OpenMPI is installed.
+# The status is 77 where MPI cannot be had, after a line that says why.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+skip() {
+    echo "skipped: $1"
+    exit 77
+}
+
+if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skip "there is no MPI (mpirun, mpicc)"
+    { apt-get update -qq && apt-get install -y -qq openmpi-bin libopenmpi-dev libclang-dev; } >/dev/null 2>&1 ||
+        skip "there is no MPI, and OpenMPI could not be installed"
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo build --locked --release --workspace --example ranks --features sam-runtime/mpi 2>&1 | tee "$log" || {
+    grep -qiE "libclang|unable to find.*clang" "$log" && skip "libclang, which generates the bindings of MPI, is not installed"
+    exit 1
+}
+
+options=()
+if mpirun --version 2>/dev/null | grep -q "Open MPI"; then
+    options=(--oversubscribe --bind-to none)
+    [ "$(id -u)" = 0 ] && options+=(--allow-run-as-root)
+fi
+export RAYON_NUM_THREADS=1
+
+# Runs a mode on so many ranks: sets `status`, `seconds`, and fills the log.
+on() { # ranks, mode
+    local start=$SECONDS
+    status=0
+    timeout -k 5 60 mpirun "${options[@]}" -n "$1" target/release/examples/ranks "$2" >"$log" 2>&1 </dev/null || status=$?
+    seconds=$((SECONDS - start))
+}
+
+fault() { # mode, the message of the last rank or of whoever ends the job
+    local n pattern
+    for n in 2 3 4; do
+        on $n "$1"
+        pattern=${2//LAST/$((n - 1))}
+        pattern=${pattern//SIZE/$n}
+        echo "$1 on $n ranks: status $status after $seconds s: $(grep -m1 -E "$pattern" "$log" || echo "no message")"
+        if [ $status = 0 ] || [ $status = 124 ] || [ $seconds -gt 20 ] || ! grep -qE "$pattern" "$log"; then
+            echo "failed: $1 on $n ranks: expected the end of the job and: $pattern"
+            cat "$log"
+            exit 1
+        fi
+        # The others leave the word to the rank that failed.
+        if [ "$(grep -cE "^rank [0-9]+ of $n( panicked)?:" "$log")" -gt 1 ]; then
+            echo "failed: $1 on $n ranks: more than one message"
+            cat "$log"
+            exit 1
+        fi
+    done
+}
+
+all() {
+    local n optimizer
+    for n in 1 2 3 4; do
+        for optimizer in sgd adamw; do
+            on $n $optimizer
+            [ $status = 0 ] || { echo "failed: $optimizer on $n ranks: status $status"; cat "$log"; exit 1; }
+            grep "^trained" "$log"
+        done
+    done
+    for mode in panic panic-in-a-thread err exit kill stop nan fewer-steps diverge another-thread; do one $mode; done
+}
+
+one() {
+    case $1 in
+    panic | panic-in-a-thread) fault "$1" "^rank LAST of SIZE panicked" ;;
+    err) fault err "^rank LAST of SIZE: out of data" ;;
+    exit) fault exit "[Ee]xit code: *3|EXIT CODE: 3" ;;
+    kill) fault kill "rank LAST .*signal 9|EXIT CODE: 9" ;;
+    stop) fault stop "^rank [0-9] of SIZE: no answer from rank (LAST|0) for 3 s" ;;
+    nan) fault nan "^rank LAST of SIZE: the loss is NaN" ;;
+    fewer-steps) fault fewer-steps "^rank [0-9] of SIZE: rank 0 is at .*, rank LAST at the end of its training" ;;
+    diverge) fault diverge "^rank [0-9] of SIZE: the replicas have diverged: .* on rank LAST" ;;
+    another-thread) fault another-thread "^rank LAST of SIZE: a call of MPI from another thread" ;;
+    *) echo "unknown fault $1" && exit 2 ;;
+    esac
+}
+
+if [ $# = 0 ]; then all; else for mode in "$@"; do one "$mode"; done; fi
+echo "MPI: all as expected"
