@@ -5,6 +5,7 @@
 #
 #   tests/mpi.sh            all
 #   tests/mpi.sh stop       this fault
+#   tests/mpi.sh trainer    the trainer of sam-examples (mpi/trainer.sh)
 #
 # The MPI is that of `mpirun` and `mpicc` (OpenMPI or MPICH). Where there is none and this is root on Debian, OpenMPI is installed.
 # The status is 77 where MPI cannot be had, after a line that says why.
@@ -24,7 +25,7 @@ fi
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-cargo build --locked --release --workspace --example ranks --features sam-runtime/mpi 2>&1 | tee "$log" || {
+cargo build --locked --release --workspace --example ranks --bin train --features sam-examples/mpi 2>&1 | tee "$log" || {
     grep -qiE "libclang|unable to find.*clang" "$log" && skip "libclang, which generates the bindings of MPI, is not installed"
     exit 1
 }
@@ -34,7 +35,8 @@ if mpirun --version 2>/dev/null | grep -q "Open MPI"; then
     options=(--oversubscribe --bind-to none)
     [ "$(id -u)" = 0 ] && options+=(--allow-run-as-root)
 fi
-export RAYON_NUM_THREADS=1
+export RAYON_NUM_THREADS=1 RUST_BACKTRACE=0
+source tests/mpi/trainer.sh
 
 # Runs a mode on so many ranks: sets `status`, `seconds`, and fills the log.
 on() { # ranks, mode
@@ -75,6 +77,7 @@ all() {
         done
     done
     for mode in panic panic-in-a-thread err exit kill stop nan fewer-steps diverge another-thread; do one $mode; done
+    trainer
 }
 
 one() {
@@ -88,6 +91,7 @@ one() {
     fewer-steps) fault fewer-steps "^rank [0-9] of SIZE: rank 0 is at .*, rank LAST at the end of its training" ;;
     diverge) fault diverge "^rank [0-9] of SIZE: the replicas have diverged: .* on rank LAST" ;;
     another-thread) fault another-thread "^rank LAST of SIZE: a call of MPI from another thread" ;;
+    trainer) trainer ;;
     *) echo "unknown fault $1" && exit 2 ;;
     esac
 }

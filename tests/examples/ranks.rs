@@ -1,13 +1,14 @@
 //! What `tests/mpi.sh` runs on several ranks: a training that is compared with one process, and ranks that fail.
 //!
-//! `ranks sgd`, `ranks adamw`: trains. `ranks FAULT`: the last rank does that in its step number 3.
+//! `ranks same A B`: compares two safetensors files. `ranks sgd`, `ranks adamw`: trains. `ranks FAULT`: the last rank does that in its step number 3.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
 use std::process::Command;
 use std::time::Duration;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::safetensors::load;
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW};
 use sam_runtime::distributed::{self, Comm};
 use sam_runtime::optim::{AdamW, ParamsSgd, Sgd};
@@ -116,7 +117,24 @@ fn fail(world: &Comm, fault: &str) -> Result<()> {
     candle_core::bail!("no rank has failed")
 }
 
+/// Two files have the same tensors, up to rounding.
+fn same(one: &str, other: &str) -> Result<()> {
+    let (one, other) = (load(one, &Device::Cpu)?, load(other, &Device::Cpu)?);
+    assert_eq!(one.len(), other.len());
+    for (name, a) in &one {
+        let error = values(a).iter().zip(values(&other[name])).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(error <= 1e-6, "{name} differs by {error:e}");
+    }
+    Ok(())
+}
+
 fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, one, other] = &arguments[..]
+        && mode == "same"
+    {
+        return same(one, other);
+    }
     let mode = std::env::args().nth(1).unwrap_or_else(|| "sgd".to_owned());
     distributed::run(|world| match &*mode {
         "sgd" | "adamw" => train(world, &mode),

@@ -119,3 +119,31 @@ fn without_mpirun_there_is_one_rank() {
     let error = run(|_| -> anyhow::Result<()> { anyhow::bail!("out of data") }).unwrap_err();
     assert_eq!(error.to_string(), "out of data");
 }
+
+/// Bytes of any number on each rank.
+#[test]
+fn what_each_rank_has_is_gathered() {
+    on_ranks(3, |world, _| {
+        let own = |rank: usize| vec![rank as u8 + 1; 9 * rank];
+        let all = world.gather_bytes(&own(world.rank())).unwrap();
+        assert_eq!(all, [own(0), own(1), own(2)]);
+        assert_eq!(world.gather_bytes(&[]).unwrap(), [[]; 3] as [[u8; 0]; 3]);
+    });
+    assert_eq!(Comm::default().gather_bytes(&[5]).unwrap(), [[5]]);
+}
+
+/// After accumulation, of the variables that have a gradient.
+#[test]
+fn gradients_that_were_added_up_are_averaged_once() {
+    on_ranks(2, |world, _| {
+        let [a, b, c] = [1.0, 2.0, 3.0].map(|x| Var::new(&[x, x], &Device::Cpu).unwrap());
+        let scale = world.rank() as f64 + 1.0;
+        let loss = ((a.as_tensor() * b.as_tensor()).unwrap() * scale).unwrap().sum_all().unwrap();
+        let mut gradients = loss.backward().unwrap();
+        world.average_gradients(&mut gradients, [b.clone(), a.clone(), c.clone(), a.clone()]).unwrap();
+        assert_eq!(values(gradients.get(&a).unwrap()), [3.0; 2]);
+        assert_eq!(values(gradients.get(&b).unwrap()), [1.5; 2]);
+        assert!(gradients.get(&c).is_none());
+        assert!(world.waited() > std::time::Duration::ZERO);
+    });
+}
