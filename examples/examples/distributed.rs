@@ -29,9 +29,9 @@ fn train(world: &Comm) -> Result<()> {
 
     // The same seed, so that all ranks have the same data and shuffle it alike.
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let x: Vec<[f32; 2]> = (0..512).map(|_| [(); 2].map(|()| rng.random_range(-1.0..1.0))).collect();
-    let y: Vec<u32> = x.iter().map(|[a, b]| u32::from(a * b > 0.0)).collect();
-    let (x, y) = (Tensor::new(x, &Device::Cpu)?, Tensor::new(y, &Device::Cpu)?);
+    let points: Vec<f32> = (0..2 * 512).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let x = Tensor::from_vec(points, (512, 2), &Device::Cpu)?;
+    let y = (x.narrow(1, 0, 1)? * x.narrow(1, 1, 1)?)?.squeeze(1)?.gt(0f32)?.to_dtype(DType::U32)?;
 
     let mut order: Vec<u32> = (0..512).collect();
     let mut sgd = Sgd::new(vars.all_vars(), ParamsSgd { lr: 0.2, momentum: 0.9, ..ParamsSgd::default() })?;
