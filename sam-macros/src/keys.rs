@@ -127,13 +127,12 @@ impl KeySyntax {
             Form::Number(_) | Form::Variables | Form::Ranks if is_bare => {
                 return format!("`{name}` needs a value, e.g. {example}");
             }
-            Form::Number(_) => "a value",
+            Form::Number(_) | Form::Ranks => "a value",
             Form::OptionalNumber(_) => "one value or none",
             Form::Variables => "a list of variables",
             Form::Name => "a name",
             Form::Argument => "the name of an argument",
             Form::Path => "a path",
-            Form::Ranks => "a value",
             Form::Ascent => "one of two names",
             Form::Arguments => "a list of arguments",
             Form::Batch(_) => "a list of arguments and a number",

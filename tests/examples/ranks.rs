@@ -29,7 +29,9 @@ fn in_shards(net: &Net, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     net.loss(x, y)
 }
 
-fn stepping(net: &Net, name: &str) -> Result<Box<dyn FnMut(&Tensor) -> Result<()>>> {
+type Step = Box<dyn FnMut(&Tensor) -> Result<()>>;
+
+fn stepping(net: &Net, name: &str) -> Result<Step> {
     let vars = net.vars.to_vec();
     Ok(if name == "adamw" {
         let mut adamw = AdamW::new(vars, ParamsAdamW { lr: 0.003, ..ParamsAdamW::default() })?;

@@ -8,8 +8,12 @@ pub(super) struct Digest(u64);
 impl Digest {
     pub(super) fn add(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks();
-        words.iter().for_each(|word| self.add_word(u64::from_le_bytes(*word)));
-        rest.iter().for_each(|byte| self.add_word((*byte).into()));
+        for word in words {
+            self.add_word(u64::from_le_bytes(*word));
+        }
+        for byte in rest {
+            self.add_word((*byte).into());
+        }
     }
 
     pub(super) fn add_word(&mut self, word: u64) {

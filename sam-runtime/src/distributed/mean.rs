@@ -12,7 +12,7 @@ use crate::core::dtype::wide;
 use crate::core::identity::number_of;
 use crate::core::var_list::Gradient;
 
-/// As PyTorch's DistributedDataParallel has them: large enough for the bandwidth, small next to the model.
+/// As PyTorch's `DistributedDataParallel` has them: large enough for the bandwidth, small next to the model.
 const BUCKET_BYTES: usize = 25 << 20;
 
 impl Comm {
@@ -100,7 +100,9 @@ pub(super) fn contents(tensors: &[&Tensor]) -> Contents {
     let mut digest = Digest::default();
     for tensor in tensors {
         digest.add(tensor.dtype().as_str().as_bytes());
-        tensor.dims().iter().for_each(|dim| digest.add(&dim.to_le_bytes()));
+        for dim in tensor.dims() {
+            digest.add(&dim.to_le_bytes());
+        }
         digest.add(b";");
     }
     let elements = tensors.iter().map(|tensor| tensor.elem_count() as u64).sum();

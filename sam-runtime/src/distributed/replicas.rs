@@ -113,7 +113,9 @@ impl Comm {
         let vars = in_order(vars);
         let digests = vars.iter().map(digest_of).collect::<Result<Vec<_>>>()?;
         let mut all = Digest::default();
-        digests.iter().for_each(|digest| all.add_word(*digest));
+        for digest in &digests {
+            all.add_word(*digest);
+        }
         let found = self.agree(Action::CheckReplicas, contents_of(&vars), all.finish())?;
         if found.iter().all(|digest| *digest == found[0]) {
             return Ok(());

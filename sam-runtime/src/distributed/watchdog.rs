@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::lock::lock;
 
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A rank other than 0 waits for what rank 0 sends when it has heard of all. So rank 0, which knows who is missing, is the first
 /// to give up.
