@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
+use sam_runtime::Sam;
 use sam_runtime::distributed::Comm;
 use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
-use super::training::Training;
+use super::ema::Average;
+use super::recipe_diff::difference;
 use crate::models::params::{is_statistic, keeping_statistics, named, statistics};
 use crate::noisy_labels::NoisyLabelMethod;
 use crate::recipe::Recipe;
@@ -48,7 +50,7 @@ pub(super) fn check(recipe: &Recipe, batch: usize, world: &Comm) -> Result<()> {
 /// Checks that all ranks train the same: the same recipe, seed and data.
 pub(super) fn check_same(words: &str, world: &Comm) -> Result<()> {
     let of_rank_0 = String::from_utf8(world.broadcast_bytes(words.as_bytes())?)?;
-    let difference = super::difference(&of_rank_0, words);
+    let difference = difference(&of_rank_0, words);
     ensure!(
         difference.is_none(),
         "rank {} has another training than rank 0: start all with the same options and data; {}",
@@ -87,56 +89,45 @@ const STATISTIC: &str = "statistic/";
 const AVERAGE: &str = "average/";
 const SAM: &str = "sam";
 
-impl Training<'_> {
-    /// Adds to the log how many images a second this session has trained on each rank, and how many seconds each has waited for
-    /// the others.
-    pub(super) fn note_pace(&mut self, throughput: f64) -> Result<()> {
-        if self.world.size() == 1 {
-            return Ok(());
-        }
-        let own = json!({ "images per second": throughput, "seconds waited": self.world.waited().as_secs_f64() });
-        let ranks = self.world.gather_bytes(own.to_string().as_bytes())?;
-        let ranks = ranks.iter().map(|bytes| serde_json::from_slice::<Value>(bytes)).collect::<Result<Vec<_>, _>>()?;
-        self.note(&json!({ "step": self.progress.step, "ranks": ranks }))
-    }
+/// The line of the log with the images a second that this session has trained on each rank, and the seconds that each has
+/// waited for the others.
+pub(super) fn pace(step: usize, throughput: f64, world: &Comm) -> Result<Value> {
+    let own = json!({ "images per second": throughput, "seconds waited": world.waited().as_secs_f64() });
+    let ranks = world.gather_bytes(own.to_string().as_bytes())?;
+    let ranks = ranks.iter().map(|bytes| serde_json::from_slice::<Value>(bytes)).collect::<Result<Vec<_>, _>>()?;
+    Ok(json!({ "step": step, "ranks": ranks }))
+}
 
-    /// Adds to a checkpoint what each rank has of its own, and in place of rank 0's statistics the mean of all ranks.
-    pub(super) fn put_own_state(&self, checkpoint: &mut Checkpoint) -> Result<()> {
-        if self.world.size() == 1 {
-            return Ok(());
-        }
-        let (vars, world) = (self.model.vars(), &self.world);
-        let mut own = BTreeMap::new();
-        for (name, var) in named(vars).into_iter().filter(|(name, _)| is_statistic(name)) {
-            own.insert(format!("{STATISTIC}{name}"), var.as_detached_tensor().to_device(&Device::Cpu)?);
-        }
-        for (name, average) in self.average.as_ref().map_or(Ok(Vec::new()), super::ema::Average::tensors)? {
-            if is_statistic(&name) {
-                own.insert(format!("{AVERAGE}{name}"), average);
-            }
-        }
-        own.insert(SAM.to_owned(), bytes(self.sam.to_bytes(vars)?)?);
-        let all = world.gather_bytes(&safetensors::serialize(&own, None::<HashMap<_, _>>)?)?;
-        checkpoint.put(
-            RANK,
-            all.into_iter()
-                .enumerate()
-                .map(|(rank, own)| Ok((format!("{rank:05}"), bytes(own)?)))
-                .collect::<Result<Vec<_>>>()?,
-        );
-
-        let means = |prefix: &str| {
-            let copies = statistics_by_name(vars)?;
-            Ok(copies.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect::<Vec<_>>())
-        };
-        let of_model = with_mean_statistics(vars, world, || means("weight/"))?;
-        checkpoint.put("", of_model);
-        if let Some(average) = &self.average {
-            let of_average = average.during(|| with_mean_statistics(vars, world, || means(AVERAGE)))?;
-            checkpoint.put("", of_average);
-        }
-        Ok(())
+/// Adds to a checkpoint what each rank has of its own, and in place of rank 0's statistics the mean of all ranks.
+pub(super) fn put_own_state(
+    checkpoint: &mut Checkpoint,
+    vars: &VarMap,
+    average: Option<&Average>,
+    sam: &Sam,
+    world: &Comm,
+) -> Result<()> {
+    if world.size() == 1 {
+        return Ok(());
     }
+    let mut own = BTreeMap::new();
+    for (name, value) in statistics_by_name(vars)? {
+        own.insert(format!("{STATISTIC}{name}"), value.to_device(&Device::Cpu)?);
+    }
+    let averages = average.map_or(Ok(Vec::new()), Average::tensors)?;
+    for (name, value) in averages.into_iter().filter(|(name, _)| is_statistic(name)) {
+        own.insert(format!("{AVERAGE}{name}"), value.to_device(&Device::Cpu)?);
+    }
+    own.insert(SAM.to_owned(), bytes(sam.to_bytes(vars)?)?);
+    let all = world.gather_bytes(&safetensors::serialize(&own, None::<HashMap<_, _>>)?)?;
+    let all = all.into_iter().enumerate().map(|(rank, own)| Ok((format!("{rank:05}"), bytes(own)?)));
+    checkpoint.put(RANK, all.collect::<Result<Vec<_>>>()?);
+
+    checkpoint.put("weight/", with_mean_statistics(vars, world, || statistics_by_name(vars))?);
+    if let Some(average) = average {
+        let means = average.during(|| with_mean_statistics(vars, world, || statistics_by_name(vars)))?;
+        checkpoint.put(AVERAGE, means);
+    }
+    Ok(())
 }
 
 fn statistics_by_name(vars: &VarMap) -> Result<Vec<(String, Tensor)>> {

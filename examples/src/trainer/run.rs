@@ -10,6 +10,7 @@ use super::fit::{Fit, Position, fit};
 use super::job::{Job, Next, Session, Status};
 use super::outcome::Outcome;
 use super::phase_length::PhaseLength;
+use super::ranks;
 use super::setup::{build_sam, fresh_model, optimizer};
 use super::training::Training;
 use super::weights::put;
@@ -152,7 +153,11 @@ impl<F: FnMut(&Status) -> Result<Next>> Fit for PhaseRun<'_, '_, F> {
 
     fn end_epoch(&mut self, _: usize) -> Result<ControlFlow<()>> {
         self.training.read()?;
-        self.training.note_pace(self.throughput() / self.training.world.size() as f64)?;
+        let world = &self.training.world;
+        if world.size() > 1 {
+            let line = ranks::pace(self.training.progress.step, self.throughput() / world.size() as f64, world)?;
+            self.training.note(&line)?;
+        }
         self.test()
     }
 

@@ -215,7 +215,7 @@ impl<'a> Training<'a> {
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors()?);
         }
-        self.put_own_state(&mut checkpoint)?;
+        ranks::put_own_state(&mut checkpoint, vars, self.average.as_ref(), &self.sam, &self.world)?;
         self.world.check_replicas(trained_vars(vars))?;
         if self.files.is_some() { checkpoint.save(&self.job.checkpoint()) } else { Ok(()) }
     }
