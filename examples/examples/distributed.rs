@@ -42,9 +42,9 @@ fn train(world: &Comm) -> Result<()> {
             sgd.backward_step(&loss(&model, &x.index_select(&batch, 0)?, &y.index_select(&batch, 0)?, world)?)?;
         }
         world.check_replicas(vars.all_vars())?;
-        let loss = plain(|| loss(&model, &x, &y, world))?;
+        let loss = plain(|| loss(&model, &x, &y, world))?.to_scalar::<f32>()?;
         if world.rank() == 0 {
-            println!("epoch {epoch} on {} ranks: loss {loss}", world.size());
+            println!("epoch {epoch}, ranks: {}, loss {loss:.4}", world.size());
         }
     }
     Ok(())
