@@ -7,7 +7,8 @@
 #   tests/mpi.sh stop       this fault
 #   tests/mpi.sh trainer    the trainer of sam-examples (mpi/trainer.sh)
 #
-# The MPI is that of `mpirun` and `mpicc` (OpenMPI or MPICH). Where there is none and this is root on Debian, OpenMPI is installed.
+# The MPI is that of `mpirun` and `mpicc`: OpenMPI or MPICH (with MPICC=mpicc.mpich, after `cargo clean -p mpi-sys`, if another one
+# was built with before). Where there is none and this is root on Debian, OpenMPI is installed.
 # The status is 77 where MPI cannot be had, after a line that says why.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +20,7 @@ skip() {
 
 if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skip "there is no MPI (mpirun, mpicc)"
-    { apt-get update -qq && apt-get install -y -qq openmpi-bin libopenmpi-dev libclang-dev; } >/dev/null 2>&1 ||
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends openmpi-bin libopenmpi-dev libclang-dev clang; } >/dev/null 2>&1 ||
         skip "there is no MPI, and OpenMPI could not be installed"
 fi
 
@@ -31,11 +32,16 @@ cargo build --locked --release --workspace --example ranks --bin train --feature
 }
 
 options=()
+# MPICH ends the job with the status of a rank that has left it, and says nothing.
+told_by_mpirun=
 if mpirun --version 2>/dev/null | grep -q "Open MPI"; then
+    told_by_mpirun="[Ee]xit code: *3"
     options=(--oversubscribe --bind-to none)
     [ "$(id -u)" = 0 ] && options+=(--allow-run-as-root)
 fi
-export RAYON_NUM_THREADS=1 RUST_BACKTRACE=0
+# Containers often forbid the system call by which ranks of one machine copy from each other.
+export OMPI_MCA_btl_vader_single_copy_mechanism=none RAYON_NUM_THREADS=1 RUST_BACKTRACE=0
+timeout 30 mpirun "${options[@]}" -n 2 true </dev/null || skip "mpirun cannot start two processes here"
 source tests/mpi/trainer.sh
 
 # Runs a mode on so many ranks: sets `status`, `seconds`, and fills the log.
@@ -53,7 +59,7 @@ fault() { # mode, the message of the last rank or of whoever ends the job
         pattern=${2//LAST/$((n - 1))}
         pattern=${pattern//SIZE/$n}
         echo "$1 on $n ranks: status $status after $seconds s: $(grep -m1 -E "$pattern" "$log" || echo "no message")"
-        if [ $status = 0 ] || [ $status = 124 ] || [ $seconds -gt 20 ] || ! grep -qE "$pattern" "$log"; then
+        if [ $status = 0 ] || [ $status = 124 ] || [ $seconds -gt 20 ] || { [ -n "$pattern" ] && ! grep -qE "$pattern" "$log"; }; then
             echo "failed: $1 on $n ranks: expected the end of the job and: $pattern"
             cat "$log"
             exit 1
@@ -84,7 +90,7 @@ one() {
     case $1 in
     panic | panic-in-a-thread) fault "$1" "^rank LAST of SIZE panicked" ;;
     err) fault err "^rank LAST of SIZE: out of data" ;;
-    exit) fault exit "[Ee]xit code: *3|EXIT CODE: 3" ;;
+    exit) fault exit "$told_by_mpirun" ;;
     kill) fault kill "rank LAST .*signal 9|EXIT CODE: 9" ;;
     stop) fault stop "^rank [0-9] of SIZE: no answer from rank (LAST|0) for 3 s" ;;
     nan) fault nan "^rank LAST of SIZE: the loss is NaN" ;;
