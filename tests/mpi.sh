@@ -31,18 +31,12 @@ cargo build --locked --release --workspace --example ranks --bin train --feature
     exit 1
 }
 
-options=()
+source tests/mpi/mpirun.sh
+source tests/mpi/trainer.sh
+timeout 30 mpirun "${options[@]}" -n 2 true </dev/null || skip "mpirun cannot start two processes here"
 # MPICH ends the job with the status of a rank that has left it, and says nothing.
 told_by_mpirun=
-if mpirun --version 2>/dev/null | grep -q "Open MPI"; then
-    told_by_mpirun="[Ee]xit code: *3"
-    options=(--oversubscribe --bind-to none)
-    [ "$(id -u)" = 0 ] && options+=(--allow-run-as-root)
-fi
-# Containers often forbid the system call by which ranks of one machine copy from each other.
-export OMPI_MCA_btl_vader_single_copy_mechanism=none RAYON_NUM_THREADS=1 RUST_BACKTRACE=0
-timeout 30 mpirun "${options[@]}" -n 2 true </dev/null || skip "mpirun cannot start two processes here"
-source tests/mpi/trainer.sh
+if is_openmpi; then told_by_mpirun="[Ee]xit code: *3"; fi
 
 # Runs a mode on so many ranks: sets `status`, `seconds`, and fills the log.
 on() { # ranks, mode
@@ -52,9 +46,9 @@ on() { # ranks, mode
     seconds=$((SECONDS - start))
 }
 
-fault() { # mode, the message of the last rank or of whoever ends the job
+fault() { # mode, the message of the last rank or of whoever ends the job, numbers of ranks
     local n pattern
-    for n in 2 3 4; do
+    for n in ${3:-2 3 4}; do
         on $n "$1"
         pattern=${2//LAST/$((n - 1))}
         pattern=${pattern//SIZE/$n}
@@ -83,6 +77,7 @@ all() {
         done
     done
     for mode in panic panic-in-a-thread err exit kill stop nan fewer-steps diverge another-thread; do one $mode; done
+    for mode in panic@0 err@0 kill@0 stop@0 kill-in-an-all-reduce stop-in-an-all-reduce; do one $mode; done
     trainer
 }
 
@@ -96,6 +91,12 @@ one() {
     nan) fault nan "^rank LAST of SIZE: the loss is NaN" ;;
     fewer-steps) fault fewer-steps "^rank [0-9] of SIZE: rank 0 is at .*, rank LAST at the end of its training" ;;
     diverge) fault diverge "^rank [0-9] of SIZE: the replicas have diverged: .* on rank LAST" ;;
+    panic@0) fault panic@0 "^rank 0 of SIZE panicked" 3 ;;
+    err@0) fault err@0 "^rank 0 of SIZE: out of data" 3 ;;
+    kill@0) fault kill@0 "rank 0 .*signal 9|EXIT CODE: 9" 3 ;;
+    stop@0) fault stop@0 "^rank [12] of SIZE: no answer from rank 0 for 3 s" 3 ;;
+    kill-in-an-all-reduce) fault "$1" "rank LAST .*signal 9|EXIT CODE: 9" "2 4" ;;
+    stop-in-an-all-reduce) fault "$1" "^rank [0-9] of SIZE: no answer from (rank LAST|rank 0|the other ranks) for 3 s" "2 4" ;;
     another-thread) fault another-thread "^rank LAST of SIZE: a call of MPI from another thread" ;;
     trainer) trainer ;;
     *) echo "unknown fault $1" && exit 2 ;;

@@ -21,7 +21,7 @@ pub fn error_rate(
 }
 
 /// How well a model does on images, or on the tokens of a text.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
     /// The share of the labels that are not the likeliest.
     pub error: f64,

@@ -102,7 +102,7 @@
 //! `cudnn`, or `cuda` without cuDNN: the whole step stays on a CUDA device. SAM's arithmetic and the optimizers of [`optim`] take one
 //! launch for all variables, and nothing synchronizes with the host, so values are not checked there. No kernel has run on a GPU
 //! yet; they are tested on the CPU. `mpi`: [`distributed`] training on several processes. It needs an MPI library and libclang when it
-//! is built. `metal`, `mkl` and `accelerate` are candle's.
+//! is built; `nccl`: the same, with the gradients of GPUs summed by NCCL. `metal`, `mkl` and `accelerate` are candle's.
 //!
 //! # Limits
 //!
@@ -131,6 +131,7 @@ mod kernels;
 pub mod nn;
 pub mod optim;
 mod sam;
+pub mod sharpness;
 mod step;
 pub mod variants;
 

@@ -45,6 +45,7 @@ files! {
     raw_identifiers
     reductions
     runtime_exported_again
+    several_ranks
     strict_lints
     temporaries
     trait_default_method

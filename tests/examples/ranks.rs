@@ -1,6 +1,8 @@
 //! What `tests/mpi.sh` runs on several ranks: a training that is compared with one process, and ranks that fail.
 //!
-//! `ranks same A B`: compares two safetensors files. `ranks sgd`, `ranks adamw`: trains. `ranks FAULT`: the last rank does that in its step number 3.
+//! `ranks same A B`: compares two safetensors files. `ranks sgd`, `ranks adamw`: trains. `ranks gpus`: which rank has which.
+//! `ranks FAULT`: the last rank does that in its step number 3; with `FAULT@0` rank 0 does; with `FAULT-in-an-all-reduce` while
+//! gradients are on their way.
 
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
@@ -8,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use candle_core::safetensors::load;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
 use sam_runtime::distributed::{self, Comm};
 use sam_runtime::optim::{AdamW, ParamsSgd, Sgd};
@@ -83,15 +85,25 @@ fn signal(name: &str) {
     Command::new("kill").args([name, &std::process::id().to_string()]).status().unwrap();
 }
 
-/// The last rank fails in step 3.
+/// The last rank, or that of `fault@rank`, fails in step 3.
 fn fail(world: &Comm, fault: &str) -> Result<()> {
     world.set_timeout(Duration::from_secs(3));
+    if let Some(fault) = fault.strip_suffix("-in-an-all-reduce") {
+        return fail_in_an_all_reduce(world, fault);
+    }
+    let (fault, rank) = match fault.split_once('@') {
+        Some((fault, rank)) => (fault, rank.parse().unwrap()),
+        None => (fault, world.size() - 1),
+    };
     let net = Net::new(DType::F32, 3);
     let mut step = stepping(&net, "sgd")?;
-    let fails = world.rank() == world.size() - 1;
+    let fails = world.rank() == rank;
     for number in 0..STEPS {
         let (x, y) = batch(M, DType::F32, number);
         let mut factor = 1.0;
+        if fault == "sleep" && number == 3 {
+            std::thread::sleep(Duration::from_secs(20));
+        }
         if fails && number == 3 {
             match fault {
                 "panic" => panic!("this is a test"),
@@ -119,6 +131,22 @@ fn fail(world: &Comm, fault: &str) -> Result<()> {
     candle_core::bail!("no rank has failed")
 }
 
+/// Nearly all of the time is that in which 100 MB are on their way.
+fn fail_in_an_all_reduce(world: &Comm, fault: &str) -> Result<()> {
+    let fault = if fault == "kill" { "-KILL" } else { "-STOP" };
+    if world.rank() == world.size() - 1 {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            signal(fault);
+        });
+    }
+    let w = Var::ones(25_000_000, DType::F32, &Device::Cpu)?;
+    let mut gradients = w.sum_all()?.backward()?;
+    loop {
+        world.average_gradients(&mut gradients, [w.clone()])?;
+    }
+}
+
 /// Two files have the same tensors, up to rounding.
 fn same(one: &str, other: &str) -> Result<()> {
     let (one, other) = (load(one, &Device::Cpu)?, load(other, &Device::Cpu)?);
@@ -140,6 +168,10 @@ fn main() -> Result<()> {
     let mode = std::env::args().nth(1).unwrap_or_else(|| "sgd".to_owned());
     distributed::run(|world| match &*mode {
         "sgd" | "adamw" => train(world, &mode),
+        "gpus" => {
+            println!("rank {} has {:?}", world.rank(), world.cuda_device()?.location());
+            Ok(())
+        }
         fault => fail(world, fault),
     })
 }

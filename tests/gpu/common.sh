@@ -8,7 +8,7 @@ emulator=sam-runtime/src/kernels/cuda/emulator
 
 # The tests that run on any device: all but those of the compiler and of the allocator.
 device_tests="closed_forms compose cuda determinism errors gradient graph inputs large layers nn_attention nn_convs
-    nn_elementwise nn_norms optim plain pytorch restore sgd state value variants"
+    nn_elementwise nn_norms optim plain pytorch restore sgd sharpness state value variants"
 
 # Those for which cuDNN has no plan: without a convolution and without attention.
 without_cudnn="large nn_elementwise nn_norms optim"
@@ -20,6 +20,11 @@ bundle=target/gpu
 skip() { # reason..
     echo "skipped: $*"
     exit 77
+}
+
+# A comma and this feature, where there is an MPI to build it with.
+and_nccl() { # feature
+    if command -v mpicc >/dev/null && command -v mpirun >/dev/null && ldconfig -p | grep -qE 'libclang(-[0-9]+)?\.so'; then echo ",$1"; fi
 }
 
 # Sets the variables with which cargo builds the CUDA features on a machine without the CUDA toolkit. `compiler` is

@@ -5,7 +5,8 @@
 //
 // Fresh memory is full of NaN. A write behind a buffer, a double free and a launch of an unknown kernel abort. Blocks and
 // threads run in ascending and descending order alternately. EMULATED_CUDNN enables convolutions and attention by cuDNN
-// (cudnn.h); without it cuDNN has no plan for any. EMULATED_TRACE names a file that gets a line for each call that would reach the device.
+// (cudnn.h); without it cuDNN has no plan for any. EMULATED_GPUS is the number of GPUs, EMULATED_GPU the first one's of its
+// machine, for several processes (nccl.h); with EMULATED_STUCK no event ever comes. EMULATED_TRACE names a file that gets a line for each call that would reach the device.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -30,13 +31,16 @@ static FILE *trace() {
   static FILE *file = getenv("EMULATED_TRACE") ? fopen(getenv("EMULATED_TRACE"), "w") : nullptr;
   return file;
 }
+static int number(const char *variable, int otherwise) { return getenv(variable) ? atoi(getenv(variable)) : otherwise; }
 // ---- the driver ----
 
 extern "C" {
 #define OK(name, ...) int name(__VA_ARGS__) { return 0; }
 OK(cuInit, unsigned)
-int cuDeviceGet(int *d, int) { *d = 0; return 0; }
-int cuDeviceGetCount(int *d) { *d = 1; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGetCount(int *d) { *d = number("EMULATED_GPUS", 1); return 0; }
+int cuDeviceGetUuid(char *uuid, int d) { memset(uuid, 0, 16); uuid[0] = number("EMULATED_GPU", 0) + d; return 0; }
+int cuDeviceGetUuid_v2(char *uuid, int d) { return cuDeviceGetUuid(uuid, d); }
 int cuDevicePrimaryCtxRetain(void **c, int) { *c = (void *)16; return 0; }
 OK(cuDevicePrimaryCtxRelease_v2, int)
 int cuCtxGetCurrent(void **c) { *c = (void *)16; return 0; }
@@ -75,7 +79,7 @@ int cuEventCreate(void **e, unsigned) { *e = (void *)48; return 0; }
 OK(cuEventDestroy_v2, void *)
 OK(cuEventRecord, void *, void *)
 int cuEventSynchronize(void *) { TRACE("wait\n"); return 0; }
-OK(cuEventQuery, void *)
+int cuEventQuery(void *) { return getenv("EMULATED_STUCK") ? 600 : 0; } // not ready
 int cuEventElapsedTime(float *t, void *, void *) { *t = 1; return 0; }
 int cuEventElapsedTime_v2(float *t, void *, void *) { *t = 1; return 0; }
 int cuModuleLoadData(void **m, const void *) { *m = (void *)64; return 0; }
@@ -305,3 +309,6 @@ int curandGenerateUniformDouble(void *, double *p, size_t n) { for (size_t i = 0
 
 #include "cudnn.h"
 }
+// ---- NCCL ----
+
+#include "nccl.h"

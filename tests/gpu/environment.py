@@ -41,6 +41,7 @@ LIBRARIES = [
     ("cublas", "cublas", "libcublas.so.13", 1),
     ("cublaslt", "cublasLt", "libcublasLt.so.13", 1),
     ("cudnn", "cudnn", "libcudnn.so.9", 1001),
+    ("nccl", "nccl", "libnccl.so.2", 3),
 ]
 HERE = Path(__file__).resolve().parent
 

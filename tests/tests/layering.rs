@@ -33,7 +33,7 @@ const RUNTIME: &[&[&str]] = &[
     &["variants"],
     &["sam"],
     &["step"],
-    &["macro_support"],
+    &["macro_support", "sharpness"],
 ];
 
 /// Every file of a crate, by its module path.

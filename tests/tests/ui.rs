@@ -43,6 +43,7 @@ pub mod ui {
         pub mod raw_identifiers;
         pub mod reductions;
         pub mod runtime_exported_again;
+        pub mod several_ranks;
         pub mod strict_lints;
         pub mod temporaries;
         pub mod trait_default_method;

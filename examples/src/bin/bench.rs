@@ -1,5 +1,5 @@
 //! Times a step of a plain optimizer and a SAM step, and prints one JSON line: the median and the minimum milliseconds of each
-//! part.
+//! part. Under mpirun each rank takes a batch of its own, and `all_reduce` is the time in which their gradients are averaged.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,6 +19,7 @@ use sam_examples::models::{Architecture, Model};
 use sam_examples::trainer::Optimizer;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::timing::seconds;
+use sam_runtime::distributed::{self, Comm};
 use sam_runtime::optim::{ParamGroup, ParamsAdamW, ParamsSgd};
 use sam_runtime::{Ascent, Sam, nn};
 use serde_json::{Map, Value, json};
@@ -31,7 +32,8 @@ sam_examples::use_mimalloc!();
 #[command(
     name = "bench",
     version,
-    after_help = "Examples:\n  bench resnet20 --batch 128\n  bench gpt --threads 2\n  bench mlp-wide --stock --threads 1"
+    after_help = "Examples:\n  bench resnet20 --batch 128\n  bench gpt --threads 2\n  bench mlp-wide --stock --threads 1\n  mpirun -n 4 \
+                  bench vit-b-16 --device cuda --bf16"
 )]
 struct Options {
     /// Network: mlp-wide, resnet20, resnet18, wrn-16-4, wrn-28-10, vit-tiny, gpt, efficientnet-lite0, ..
@@ -59,27 +61,24 @@ struct Options {
 
 fn main() -> ExitCode {
     let options: Options = parse();
-    let outcome = if options.stock { bench::<CandleNn>(&options) } else { bench::<SamRuntime>(&options) };
-    exit(outcome.map(|line| {
-        say(line);
-        ExitCode::SUCCESS
+    exit(distributed::run(|world| {
+        let line =
+            if options.stock { bench::<CandleNn>(&options, world)? } else { bench::<SamRuntime>(&options, world)? };
+        if world.rank() == 0 {
+            say(line);
+        }
+        Ok(ExitCode::SUCCESS)
     }))
 }
 
-fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
+fn bench<K: LayerSet + 'static>(options: &Options, world: &Comm) -> Result<Value> {
     within("iters", options.iters, 1..=MOST as usize)?;
     within("batch", options.batch.unwrap_or(1), 1..=1 << 16)?;
     let architecture = options.model;
-    let shape = match architecture {
-        Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],
-        Architecture::EfficientNetLite0(_) => [3, 128, 128],
-        _ if architecture.is_for_text() => [1, 1, 256],
-        _ if architecture.is_for_imagenet() => [3, 224, 224],
-        _ => [3, 32, 32],
-    };
+    let shape = input_of(architecture);
     let is_large = matches!(architecture, Architecture::Wide { width: 160.., .. }) || shape[2] > 32;
     let batch = options.batch.unwrap_or(if is_large { 32 } else { 128 });
-    let device = options.device.config()?;
+    let device = options.device.config_of_rank(world)?;
     if options.verbose {
         ensure!(
             device.device.is_cuda(),
@@ -99,22 +98,30 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
     }
     let clock =
         |f: &mut dyn FnMut() -> candle_core::Result<()>| Ok::<_, anyhow::Error>(1e3 * seconds(&device.device, f)?);
-    let mut optimizer = optimizer(architecture, trained_vars(model.vars()))?;
-    let sam = Sam::default();
+    let vars = trained_vars(model.vars());
+    let mut optimizer = optimizer(architecture, vars.clone())?;
+    let (sam, alone) = (Sam::default().all_reduce(world), Sam::default());
     let mut loss = |_| model.cross_entropy(&x, &y);
 
     let mut times: Vec<(&str, Vec<f64>)> =
-        ["forward_backward", "sgd", "sam", "optimizer", "perturb", "restore"].map(|name| (name, Vec::new())).into();
+        ["forward_backward", "sgd", "sam", "all_reduce", "optimizer", "perturb", "restore"]
+            .map(|name| (name, Vec::new()))
+            .into();
     let warm_up = 2;
     for round in 0..warm_up + options.iters {
         let mut took = Vec::new();
         took.push(clock(&mut || nn::backward(&model.cross_entropy(&x, &y)?).map(drop))?);
-        took.push(clock(&mut || optimizer.backward_step(&model.cross_entropy(&x, &y)?))?);
+        took.push(clock(&mut || {
+            let mut grads = nn::backward(&model.cross_entropy(&x, &y)?)?;
+            world.average_gradients(&mut grads, vars.iter().cloned())?;
+            optimizer.step(&grads)
+        })?);
         took.push(clock(&mut || optimizer.backward_step(&sam.loss(|| model.cross_entropy(&x, &y))?))?);
-        let grads = nn::backward(&model.cross_entropy(&x, &y)?)?;
+        let mut grads = nn::backward(&model.cross_entropy(&x, &y)?)?;
+        took.push(clock(&mut || world.average_gradients(&mut grads, vars.iter().cloned()))?);
         took.push(clock(&mut || optimizer.step(&grads))?);
         drop(grads);
-        let (mut ascent, mut perturbed) = (Some(sam.ascend(&mut loss)?), None);
+        let (mut ascent, mut perturbed) = (Some(alone.ascend(&mut loss)?), None);
         took.push(clock(&mut || {
             perturbed = ascent.take().map(Ascent::perturb).transpose()?;
             Ok(())
@@ -149,6 +156,7 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
         "model": options.model.to_string(),
         "optimizer": optimizer.name(),
         "batch": batch,
+        "ranks": world.size(),
         "threads": rayon::current_num_threads(),
         "device": format!("{:?}", device.device.location()),
         "dtype": device.dtype.as_str(),
@@ -162,6 +170,17 @@ fn bench<K: LayerSet + 'static>(options: &Options) -> Result<Value> {
         "sam_enqueued_ms": rounded(enqueued),
         "peak_rss_mib": peak_memory(),
     }))
+}
+
+/// Channels, height and width of an image, or the length of a text.
+fn input_of(architecture: Architecture) -> [usize; 3] {
+    match architecture {
+        Architecture::Mlp(_) | Architecture::MlpNorm(_) | Architecture::MlpWide(_) => [1, 28, 28],
+        Architecture::EfficientNetLite0(_) => [3, 128, 128],
+        _ if architecture.is_for_text() => [1, 1, 256],
+        _ if architecture.is_for_imagenet() => [3, 224, 224],
+        _ => [3, 32, 32],
+    }
 }
 
 /// That of the networks' trainings.

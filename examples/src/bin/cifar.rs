@@ -22,6 +22,7 @@ use sam_examples::experiments::compare::{curves, report};
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::models::layers::SamRuntime;
 use sam_examples::models::{Architecture, Model};
+use sam_examples::trainer::share;
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
@@ -196,7 +197,7 @@ fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
         world.size() == 1 || options.download.is_none(),
         "--download is for one process: download the set without mpirun first, then name its folder with --data"
     );
-    let device = options.device.config()?;
+    let device = options.device.config_of_rank(world)?;
     let screen = if quiet {
         MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden())
     } else {
@@ -306,12 +307,7 @@ fn config(options: &Options, set: &Dataset, device: DeviceConfig, world: &Comm) 
     let (noise, kind) = noise(options);
     data::add_noise(&mut [], set.classes.len(), noise, kind, 0)?;
     let usual = if is_embedded(options) { Architecture::Mlp(128) } else { Architecture::Cnn(16) };
-    let ranks = world.size();
-    ensure!(
-        options.batch.is_multiple_of(ranks),
-        "--batch is {}, for {ranks} ranks: expected a multiple of {ranks}, as many images for each",
-        options.batch
-    );
+    share("--batch", options.batch, world)?;
     Ok(CompareConfig {
         world: world.clone(),
         device,

@@ -85,7 +85,7 @@ fn train(options: &Options, world: &Comm) -> Result<ExitCode> {
         within("workers", workers, 1..=1024)?;
     }
     let recipe = options.recipe.recipe()?;
-    let device = options.device.config()?;
+    let device = options.device.config_of_rank(world)?;
     let (out, begin) = folder(options);
     let from = options.resume.as_ref().and_then(|from| from.as_deref()).map(checkpoint);
     if let Some(from) = from.as_ref().filter(|_| is_first) {

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
+use sam_runtime::distributed::Comm;
 
 use super::options::within;
 use crate::util::device::DeviceConfig;
@@ -49,7 +50,7 @@ pub struct ThreadsArg {
 enum Kind {
     /// The processor
     Cpu,
-    /// The first NVIDIA card
+    /// The first NVIDIA card, or with several ranks one for each
     Cuda,
     /// Apple's
     Metal,
@@ -67,8 +68,16 @@ impl DeviceArgs {
     /// # Errors
     /// As [`ComputeArgs::config`] and [`ThreadsArg::start`].
     pub fn config(self) -> Result<DeviceConfig> {
+        self.config_of_rank(&Comm::solo())
+    }
+
+    /// The same for one of several ranks, each of which has a GPU of its own.
+    ///
+    /// # Errors
+    /// As [`config`](Self::config).
+    pub fn config_of_rank(self, world: &Comm) -> Result<DeviceConfig> {
         self.threads.start()?;
-        self.compute.config()
+        self.compute.config_of_rank(world)
     }
 }
 
@@ -92,6 +101,10 @@ impl ComputeArgs {
     /// # Errors
     /// If there is no such device, or an option has no meaning there.
     pub fn config(self) -> Result<DeviceConfig> {
+        self.config_of_rank(&Comm::solo())
+    }
+
+    fn config_of_rank(self, world: &Comm) -> Result<DeviceConfig> {
         for (option, is_set) in [("tf32", self.tf32), ("channels-last", self.channels_last)] {
             ensure!(
                 !is_set || self.device == Kind::Cuda,
@@ -105,9 +118,9 @@ impl ComputeArgs {
             Kind::Metal if !cfg!(feature = "metal") => {
                 bail!("this was built without Metal: build with --features metal")
             }
-            Kind::Cuda => Device::new_cuda(0).context(
-                "cannot use the first CUDA device: check with `nvidia-smi` that there is one, and a driver for it",
-            )?,
+            Kind::Cuda => world
+                .cuda_device()
+                .context("cannot use a CUDA device: check with `nvidia-smi` that there is one, and a driver for it")?,
             Kind::Metal => {
                 Device::new_metal(0).context("cannot use the first Metal device: check that this machine has one")?
             }

@@ -30,13 +30,24 @@ pub fn trained_vars(vars: &VarMap) -> Vec<Var> {
     trained(vars).into_iter().map(|(_, var)| var).collect()
 }
 
-/// The running statistics, each with a copy of its value.
+/// A running statistic, and a copy of its value.
+#[derive(Clone, Debug)]
+pub struct Statistic {
+    /// Its name in the model.
+    pub name: String,
+    /// The variable.
+    pub var: Var,
+    /// What it was when it was copied.
+    pub value: Tensor,
+}
+
+/// The running statistics, sorted by name.
 ///
 /// # Errors
 /// Those of candle.
-pub fn statistics(vars: &VarMap) -> Result<Vec<(Var, Tensor)>> {
+pub fn statistics(vars: &VarMap) -> Result<Vec<Statistic>> {
     let statistics = named(vars).into_iter().filter(|(name, _)| is_statistic(name));
-    statistics.map(|(_, var)| Ok((var.clone(), var.as_detached_tensor().copy()?))).collect()
+    statistics.map(|(name, var)| Ok(Statistic { name, value: var.as_detached_tensor().copy()?, var })).collect()
 }
 
 /// The number of parameters, each element counted.
@@ -52,7 +63,7 @@ pub fn parameter_count(vars: &VarMap) -> usize {
 pub fn keeping_statistics<R>(vars: &VarMap, f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<R> {
     let before = statistics(vars)?;
     let result = f();
-    for (var, value) in before {
+    for Statistic { var, value, .. } in before {
         var.set(&value)?;
     }
     result

@@ -7,17 +7,16 @@
 //! the weights: shard i of n counts (1 - r)ⁿ⁻ⁱ, up to a common factor, and not 1.
 
 use anyhow::Result;
-use candle_core::{Tensor, Var};
 
 use crate::models::Model;
-use crate::models::params::statistics;
+use crate::models::params::{Statistic, statistics};
 
 /// The momentum of the running statistics, in all networks here.
 const MOMENTUM: f64 = 0.1;
 
 /// The statistics before a step, and the factor of their change.
 pub(super) struct ShardStatistics {
-    before: Vec<(Var, Tensor)>,
+    before: Vec<Statistic>,
     share: f64,
 }
 
@@ -34,7 +33,7 @@ impl ShardStatistics {
 
     /// Corrects the statistics after the step.
     pub(super) fn settle(self) -> Result<()> {
-        for (var, before) in self.before {
+        for Statistic { var, value: before, .. } in self.before {
             let way = (var.as_detached_tensor() - &before)?;
             var.set(&(before + (way * self.share)?)?)?;
         }
@@ -44,7 +43,7 @@ impl ShardStatistics {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Tensor};
     use sam_runtime::Sam;
 
     use super::*;
@@ -53,7 +52,7 @@ mod tests {
 
     fn values(model: &Model) -> Vec<f64> {
         let values = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
-        statistics(model.vars()).unwrap().into_iter().flat_map(|(_, tensor)| values(tensor)).collect()
+        statistics(model.vars()).unwrap().into_iter().flat_map(|statistic| values(statistic.value)).collect()
     }
 
     /// Equal shards leave the statistics that one of them as the whole batch leaves.

@@ -163,6 +163,12 @@ impl Checkpoint {
     }
 }
 
+/// A file as a tensor of a checkpoint.
+pub(super) fn bytes_tensor(bytes: Vec<u8>) -> Result<Tensor> {
+    let length = bytes.len();
+    Ok(Tensor::from_vec(bytes, length, &Device::Cpu)?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

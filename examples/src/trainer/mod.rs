@@ -36,7 +36,7 @@ pub use self::job::{Job, Next, Session, Status};
 pub use self::lr::rate;
 pub use self::optimizer::Optimizer;
 pub use self::outcome::{Diverged, Outcome, loss_note};
-pub use self::ranks::with_mean_statistics;
+pub use self::ranks::{share, with_mean_statistics};
 pub(crate) use self::recipe_diff::difference;
 pub(crate) use self::run_dir::is_ours;
 pub use self::run_dir::{Begin, DirLock, has_results, is_training};

@@ -13,25 +13,20 @@ use sam_runtime::Sam;
 use sam_runtime::distributed::Comm;
 use serde_json::{Value, json};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, bytes_tensor};
 use super::ema::Average;
 use super::recipe_diff::difference;
-use crate::models::params::{is_statistic, keeping_statistics, named, statistics};
+use crate::models::params::{Statistic, is_statistic, keeping_statistics, statistics};
 use crate::noisy_labels::NoisyLabelMethod;
 use crate::recipe::Recipe;
 
 /// Checks that a recipe can be trained on these ranks.
 pub(super) fn check(recipe: &Recipe, batch: usize, world: &Comm) -> Result<()> {
     let ranks = world.size();
+    let each = share("`batch`", batch, world)?;
     if ranks == 1 {
         return Ok(());
     }
-    ensure!(
-        batch.is_multiple_of(ranks),
-        "a batch has {batch} images, for {ranks} ranks: expected as many for each; set `batch` to a multiple of {ranks}, \
-         or start another number of processes"
-    );
-    let each = batch / ranks;
     ensure!(
         recipe.m == 0 || recipe.m >= batch || each.is_multiple_of(recipe.m),
         "each of {ranks} ranks has {each} images of a batch, and `m` is {}: expected shards of equal size; set `m` to a divisor of \
@@ -45,6 +40,20 @@ pub(super) fn check(recipe: &Recipe, batch: usize, world: &Comm) -> Result<()> {
             serde_json::to_string(&method)?.replace('"', "")
         ),
     }
+}
+
+/// How many images of a batch each rank has.
+///
+/// # Errors
+/// If they cannot all have as many; the message calls the number of the batch by this name.
+pub fn share(name: &str, batch: usize, world: &Comm) -> Result<usize> {
+    let ranks = world.size();
+    ensure!(
+        batch.is_multiple_of(ranks),
+        "a batch has {batch} images, for {ranks} ranks: expected as many for each; set {name} to a multiple of {ranks}, or start \
+         another number of processes"
+    );
+    Ok(batch / ranks)
 }
 
 /// Checks that all ranks train the same: the same recipe, seed and data.
@@ -79,7 +88,7 @@ pub fn with_mean_statistics<R>(vars: &VarMap, world: &Comm, f: impl FnOnce() -> 
         return f();
     }
     keeping_statistics(vars, || {
-        world.average(statistics(vars)?.into_iter().map(|(var, _)| var))?;
+        world.average(statistics(vars)?.into_iter().map(|statistic| statistic.var))?;
         f()
     })
 }
@@ -110,34 +119,29 @@ pub(super) fn put_own_state(
         return Ok(());
     }
     let mut own = BTreeMap::new();
-    for (name, value) in statistics_by_name(vars)? {
+    for (name, value) in values_of_statistics(vars)? {
         own.insert(format!("{STATISTIC}{name}"), value.to_device(&Device::Cpu)?);
     }
     let averages = average.map_or(Ok(Vec::new()), Average::tensors)?;
     for (name, value) in averages.into_iter().filter(|(name, _)| is_statistic(name)) {
         own.insert(format!("{AVERAGE}{name}"), value.to_device(&Device::Cpu)?);
     }
-    own.insert(SAM.to_owned(), bytes(sam.to_bytes(vars)?)?);
+    own.insert(SAM.to_owned(), bytes_tensor(sam.to_bytes(vars)?)?);
     let all = world.gather_bytes(&safetensors::serialize(&own, None::<HashMap<_, _>>)?)?;
-    let all = all.into_iter().enumerate().map(|(rank, own)| Ok((format!("{rank:05}"), bytes(own)?)));
-    checkpoint.put(RANK, all.collect::<Result<Vec<_>>>()?);
+    for (rank, own) in all.into_iter().enumerate() {
+        checkpoint.put(RANK, [(format!("{rank:05}"), bytes_tensor(own)?)]);
+    }
 
-    checkpoint.put("weight/", with_mean_statistics(vars, world, || statistics_by_name(vars))?);
+    checkpoint.put("weight/", with_mean_statistics(vars, world, || values_of_statistics(vars))?);
     if let Some(average) = average {
-        let means = average.during(|| with_mean_statistics(vars, world, || statistics_by_name(vars)))?;
+        let means = average.during(|| with_mean_statistics(vars, world, || values_of_statistics(vars)))?;
         checkpoint.put(AVERAGE, means);
     }
     Ok(())
 }
 
-fn statistics_by_name(vars: &VarMap) -> Result<Vec<(String, Tensor)>> {
-    let statistics = named(vars).into_iter().filter(|(name, _)| is_statistic(name));
-    statistics.map(|(name, var)| Ok((name, var.as_detached_tensor().copy()?))).collect()
-}
-
-fn bytes(bytes: Vec<u8>) -> Result<Tensor> {
-    let length = bytes.len();
-    Ok(Tensor::from_vec(bytes, length, &Device::Cpu)?)
+fn values_of_statistics(vars: &VarMap) -> Result<Vec<(String, Tensor)>> {
+    Ok(statistics(vars)?.into_iter().map(|Statistic { name, value, .. }| (name, value)).collect())
 }
 
 /// Puts what this rank had of its own into a checkpoint in place of what all ranks share, so that it is restored. With another

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use sam_runtime::distributed::Comm;
 use sam_runtime::{Sam, StepStats};
 use serde_json::json;
 
-use super::checkpoint::{Checkpoint, Progress};
+use super::checkpoint::{Checkpoint, Progress, bytes_tensor};
 use super::ema::Average;
 use super::job::{Job, Session};
 use super::label_state::LabelState;
@@ -209,8 +209,7 @@ impl<'a> Training<'a> {
         for (name, bytes) in
             [(self.optimizer.name(), self.optimizer.to_bytes(vars)?), ("sam", self.sam.to_bytes(vars)?)]
         {
-            let length = bytes.len();
-            checkpoint.put("", [(name.to_owned(), Tensor::from_vec(bytes, length, &Device::Cpu)?)]);
+            checkpoint.put("", [(name.to_owned(), bytes_tensor(bytes)?)]);
         }
         if let Some(average) = &self.average {
             checkpoint.put("average/", average.tensors()?);

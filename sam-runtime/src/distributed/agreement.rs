@@ -35,8 +35,8 @@ impl Comm {
                 let action = Action::describe(record[0]);
                 format!("{action} with {} tensors, {} elements", record[2], record[3])
             };
-            let hint = "every rank needs the same tensors, of the same shapes and dtypes; a layer that a rank skips has no \
-                        gradient there";
+            let hint = "every rank needs the same tensors, of the same shapes and dtypes, on devices of the same \
+                        kind; a layer that a rank skips has no gradient there";
             Err(report(rank, &what, hint))?;
         }
         self.note_agreement();

@@ -46,6 +46,11 @@ pub trait Collective: fmt::Debug + Send + Sync {
     /// How many processes there are.
     fn size(&self) -> usize;
 
+    /// The number of this process among those of its machine, from 0. Provided for ranks that are all on one machine.
+    fn local_rank(&self) -> usize {
+        self.rank()
+    }
+
     /// The numbers of all ranks, in the order of the ranks. Every rank passes as many.
     ///
     /// # Errors

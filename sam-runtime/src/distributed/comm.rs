@@ -1,5 +1,6 @@
 //! The handle that users have of the other ranks.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,6 +29,17 @@ use crate::core::rng::hash;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Comm(Arc<Ranks>);
+
+/// A [`Comm`], or a reference to one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a communicator",
+    label = "expected a `&Comm`",
+    note = "`sam_runtime::distributed::run` gives one to the training: take `world: &Comm` as an argument"
+)]
+pub trait Communicator: Borrow<Comm> {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Borrow<Comm>> Communicator for T {}
 
 #[derive(Debug)]
 struct Ranks {
@@ -70,6 +82,12 @@ impl Comm {
     #[must_use]
     pub fn size(&self) -> usize {
         self.0.collective.size()
+    }
+
+    /// The number of this process among those of its machine, from 0.
+    #[must_use]
+    pub fn local_rank(&self) -> usize {
+        self.0.collective.local_rank()
     }
 
     /// How long a rank waits for the others before it ends the job with a message: 5 minutes, unless set. It has to be longer

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
 use super::action::{Action, Contents};
 use super::comm::Comm;
@@ -98,7 +98,14 @@ impl Comm {
 
 pub(super) fn contents(tensors: &[&Tensor]) -> Contents {
     let mut digest = Digest::default();
+    // Of two GPUs each is connected with another one of each rank, and the CPU by other means.
+    let mut devices: Vec<&Device> = Vec::new();
     for tensor in tensors {
+        let device = devices.iter().position(|device| device.same_device(tensor.device())).unwrap_or_else(|| {
+            devices.push(tensor.device());
+            devices.len() - 1
+        });
+        digest.add(&[device as u8, tensor.device().is_cpu().into()]);
         digest.add(tensor.dtype().as_str().as_bytes());
         for dim in tensor.dims() {
             digest.add(&dim.to_le_bytes());
@@ -126,7 +133,7 @@ fn bucket_len(tensors: &[&Tensor]) -> usize {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "this is test code")]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     use super::*;
 

@@ -7,6 +7,7 @@ mod action;
 mod agreement;
 mod collective;
 mod comm;
+mod device;
 mod digest;
 mod gather;
 mod launch;
@@ -14,13 +15,15 @@ mod launcher;
 mod mean;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod replicas;
 mod solo;
 #[cfg(feature = "mpi")]
 mod watchdog;
 
 pub use collective::Collective;
-pub use comm::Comm;
+pub use comm::{Comm, Communicator};
 pub use launch::run;
 
 pub(crate) use action::{Action, Failure};

@@ -1,4 +1,5 @@
-//! Ranks that communicate by MPI: flat buffers, blocking calls, one thread.
+//! Ranks that communicate by MPI: flat buffers, blocking calls, one thread. With the feature `nccl` sums of tensors on GPUs
+//! do not go by it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType}
 use super::collective::Collective;
 use super::comm::Comm;
 use super::launcher;
-use super::watchdog::{GATHER, Watchdog, exit_from_another_thread};
+use super::watchdog::{GATHER, Watchdog, exit_from_another_thread, turn};
 use crate::core::error::Error;
 
 /// The count of an MPI call is an i32.
@@ -26,6 +27,8 @@ const CHUNK: usize = 1 << 28;
 /// How long a rank whose error came from another one leaves that one to print it.
 const FOR_THE_OTHER: Duration = Duration::from_secs(5);
 
+const ALL_REDUCE: &str = "an all-reduce";
+
 const FAILED: i32 = 1;
 const PANICKED: i32 = 101;
 
@@ -33,6 +36,7 @@ const PANICKED: i32 = 101;
 struct Mpi {
     rank: usize,
     size: usize,
+    local_rank: usize,
     /// The only one that may call MPI.
     thread: ThreadId,
     has_ended: Arc<AtomicBool>,
@@ -59,7 +63,8 @@ where
         Ok(watchdog) => watchdog,
         Err(error) => fail(rank, size, &error),
     });
-    let comm = Comm::new(Mpi { rank, size, thread, has_ended: Arc::clone(&has_ended), watchdog });
+    let local_rank = world.split_shared(world.rank()).rank().cast_unsigned() as usize;
+    let comm = Comm::new(Mpi { rank, size, local_rank, thread, has_ended: Arc::clone(&has_ended), watchdog });
     if size > 1 {
         abort_on_panic(rank, size, thread);
     }
@@ -72,9 +77,15 @@ where
             }
             fail(rank, size, error);
         }
+        #[cfg(feature = "nccl")]
+        if let Err(error) = super::nccl::synchronize() {
+            fail(rank, size, &error);
+        }
         if let Err(error) = comm.end() {
             fail(rank, size, &error);
         }
+        #[cfg(feature = "nccl")]
+        super::nccl::disconnect();
     }
     has_ended.store(true, Ordering::Relaxed);
     drop(universe);
@@ -91,7 +102,7 @@ fn fail(rank: usize, size: usize, why: &dyn fmt::Display) -> ! {
 
 /// Where all ranks fail alike, the job ends before the others print the same.
 fn let_the_first_speak(rank: usize) {
-    std::thread::sleep(Duration::from_millis(500) * rank.min(6) as u32);
+    std::thread::sleep(turn(rank));
 }
 
 fn abort_on_panic(rank: usize, size: usize, thread: ThreadId) {
@@ -126,11 +137,26 @@ impl Mpi {
         }
     }
 
+    /// By NCCL, on the device.
+    #[cfg(feature = "nccl")]
+    fn sum_on_gpus(&self, flat: &Tensor) -> Result<Tensor> {
+        use super::nccl;
+        self.world()?;
+        let device = flat.device().as_cuda_device()?;
+        if !nccl::is_connected(device) {
+            let introductions = self.all_gather(&nccl::introduction(device, self.rank)?)?;
+            self.wait("the connection of the GPUs", || nccl::connect(device, self.rank, &introductions))?;
+        }
+        let (sum, is_done) = self.wait(ALL_REDUCE, || nccl::sum(flat))?;
+        self.watchdog.as_ref().inspect(|watchdog| watchdog.follow("an all-reduce of GPUs", is_done));
+        Ok(sum)
+    }
+
     fn sum<T: Equivalence + WithDType>(&self, own: &[T], device: &Device) -> Result<Tensor> {
         let world = self.world()?;
         let mut sum = vec![T::zero(); own.len()];
         for (own, sum) in own.chunks(CHUNK).zip(sum.chunks_mut(CHUNK)) {
-            self.wait("an all-reduce", || world.all_reduce_into(own, sum, SystemOperation::sum()));
+            self.wait(ALL_REDUCE, || world.all_reduce_into(own, sum, SystemOperation::sum()));
         }
         let len = sum.len();
         Tensor::from_vec(sum, len, &Device::Cpu)?.to_device(device)
@@ -144,6 +170,10 @@ impl Collective for Mpi {
 
     fn size(&self) -> usize {
         self.size
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     /// By way of rank 0, which so knows who is missing.
@@ -172,6 +202,10 @@ impl Collective for Mpi {
     }
 
     fn all_reduce_sum(&self, flat: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "nccl")]
+        if flat.device().is_cuda() {
+            return self.sum_on_gpus(flat);
+        }
         let device = flat.device();
         let host = flat.to_device(&Device::Cpu)?;
         let (storage, layout) = host.storage_and_layout();

@@ -1,5 +1,7 @@
 //! Ends the process if it waits too long for the other ranks: MPI itself would wait forever.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,8 +10,13 @@ use crate::core::lock::lock;
 const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A rank other than 0 waits for what rank 0 sends when it has heard of all. So rank 0, which knows who is missing, is the first
-/// to give up.
+/// to give up; of the others one after the other does, so that one of them speaks.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a rank gives those before it to print why the job ends.
+pub(super) fn turn(rank: usize) -> Duration {
+    Duration::from_millis(500) * rank.min(6) as u32
+}
 
 /// The wait in which rank 0 hears of all others, and these of rank 0.
 pub(super) const GATHER: &str = "a step or a call that all ranks take part in";
@@ -22,14 +29,32 @@ pub(super) struct Watchdog {
     changed: Condvar,
 }
 
-#[derive(Debug)]
 struct State {
     timeout: Duration,
     /// What is being waited for, and since when.
     waiting: Option<(&'static str, Instant)>,
+    /// What devices have been given to do, the oldest first.
+    in_flight: VecDeque<InFlight>,
     /// Rank 0: who is still missing.
     missing: Vec<usize>,
     calls: u64,
+}
+
+struct InFlight {
+    what: &'static str,
+    since: Instant,
+    is_done: Box<dyn Fn() -> bool + Send>,
+}
+
+/// How often a device is asked whether it is done.
+const POLL: Duration = Duration::from_secs(1);
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeout, waiting, in_flight, missing, calls } = self;
+        let state = (timeout, waiting, in_flight.len(), missing, calls);
+        f.debug_tuple("State").field(&state).finish()
+    }
 }
 
 impl Watchdog {
@@ -38,7 +63,8 @@ impl Watchdog {
     /// # Errors
     /// If there can be no more threads.
     pub(super) fn start(rank: usize, size: usize) -> std::io::Result<Arc<Self>> {
-        let state = State { timeout: TIMEOUT, waiting: None, missing: Vec::new(), calls: 0 };
+        let in_flight = VecDeque::new();
+        let state = State { timeout: TIMEOUT, waiting: None, in_flight, missing: Vec::new(), calls: 0 };
         let this = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() });
         let watched = Arc::clone(&this);
         std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || watched.watch(rank, size))?;
@@ -63,6 +89,15 @@ impl Watchdog {
         result
     }
 
+    /// Watches what a device has been given to do, until it is done. Nobody waits for it here, but somebody will.
+    #[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "MPI has done everything when it returns"))]
+    pub(super) fn follow(&self, what: &'static str, is_done: impl Fn() -> bool + Send + 'static) {
+        let mut state = lock(&self.state);
+        state.forget_done();
+        state.in_flight.push_back(InFlight { what, since: Instant::now(), is_done: Box::new(is_done) });
+        self.changed.notify_all();
+    }
+
     pub(super) fn set_missing(&self, ranks: Vec<usize>) {
         lock(&self.state).missing = ranks;
     }
@@ -74,11 +109,12 @@ impl Watchdog {
     fn watch(&self, rank: usize, size: usize) {
         let mut state = lock(&self.state);
         loop {
-            let Some((what, since)) = state.waiting else {
+            state.forget_done();
+            let Some((what, since)) = state.oldest() else {
                 state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 continue;
             };
-            let limit = state.timeout + if rank == 0 { Duration::ZERO } else { GRACE };
+            let limit = state.timeout + rank.checked_sub(1).map_or(Duration::ZERO, |before| GRACE + turn(before));
             let Some(left) = limit.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
                 let who = match &state.missing[..] {
                     [] if rank > 0 && what == GATHER => "rank 0".to_owned(),
@@ -93,8 +129,23 @@ impl Watchdog {
                 );
                 exit_from_another_thread(FAILED);
             };
+            let left = if state.in_flight.is_empty() { left } else { left.min(POLL) };
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
+    }
+}
+
+impl State {
+    fn forget_done(&mut self) {
+        while self.in_flight.front().is_some_and(|first| (first.is_done)()) {
+            self.in_flight.pop_front();
+        }
+    }
+
+    /// What has been waited for longest.
+    fn oldest(&self) -> Option<(&'static str, Instant)> {
+        let on_devices = self.in_flight.front().map(|first| (first.what, first.since));
+        self.waiting.into_iter().chain(on_devices).min_by_key(|(_, since)| *since)
     }
 }
 
@@ -106,4 +157,32 @@ pub(super) fn exit_from_another_thread(code: i32) -> ! {
         std::process::abort();
     });
     std::process::exit(code)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "this is test code")]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn what_a_device_is_given_is_watched_until_it_is_done() {
+        let watchdog = Watchdog::start(0, 2).unwrap();
+        let done = Arc::new([const { AtomicBool::new(false) }; 2]);
+        for i in 0..2 {
+            let done = Arc::clone(&done);
+            watchdog.follow("this test", move || done[i].load(Ordering::Relaxed));
+        }
+        let count = || {
+            lock(&watchdog.state).forget_done();
+            lock(&watchdog.state).in_flight.len()
+        };
+        // A stream does one after the other.
+        for (i, left) in [(1, 2), (0, 0)] {
+            done[i].store(true, Ordering::Relaxed);
+            assert_eq!(count(), left);
+        }
+        assert!(lock(&watchdog.state).oldest().is_none());
+    }
 }

@@ -6,7 +6,6 @@ mod presets;
 pub(crate) mod stats;
 mod validate;
 
-use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use crate::core::error::Error;
 use crate::core::norm_ball::Ball;
 use crate::core::pass::Step;
 use crate::core::var_list::VarSet;
-use crate::distributed::Comm;
+use crate::distributed::{Comm, Communicator};
 use crate::kernels;
 use crate::optim::GradScaler;
 use crate::variants::{Combination, Direction, Mask, Metric, Radius, Rho, Schedule, Scope};
@@ -311,7 +310,7 @@ impl Sam {
     /// })
     /// # }
     /// ```
-    pub fn all_reduce(mut self, comm: impl Borrow<Comm>) -> Self {
+    pub fn all_reduce(mut self, comm: impl Communicator) -> Self {
         self.comm = Some(comm.borrow().clone());
         self
     }
@@ -407,11 +406,16 @@ impl Sam {
 
     /// Whether a step that begins now may have a perturbation.
     pub(crate) fn perturbs(&self) -> bool {
+        Step::is_outermost() && self.radius_now() > 0.0
+    }
+
+    /// ρ of a step that begins now.
+    pub(crate) fn radius_now(&self) -> f64 {
         let (steps, rate) = {
             let memory = self.memory.lock();
             (memory.state.steps, memory.state.rate)
         };
-        Step::is_outermost() && self.radius.before(steps, rate) > 0.0
+        self.radius.before(steps, rate)
     }
 
     /// Whether a step depends on those before.

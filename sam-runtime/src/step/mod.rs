@@ -7,7 +7,7 @@ pub(crate) mod diagnosis;
 mod exchange;
 pub(crate) mod output;
 mod passes;
-mod perturb;
+pub(crate) mod perturb;
 mod second_order;
 mod session;
 pub(crate) mod shards;

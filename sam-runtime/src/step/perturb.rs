@@ -7,6 +7,7 @@ use crate::core::pass::Pass;
 use crate::core::storage::{SwapGuard, swap_all};
 use crate::core::var_list::{Gradient, VarSet, VarTensors};
 use crate::kernels::{self, PerturbTarget, check_finite, mix_all, number, read, square};
+use crate::sam::Sam;
 use crate::step::session::StepContext;
 use crate::variants::{Radius, Schedule};
 
@@ -96,25 +97,35 @@ impl StepContext<'_> {
             Some(mask) => Some(mask.draw(&along, &mut self.state, self.sam.seed)?),
             None => None,
         };
-        let target = |(var, grad): (Var, Tensor)| {
-            let metric = self.sam.scaling(&var, &grad)?;
-            let mask = mask.as_ref().and_then(|mask| mask.get(&var).cloned());
-            Ok(PerturbTarget { var, grad, metric, mask })
-        };
-        let ball = self.sam.ball(self.rho * self.sam.ascents.length);
-        let targets = along.into_iter().map(target).collect::<candle_core::Result<_>>()?;
-        let mut balls = self.sam.scope.balls(targets);
-        if balls.len() == 1 {
-            return kernels::perturbed(ball, balls.remove(0));
-        }
-        let all: Gradient = balls.iter().flatten().map(|target| (target.var.clone(), target.grad.clone())).collect();
-        check_finite(&all, Pass::Ascent)?;
-        let mut values = Gradient::new();
-        for targets in balls {
-            values.extend(kernels::perturbed(ball, targets)?);
-        }
-        Ok(values)
+        in_the_ball(self.sam, self.rho * self.sam.ascents.length, along, mask.as_ref())
     }
+}
+
+/// The variables' values after a move along a direction to the border of the ball of this radius, written over the direction.
+pub(crate) fn in_the_ball(
+    sam: &Sam,
+    rho: f64,
+    along: Gradient,
+    mask: Option<&VarTensors>,
+) -> candle_core::Result<Gradient> {
+    let target = |(var, grad): (Var, Tensor)| {
+        let metric = sam.scaling(&var, &grad)?;
+        let mask = mask.and_then(|mask| mask.get(&var).cloned());
+        Ok(PerturbTarget { var, grad, metric, mask })
+    };
+    let ball = sam.ball(rho);
+    let targets = along.into_iter().map(target).collect::<candle_core::Result<_>>()?;
+    let mut balls = sam.scope.balls(targets);
+    if balls.len() == 1 {
+        return kernels::perturbed(ball, balls.remove(0));
+    }
+    let all: Gradient = balls.iter().flatten().map(|target| (target.var.clone(), target.grad.clone())).collect();
+    check_finite(&all, Pass::Ascent)?;
+    let mut values = Gradient::new();
+    for targets in balls {
+        values.extend(kernels::perturbed(ball, targets)?);
+    }
+    Ok(values)
 }
 
 /// Puts values that are farther from home than ρ back onto the ball.

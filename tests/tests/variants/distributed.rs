@@ -1,6 +1,8 @@
 //! Every variant on several ranks: the replicas stay the same.
 
 use candle_core::DType;
+use candle_nn::VarMap;
+use safetensors::SafeTensors;
 use sam_runtime::Sam;
 use sam_runtime::distributed::Comm;
 use sam_tests::{Net, gradient};
@@ -46,4 +48,32 @@ fn synchronized_they_are_those_of_one_process() {
             assert!(error < 1e-6, "{name}: {error}");
         }
     }
+}
+
+/// A variant that remembers gradients remembers its rank's own, and its file says whose.
+#[test]
+fn the_state_of_a_rank_says_which_rank_it_is_of() {
+    let saved = |set: fn(Sam, &Comm) -> Sam| {
+        on_ranks(2, |world, _| {
+            let (net, sam) = (Net::new(DType::F64, 5), set(Sam::look_sam(), world));
+            let (x, y) = batch_of(world.rank() as u64);
+            sam.loss(|| net.loss(&x, &y)).unwrap();
+            let bytes = sam.to_bytes(&named(&net)).unwrap();
+            // Another number of ranks may go on with it.
+            set(Sam::look_sam(), &Comm::solo()).load_bytes(&named(&net), &bytes).unwrap();
+            let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+            metadata.metadata().as_ref().unwrap().get("rank").cloned()
+        })
+    };
+    let own = saved(|sam, world| sam.all_reduce(world));
+    assert_eq!(own, ["0 of 2", "1 of 2"].map(|rank| Some(rank.to_owned())));
+    assert_eq!(saved(|sam, world| sam.all_reduce(world).synchronized_ascent()), [None, None]);
+}
+
+fn named(net: &Net) -> VarMap {
+    let names = VarMap::new();
+    for (i, var) in net.vars.iter().enumerate() {
+        names.data().lock().unwrap().insert(format!("v{i}"), var.clone());
+    }
+    names
 }

@@ -1,0 +1,281 @@
+//! Products with the Hessian of the loss, and what is found with them.
+
+use std::fmt;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::ball::Estimate;
+use super::lanczos::{Krylov, Spectrum};
+use super::landscape::Landscape;
+use super::session::Session;
+use super::weight_vector::WeightVector;
+use crate::core::rng::hash;
+use crate::core::var_list::Gradient;
+use crate::kernels::weighted_mean::WeightedMean;
+
+/// candle's switch for gradients that can be differentiated once more, read when a process starts.
+const KEEP_GRAPH: &str = "CANDLE_GRAD_DO_NOT_DETACH";
+
+/// How products with the Hessian are computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum HessianMethod {
+    /// The gradient of ⟨∇L, v⟩, through the graph of the first backward pass. candle keeps that in a process that starts with
+    /// `CANDLE_GRAD_DO_NOT_DETACH=1` in its environment, and its own operations can be gone through twice; layers of
+    /// [`nn`](crate::nn) cannot.
+    Exact,
+    /// (∇L(w + h v) - ∇L(w - h v)) / 2h for a vector of norm 1.
+    Differences {
+        /// h
+        step: f64,
+    },
+}
+
+/// An eigenvalue of the Hessian with its vector.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Eigenpair {
+    /// λ
+    pub value: f64,
+    /// v, of norm 1.
+    pub vector: WeightVector,
+    /// ‖H v - λ v‖: an eigenvalue is at most so far from λ.
+    pub residual: f64,
+}
+
+/// The Hessian of a [`Landscape`] at w, seen by its products with vectors. The weights must not change while it lives.
+///
+/// On two batches, or on networks in training mode, it is that of the same loss in every product.
+pub struct Hessian<'s, 'a> {
+    session: Session<'s, 'a>,
+    method: HessianMethod,
+    error: f64,
+    after_each: Box<dyn FnMut() -> Result<()> + 's>,
+}
+
+impl fmt::Debug for Hessian<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hessian").field("method", &self.method).field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Landscape<'a> {
+    /// The Hessian of L at w.
+    ///
+    /// Products are exact where the graph allows it, and central differences elsewhere: which of them, and with which error, is
+    /// found out here with up to a dozen gradients.
+    ///
+    /// # Errors
+    /// As [`gradient`](Self::gradient), and if the gradient is not finite.
+    pub fn hessian(&mut self) -> Result<Hessian<'_, 'a>> {
+        let mut session = Session::begin(self)?;
+        let vars = std::sync::Arc::clone(&session.landscape.vars);
+        let v = WeightVector::signs(&vars, 0x5ee_d0f5_16e5)?.normalized()?;
+        let (by_differences, step, error) = calibrate(&mut session, &v)?;
+        let mut hessian =
+            Hessian { session, method: HessianMethod::Differences { step }, error, after_each: Box::new(|| Ok(())) };
+        // An operation that cannot be gone through twice adds nothing, without an error.
+        if std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1")
+            && let Ok(exact) = hessian.session.exact_product(&v)
+            && relative(&exact, &by_differences)? <= (3.0 * error).clamp(1e-3, 0.5)
+        {
+            hessian.method = HessianMethod::Exact;
+            // H is symmetric: what is not is rounding.
+            let u = WeightVector::signs(&vars, 0xca_11b8)?.normalized()?;
+            let other = hessian.session.exact_product(&u)?;
+            let size = exact.norm() + other.norm();
+            let asymmetry = (u.dot(&exact)? - v.dot(&other)?).abs();
+            hessian.error = if size > 0.0 { asymmetry / size } else { 0.0 };
+        }
+        Ok(hessian)
+    }
+}
+
+impl<'s> Hessian<'s, '_> {
+    /// How products are computed.
+    #[must_use]
+    pub fn method(&self) -> HessianMethod {
+        self.method
+    }
+
+    /// The relative error of a product, as it was found with a random vector: by differences the change with another step, exact the
+    /// asymmetry.
+    #[must_use]
+    pub fn error(&self) -> f64 {
+        self.error
+    }
+
+    /// Calls this after each product: for a progress bar, or to end the work with an error.
+    #[must_use]
+    pub fn after_each(mut self, f: impl FnMut() -> Result<()> + 's) -> Self {
+        self.after_each = Box::new(f);
+        self
+    }
+
+    /// H v.
+    ///
+    /// # Errors
+    /// Those of the loss, and if the product is not finite or `v` is of other variables.
+    pub fn product(&mut self, v: &WeightVector) -> Result<WeightVector> {
+        v.check_vars(&self.session.landscape.vars)?;
+        let product = match self.method {
+            HessianMethod::Exact => self.session.exact_product(v)?,
+            HessianMethod::Differences { step } => self.session.difference(v, step)?,
+        };
+        if !product.norm().is_finite() {
+            candle_core::bail!("a product with the Hessian is not finite: check the weights and the samples")
+        }
+        (self.after_each)()?;
+        Ok(product)
+    }
+
+    /// The eigenvalue of the largest absolute value, by power iteration: until the residual is below `tolerance` times it, or after
+    /// `most` products.
+    ///
+    /// # Errors
+    /// As [`product`](Self::product), and if `most` is 0.
+    pub fn power_iteration(&mut self, tolerance: f64, most: usize, seed: u64) -> Result<Eigenpair> {
+        let mut vector = self.random_direction(seed)?;
+        for number in 1..=most {
+            let product = self.product(&vector)?;
+            let value = vector.dot(&product)?;
+            let residual = product.plus(&vector, -value)?.norm();
+            if residual <= tolerance * value.abs() || number == most {
+                return Ok(Eigenpair { value, vector, residual });
+            }
+            vector = product.normalized()?;
+        }
+        candle_core::bail!("power iteration with 0 products: expected 1 or more")
+    }
+
+    /// The spectrum as `order` products from a random direction show it; each takes 8 bytes of memory for each weight.
+    ///
+    /// # Errors
+    /// As [`product`](Self::product), and if `order` is 0.
+    pub fn spectrum(&mut self, order: usize, seed: u64) -> Result<Spectrum> {
+        Ok(self.krylov(order, seed)?.spectrum)
+    }
+
+    /// The k largest eigenvalues with their vectors, by `order` products of the Lanczos method; fewer, if there are fewer.
+    ///
+    /// # Errors
+    /// As [`spectrum`](Self::spectrum).
+    pub fn top_eigenpairs(&mut self, k: usize, order: usize, seed: u64) -> Result<Vec<Eigenpair>> {
+        let found = self.krylov(order, seed)?;
+        let values = found.spectrum.values().iter().zip(found.spectrum.errors()).take(k).enumerate();
+        values
+            .map(|(i, (value, residual))| {
+                Ok(Eigenpair { value: *value, vector: found.vector(i)?, residual: *residual })
+            })
+            .collect()
+    }
+
+    /// The trace: the sum of all eigenvalues, as the mean of ⟨v, H v⟩ over random vectors of signs (Hutchinson 1989).
+    ///
+    /// # Errors
+    /// As [`product`](Self::product), and without draws.
+    pub fn trace(&mut self, draws: usize, seed: u64) -> Result<Estimate> {
+        if draws == 0 {
+            candle_core::bail!("the mean of 0 draws: expected 1 or more")
+        }
+        let vars = std::sync::Arc::clone(&self.session.landscape.vars);
+        let mut found = Vec::with_capacity(draws);
+        for draw in 0..draws {
+            let v = WeightVector::signs(&vars, hash(seed ^ hash(draw as u64)))?;
+            found.push(v.dot(&self.product(&v)?)?);
+        }
+        Ok(Estimate::of(&found))
+    }
+
+    fn krylov(&mut self, order: usize, seed: u64) -> Result<Krylov> {
+        let start = self.random_direction(seed)?;
+        Krylov::of(&start, order, |v| self.product(v))
+    }
+
+    fn random_direction(&self, seed: u64) -> Result<WeightVector> {
+        WeightVector::gaussian(self.session.landscape.vars.iter().cloned(), seed)?.normalized()
+    }
+}
+
+/// The first step, relative to the weights, and the factor from one to the next.
+const FIRST: f64 = 0.02;
+const SHRINK: f64 = 0.25;
+const MOST: usize = 8;
+
+/// The step at which the product changes least from one step to the next: larger ones show the third derivative, smaller ones
+/// rounding. Returns the product, the step and the relative change.
+fn calibrate(session: &mut Session<'_, '_>, v: &WeightVector) -> Result<(WeightVector, f64, f64)> {
+    let size = WeightVector::of_weights(session.landscape.vars.iter().cloned())?.norm();
+    let mut step = FIRST * if size > 0.0 { size } else { 1.0 };
+    let mut last = session.difference(v, step)?;
+    let mut best: Option<(WeightVector, f64, f64)> = None;
+    for _ in 0..MOST {
+        step *= SHRINK;
+        let product = session.difference(v, step)?;
+        let change = relative(&product, &last)?;
+        last = product.clone();
+        match &best {
+            Some((_, _, least)) if change > 4.0 * least => break,
+            Some((_, _, least)) if change >= *least => {}
+            _ => best = Some((product, step, change)),
+        }
+    }
+    best.ok_or_else(|| candle_core::Error::Msg("no step of differences was tried".to_owned()))
+}
+
+/// ‖a - b‖ / ‖b‖
+fn relative(a: &WeightVector, b: &WeightVector) -> Result<f64> {
+    let (distance, size) = (a.plus(b, -1.0)?.norm(), b.norm());
+    if !distance.is_finite() || !size.is_finite() {
+        candle_core::bail!("the gradient of the loss is not finite: check the weights and the samples")
+    }
+    Ok(if size > 0.0 {
+        distance / size
+    } else if distance > 0.0 {
+        f64::INFINITY
+    } else {
+        0.0
+    })
+}
+
+impl Session<'_, '_> {
+    /// H v by central differences, `step` away on both sides.
+    fn difference(&mut self, v: &WeightVector, step: f64) -> Result<WeightVector> {
+        let norm = v.norm();
+        if norm == 0.0 {
+            return Ok(v.clone());
+        }
+        let by = step / norm;
+        let [above, below] = [by, -by].map(|by| self.at(&v.scaled(by), |session| Ok(session.gradient()?.1)));
+        Ok(above?.plus(&below?, -1.0)?.scaled((2.0 * by).recip()))
+    }
+
+    /// H v through the graph of the gradient.
+    fn exact_product(&mut self, v: &WeightVector) -> Result<WeightVector> {
+        let parts = v.tensors()?;
+        let mut mean = WeightedMean::default();
+        for batch in 0..self.batches() {
+            let share = self.landscape.shares[batch];
+            mean.add(share, self.run(batch, |loss| product(loss, &parts))?)?;
+        }
+        WeightVector::of_gradient(&self.landscape.vars, &mean.finish()?)
+    }
+}
+
+fn product(loss: &Tensor, v: &Gradient) -> Result<Gradient> {
+    let gradient = loss.backward()?;
+    let mut along: Option<Tensor> = None;
+    for (var, v) in v {
+        let Some(gradient) = gradient.get(var) else { continue };
+        let part = (gradient * v)?.sum_all()?.to_dtype(DType::F64)?;
+        along = Some(match along {
+            Some(along) => (along + part)?,
+            None => part,
+        });
+    }
+    let second = along.map(|along| along.backward()).transpose()?;
+    let part = |var: &Tensor| second.as_ref().and_then(|second| second.get(var));
+    v.iter()
+        .map(|(var, v)| Ok((var.clone(), part(var).map_or_else(|| v.zeros_like(), |found| Ok(found.detach()))?)))
+        .collect()
+}
