@@ -5,10 +5,13 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark ends at its first error")]
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Module, Tensor, Var};
-use candle_nn::{Conv2dConfig, ModuleT, Optimizer, VarBuilder, VarMap};
+use candle_nn::rnn::{GRUConfig, LSTMConfig};
+use candle_nn::{Conv1dConfig, Conv2dConfig, ModuleT, Optimizer, RNN, VarBuilder, VarMap};
 use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
+use sam_runtime::nn::attention::{AttnMask, self_attention};
 use sam_runtime::optim::{AdamW, Ema, ParamsSgd, Sgd, clip_grad_norm};
 use sam_runtime::{Sam, nn};
 
@@ -220,5 +223,75 @@ fn convolution(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, sam, sgd, adamw, norm, transformer, matmul, linear, convolution);
+/// The multiplications of a causal attention's two products forward, and its five backward.
+fn attention(c: &mut Criterion) {
+    for [batch, heads, length, dim] in [[32, 8, 256, 32], [8, 12, 512, 64]] {
+        let qkv = Var::from_tensor(&randn(&[batch, length, 3 * heads * dim])).unwrap();
+        let products = batch * heads * length * length / 2 * dim;
+        let y = || self_attention(&qkv, heads, &AttnMask::causal(), None, None).unwrap();
+        let name = format!("causal attention, {batch} of {length} tokens, {heads} heads of {dim}");
+        let mut group = c.benchmark_group(name);
+        group.throughput(Throughput::Elements(2 * products as u64)).sample_size(10);
+        group.bench_function("forward", |b| b.iter(y));
+        let y = y();
+        group.throughput(Throughput::Elements(5 * products as u64));
+        group.bench_function("backward", |b| b.iter(|| y.backward().unwrap()));
+        group.finish();
+    }
+}
+
+/// A sequence of 100 steps forward and backward, next to candle's.
+fn recurrent(c: &mut Criterion) {
+    let (vars, x) = (VarMap::new(), randn(&[32, 100, 128]));
+    let vb = |name: &str| VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu).pp(name);
+    let mut group = c.benchmark_group("32 sequences of 100 steps, 128 to 128");
+    group.sample_size(10);
+    let lstm = nn::lstm(128, 128, LSTMConfig::default(), vb("lstm")).unwrap();
+    let of_candle = candle_nn::lstm(128, 128, LSTMConfig::default(), vb("lstm")).unwrap();
+    group.bench_function("lstm", |b| b.iter(|| gradient_of_sequence(&lstm, &x)));
+    group.bench_function("lstm, candle", |b| b.iter(|| gradient_of_sequence(&of_candle, &x)));
+    let gru = nn::gru(128, 128, GRUConfig::default(), vb("gru")).unwrap();
+    let of_candle = candle_nn::gru(128, 128, GRUConfig::default(), vb("gru")).unwrap();
+    group.bench_function("gru", |b| b.iter(|| gradient_of_sequence(&gru, &x)));
+    group.bench_function("gru, candle", |b| b.iter(|| gradient_of_sequence(&of_candle, &x)));
+    group.finish();
+}
+
+fn gradient_of_sequence<R: RNN>(rnn: &R, x: &Tensor) -> GradStore {
+    let states = rnn.seq(x).unwrap();
+    rnn.states_to_tensor(&states).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap()
+}
+
+/// As the first layer of a speech model, next to candle's.
+fn convolution_1d(c: &mut Criterion) {
+    let (x, w) = (randn(&[8, 80, 1000]), randn(&[256, 80, 3]));
+    let (x_var, w_var) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
+    let config = Conv1dConfig { padding: 1, ..Conv1dConfig::default() };
+    let ours = |x: &Tensor, w: &Tensor| nn::Conv1d::new(w.clone(), None, config).forward(x).unwrap();
+    let of_candle = |x: &Tensor, w: &Tensor| candle_nn::Conv1d::new(w.clone(), None, config).forward(x).unwrap();
+    let mut group = c.benchmark_group("conv1d 3, 80 to 256 channels, 8 of 1000");
+    group.throughput(Throughput::Elements(8 * 1000 * 80 * 256 * 3)).sample_size(10);
+    group.bench_function("forward", |b| b.iter(|| ours(&x, &w)));
+    group.bench_function("forward, candle", |b| b.iter(|| of_candle(&x, &w)));
+    let (y, of_candle) = (ours(&x_var, &w_var), of_candle(&x_var, &w_var));
+    group.throughput(Throughput::Elements(2 * 8 * 1000 * 80 * 256 * 3));
+    group.bench_function("backward", |b| b.iter(|| y.backward().unwrap()));
+    group.bench_function("backward, candle", |b| b.iter(|| of_candle.backward().unwrap()));
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    sam,
+    sgd,
+    adamw,
+    norm,
+    transformer,
+    attention,
+    recurrent,
+    matmul,
+    linear,
+    convolution,
+    convolution_1d
+);
 criterion_main!(benches);

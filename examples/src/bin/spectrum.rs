@@ -13,7 +13,7 @@ use sam_examples::cli::options::{parse, within};
 use sam_examples::cli::out::Out;
 use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::cli::recipe_args::RecipeArgs;
-use sam_examples::experiments::hessian::{KEEP_GRAPH, Spectrum, keeps_graph, of_loss};
+use sam_examples::experiments::hessian::{KEEP_GRAPH, keeps_graph, of_loss};
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 use sam_examples::io::table::align;
@@ -23,6 +23,7 @@ use sam_examples::recipe::Recipe;
 use sam_examples::trainer::{Data, load_weights};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
+use sam_runtime::sharpness::Spectrum;
 use serde_json::json;
 
 sam_examples::use_mimalloc!();
@@ -137,32 +138,33 @@ fn write(
     let places = data.train.indices();
     let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
     let source = data.train.part(places[..count].to_vec());
-    let (mut found, mut rows) = (Vec::new(), Vec::new());
+    let (mut found, mut rows, mut how) = (Vec::new(), Vec::new(), Vec::new());
     rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
     for &(name, path) in weights {
         let model: Model<CandleNn> = Model::at(place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(path, &model, |_| true)?;
         let bar = bar(options.order as u64, name, options.quiet);
-        let spectrum = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
+        let (spectrum, products) = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
         bar.finish_and_clear();
-        let value = |i: usize| spectrum.values.get(i).map_or_else(String::new, |value| format!("{value:.2}"));
+        let value = |i: usize| spectrum.values().get(i).map_or_else(String::new, |value| format!("{value:.2}"));
         rows.push(vec![
             name.to_owned(),
             value(0),
             spectrum.ratio().map_or_else(String::new, |ratio| format!("{ratio:.1}")),
             value(4),
-            value(spectrum.values.len() - 1),
+            value(spectrum.values().len() - 1),
         ]);
+        how.push(format!("{name}: {products}"));
         found.push((name.to_owned(), spectrum));
     }
     let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
     let scaled = options.recipe.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
-    let table = format!("# {title}\n\n{note}{}", align(&rows));
+    let table = format!("# {title}\n\n{note}{}\n{}\n", align(&rows), how.join("\n\n"));
     write_atomic(&out.join(FILES[0]), table.as_bytes())?;
     let all: Vec<_> = found
         .iter()
-        .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values, "weights": spectrum.weights }))
+        .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values(), "weights": spectrum.weights() }))
         .collect();
     write_atomic(&out.join(FILES[1]), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
     png(&out.join(FILES[2]), (1200, 750), |area| draw(area, &found, &title, note.trim()))?;
@@ -174,13 +176,13 @@ fn write(
 /// The name of a network, and its eigenvalues as far as there are so many.
 fn label(name: &str, spectrum: &Spectrum) -> String {
     let ratio = spectrum.ratio().map_or_else(String::new, |ratio| format!(", λ₁ / λ₅ = {ratio:.1}"));
-    format!("{name}: λ₁ = {:.1}{ratio}", spectrum.largest())
+    format!("{name}: λ₁ = {:.1}{ratio}", spectrum.values().first().copied().unwrap_or_default())
 }
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.
 fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) -> DrawResult {
     const LEAST: f64 = 1e-6;
-    let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values.iter().copied());
+    let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values().iter().copied());
     let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
     let width = 0.005 * (high - low).max(1e-9);
     let (low, high) = (low - 8.0 * width, high + 8.0 * width);

@@ -1,0 +1,202 @@
+//! Draws the loss around the minima of trained networks, side by side (Figure 1 of the paper).
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use candle_core::DType;
+use clap::Parser;
+use sam_examples::cli::console::{bar, exit, print, warn};
+use sam_examples::cli::device_args::DeviceArgs;
+use sam_examples::cli::options::{above_0, parse, within};
+use sam_examples::cli::ranks::on_one_rank;
+use sam_examples::experiments::landscape::{
+    Landscapes, Network, PointLog, Settings, count, digest_of, draw, measure, page,
+};
+use sam_examples::io::atomic::write_atomic;
+use sam_examples::io::table::align;
+use sam_examples::recipe::{RecipePatch, Scale};
+use sam_examples::trainer::{Data, WeightsInfo};
+use sam_examples::util::numbers::MOST;
+use sam_examples::util::stop::{STOPPED, Stop};
+use serde_json::json;
+
+sam_examples::use_mimalloc!();
+
+/// Draw the loss around the minima that `train` has found, as a picture and as a page that can be turned.
+///
+/// Interrupted, it goes on where it was when it is started again in the same way.
+#[derive(Debug, Parser)]
+#[command(
+    name = "landscape",
+    version,
+    after_help = "Example:\n  landscape SGD=runs/sgd/weights.safetensors SAM=runs/sam/weights.safetensors --data data"
+)]
+struct Options {
+    /// Weights that `train` has written, of networks of one kind, each with a name before it if its folder's will not do:
+    /// SGD=runs/sgd/weights.safetensors
+    #[arg(required = true, value_name = "[NAME=]FILE")]
+    weights: Vec<String>,
+
+    /// Folder of the data sets
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// Number of training images of the loss, and at most as many test images, from the first one on; 0 for all
+    #[arg(long, default_value_t = 2000)]
+    images: usize,
+
+    /// Points along each side of the plane
+    #[arg(long, default_value_t = 25)]
+    grid: usize,
+
+    /// How far the plane goes in each direction, in units of the norms of the filters
+    #[arg(long, default_value_t = 1.0)]
+    span: f64,
+
+    /// Products with the Hessian for its spectrum; each takes 8 bytes of memory for each weight
+    #[arg(long, default_value_t = 40)]
+    order: usize,
+
+    /// Radius of the ball for the sharpness
+    #[arg(long, default_value_t = 0.05)]
+    rho: f64,
+
+    /// Seed of the random directions
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Folder of what is written
+    #[arg(long, value_name = "DIR", default_value = "runs/landscape")]
+    out: PathBuf,
+
+    /// No progress bar
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    let options: Options = parse();
+    exit(on_one_rank(|| look(&options)))
+}
+
+fn look(options: &Options) -> Result<ExitCode> {
+    within("grid", options.grid, 2..=1001)?;
+    above_0("span", options.span)?;
+    above_0("rho", options.rho)?;
+    within("order", options.order, 1..=MOST as usize)?;
+    ensure!(options.weights.len() <= 4, "there are {} files of weights: expected at most 4", options.weights.len());
+    let place = options.device.config()?;
+    ensure!(
+        place.dtype == DType::F32 && !place.tf32,
+        "--bf16 and --tf32 would round small differences away: remove them"
+    );
+    let (mut networks, mut digests, mut first) = (Vec::new(), Vec::new(), None::<WeightsInfo>);
+    for named in &options.weights {
+        let (name, path) = named_file(named);
+        ensure!(
+            !networks.iter().any(|known: &Network| known.name == name),
+            "two networks are called {name}: give them names, NAME=FILE"
+        );
+        let (info, model) = WeightsInfo::load(path, &place)?;
+        ensure!(!info.model.is_for_text(), "{} is of a language model: expected a network for images", path.display());
+        if let Some(first) = &first {
+            ensure!(
+                (first.model, first.shape, &first.data) == (info.model, info.shape, &info.data),
+                "{} is of {} on {}, and the first of {} on {}: expected networks of one kind, on one data set",
+                path.display(),
+                info.model,
+                info.data,
+                first.model,
+                first.data
+            );
+        }
+        digests.push(digest_of(path)?);
+        first.get_or_insert(info);
+        networks.push(Network { name, model });
+    }
+    let Some(info) = first else { return Ok(ExitCode::FAILURE) };
+    let mut recipe = RecipePatch::parse("the first file's recipe", &info.recipe)?.recipe(&Scale::default())?;
+    // The initial weights are not read here.
+    recipe.start.clear();
+    recipe.new_head = false;
+    recipe.frozen_norm = false;
+    let data = Data::load(&recipe, options.data.as_deref(), info.seed, &place.device)?;
+    for note in &data.notes {
+        warn(note);
+    }
+    let first_images = |set: &sam_examples::data::ImageSet| {
+        let count = if options.images == 0 { set.len() } else { options.images.min(set.len()) };
+        set.part(set.indices()[..count].to_vec())
+    };
+    let [train, test] = [first_images(&data.train), first_images(&data.test)];
+    let settings =
+        Settings { grid: options.grid, span: options.span, order: options.order, rho: options.rho, seed: options.seed };
+    let names: Vec<&String> = networks.iter().map(|network| &network.name).collect();
+    let about = json!({
+        "landscape": settings,
+        "networks": names,
+        "weights": digests,
+        "data": data.name,
+        "images": [train.len(), test.len()],
+    });
+    let stop = Stop::on_signals()?;
+    let mut log = PointLog::open(&options.out.join("landscape.jsonl"), &about, &stop)?;
+    let bar = bar(count(networks.len(), &settings) as u64, "landscape", options.quiet);
+    let found = measure(&networks, [&train, &test], &settings, &mut log, &mut || bar.inc(1))?;
+    bar.finish_and_clear();
+    let Some(found) = found else {
+        warn("interrupted: start it again in the same way, and it goes on");
+        return Ok(ExitCode::from(STOPPED));
+    };
+    let title = format!("{}, {} images of {}", info.model, train.len(), data.name);
+    write(options, &found, &title)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A name for tables and pictures, and a path.
+fn named_file(named: &str) -> (String, &Path) {
+    if let Some((name, path)) = named.split_once('=').filter(|_| !Path::new(named).is_file()) {
+        return (name.to_owned(), Path::new(path));
+    }
+    let path = Path::new(named);
+    let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    (folder.unwrap_or_else(|| named.to_owned()), path)
+}
+
+/// Writes picture, page and table, then prints the table.
+fn write(options: &Options, found: &Landscapes, title: &str) -> Result<()> {
+    let rho = options.rho;
+    let head = ["network", "test error, %", "training loss", "sharpness", "λ₁", "λ₁ / λ₅", "trace"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for network in &found.networks {
+        let value = |i: usize| network.spectrum.values.get(i).copied();
+        let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
+        rows.push(vec![
+            network.name.clone(),
+            format!("{:.2}", 100.0 * network.test_error),
+            format!("{:.4}", network.loss),
+            format!("{:.4}", network.sharpness),
+            number(value(0), 2),
+            number(value(0).zip(value(4)).map(|(first, fifth)| first / fifth), 1),
+            format!("{:.1} ± {:.1}", network.trace[0], 2.0 * network.trace[1]),
+        ]);
+    }
+    let mut methods: Vec<&str> = found.networks.iter().map(|network| &*network.spectrum.method).collect();
+    methods.dedup();
+    let note = format!(
+        "Sharpness: L(w + ε̂) - L(w) with ρ = {rho}. Trace: ± two standard errors. Hessian: {}.",
+        methods.join("; ")
+    );
+    let table = format!("# Loss landscape: {title}\n\n{}\n{note}\n", align(&rows));
+    write_atomic(&options.out.join("landscape.md"), table.as_bytes())?;
+    draw(found, title, &options.out.join("landscape.png"))?;
+    let page = page(found, &format!("Loss landscape: {title}"), &note, &rows)?;
+    write_atomic(&options.out.join("landscape.html"), page.as_bytes())?;
+    // The files first: the standard output may be closed.
+    print(&table);
+    Ok(())
+}

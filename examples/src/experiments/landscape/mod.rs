@@ -1,0 +1,11 @@
+//! The loss around the minima of trained networks, side by side: the binary `landscape`.
+
+mod draw;
+mod log;
+mod measure;
+mod page;
+
+pub use draw::draw;
+pub use log::{PointLog, digest_of};
+pub use measure::{Landscapes, Network, Settings, count, measure};
+pub use page::page;
