@@ -44,6 +44,7 @@ fn run(
         weights: None,
         folder,
         every,
+        report: 0,
         keep_weights: true,
         scaled: String::new(),
     };

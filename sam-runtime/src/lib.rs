@@ -43,6 +43,7 @@
 //! | batch normalization, dropout and other layers | [`nn`] |
 //! | optimizers, clipping, learning rates, averages of the weights, loss scaling | [`optim`] |
 //! | what a loss function may return | [`LossOutput`], [`Aux`] |
+//! | how sharp a minimum is: sharpness, Hessian, slices of the loss | [`sharpness`] |
 //! | errors, and how to match them | [`Error`], [`Error::of`] |
 //! | evaluation, accumulation, clipping, mixed precision, resuming, threads | [`guide`] |
 //! | what goes wrong, and why | [`faq`] |

@@ -37,10 +37,10 @@ cuda_environment() { # compiler
     eval "$settings"
 }
 
-# cargo test of a CUDA build without kernels. The folders are searched for NVIDIA's libraries before the stubs.
-test_with_libraries() { # folders, arguments of cargo's..
-    local folders=$1
-    shift
-    LD_LIBRARY_PATH="$folders:$CUDA_STUBS" CARGO_TARGET_DIR=target/cuda-emulated cargo test --locked --release \
+# cargo for a CUDA build without kernels. The folders are searched for NVIDIA's libraries before the stubs.
+cargo_with_libraries() { # folders, command and arguments of cargo's..
+    local folders=$1 command=$2
+    shift 2
+    LD_LIBRARY_PATH="$folders:$CUDA_STUBS" CARGO_TARGET_DIR=target/cuda-emulated cargo "$command" --locked --release \
         --config profile.release.opt-level=0 --config profile.release.debug=false "$@"
 }

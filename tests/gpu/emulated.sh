@@ -11,7 +11,7 @@ emulated() {
     export SAM_TEST_DEVICE=cuda PROPTEST_CASES=20 RUST_BACKTRACE=0
     local features
     features=sam-runtime/cudnn$(and_nccl sam-runtime/nccl)
-    tests_on_stub() { test_with_libraries "$out" -p sam-tests --features "$features" "$@" --test-threads 1; }
+    tests_on_stub() { cargo_with_libraries "$out" test -p sam-tests --features "$features" "$@" --test-threads 1; }
     for kernels_of in ours cudnn; do
         if [ "$kernels_of" = cudnn ]; then export EMULATED_CUDNN=1; fi
         only=
@@ -31,14 +31,13 @@ emulated() {
 # Several ranks, each with a stub GPU of its own, which NCCL connects.
 ranks_on_stub() { # folder of the stub driver
     local out=$1 n mode
-    tests_on_stub --example ranks --no-run
+    cargo_with_libraries "$out" build -p sam-tests --features "$features" --example ranks
     . tests/mpi/mpirun.sh
     export LD_LIBRARY_PATH=$out:$CUDA_STUBS
     for n in 1 2 3; do
         for mode in sgd adamw; do EMULATED_TRACE=1 ranks_end $n $mode 0 "trained on $n ranks"; done
         [ $n = 1 ] || grep -q "^all-reduce" "$out/trace.0" || { echo "failed: NCCL was not called"; exit 1; }
     done
-    ranks_end 2 nan error "rank 1 of 2: the loss is NaN"
     ranks_end 2 stop error "no answer from rank 1 for 3 s"
     EMULATED_STUCK=1 ranks_end 2 sleep error "no answer from the other ranks for 3 s, in an all-reduce of GPUs"
     SAME_GPU=1 ranks_end 3 sgd error "rank 0 and rank 1 cannot be connected: they are on the same GPU"

@@ -5,10 +5,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { RANKS = 16, CHUNK = 1 << 16 };
+enum { RANKS = 16, SLOT = 1 << 16 };
 struct Meeting {
   std::atomic<long> arrived;
-  alignas(64) char of_rank[RANKS][CHUNK];
+  alignas(64) char of_rank[RANKS][SLOT];
 };
 struct Communicator {
   Meeting *meeting;
@@ -24,7 +24,7 @@ struct Communicator {
 struct UniqueId { char text[128]; };
 
 template <class T> static void all_reduce(Communicator *c, const T *own, T *sum, size_t count) {
-  const size_t most = CHUNK / sizeof(T);
+  const size_t most = SLOT / sizeof(T);
   for (size_t start = 0; start < count; start += most) {
     size_t n = std::min(most, count - start);
     memcpy(c->meeting->of_rank[c->rank], own + start, n * sizeof(T));

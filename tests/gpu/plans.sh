@@ -16,7 +16,7 @@ plans() {
         echo "$packages" >"$folder/installed"
     fi
     driver_that_takes_kernels "$folder"
-    test_with_libraries "$folder/nvidia/cudnn/lib:$folder/nvidia/cu13/lib:$folder" -p sam-runtime --lib --features cudnn -- \
+    cargo_with_libraries "$folder/nvidia/cudnn/lib:$folder/nvidia/cu13/lib:$folder" test -p sam-runtime --lib --features cudnn -- \
         --include-ignored plans_for_a_device
 }
 

@@ -361,6 +361,24 @@ fn mistakes_are_errors() {
     assert!(Landscape::new([w.clone()], root).line(&way, &[-1.0]).unwrap()[0].is_nan());
 }
 
+/// Its numbers are those that are measured by themselves.
+#[test]
+fn a_report_has_a_stated_cost() {
+    let known = Known::new();
+    let (sam, all) = (Sam::new(0.01), eigenvalues(&known.hessian));
+    let mut landscape = known.landscape();
+    let report = landscape.report(&sam, 30).unwrap();
+    assert!((report.passes - 62.0).abs() < 1e-9, "{report:?}");
+    assert!((report.loss - landscape.loss().unwrap()).abs() < 1e-14);
+    assert!((report.sharpness - landscape.sharpness(&sam, 1).unwrap().rise()).abs() < 1e-14);
+    assert!((report.largest_eigenvalue - all[0]).abs() < report.residual + 1e-2 * all[0], "{report:?} {}", all[0]);
+    let (x, y) = batch(12, DType::F64, 7);
+    let stats = Sam::new(0.01).with_diagnostics();
+    drop(stats.loss(|| known.net.loss(&x, &y)).unwrap());
+    let cosine = stats.last_stats().unwrap().cosine().unwrap().unwrap();
+    assert!((report.cosine - cosine).abs() < 1e-9, "{} {cosine}", report.cosine);
+}
+
 #[test]
 fn work_can_be_watched_and_ended() {
     let quadratic = Quadratic::new(&[5.0, 3.0, 2.0, 1.0], &[1.0, 2.0, 3.0, 4.0]);

@@ -75,6 +75,7 @@ fn job(folder: &Path) -> Job<'_> {
         weights: None,
         folder,
         every: 0,
+        report: 0,
         keep_weights: false,
         scaled: String::new(),
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use candle_core::DType;
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar};
 use sam_examples::augment::Augment;
@@ -16,9 +17,10 @@ use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::{above_0, at_least_0, parse, within};
 use sam_examples::cli::out::Out;
 use sam_examples::cli::repetitions::Repetitions;
-use sam_examples::data::{self, Archive, Dataset, Noise};
-use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, run};
+use sam_examples::data::{self, Archive, Dataset, ImageSet, Noise};
+use sam_examples::experiments::compare::run::{Ball, CompareConfig, Epoch, TrainMode, Trained, run};
 use sam_examples::experiments::compare::{curves, report};
+use sam_examples::experiments::landscape::{Network, PointLog, Settings, draw, measure};
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::models::layers::SamRuntime;
 use sam_examples::models::{Architecture, Model};
@@ -38,7 +40,7 @@ const EXAMPLES: &str = "Examples:
   cifar --data flowers --image-size 32 --limit 5000 --epochs 20";
 
 /// Files that are written.
-const FILES: [&str; 3] = ["log.jsonl", "table.md", "curves.png"];
+const FILES: [&str; 4] = ["log.jsonl", "table.md", "curves.png", "landscape.png"];
 
 /// Train a small network with SGD and with SAM, and compare.
 ///
@@ -218,6 +220,7 @@ fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
     let mut out = if is_first { Some(options.out.claim("runs/cifar", &FILES)?.log(&FILES)?) } else { None };
     // Of the trainings that have ended.
     let mut log: Vec<Epoch> = Vec::new();
+    let (mut trained, mut images) = (Vec::new(), None);
     let total = screen.add(bar((modes.len() as u64) * options.repetitions.count * config.epochs as u64, "all", quiet));
     'all: for seed in options.repetitions.seeds() {
         for &mode in &modes {
@@ -234,8 +237,13 @@ fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
                 epochs.push(epoch);
                 Ok(())
             })?;
-            if ended.is_none() {
-                break 'all;
+            let Some(Trained { model, train, test }) = ended else { break 'all };
+            if images.is_none() {
+                images = Some([train, test]);
+            }
+            // Of the first seed.
+            if trained.len() < modes.len() {
+                trained.push(Network { name: mode.name().to_owned(), model });
             }
             log.extend(epochs);
             line.finish();
@@ -262,11 +270,48 @@ fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
     curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
     say(format_args!("Error on {} test images in %, mean ± 95 % interval:\n\n{table}", set.test.len()));
     say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
+    if let Some(images) = images.filter(|_| stopped.is_none()) {
+        landscapes(&config, &trained, &images, &stop, &title, &out.join(FILES[3]))?;
+    }
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));
     Ok(stopped.map_or(ExitCode::SUCCESS, |stopped| {
         say(stopped);
         ExitCode::from(STOPPED)
     }))
+}
+
+/// Draws the loss around the minima of perceptrons. Larger networks would take more than some seconds: `train` them, and
+/// use `landscape`.
+fn landscapes(
+    config: &CompareConfig,
+    networks: &[Network],
+    images: &[ImageSet; 2],
+    stop: &Stop,
+    title: &str,
+    path: &Path,
+) -> Result<()> {
+    use Architecture::{Mlp, MlpNorm, MlpWide};
+    if !matches!(config.architecture, Mlp(_) | MlpNorm(_) | MlpWide(_)) || config.device.dtype != DType::F32 {
+        return Ok(());
+    }
+    let [train, test] = images.each_ref().map(|images| {
+        let count = images.len().min(1000);
+        images.part(images.indices()[..count].to_vec())
+    });
+    let rho = if config.ball.rho > 0.0 { config.ball.rho } else { 0.05 };
+    let settings = Settings { grid: 17, span: 1.0, order: 15, rho, seed: 0 };
+    let found = measure(networks, [&train, &test], &settings, &mut PointLog::in_memory(stop), &mut || ())?;
+    let Some(found) = found else { return Ok(()) };
+    draw(&found, title, path)?;
+    for network in &found.networks {
+        say(format_args!(
+            "{}: λ₁ of the Hessian {:.1}, L(w + ε̂) - L(w) {:.4}",
+            network.name,
+            network.spectrum.values.first().copied().unwrap_or_default(),
+            network.sharpness
+        ));
+    }
+    Ok(())
 }
 
 fn read(options: &Options, screen: &MultiProgress) -> Result<Dataset> {

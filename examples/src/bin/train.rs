@@ -55,6 +55,11 @@ struct Options {
     #[arg(long, visible_alias = "checkpoint-every", value_name = "STEPS", default_value_t = 500)]
     every: usize,
 
+    /// Steps between reports of the sharpness in the log and the events: L(w + ε̂) - L(w), the cosine of the two gradients, and the
+    /// largest eigenvalue of the Hessian, of the batch, at the cost of 12 passes each; 0 for none
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    report: usize,
+
     /// Resume from the checkpoint in the folder, or start if there is none; with PATH, from that of another training, unless
     /// the folder has one of its own. A recipe whose `epochs`, `steps` or `stretch` are larger prolongs a training
     #[arg(long, value_name = "PATH", conflicts_with = "overwrite")]
@@ -136,6 +141,7 @@ fn train(options: &Options, world: &Comm) -> Result<ExitCode> {
         weights: options.recipe.data.as_deref(),
         folder: &out,
         every: options.every,
+        report: options.report,
         keep_weights: true,
         scaled: options.recipe.scaled(),
     };

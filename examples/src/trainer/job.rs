@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// Steps between checkpoints; 0 for one at the end of a session only.
     pub every: usize,
+    /// Steps between reports of the sharpness; 0 for none.
+    pub report: usize,
     /// Whether weights are written: the last, the best, and those of `keep-epochs`.
     pub keep_weights: bool,
     /// The label of a scaled or changed recipe; empty for others.

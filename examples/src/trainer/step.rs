@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
+use sam_runtime::Sam;
 use sam_runtime::nn::{self, l2_penalty};
+use sam_runtime::sharpness::Landscape;
 use serde_json::json;
 
 use super::bn_stats::ShardStatistics;
@@ -13,12 +15,16 @@ use super::outcome::{Diverged, is_not_finite};
 use super::training::{Training, Unread};
 use crate::data::Batch;
 use crate::losses::{Objective, TargetBatch};
-use crate::models::params::trained;
+use crate::models::layers::{LayerSet as _, SamRuntime};
+use crate::models::params::{trained, trained_vars};
 use crate::noisy_labels::Phase;
 use crate::util::rng::Stream;
 
 /// Lines of the log per epoch.
 const LINES: usize = 10;
+
+/// Products with the Hessian for a report.
+const PRODUCTS: usize = 5;
 
 /// The distance between the positions of two steps in the random number stream of the layers.
 const DRAWS_PER_STEP: u64 = 1 << 20;
@@ -46,6 +52,9 @@ impl Training<'_> {
         } else {
             None
         };
+        if self.job.report > 0 && self.progress.steps.is_multiple_of(self.job.report) {
+            self.report(batch)?;
+        }
         let loss = match self.descend(&examples, corrects) {
             Ok(loss) => loss,
             Err(error) if is_not_finite(&error) => return Err(Diverged { step, what: error.to_string() }.into()),
@@ -77,6 +86,32 @@ impl Training<'_> {
             self.add_event(&event)?;
         }
         Ok(())
+    }
+
+    /// Adds the sharpness of the loss of a batch to log and events, of the network as it is tested: neither its statistics nor
+    /// its random numbers move, so the training stays what it is without reports.
+    fn report(&mut self, batch: &Batch) -> Result<()> {
+        let step = self.progress.step;
+        let loss = || SamRuntime::cross_entropy(&self.model.forward(&batch.x, false)?, &batch.y);
+        let usual = Sam::default();
+        let sam = if self.job.recipe.rho > 0.0 { &self.sam } else { &usual };
+        let found = Landscape::new(trained_vars(self.model.vars()), loss).report(sam, PRODUCTS);
+        let found = found.map_err(anyhow::Error::from).map_err(|error| {
+            if is_not_finite(&error) { Diverged { step, what: error.to_string() }.into() } else { error }
+        })?;
+        let mean = |number: f64| self.world.mean(number);
+        let (sharpness, cosine) = (mean(found.sharpness)?, mean(found.cosine)?);
+        let (largest, residual) = (mean(found.largest_eigenvalue)?, mean(found.residual)?);
+        self.note(&json!({
+            "stage": self.progress.phase,
+            "step": step,
+            "report": { "sharpness": sharpness, "cosine": cosine, "largest eigenvalue": largest, "residual": residual },
+        }))?;
+        self.add_event(&[
+            ("report/sharpness", sharpness),
+            ("report/cosine", cosine),
+            ("report/largest eigenvalue", largest),
+        ])
     }
 
     fn objective(&self) -> Objective<'_> {

@@ -136,7 +136,7 @@ const HALVINGS: usize = 3;
 
 impl Session<'_, '_> {
     /// From w, where the variables are, along a gradient to the border of the ball.
-    fn ascent(&self, sam: &Sam, gradient: Gradient) -> Result<WeightVector> {
+    pub(super) fn ascent(&self, sam: &Sam, gradient: Gradient) -> Result<WeightVector> {
         let vars = &self.landscape.vars;
         let weights = WeightVector::of_weights(vars.iter().cloned())?;
         let there = VarTensors::new(in_the_ball(sam, radius(sam)?, gradient, None)?);

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | the loss in the ball of a [`Sam`](crate::Sam): its maximum, its mean, m-sharpness | [`Landscape::sharpness`], [`Landscape::average_sharpness`], [`Landscape::m_sharpness`] |
 //! | products with the Hessian, its largest eigenvalues, its trace, its spectral density | [`Landscape::hessian`] |
+//! | a few of these numbers during a training, at a stated cost | [`Landscape::report`] |
 //! | slices along one direction or two | [`Landscape::line`], [`Landscape::plane`], [`WeightVector`] |
 //!
 //! ```
@@ -45,6 +46,7 @@ mod ball;
 mod hessian;
 mod lanczos;
 mod landscape;
+mod report;
 mod session;
 mod slices;
 mod weight_vector;
@@ -53,4 +55,5 @@ pub use ball::{Estimate, Worst};
 pub use hessian::{Eigenpair, Hessian, HessianMethod};
 pub use lanczos::Spectrum;
 pub use landscape::Landscape;
+pub use report::Report;
 pub use weight_vector::WeightVector;

@@ -1,5 +1,7 @@
 //! Passes that see the same masks and statistics, at w and beside it.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::landscape::Landscape;
@@ -19,6 +21,7 @@ pub(super) struct Session<'s, 'a> {
     step: Step,
     /// The first pass of each batch draws the masks, and the later ones have them again.
     has_run: Vec<bool>,
+    passes: f64,
 }
 
 impl Drop for Session<'_, '_> {
@@ -40,7 +43,12 @@ impl<'s, 'a> Session<'s, 'a> {
             step.keep(buffer)?;
         }
         let has_run = vec![false; landscape.shares.len()];
-        Ok(Self { landscape, step, has_run })
+        Ok(Self { landscape, step, has_run, passes: 0.0 })
+    }
+
+    /// Forward and backward passes over all samples so far; without the backward pass they count for a third.
+    pub(super) fn passes(&self) -> f64 {
+        self.passes
     }
 
     pub(super) fn batches(&self) -> usize {
@@ -72,6 +80,7 @@ impl<'s, 'a> Session<'s, 'a> {
     }
 
     pub(super) fn loss_of(&mut self, batch: usize) -> Result<f64> {
+        self.passes += self.landscape.shares[batch] / 3.0;
         value(&self.run(batch, |loss| Ok(loss.detach()))?)
     }
 
@@ -89,7 +98,8 @@ impl<'s, 'a> Session<'s, 'a> {
 
     /// Of one batch.
     pub(super) fn gradient_of(&mut self, batch: usize) -> Result<(f64, Gradient)> {
-        let vars = std::sync::Arc::clone(&self.landscape.vars);
+        self.passes += self.landscape.shares[batch];
+        let vars = Arc::clone(&self.landscape.vars);
         let (loss, gradient) = self.run(batch, |loss| {
             let nodes = loss.sorted_nodes();
             Ok((loss.detach(), gradient_of(loss, nodes.into_iter())?))

@@ -100,6 +100,17 @@ pub struct Epoch {
     pub seconds: f64,
 }
 
+/// A trained network, and the images that it was trained on, with their labels.
+#[allow(missing_debug_implementations, reason = "a model has none")]
+pub struct Trained {
+    /// The network after the last epoch.
+    pub model: Model,
+    /// The training images.
+    pub train: ImageSet,
+    /// The test images.
+    pub test: ImageSet,
+}
+
 /// Trains one model; `tell` is called after each epoch. The result is `None` if the process was told to stop meanwhile.
 ///
 /// # Errors
@@ -111,7 +122,7 @@ pub fn run(
     seed: u64,
     stop: &Stop,
     tell: impl FnMut(Epoch) -> Result<()>,
-) -> Result<Option<()>> {
+) -> Result<Option<Trained>> {
     let shape = [set.channels, set.height, set.width];
     let model: Model = Model::at(&config.device, config.architecture, shape, set.classes.len(), seed)?;
     let sgd = Sgd::new(model.vars().all_vars(), config.sgd)?;
@@ -138,7 +149,9 @@ pub fn run(
         started: Instant::now(),
         tell,
     };
-    stop.unless_told(|| fit(&mut run))
+    let ended = stop.unless_told(|| fit(&mut run))?;
+    let Run { model, train, test, .. } = run;
+    Ok(ended.map(|()| Trained { model, train, test }))
 }
 
 struct Run<'a, F> {

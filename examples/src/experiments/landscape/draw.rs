@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::measure::{Landscapes, Measured};
+use super::measure::{LEAST, Landscapes, Measured};
 use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 
 /// Draws surfaces, contours, the loss along the gradient and the spectrum as a PNG.
@@ -185,7 +185,6 @@ fn lines(
 
 /// The densities, on a logarithmic scale: few eigenvalues are large.
 fn spectra(area: &Area<'_>, found: &Landscapes) -> DrawResult {
-    const LEAST: f64 = 1e-6;
     let all = || found.networks.iter().flat_map(|network| network.spectrum.density.iter().copied());
     let (left, right) = all().fold((0f64, 0f64), |(low, high), (x, _)| (low.min(x), high.max(x)));
     let top = all().fold(10.0 * LEAST, |top, (_, density)| top.max(density));

@@ -16,13 +16,19 @@ use crate::util::stop::Stop;
 /// A file of measured values by name. The first line says what they are of.
 #[derive(Debug)]
 pub struct PointLog {
-    file: File,
-    path: PathBuf,
+    /// None: nothing is kept.
+    file: Option<(File, PathBuf)>,
     known: HashMap<String, Value>,
     stop: Stop,
 }
 
 impl PointLog {
+    /// Without a file, for work that takes seconds.
+    #[must_use]
+    pub fn in_memory(stop: &Stop) -> Self {
+        Self { file: None, known: HashMap::new(), stop: stop.clone() }
+    }
+
     /// Opens a file, or starts it. `about` is what the values depend on.
     ///
     /// # Errors
@@ -59,7 +65,7 @@ impl PointLog {
             let name = line["name"].as_str().with_context(cannot)?.to_owned();
             known.insert(name, line["value"].clone());
         }
-        Ok(Self { file, path: path.to_owned(), known, stop: stop.clone() })
+        Ok(Self { file: Some((file, path.to_owned())), known, stop: stop.clone() })
     }
 
     /// The value of this name: as it was measured before, or now. `None` if the process was told to stop.
@@ -74,8 +80,10 @@ impl PointLog {
             return Ok(None);
         }
         let value = measure().with_context(|| format!("cannot measure {name}"))?;
-        let line = json!({ "name": name, "value": value });
-        writeln!(self.file, "{line}").with_context(|| format!("cannot write {}", self.path.display()))?;
+        if let Some((file, path)) = &mut self.file {
+            let line = json!({ "name": name, "value": value });
+            writeln!(file, "{line}").with_context(|| format!("cannot write {}", path.display()))?;
+        }
         self.known.insert(name.to_owned(), value.clone());
         Ok(Some(value))
     }

@@ -93,6 +93,8 @@ pub struct Landscapes {
 /// Points of a line.
 const POINTS: usize = 25;
 const TRACES: usize = 10;
+/// The lowest density that is shown.
+pub(super) const LEAST: f64 = 1e-6;
 
 /// How many values there are to measure.
 #[must_use]
@@ -236,7 +238,7 @@ impl Eigenvalues {
         let width = 0.01 * (high - low).max(1e-9);
         let density = spaced(1.0, 400).into_iter().map(|t| {
             let x = low - 4.0 * width + (high - low + 8.0 * width) * (t + 1.0) / 2.0;
-            (x, spectrum.density(x, width).max(1e-9))
+            (x, spectrum.density(x, width).max(LEAST))
         });
         Self { density: density.collect(), values, method }
     }

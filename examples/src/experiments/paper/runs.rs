@@ -241,6 +241,7 @@ impl Run {
             weights: folder,
             folder: &self.folder,
             every: settings.every,
+            report: 0,
             keep_weights: false,
             scaled: settings.scaled(),
         };
