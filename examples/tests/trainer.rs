@@ -301,3 +301,24 @@ fn a_trained_network_has_a_spectrum() {
     assert!(output.status.success() && !table.contains("NaN"), "{table}");
     assert!(refused("a=missing.safetensors").contains("missing.safetensors"));
 }
+
+/// Reports of the sharpness are lines of the log, and change nothing of the training.
+#[test]
+fn reports_leave_the_training_as_it_is() {
+    let training = Training::new(
+        "model = \"mlp-norm-w16\"\nimages = 400.0\nvalidation = 0.2\nbatch = 20\nepochs = 2.0\nrho = 0.05\nema = 0.9\n",
+    );
+    training.finished("without", &[]);
+    training.finished("with", &["--report", "7"]);
+    let weights = |out: &str| fs::read(training.path(out).join("weights.safetensors")).unwrap();
+    assert!(weights("without") == weights("with"));
+    let (without, with) = (training.essence("without"), training.essence("with"));
+    let (reports, others): (Vec<&str>, Vec<&str>) = with.1.lines().partition(|line| line.contains("\"report\""));
+    assert_eq!(others, without.1.lines().collect::<Vec<_>>());
+    assert_eq!(reports.len(), 5, "{reports:?}");
+    for line in reports {
+        let report = &serde_json::from_str::<Value>(line).unwrap()["report"];
+        assert!(report["sharpness"].as_f64().unwrap() > 0.0 && report["cosine"].as_f64().unwrap() <= 1.0, "{line}");
+        assert!(report["largest eigenvalue"].as_f64().unwrap() > 0.0, "{line}");
+    }
+}

@@ -270,7 +270,8 @@ fn compare(options: &Options, world: &Comm) -> Result<ExitCode> {
     curves::draw(&log, &modes, &title, config.noise.0 > 0.0, &out.join(FILES[2]))?;
     say(format_args!("Error on {} test images in %, mean ± 95 % interval:\n\n{table}", set.test.len()));
     say("\"Best epoch\" is chosen on the test images: an upper bound of what early stopping gives.");
-    if let Some(images) = images.filter(|_| stopped.is_none()) {
+    // Not of a comparison that only tries something out.
+    if let Some(images) = images.filter(|_| stopped.is_none() && options.limit.is_none()) {
         landscapes(&config, &trained, &images, &stop, &title, &out.join(FILES[3]))?;
     }
     say(format_args!("{:.0} s in all; curves, table and log: {}", start.elapsed().as_secs_f64(), out.display()));

@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, Var};
 
-use super::session::Session;
-use super::weight_vector::WeightVector;
-
 /// A loss, and the variables that it is a function of.
 ///
 /// See [the module](super) for an example.
@@ -82,31 +79,5 @@ impl<'a> Landscape<'a> {
     #[must_use]
     pub fn vars(&self) -> &[Var] {
         &self.vars
-    }
-
-    /// L(w), the mean over all samples. It may be infinite or NaN.
-    ///
-    /// # Errors
-    /// Those of the loss function, and if it returns more than one number.
-    pub fn loss(&mut self) -> Result<f64> {
-        Session::begin(self)?.loss()
-    }
-
-    /// L(w + v). It may be infinite or NaN.
-    ///
-    /// # Errors
-    /// Those of the loss function, and if `v` is of other variables.
-    pub fn loss_at(&mut self, v: &WeightVector) -> Result<f64> {
-        let mut session = Session::begin(self)?;
-        session.at(v, Session::loss)
-    }
-
-    /// ∇L(w).
-    ///
-    /// # Errors
-    /// Those of the loss function and of its backward pass, and
-    /// [`Error::NoGradient`](crate::Error::NoGradient).
-    pub fn gradient(&mut self) -> Result<WeightVector> {
-        Ok(Session::begin(self)?.gradient()?.1)
     }
 }

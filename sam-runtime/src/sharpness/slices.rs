@@ -1,4 +1,4 @@
-//! The loss along directions.
+//! The loss at w, beside it, and along directions.
 
 use candle_core::Result;
 
@@ -7,6 +7,32 @@ use super::session::Session;
 use super::weight_vector::WeightVector;
 
 impl Landscape<'_> {
+    /// L(w), the mean over all samples. It may be infinite or NaN.
+    ///
+    /// # Errors
+    /// Those of the loss function, and if it returns more than one number.
+    pub fn loss(&mut self) -> Result<f64> {
+        Session::begin(self)?.loss()
+    }
+
+    /// L(w + v). It may be infinite or NaN.
+    ///
+    /// # Errors
+    /// Those of the loss function, and if `v` is of other variables.
+    pub fn loss_at(&mut self, v: &WeightVector) -> Result<f64> {
+        let mut session = Session::begin(self)?;
+        session.at(v, Session::loss)
+    }
+
+    /// ∇L(w).
+    ///
+    /// # Errors
+    /// Those of the loss function and of its backward pass, and
+    /// [`Error::NoGradient`](crate::Error::NoGradient).
+    pub fn gradient(&mut self) -> Result<WeightVector> {
+        Ok(Session::begin(self)?.gradient()?.1)
+    }
+
     /// L(w + t v) for each t. With v the difference of two checkpoints it is the line between them, from 0 to 1; with
     /// [`ascent`](Self::ascent) it is where SAM looks.
     ///

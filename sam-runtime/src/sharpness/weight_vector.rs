@@ -140,7 +140,7 @@ impl WeightVector {
     pub fn normalized(&self) -> Result<Self> {
         let norm = self.norm();
         if norm > 0.0 && norm.is_finite() {
-            return Ok(self.scaled(norm.recip()));
+            return Ok(self.with(self.values.par_iter().map(|x| x / norm).collect()));
         }
         candle_core::bail!("a vector of norm {norm} has no direction: expected a norm above 0")
     }
