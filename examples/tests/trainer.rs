@@ -319,6 +319,6 @@ fn reports_leave_the_training_as_it_is() {
     for line in reports {
         let report = &serde_json::from_str::<Value>(line).unwrap()["report"];
         assert!(report["sharpness"].as_f64().unwrap() > 0.0 && report["cosine"].as_f64().unwrap() <= 1.0, "{line}");
-        assert!(report["largest eigenvalue"].as_f64().unwrap() > 0.0, "{line}");
+        assert!(report["largest eigenvalue"].as_f64().unwrap() != 0.0, "{line}");
     }
 }

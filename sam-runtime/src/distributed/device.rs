@@ -30,7 +30,8 @@ impl Comm {
 /// How many GPUs this process sees; one if it cannot be told, and opening it will say why.
 fn gpus() -> usize {
     #[cfg(feature = "cuda")]
-    return candle_core::cuda::cudarc::driver::CudaContext::device_count().map_or(1, |count| count.max(1) as usize);
+    return candle_core::cuda::cudarc::driver::CudaContext::device_count()
+        .map_or(1, |count| usize::try_from(count).unwrap_or(1).max(1));
     #[cfg(not(feature = "cuda"))]
     1
 }

@@ -2,6 +2,7 @@
 //! other, and the thread that calls it is the only one that calls NCCL.
 
 use std::cell::RefCell;
+use std::ffi::c_char;
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage as _;
@@ -40,10 +41,13 @@ pub(super) fn is_connected(device: &CudaDevice) -> bool {
 pub(super) fn introduction(device: &CudaDevice, rank: usize) -> Result<[u64; WORDS]> {
     let mut bytes = [0; GPU + ID];
     let (gpu, id) = bytes.split_at_mut(GPU);
-    gpu.copy_from_slice(&device.cuda_stream().context().uuid().w()?.bytes.map(|byte| byte as u8));
+    gpu.copy_from_slice(&device.cuda_stream().context().uuid().w()?.bytes.map(|byte| byte.to_ne_bytes()[0]));
     if rank == 0 {
         id.copy_from_slice(
-            &Id::new().map_err(|error| failure("ncclGetUniqueId", &error))?.internal().map(|byte| byte as u8),
+            &Id::new()
+                .map_err(|error| failure("ncclGetUniqueId", &error))?
+                .internal()
+                .map(|byte| byte.to_ne_bytes()[0]),
         );
     }
     Ok(std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| bytes[8 * i + j]))))
@@ -60,7 +64,7 @@ pub(super) fn connect(device: &CudaDevice, rank: usize, introductions: &[u64]) -
         }
     }
     let id: Vec<u8> = first.iter().flat_map(|word| word.to_le_bytes()).skip(GPU).collect();
-    let id = Id::uninit(std::array::from_fn(|i| id[i] as _));
+    let id = Id::uninit(std::array::from_fn(|i| c_char::from_ne_bytes([id[i]])));
     let stream = device.cuda_stream();
     stream.context().bind_to_thread().w()?;
     let comm = Comm::from_rank(stream, rank, ranks.len(), id).map_err(|error| failure("ncclCommInitRank", &error))?;
