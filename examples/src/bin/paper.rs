@@ -1,17 +1,19 @@
 //! Runs the paper's tables, one command each, and compares its numbers with ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use sam_examples::cli::console::{exit, print, say, warn};
 use sam_examples::cli::device_args::{ComputeArgs, ThreadsArg};
 use sam_examples::cli::options::{parse, seeds, within};
 use sam_examples::cli::progress::ProgressDisplay;
 use sam_examples::cli::ranks::on_one_rank;
+use sam_examples::experiments::figure2;
 use sam_examples::experiments::paper::{Ended, Found, Run, Settings, number, write};
+use sam_examples::io::atomic::write_atomic;
 use sam_examples::io::lease::Holder;
 use sam_examples::recipe::{self, Cell, RecipePatch, Scale, Table, table, tables};
 use sam_examples::trainer::Next;
@@ -25,6 +27,7 @@ const EXAMPLES: &str = "Examples:
   paper mine.toml
   paper list table1
   paper list --deviations
+  paper figure2
   paper report table1 table4";
 
 /// The exit code if runs are left to processes that may have died.
@@ -65,6 +68,13 @@ enum Command {
         /// Print the deviations of the recipes from the publications instead, as a table in Markdown
         #[arg(long, conflicts_with = "table")]
         deviations: bool,
+    },
+    /// Draw Figure 2, a step of SAM, from a run with two weights: figure2.png and figure2.json. Figure 1 is drawn by `landscape`, Figure
+    /// 3 by `spectrum`
+    Figure2 {
+        /// Folder of the files
+        #[arg(long, value_name = "DIR", default_value = "runs/paper")]
+        out: PathBuf,
     },
     /// Write the tables from what has been run, without running anything
     Report(Choice),
@@ -137,9 +147,19 @@ fn main() -> ExitCode {
         }
         Some(Command::List { table, .. }) => list(table.as_deref()),
         Some(Command::Report(choice)) => report(choice),
+        Some(Command::Figure2 { out }) => figure2(out),
         None => on_one_rank(|| run(&options.run)),
     };
     exit(outcome)
+}
+
+fn figure2(out: &Path) -> Result<ExitCode> {
+    let step = figure2::step()?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    write_atomic(&out.join("figure2.json"), (serde_json::to_string_pretty(&step)? + "\n").as_bytes())?;
+    figure2::draw(&step, &out.join("figure2.png"))?;
+    say(out.join("figure2.png").display());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list(name: Option<&str>) -> Result<ExitCode> {
