@@ -20,9 +20,9 @@ use serde::Serialize;
 use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 
 const RHO: f64 = 0.5;
-const LR: f64 = 1.6;
-const START: [f64; 2] = [-1.1, 1.3];
-const STEPS: usize = 12;
+const LR: f64 = 0.7;
+const START: [f64; 2] = [-0.3, 0.1];
+const STEPS: usize = 4;
 
 /// A point of the plane of weights.
 pub type Point = [f64; 2];
@@ -116,7 +116,7 @@ pub fn step() -> Result<Step> {
 pub fn draw(step: &Step, path: &Path) -> Result<()> {
     const GRID: usize = 120;
     let regression = Regression::new()?;
-    let (low, high) = ([-2.2, -0.9], [1.6, 2.6]);
+    let (low, high) = ([-1.2, -0.5], [1.3, 2.1]);
     let at = |axis: usize, i: usize| low[axis] + (high[axis] - low[axis]) * i as f64 / GRID as f64;
     let mut values = Vec::with_capacity((GRID + 1) * (GRID + 1));
     for j in 0..=GRID {
@@ -176,10 +176,10 @@ fn chart(
     }
     let moved = |from: Point, to: Point| [from[0] + to[0] - step.w[0], from[1] + to[1] - step.w[1]];
     let arrows = [
-        (step.w, step.adversarial, ascent, "ε̂: to w + ε̂, where the loss is higher"),
+        (step.w, step.adversarial, ascent, "to w + ε, where the loss is higher"),
         (step.adversarial, moved(step.adversarial, step.sam), sam.mix(0.45), ""),
         (step.w, step.sgd, sgd, "SGD: - η ∇L(w)"),
-        (step.w, step.sam, sam, "SAM: - η ∇L(w + ε̂), from w"),
+        (step.w, step.sam, sam, "SAM: - η ∇L(w + ε), from w"),
     ];
     for (from, to, color, label) in arrows {
         let series = chart.draw_series(arrow(from, to, color))?;
@@ -189,7 +189,7 @@ fn chart(
                 .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
         }
     }
-    for (place, name, (right, down)) in [(step.w, "w", (14, -40)), (step.adversarial, "w + ε̂", (14, -44))] {
+    for (place, name, (right, down)) in [(step.w, "w", (14, -40)), (step.adversarial, "w + ε", (14, -44))] {
         chart.draw_series([EmptyElement::at((place[0], place[1]))
             + Circle::new((0, 0), 9, INK.filled())
             + Text::new(name, (right, down), ("sans-serif", 36).into_font().color(&INK))])?;
