@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
 
 const RHO: f64 = 0.5;
-const LR: f64 = 0.7;
+const LR: f64 = 1.3;
 const START: [f64; 2] = [-0.3, 0.1];
 const STEPS: usize = 4;
 
@@ -81,7 +81,8 @@ impl Regression {
     /// Where an optimizer goes from the start.
     fn way(&self, sam: Option<&Sam>) -> candle_core::Result<Vec<Point>> {
         self.place(START)?;
-        let mut sgd = Sgd::new(vec![self.w.clone()], ParamsSgd { lr: LR, ..ParamsSgd::default() })?;
+        let mut sgd =
+            Sgd::new(vec![self.w.clone()], ParamsSgd { lr: LR, momentum: 0.0, nesterov: false, weight_decay: 0.0 })?;
         let mut way = vec![START];
         for _ in 0..STEPS {
             let loss = match sam {
