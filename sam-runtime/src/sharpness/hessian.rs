@@ -1,8 +1,8 @@
 //! Products with the Hessian of the loss, and what is found with them.
 //!
-//! Beside PyHessian, of a perceptron with 101,770 weights on 1,000 images of Fashion-MNIST, λ₁ to λ₅: exact 11.9679, 8.0029, 6.2779,
-//! 5.4308, 4.2872 (40 products), PyHessian 11.9677, 8.0027, 6.2777, 5.4308, 4.2870. By differences λ₁ is 12.2, and the trace 85.7 ± 15.2,
-//! PyHessian's 104.7 ± 5.3 (± two standard errors of 10 and 100 draws).
+//! Beside `PyHessian`, of a perceptron with 101,770 weights on 1,000 images of Fashion-MNIST, λ₁ to λ₅: exact 11.9679, 8.0029, 6.2779,
+//! 5.4308, 4.2872 (40 products), `PyHessian` 11.9677, 8.0027, 6.2777, 5.4308, 4.2870. By differences λ₁ is 12.2, and the trace 85.7 ± 15.2,
+//! `PyHessian`'s 104.7 ± 5.3 (± two standard errors of 10 and 100 draws).
 //!
 //! Where the gradient has jumps, as a network with ReLU has, a difference of gradients depends on how many jumps are between the two
 //! points. λ₁ by 15 products with differences h away on each side, f32, two perceptrons of 101,770 weights (norms 15 and 18) on 1,000
