@@ -295,10 +295,7 @@ fn landscapes(
     if !matches!(config.architecture, Mlp(_) | MlpNorm(_) | MlpWide(_)) || config.device.dtype != DType::F32 {
         return Ok(());
     }
-    let [train, test] = images.each_ref().map(|images| {
-        let count = images.len().min(1000);
-        images.part(images.indices()[..count].to_vec())
-    });
+    let [train, test] = images.each_ref().map(|images| images.first(1000));
     let rho = if config.ball.rho > 0.0 { config.ball.rho } else { 0.05 };
     let settings = Settings { grid: 17, span: 1.0, order: 15, rho, seed: 0 };
     let found = measure(networks, [&train, &test], &settings, &mut PointLog::in_memory(stop), &mut || ())?;

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use sam_examples::cli::console::{exit, say, warn};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::parse;
 use sam_examples::metrics::{Scores, top_5_error};
-use sam_examples::recipe::{RecipePatch, Scale};
-use sam_examples::trainer::{Data, WeightsInfo, loss_note};
+use sam_examples::trainer::{WeightsInfo, loss_note};
 
 sam_examples::use_mimalloc!();
 
@@ -39,25 +38,10 @@ fn main() -> ExitCode {
 fn evaluate(options: &Options) -> Result<()> {
     let device = options.device.config()?;
     let (info, model) = WeightsInfo::load(&options.weights, &device)?;
-    let name = options.weights.display().to_string();
-    let mut recipe = RecipePatch::parse(&name, &info.recipe)?.recipe(&Scale::default())?;
-    // The initial weights are not read here.
-    recipe.start.clear();
-    recipe.new_head = false;
-    recipe.frozen_norm = false;
-    let data = Data::load(&recipe, options.data.as_deref(), info.seed, &device.device)?;
+    let data = info.data_set(&options.weights, options.data.as_deref(), &device.device)?;
     for note in &data.notes {
         warn(note);
     }
-    ensure!(
-        data.class_names == info.classes && data.test.shape() == info.shape,
-        "{name} is of {} classes and images of {:?}: expected the {} classes and images of {:?} of {}",
-        info.classes.len(),
-        info.shape,
-        data.classes,
-        data.test.shape(),
-        data.name
-    );
     let scores = Scores::of(&model, data.test.in_order(data.test.test_batch())).context("cannot test the network")?;
     let top_5 = top_5_error(&model, &data.test)?
         .map_or_else(String::new, |error| format!(", top-5 error {:.2} %", 100.0 * error));

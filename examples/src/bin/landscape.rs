@@ -15,8 +15,7 @@ use sam_examples::experiments::landscape::{
 };
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::io::table::align;
-use sam_examples::recipe::{RecipePatch, Scale};
-use sam_examples::trainer::{Data, WeightsInfo};
+use sam_examples::trainer::WeightsInfo;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
 use serde_json::json;
@@ -119,20 +118,12 @@ fn look(options: &Options) -> Result<ExitCode> {
         networks.push(Network { name, model });
     }
     let Some(info) = first else { return Ok(ExitCode::FAILURE) };
-    let mut recipe = RecipePatch::parse("the first file's recipe", &info.recipe)?.recipe(&Scale::default())?;
-    // The initial weights are not read here.
-    recipe.start.clear();
-    recipe.new_head = false;
-    recipe.frozen_norm = false;
-    let data = Data::load(&recipe, options.data.as_deref(), info.seed, &place.device)?;
+    let data = info.data_set(named_file(&options.weights[0]).1, options.data.as_deref(), &place.device)?;
     for note in &data.notes {
         warn(note);
     }
-    let first_images = |set: &sam_examples::data::ImageSet| {
-        let count = if options.images == 0 { set.len() } else { options.images.min(set.len()) };
-        set.part(set.indices()[..count].to_vec())
-    };
-    let [train, test] = [first_images(&data.train), first_images(&data.test)];
+    let most = if options.images == 0 { usize::MAX } else { options.images };
+    let [train, test] = [data.train.first(most), data.test.first(most)];
     let settings =
         Settings { grid: options.grid, span: options.span, order: options.order, rho: options.rho, seed: options.seed };
     let names: Vec<&String> = networks.iter().map(|network| &network.name).collect();

@@ -15,7 +15,7 @@ use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::cli::recipe_args::RecipeArgs;
 use sam_examples::experiments::hessian::{KEEP_GRAPH, keeps_graph, of_loss};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
+use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, line_key, png, style};
 use sam_examples::io::table::align;
 use sam_examples::models::Model;
 use sam_examples::models::layers::CandleNn;
@@ -135,9 +135,7 @@ fn write(
     weights: &[(&str, &Path)],
     out: &Path,
 ) -> Result<()> {
-    let places = data.train.indices();
-    let count = if options.images == 0 { places.len() } else { options.images.min(places.len()) };
-    let source = data.train.part(places[..count].to_vec());
+    let source = data.train.first(if options.images == 0 { usize::MAX } else { options.images });
     let (mut found, mut rows, mut how) = (Vec::new(), Vec::new(), Vec::new());
     rows.push(["network", "λ₁", "λ₁ / λ₅", "λ₅", "least"].map(str::to_owned).to_vec());
     for &(name, path) in weights {
@@ -157,7 +155,7 @@ fn write(
         how.push(format!("{name}: {products}"));
         found.push((name.to_owned(), spectrum));
     }
-    let title = format!("Hessian of the training loss: {}, {count} images of {}", recipe.model, data.name);
+    let title = format!("Hessian of the training loss: {}, {} images of {}", recipe.model, source.len(), data.name);
     let scaled = options.recipe.scaled();
     let note = if scaled.is_empty() { scaled } else { format!("Scaled: {scaled}\n\n") };
     let table = format!("# {title}\n\n{note}{}\n{}\n", align(&rows), how.join("\n\n"));
@@ -209,7 +207,7 @@ fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) 
         chart
             .draw_series(LineSeries::new(line, color.stroke_width(5)))?
             .label(label(name, spectrum))
-            .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
+            .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -137,6 +137,12 @@ impl ImageSet {
         Self { indices: Arc::new(indices), ..self.clone() }
     }
 
+    /// The same set with only the first of its images selected, at most so many.
+    #[must_use]
+    pub fn first(&self, most: usize) -> Self {
+        self.part(self.indices[..most.min(self.len())].to_vec())
+    }
+
     /// The same set, whose batches are made on a device.
     #[must_use]
     pub fn on(&self, device: &Device) -> Self {

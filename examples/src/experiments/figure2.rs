@@ -17,7 +17,7 @@ use sam_runtime::optim::{ParamsSgd, Sgd};
 use sam_runtime::sharpness::{Landscape, WeightVector};
 use serde::Serialize;
 
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, level_lines, line_key, png, style};
 
 const RHO: f64 = 0.5;
 const LR: f64 = 1.3;
@@ -148,24 +148,11 @@ fn chart(
     style(&mut mesh, 32);
     mesh.disable_mesh().x_desc("first weight").y_desc("second weight").draw()?;
 
-    // Where the loss passes a level, square by square.
     let lowest =
         (0..=grid).flat_map(|j| (0..=grid).map(move |i| (i, j))).map(|(i, j)| value(i, j)).fold(f64::MAX, f64::min);
     for level in (0..24).map(|k| lowest + 0.004 * 1.4f64.powi(k)) {
-        for (i, j) in (0..grid).flat_map(|j| (0..grid).map(move |i| (i, j))) {
-            let corners = [(i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)];
-            let mut cuts = Vec::new();
-            for (k, &(a, b)) in corners.iter().enumerate() {
-                let (c, d) = corners[(k + 1) % 4];
-                let (here, there) = (value(a, b), value(c, d));
-                if (here < level) != (there < level) {
-                    let t = (level - here) / (there - here);
-                    cuts.push((at(0, a) + t * (at(0, c) - at(0, a)), at(1, b) + t * (at(1, d) - at(1, b))));
-                }
-            }
-            for cut in cuts.chunks_exact(2) {
-                chart.draw_series([PathElement::new(cut.to_vec(), INK.mix(0.22).stroke_width(2))])?;
-            }
+        for line in level_lines(grid, |i, j| (at(0, i), at(1, j)), &value, level) {
+            chart.draw_series([PathElement::new(line, INK.mix(0.22).stroke_width(2))])?;
         }
     }
 
@@ -185,9 +172,7 @@ fn chart(
     for (from, to, color, label) in arrows {
         let series = chart.draw_series(arrow(from, to, color))?;
         if !label.is_empty() {
-            series
-                .label(label)
-                .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
+            series.label(label).legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
         }
     }
     for (place, name, (right, down)) in [(step.w, "w", (14, -40)), (step.adversarial, "w + ε", (14, -44))] {

@@ -94,3 +94,33 @@ pub fn legend<'a, 'b: 'a, C: CoordTranslate>(
         .draw()?;
     Ok(())
 }
+
+/// A line of this style, which stands for a series in a legend.
+pub fn line_key(style: impl Into<ShapeStyle>) -> PathElement<(i32, i32)> {
+    PathElement::new([(0, 0), (56, 0)], style)
+}
+
+/// Where a function passes a level on a grid of `squares` by `squares`: a line or two for each square that it goes through. The
+/// point (i, j) of the grid is at `place(i, j)`, with the value `value(i, j)`.
+pub fn level_lines(
+    squares: usize,
+    place: impl Fn(usize, usize) -> (f64, f64),
+    value: impl Fn(usize, usize) -> f64,
+    level: f64,
+) -> Vec<Vec<(f64, f64)>> {
+    let mut lines = Vec::new();
+    for (i, j) in (0..squares).flat_map(|j| (0..squares).map(move |i| (i, j))) {
+        let corners = [(i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)];
+        let mut cuts = Vec::new();
+        for (k, &(i, j)) in corners.iter().enumerate() {
+            let (m, n) = corners[(k + 1) % 4];
+            let (here, there) = (value(i, j), value(m, n));
+            if (here < level) != (there < level) {
+                let (share, from, to) = ((level - here) / (there - here), place(i, j), place(m, n));
+                cuts.push((from.0 + share * (to.0 - from.0), from.1 + share * (to.1 - from.1)));
+            }
+        }
+        lines.extend(cuts.chunks_exact(2).map(<[_]>::to_vec));
+    }
+    lines
+}

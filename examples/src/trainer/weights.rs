@@ -9,6 +9,7 @@ use candle_nn::VarMap;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use super::data::Data;
 use super::job::Job;
 use super::sealed::{self, NO_DIGEST};
 use crate::data::MeanStd;
@@ -16,7 +17,7 @@ use crate::io::atomic::write_atomic;
 use crate::models::layers::LayerSet;
 use crate::models::params::named;
 use crate::models::{Architecture, Model};
-use crate::recipe::MOST_TOKENS;
+use crate::recipe::{MOST_TOKENS, RecipePatch, Scale};
 use crate::util::device::DeviceConfig;
 
 /// The metadata of a file of weights.
@@ -94,6 +95,30 @@ impl WeightsInfo {
         let model = Model::at(device, about.model, about.shape, about.classes.len(), 0).with_context(cannot)?;
         put(&tensors(&bytes).with_context(cannot)?, model.vars(), |_| true).with_context(cannot)?;
         Ok((about, model))
+    }
+
+    /// The data set that the network of this file was trained on.
+    ///
+    /// # Errors
+    /// If it is not found, or has other classes or images.
+    pub fn data_set(&self, file: &Path, folder: Option<&Path>, device: &Device) -> Result<Data> {
+        let name = file.display().to_string();
+        let mut recipe = RecipePatch::parse(&name, &self.recipe)?.recipe(&Scale::default())?;
+        // The initial weights are not read here.
+        recipe.start.clear();
+        recipe.new_head = false;
+        recipe.frozen_norm = false;
+        let data = Data::load(&recipe, folder, self.seed, device)?;
+        ensure!(
+            data.class_names == self.classes && data.test.shape() == self.shape,
+            "{name} is of {} classes and images of {:?}: expected the {} classes and images of {:?} of {}",
+            self.classes.len(),
+            self.shape,
+            data.classes,
+            data.test.shape(),
+            data.name
+        );
+        Ok(data)
     }
 
     /// The bytes of images as the input (n, channels, height, width) of the network.

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::measure::{LEAST, Landscapes, Measured};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, level_lines, line_key, png, style};
 
 /// Draws surfaces, contours, the loss along the gradient and the spectrum as a PNG.
 ///
@@ -32,20 +32,19 @@ pub fn draw(found: &Landscapes, title: &str, path: &Path) -> Result<()> {
             contours(area, found, network, &heights)?;
         }
         let charts = bottom.split_evenly((1, 2));
-        let points = |network: &Measured| network.ascent.iter().filter_map(|(t, loss)| Some((*t, (*loss)?))).collect();
-        lines(&charts[0], found, points, "along the gradient, in units of ρ", "training loss")?;
+        ascents(&charts[0], found)?;
         spectra(&charts[1], found)
     })
 }
 
 /// Losses as heights from 0 to 1, logarithmically, the same for all networks.
-pub(super) struct Heights {
+struct Heights {
     low: f64,
     high: f64,
 }
 
 impl Heights {
-    pub(super) fn of(found: &Landscapes) -> Self {
+    fn of(found: &Landscapes) -> Self {
         let all = || found.networks.iter().flat_map(|network| network.plane.iter().flatten().flatten().copied());
         let low = all().fold(f64::INFINITY, f64::min).max(1e-6);
         let high = all().fold(0.0, f64::max).max(2.0 * low);
@@ -130,33 +129,16 @@ fn contours(area: &Area<'_>, found: &Landscapes, network: &Measured, heights: &H
         Rectangle::new([(found.x[i], found.x[j]), (found.x[i + 1], found.x[j + 1])], shade(mean, 1.0).filled())
     }))?;
     for level in (0..10).map(|level| 0.05 + 0.1 * f64::from(level)) {
-        for &(i, j) in &cells {
-            let corners = [(i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)];
-            let mut cuts = Vec::new();
-            for (k, &(i, j)) in corners.iter().enumerate() {
-                let (m, n) = corners[(k + 1) % 4];
-                let (here, there) = (at(i, j), at(m, n));
-                if (here < level) != (there < level) {
-                    let t = (level - here) / (there - here);
-                    let between = |a: usize, b: usize| found.x[a] + t * (found.x[b] - found.x[a]);
-                    cuts.push((between(i, m), between(j, n)));
-                }
-            }
-            for cut in cuts.chunks_exact(2) {
-                chart.draw_series([PathElement::new(cut.to_vec(), WHITE.mix(0.7).stroke_width(2))])?;
-            }
+        for line in level_lines(found.x.len() - 1, |i, j| (found.x[i], found.x[j]), at, level) {
+            chart.draw_series([PathElement::new(line, WHITE.mix(0.7).stroke_width(2))])?;
         }
     }
     Ok(())
 }
 
-fn lines(
-    area: &Area<'_>,
-    found: &Landscapes,
-    points: impl Fn(&Measured) -> Vec<(f64, f64)>,
-    x: &str,
-    y: &str,
-) -> DrawResult {
+/// The loss along the gradient, where it is finite.
+fn ascents(area: &Area<'_>, found: &Landscapes) -> DrawResult {
+    let points = |network: &Measured| network.ascent.iter().filter_map(|(t, loss)| Some((*t, (*loss)?))).collect();
     let all: Vec<Vec<(f64, f64)>> = found.networks.iter().map(points).collect();
     let ends = |pick: fn(&(f64, f64)) -> f64| {
         let values = || all.iter().flatten().map(pick);
@@ -173,12 +155,12 @@ fn lines(
         .build_cartesian_2d(left..right, low.min(0.0)..high * 1.05 + 1e-9)?;
     let mut mesh = chart.configure_mesh();
     style(&mut mesh, 28);
-    mesh.x_desc(x).y_desc(y).draw()?;
+    mesh.x_desc("along the gradient, in units of ρ").y_desc("training loss").draw()?;
     for ((network, line), color) in found.networks.iter().zip(all).zip(COLORS.iter().cycle()) {
         chart
             .draw_series(LineSeries::new(line, color.stroke_width(5)))?
             .label(network.name.clone())
-            .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
+            .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperMiddle)
 }
@@ -205,7 +187,7 @@ fn spectra(area: &Area<'_>, found: &Landscapes) -> DrawResult {
         chart
             .draw_series(LineSeries::new(line, color.stroke_width(5)))?
             .label(format!("{}: λ₁ = {largest:.1}", network.name))
-            .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], color.stroke_width(6)));
+            .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

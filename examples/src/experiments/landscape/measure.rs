@@ -99,7 +99,7 @@ pub(super) const LEAST: f64 = 1e-6;
 /// How many values there are to measure.
 #[must_use]
 pub fn count(networks: usize, settings: &Settings) -> usize {
-    networks * (4 + POINTS + settings.grid * settings.grid) + networks.saturating_sub(1) * 2 * POINTS
+    networks * (3 + POINTS + settings.grid * settings.grid) + networks.saturating_sub(1) * 2 * POINTS
 }
 
 /// Measures everything that the log does not have yet, and calls `tell` after each value. `None` if the process was told to stop.
@@ -158,14 +158,12 @@ fn of_network(
         let worst = loss.sharpness(&sam, 1)?;
         Ok(json!([worst.at_w, worst.highest]))
     })?))?;
-    let spectrum: Eigenvalues = read(or_stop!(value("spectrum", &mut || {
+    let (spectrum, trace): (Eigenvalues, [f64; 2]) = read(or_stop!(value("Hessian", &mut || {
         let mut hessian = loss.hessian()?;
         let method = method(&hessian);
-        Ok(json!(Eigenvalues::of(&hessian.spectrum(settings.order, settings.seed)?, method)))
-    })?))?;
-    let trace: [f64; 2] = read(or_stop!(value("trace", &mut || {
-        let trace = loss.hessian()?.trace(TRACES, settings.seed)?;
-        Ok(json!([trace.mean, trace.standard_error]))
+        let spectrum = Eigenvalues::of(&hessian.spectrum(settings.order, settings.seed)?, method);
+        let trace = hessian.trace(TRACES, settings.seed)?;
+        Ok(json!([spectrum, [trace.mean, trace.standard_error]]))
     })?))?;
     let epsilon = loss.ascent(&sam)?;
     let mut ascent = Vec::new();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use super::numbers::{Numbers, Row};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, line_key, png, style};
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
 
@@ -138,7 +138,7 @@ impl<'a> Curves<'a> {
             chart
                 .draw_series(LineSeries::new(ours.iter().map(|&(x, y, _)| (x, y)), style))?
                 .label(*name)
-                .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], style));
+                .legend(move |at| EmptyElement::at(at) + line_key(style));
         }
         if self.curves.iter().flat_map(|(_, numbers)| numbers).any(|(_, numbers)| numbers.paper.is_some()) {
             let style = INK.mix(0.6).stroke_width(4);

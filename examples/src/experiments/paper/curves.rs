@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::chart::write_foot;
 use super::runs::{Ended, Settings};
-use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, png, style};
+use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, line_key, png, style};
 use crate::metrics::Mean;
 use crate::recipe::{Measure, Table};
 use crate::util::numbers::count;
@@ -209,7 +209,7 @@ impl Panel {
             chart
                 .draw_series(LineSeries::new(line, style))?
                 .label(name.as_str())
-                .legend(move |at| EmptyElement::at(at) + PathElement::new([(0, 0), (56, 0)], style));
+                .legend(move |at| EmptyElement::at(at) + line_key(style));
         }
         if with_legend { legend(&mut chart, SeriesLabelPosition::UpperRight) } else { Ok(()) }
     }
