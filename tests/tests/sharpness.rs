@@ -11,7 +11,7 @@ use candle_nn::{ModuleT, VarBuilder, VarMap};
 use nalgebra::{DMatrix, SymmetricEigen};
 use sam_runtime::sharpness::{HessianMethod, Landscape, Spectrum, WeightVector, Worst};
 use sam_runtime::{Error, Sam, nn, plain, sam};
-use sam_tests::{Net, batch, bits, device, equation_2, gradient, numbers, values};
+use sam_tests::{Net, batch, bits, copy, device, equation_2, gradient, numbers, values};
 
 /// Every column by central differences of f64 gradients.
 fn dense(net: &Net, x: &Tensor, y: &Tensor) -> DMatrix<f64> {
@@ -146,6 +146,34 @@ fn layers_that_cannot_be_gone_through_twice_are_noticed() {
         let mut landscape = Landscape::new(vars.all_vars(), loss);
         let hessian = landscape.hessian().unwrap();
         assert!(matches!(hessian.method(), HessianMethod::Differences { .. }), "{hessian:?}");
+    });
+}
+
+/// The gradient of a network with ReLU has jumps, and differences with small steps are ruled by the few that they meet.
+#[test]
+fn differences_over_jumps_of_the_gradient_find_the_large_eigenvalues() {
+    in_a_process_that_keeps_the_graph("differences_over_jumps_of_the_gradient_find_the_large_eigenvalues", || {
+        let var = |shape: &[usize], seed| copy(&(sam_tests::tensor(shape, DType::F32, seed) * 2.0).unwrap());
+        let vars = [var(&[128, 50], 1), var(&[128], 2), var(&[10, 128], 3), var(&[10], 4)];
+        let [w1, b1, w2, b2] = &vars;
+        let x = (sam_tests::tensor(&[500, 50], DType::F32, 5) * 7.0).unwrap();
+        let y = Tensor::from_vec((0..500u32).map(|i| i * i % 10).collect::<Vec<_>>(), 500, device()).unwrap();
+        let logits = |hidden: Tensor| hidden.matmul(&w2.t()?)?.broadcast_add(b2);
+        let before = || x.matmul(&w1.t()?)?.broadcast_add(b1);
+        let of_candle = || candle_nn::loss::cross_entropy(&logits(before()?.relu()?)?, &y);
+        let of_nn = || candle_nn::loss::cross_entropy(&logits(nn::relu(&before()?)?)?, &y);
+        let largest = |landscape: &mut Landscape<'_>| {
+            let mut hessian = landscape.hessian().unwrap();
+            (hessian.method(), hessian.spectrum(20, 0).unwrap().values()[0], hessian.trace(20, 0).unwrap())
+        };
+        let (exact, expected, trace) = largest(&mut Landscape::new(vars.clone(), of_candle));
+        assert_eq!(exact, HessianMethod::Exact);
+        let (differences, found, other) = largest(&mut Landscape::new(vars.clone(), of_nn));
+        assert!(matches!(differences, HessianMethod::Differences { .. }));
+        println!("{differences:?}: {found} {expected}, {other:?} {trace:?}");
+        assert!((found / expected - 1.0).abs() < 0.1, "{differences:?}: {found} {expected}");
+        let scatter = other.standard_error.hypot(trace.standard_error);
+        assert!((other.mean - trace.mean).abs() < 3.0 * scatter, "{other:?} {trace:?}");
     });
 }
 

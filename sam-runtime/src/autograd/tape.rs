@@ -156,6 +156,11 @@ fn known() -> MutexGuard<'static, Known> {
     lock(&KNOWN)
 }
 
+/// Whether one of these tensors is the output of a layer, whose gradient has no graph of its own.
+pub(crate) fn has_layer<'a>(mut nodes: impl Iterator<Item = &'a Tensor>) -> bool {
+    nodes.any(|tensor| node_of(tensor).is_some())
+}
+
 fn node_of(y: &Tensor) -> Option<(Tensor, Arc<Node>)> {
     known().get(&y.id()).cloned()
 }

@@ -33,6 +33,7 @@ use super::lanczos::{Krylov, Spectrum};
 use super::landscape::Landscape;
 use super::session::Session;
 use super::weight_vector::WeightVector;
+use crate::autograd::tape::has_layer;
 use crate::core::rng::hash;
 use crate::core::var_list::Gradient;
 use crate::kernels::weighted_mean::WeightedMean;
@@ -104,7 +105,7 @@ impl<'a> Landscape<'a> {
             trace_step: if error > SMOOTH { step.max(0.1 * size) } else { step },
             after_each: Box::new(|| Ok(())),
         };
-        // An operation that cannot be gone through twice adds nothing, without an error.
+        // An operation of others that cannot be gone through twice adds nothing, without an error.
         if std::env::var_os(KEEP_GRAPH).is_some_and(|value| value == "1")
             && let Ok(exact) = hessian.session.exact_product(&v)
             && relative(&exact, &by_differences)? <= (3.0 * error).clamp(1e-3, 0.5)
@@ -325,6 +326,9 @@ impl Session<'_, '_> {
 }
 
 fn product(loss: &Tensor, v: &Gradient) -> Result<Gradient> {
+    if has_layer(loss.sorted_nodes().into_iter()) {
+        candle_core::bail!("a layer of `sam_runtime::nn` cannot be differentiated twice")
+    }
     let gradient = loss.backward()?;
     let mut along: Option<Tensor> = None;
     for (var, v) in v {
