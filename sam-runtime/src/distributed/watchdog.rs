@@ -116,14 +116,18 @@ impl Watchdog {
             };
             let limit = state.timeout + rank.checked_sub(1).map_or(Duration::ZERO, |before| GRACE + turn(before));
             let Some(left) = limit.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
-                let who = match &state.missing[..] {
-                    [] if rank > 0 && what == GATHER => "rank 0".to_owned(),
-                    [] => "the other ranks".to_owned(),
-                    ranks => ranks.iter().map(|rank| format!("rank {rank}")).collect::<Vec<_>>().join(", "),
+                // In the middle of an all-reduce a rank that has stopped holds up others too.
+                let (who, one) = match &state.missing[..] {
+                    [] if rank > 0 && what == GATHER => ("rank 0".to_owned(), "it"),
+                    [] => ("the other ranks".to_owned(), "one of them"),
+                    [rank] => (format!("rank {rank}"), "it"),
+                    ranks => {
+                        (ranks.iter().map(|rank| format!("rank {rank}")).collect::<Vec<_>>().join(", "), "one of them")
+                    }
                 };
                 let seconds = state.timeout.as_secs_f64();
                 eprintln!(
-                    "rank {rank} of {size}: no answer from {who} for {seconds} s, in {what} (call {}): it has stopped or \
+                    "rank {rank} of {size}: no answer from {who} for {seconds} s, in {what} (call {}): {one} has stopped or \
                      takes longer than `Comm::set_timeout` allows; the job is ended",
                     state.calls
                 );
