@@ -10,11 +10,7 @@ use sam_examples::cli::console::{bar, exit, print, warn};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::{above_0, parse, within};
 use sam_examples::cli::ranks::on_one_rank;
-use sam_examples::experiments::landscape::{
-    Landscapes, Network, PointLog, Settings, count, digest_of, draw, measure, page,
-};
-use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::table::align;
+use sam_examples::experiments::landscape::{Network, PointLog, Settings, count, digest_of, measure, write};
 use sam_examples::trainer::WeightsInfo;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
@@ -144,7 +140,8 @@ fn look(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::from(STOPPED));
     };
     let title = format!("{}, {} images of {}", info.model, train.len(), data.name);
-    write(options, &found, &title)?;
+    // The files first: the standard output may be closed.
+    print(&write(&found, &settings, &title, &options.out, "landscape")?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -156,38 +153,4 @@ fn named_file(named: &str) -> (String, &Path) {
     let path = Path::new(named);
     let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     (folder.unwrap_or_else(|| named.to_owned()), path)
-}
-
-/// Writes picture, page and table, then prints the table.
-fn write(options: &Options, found: &Landscapes, title: &str) -> Result<()> {
-    let rho = options.rho;
-    let head = ["network", "test error, %", "training loss", "sharpness", "λ₁", "λ₁ / λ₅", "trace"];
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for network in &found.networks {
-        let value = |i: usize| network.spectrum.values.get(i).copied();
-        let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
-        rows.push(vec![
-            network.name.clone(),
-            format!("{:.2}", 100.0 * network.test_error),
-            format!("{:.4}", network.loss),
-            format!("{:.4}", network.sharpness),
-            number(value(0), 2),
-            number(value(0).zip(value(4)).map(|(first, fifth)| first / fifth), 1),
-            format!("{:.1} ± {:.1}", network.trace[0], 2.0 * network.trace[1]),
-        ]);
-    }
-    let mut methods: Vec<&str> = found.networks.iter().map(|network| &*network.spectrum.method).collect();
-    methods.dedup();
-    let note = format!(
-        "Sharpness: L(w + ε̂) - L(w) with ρ = {rho}. Trace: ± two standard errors. Hessian: {}.",
-        methods.join("; ")
-    );
-    let table = format!("# Loss landscape: {title}\n\n{}\n{note}\n", align(&rows));
-    write_atomic(&options.out.join("landscape.md"), table.as_bytes())?;
-    draw(found, title, &options.out.join("landscape.png"))?;
-    let page = page(found, &format!("Loss landscape: {title}"), &note, &rows)?;
-    write_atomic(&options.out.join("landscape.html"), page.as_bytes())?;
-    // The files first: the standard output may be closed.
-    print(&table);
-    Ok(())
 }

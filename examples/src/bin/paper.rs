@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use sam_examples::cli::console::{exit, print, say, warn};
+use sam_examples::cli::console::{bar, exit, print, say, warn};
 use sam_examples::cli::device_args::{ComputeArgs, ThreadsArg};
 use sam_examples::cli::options::{parse, seeds, within};
 use sam_examples::cli::progress::ProgressDisplay;
 use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::experiments::figure2;
-use sam_examples::experiments::paper::{Ended, Found, Run, Settings, number, write};
+use sam_examples::experiments::paper::{
+    Ended, Found, Measuring, Run, Settings, count, landscape, measure, number, write,
+};
 use sam_examples::io::atomic::write_atomic;
 use sam_examples::io::lease::Holder;
-use sam_examples::recipe::{self, Cell, RecipePatch, Scale, Table, table, tables};
+use sam_examples::recipe::{self, Cell, Kept, KeptMeasure, RecipePatch, Scale, Table, table, tables};
 use sam_examples::trainer::Next;
 use sam_examples::util::stop::{STOPPED, Stop};
 
@@ -27,6 +29,7 @@ const EXAMPLES: &str = "Examples:
   paper mine.toml
   paper list table1
   paper list --deviations
+  paper figure1 --data data --scale epochs=0.1,images=0.2
   paper figure2
   paper report table1 table4";
 
@@ -69,8 +72,7 @@ enum Command {
         #[arg(long, conflicts_with = "table")]
         deviations: bool,
     },
-    /// Draw Figure 2, a step of SAM, from a run with two weights: figure2.png and figure2.json. Figure 1 is drawn by `landscape`, Figure
-    /// 3 by `spectrum`
+    /// Draw Figure 2, a step of SAM, from a run with two weights: figure2.png and figure2.json
     Figure2 {
         /// Folder of the files
         #[arg(long, value_name = "DIR", default_value = "runs/paper")]
@@ -245,6 +247,11 @@ fn run(work: &Work) -> Result<ExitCode> {
                 After::Stop => return Ok(ExitCode::from(STOPPED)),
             }
         }
+        if let Some(kept) = &table.kept
+            && !worker.measure(table, whole, kept)?
+        {
+            return Ok(ExitCode::from(STOPPED));
+        }
         say(format_args!("\n{}", write(whole, &choice.only, &worker.settings)?.text));
     }
     // Meanwhile the other processes may have finished, or died.
@@ -290,6 +297,46 @@ enum After {
 }
 
 impl Worker<'_> {
+    /// Measures what the runs of a table have kept. Whether everything was measured: not, if the process was told to stop.
+    fn measure(&mut self, chosen: &Table, whole: &Table, kept: &Kept) -> Result<bool> {
+        let Self { work, settings, stop, .. } = self;
+        let mut runs = Vec::new();
+        for cell in &chosen.cells {
+            for seed in 0..settings.seeds {
+                let run = settings.run(cell, seed)?;
+                if matches!(run.ended(), Ok(Some(Ended::Trained(_)))) {
+                    runs.push(run);
+                }
+            }
+        }
+        let bar = bar(runs.iter().map(count).sum::<usize>() as u64, &whole.name, work.choice.quiet);
+        match kept.measure {
+            KeptMeasure::Hessian => {
+                for run in &runs {
+                    match measure(run, kept, settings, stop, || bar.inc(1))? {
+                        Measuring::Done => (),
+                        Measuring::Taken(holder) => {
+                            say(format_args!("{} seed {}: the Hessian: {holder}", run.cell, run.seed));
+                        }
+                        Measuring::Stopped => return Ok(false),
+                    }
+                }
+            }
+            KeptMeasure::Landscape => {
+                let found = landscape(whole, kept, settings, stop, |all| {
+                    bar.set_length(all as u64);
+                    bar.inc(1);
+                })?;
+                bar.finish_and_clear();
+                if let Some(text) = found {
+                    say(format_args!("\n{text}"));
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok(!stop.is_told())
+    }
+
     /// Runs a cell, unless it has finished, and prints the result.
     fn run(&mut self, table: &Table, cell: &Cell, seed: u64) -> Result<After> {
         let Self { work, settings, stop, .. } = self;

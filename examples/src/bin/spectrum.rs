@@ -13,9 +13,9 @@ use sam_examples::cli::options::{parse, within};
 use sam_examples::cli::out::Out;
 use sam_examples::cli::ranks::on_one_rank;
 use sam_examples::cli::recipe_args::RecipeArgs;
-use sam_examples::experiments::hessian::{KEEP_GRAPH, keeps_graph, of_loss};
+use sam_examples::experiments::hessian::{KEEP_GRAPH, densities, keeps_graph, of_loss};
 use sam_examples::io::atomic::write_atomic;
-use sam_examples::io::plot::{Area, COLORS, DrawResult, INK, legend, line_key, png, style};
+use sam_examples::io::plot::{INK, png};
 use sam_examples::io::table::align;
 use sam_examples::models::Model;
 use sam_examples::models::layers::CandleNn;
@@ -23,7 +23,6 @@ use sam_examples::recipe::Recipe;
 use sam_examples::trainer::{Data, load_weights};
 use sam_examples::util::device::DeviceConfig;
 use sam_examples::util::numbers::MOST;
-use sam_runtime::sharpness::Spectrum;
 use serde_json::json;
 
 sam_examples::use_mimalloc!();
@@ -142,7 +141,7 @@ fn write(
         let model: Model<CandleNn> = Model::at(place, recipe.model, data.train.shape(), data.classes, 0)?;
         load_weights(path, &model, |_| true)?;
         let bar = bar(options.order as u64, name, options.quiet);
-        let (spectrum, products) = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
+        let (spectrum, eigenvalues) = of_loss(&model, &source, options.order, options.recipe.seed, || bar.inc(1))?;
         bar.finish_and_clear();
         let value = |i: usize| spectrum.values().get(i).map_or_else(String::new, |value| format!("{value:.2}"));
         rows.push(vec![
@@ -152,8 +151,8 @@ fn write(
             value(4),
             value(spectrum.values().len() - 1),
         ]);
-        how.push(format!("{name}: {products}"));
-        found.push((name.to_owned(), spectrum));
+        how.push(format!("{name}: {}", eigenvalues.method));
+        found.push((name, spectrum, eigenvalues));
     }
     let title = format!("Hessian of the training loss: {}, {} images of {}", recipe.model, source.len(), data.name);
     let scaled = options.recipe.scaled();
@@ -162,52 +161,16 @@ fn write(
     write_atomic(&out.join(FILES[0]), table.as_bytes())?;
     let all: Vec<_> = found
         .iter()
-        .map(|(name, spectrum)| json!({ "name": name, "values": spectrum.values(), "weights": spectrum.weights() }))
+        .map(|(name, spectrum, _)| json!({ "name": name, "values": spectrum.values(), "weights": spectrum.weights() }))
         .collect();
     write_atomic(&out.join(FILES[1]), (serde_json::to_string_pretty(&all)? + "\n").as_bytes())?;
-    png(&out.join(FILES[2]), (1200, 750), |area| draw(area, &found, &title, note.trim()))?;
+    let curves: Vec<_> = found.iter().map(|(name, _, eigenvalues)| (*name, eigenvalues)).collect();
+    png(&out.join(FILES[2]), (1200, 750), |area| {
+        let font = ("sans-serif", 30).into_font().color(&INK);
+        area.draw(&Text::new(note.trim().to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 52), font))?;
+        densities(&area.margin(0, 40, 0, 0), &title, &curves, 36)
+    })?;
     // The files first: the standard output may be closed.
     print(&table);
     Ok(())
-}
-
-/// The name of a network, and its eigenvalues as far as there are so many.
-fn label(name: &str, spectrum: &Spectrum) -> String {
-    let ratio = spectrum.ratio().map_or_else(String::new, |ratio| format!(", λ₁ / λ₅ = {ratio:.1}"));
-    format!("{name}: λ₁ = {:.1}{ratio}", spectrum.values().first().copied().unwrap_or_default())
-}
-
-/// The densities, on a logarithmic scale: few eigenvalues are large.
-fn draw(area: &Area<'_>, found: &[(String, Spectrum)], title: &str, note: &str) -> DrawResult {
-    const LEAST: f64 = 1e-6;
-    let all = || found.iter().flat_map(|(_, spectrum)| spectrum.values().iter().copied());
-    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
-    let width = 0.005 * (high - low).max(1e-9);
-    let (low, high) = (low - 8.0 * width, high + 8.0 * width);
-    let points = 1200;
-    let at = |i: i32| low + (high - low) * f64::from(i) / f64::from(points);
-    let top = found
-        .iter()
-        .flat_map(|(_, spectrum)| (0..=points).map(move |i| spectrum.density(at(i), width)))
-        .fold(LEAST, f64::max);
-    let font = ("sans-serif", 30).into_font().color(&INK);
-    area.draw(&Text::new(note.to_owned(), (40, area.dim_in_pixel().1.cast_signed() - 52), font))?;
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 40).into_font().color(&INK))
-        .margin(48)
-        .margin_bottom(72)
-        .x_label_area_size(112)
-        .y_label_area_size(160)
-        .build_cartesian_2d(low..high, (LEAST..2.0 * top).log_scale())?;
-    let mut mesh = chart.configure_mesh();
-    style(&mut mesh, 36);
-    mesh.x_desc("eigenvalue").y_desc("density").y_label_formatter(&|y| format!("{y:.0e}")).draw()?;
-    for ((name, spectrum), color) in found.iter().zip(COLORS.iter().cycle()) {
-        let line = (0..=points).map(|i| (at(i), spectrum.density(at(i), width).max(LEAST)));
-        chart
-            .draw_series(LineSeries::new(line, color.stroke_width(5)))?
-            .label(label(name, spectrum))
-            .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
-    }
-    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -175,7 +175,7 @@ fn chart(
             series.label(label).legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
         }
     }
-    for (place, name, (right, down)) in [(step.w, "w", (14, -40)), (step.adversarial, "w + ε", (14, -44))] {
+    for (place, name, (right, down)) in [(step.w, "w", (14, -40)), (step.adversarial, "w + ε", (-50, 22))] {
         chart.draw_series([EmptyElement::at((place[0], place[1]))
             + Circle::new((0, 0), 9, INK.filled())
             + Text::new(name, (right, down), ("sans-serif", 36).into_font().color(&INK))])?;

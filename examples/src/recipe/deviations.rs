@@ -103,7 +103,8 @@ pub static DEVIATIONS: &[Deviation] = &[
     ),
     deviation(
         "Figure 3, right",
-        "There is no recipe: the mutual information of m-sharpness and generalization is of the networks of a competition.",
+        "The rank correlation of sharpness and generalization gap is among the networks of `figure3`. The paper has the mutual \
+         information of m-sharpness and gap, of the networks of a competition.",
         PAPER,
     ),
     deviation(

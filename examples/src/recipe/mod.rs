@@ -16,5 +16,5 @@ pub use deviations::{DEVIATIONS, Deviation, deviations};
 pub use keys::{AscentDirection, OptimizerKind, Recipe, RecipePatch, keys};
 pub use scale::Scale;
 pub use spans::{WithSpan, line_of};
-pub use table::{Cell, Measure, Published, Table};
+pub use table::{Cell, Kept, KeptMeasure, Measure, Published, Table};
 pub use tables::{table, tables};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -56,8 +56,53 @@ pub struct Table {
     pub measure: Measure,
     /// A second measure, if any.
     pub beside: Option<Measure>,
+    /// What is measured at the weights that its runs keep, if anything.
+    pub kept: Option<Kept>,
     /// Its cells, in order.
     pub cells: Vec<Cell>,
+}
+
+/// What `paper` measures at the weights of `keep-epochs`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Kept {
+    /// What.
+    pub measure: KeptMeasure,
+    /// The number of training images of the loss, from the first one on, and at most as many test images.
+    pub images: usize,
+    /// Products with the Hessian.
+    pub order: usize,
+    /// The radius of the ball for the sharpness.
+    pub rho: f64,
+    /// Points along each side of the plane of a landscape.
+    #[serde(default = "default_grid")]
+    pub grid: usize,
+    /// The paper's λ₁ and λ₁ / λ₅ of a cell, one pair for each of its `keep-epochs`.
+    #[serde(default)]
+    pub paper: IndexMap<String, Vec<[f64; 2]>>,
+}
+
+/// What is measured at weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeptMeasure {
+    /// The loss around the last weights of each cell, for the first seed.
+    Landscape,
+    /// Spectrum of the Hessian, sharpness and generalization gap, of all weights.
+    Hessian,
+}
+
+fn default_grid() -> usize {
+    25
+}
+
+impl Kept {
+    fn check(&self) -> Result<()> {
+        ensure!(self.images > 0 && self.order > 0, "`images` and `order` of `kept` have to be at least 1");
+        ensure!(self.rho.is_finite() && self.rho > 0.0, "`rho` of `kept` is {}: expected more than 0", self.rho);
+        ensure!((2..=1001).contains(&self.grid), "`grid` of `kept` is {}: expected 2 to 1001", self.grid);
+        Ok(())
+    }
 }
 
 /// One number of a table: a recipe, to be run with several seeds.
@@ -94,6 +139,7 @@ struct Document {
     from: Vec<WithSpan<String>>,
     #[serde(default)]
     base: RecipePatch,
+    kept: Option<Kept>,
     axis: Vec<Axis>,
     #[serde(default)]
     change: Vec<Change>,
@@ -138,6 +184,9 @@ impl Table {
         }
 
         check_name(stem).map_err(|error| file.error(None, error))?;
+        if let Some(kept) = &document.kept {
+            kept.check().map_err(|error| file.error(None, error.to_string()))?;
+        }
         let mut cells = vec![(String::new(), base)];
         for axis in document.axis {
             for (name, _) in &axis.choices {
@@ -174,6 +223,7 @@ impl Table {
             note: document.note,
             measure: document.measure,
             beside: document.beside,
+            kept: document.kept,
             cells: cells
                 .into_iter()
                 .map(|(path, changes)| Cell { name: format!("{stem}{path}"), changes, paper: None, paper_beside: None })
@@ -182,6 +232,15 @@ impl Table {
         for (path, numbers) in document.paper {
             let (cell, published) = table.published(&file, &path, &numbers)?;
             cell.paper = Some(published);
+        }
+        for path in table.kept.iter().flat_map(|kept| kept.paper.keys()) {
+            if !table.cells.iter().any(|cell| cell.name == format!("{stem}/{path}")) {
+                return Err(file.error(None, format!("`{path}` of `kept.paper` is no cell of this table")));
+            }
+        }
+        let is_landscape = |kept: &Kept| kept.measure == KeptMeasure::Landscape;
+        if table.kept.as_ref().is_some_and(is_landscape) && !(1..=4).contains(&table.cells.len()) {
+            return Err(file.error(None, format!("{} cells: a landscape is of 1 to 4", table.cells.len())));
         }
         for (path, numbers) in document.paper_beside {
             let (cell, published) = table.published(&file, &path, &numbers)?;

@@ -18,7 +18,7 @@ pub fn tables() -> Result<Vec<Table>> {
     }
     let texts = recipes!(
         "table1" "table2" "table3" "table4" "table4-literature" "table5" "table8" "table9" "rho-grid" "p-norm" "inner-steps"
-        "second-order" "m-sharpness" "figure3" "chen2022" "cifar-transformers" "gpt" "families"
+        "second-order" "m-sharpness" "figure1" "figure3" "chen2022" "cifar-transformers" "gpt" "families"
     );
     let tables = texts.iter().map(|(name, text)| Table::parse(&format!("recipes/{name}.toml"), text));
     tables.collect()

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::epochs_csv;
 use super::phase_length::PhaseLength;
 use super::ranks::with_mean_statistics;
+use super::run_dir::kept_weights;
 use super::training::Training;
 use super::weights::WeightsInfo;
 use crate::data::ImageSet;
@@ -70,8 +71,9 @@ impl Training<'_> {
         }
         let error = self.test_scores()?.error;
         let epoch = (self.progress.step - 1) / per_epoch + 1;
-        let name = |at| format!("weights-epoch-{at}.safetensors");
-        self.with_average(|training| here.iter().try_for_each(|at| training.write_weights(&name(at), epoch, error)))
+        self.with_average(|training| {
+            here.iter().try_for_each(|at| training.write_weights(&kept_weights(*at), epoch, error))
+        })
     }
 
     /// Runs `f` with the averaged weights, if there are any, and the mean statistics of all ranks.

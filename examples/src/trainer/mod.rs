@@ -38,6 +38,6 @@ pub use self::optimizer::Optimizer;
 pub use self::outcome::{Diverged, Outcome, loss_note};
 pub use self::ranks::{share, with_mean_statistics};
 pub(crate) use self::recipe_diff::difference;
-pub(crate) use self::run_dir::is_ours;
 pub use self::run_dir::{Begin, DirLock, has_results, is_training};
+pub(crate) use self::run_dir::{is_ours, kept_weights};
 pub use self::weights::{WeightsInfo, load_weights};

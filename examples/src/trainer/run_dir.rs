@@ -23,7 +23,12 @@ const ENDED: [&str; 2] = ["result.json", "weights.safetensors"];
 /// Files that tell how it went.
 const LOGS: [&str; 3] = ["log.jsonl", "events.out.tfevents", "epochs.csv"];
 
-/// Weights of an epoch that were kept.
+/// The file of the weights that `keep-epochs` keeps of an epoch.
+pub(crate) fn kept_weights(epoch: f64) -> String {
+    format!("weights-epoch-{epoch}.safetensors")
+}
+
+/// Whether it is such a file.
 fn is_kept_epoch(name: &str) -> bool {
     let epoch = name.strip_prefix("weights-epoch-").and_then(|rest| rest.strip_suffix(".safetensors"));
     epoch.is_some_and(|epoch| epoch.parse::<f64>().is_ok())

@@ -6,7 +6,8 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::measure::{LEAST, Landscapes, Measured};
+use super::measure::{Landscapes, Measured};
+use crate::experiments::hessian::densities;
 use crate::io::plot::{Area, COLORS, DrawResult, INK, legend, level_lines, line_key, png, style};
 
 /// Draws surfaces, contours, the loss along the gradient and the spectrum as a PNG.
@@ -33,7 +34,8 @@ pub fn draw(found: &Landscapes, title: &str, path: &Path) -> Result<()> {
         }
         let charts = bottom.split_evenly((1, 2));
         ascents(&charts[0], found)?;
-        spectra(&charts[1], found)
+        let spectra: Vec<_> = found.networks.iter().map(|network| (&*network.name, &network.spectrum)).collect();
+        densities(&charts[1], "", &spectra, 28)
     })
 }
 
@@ -163,31 +165,4 @@ fn ascents(area: &Area<'_>, found: &Landscapes) -> DrawResult {
             .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
     }
     legend(&mut chart, SeriesLabelPosition::UpperMiddle)
-}
-
-/// The densities, on a logarithmic scale: few eigenvalues are large.
-fn spectra(area: &Area<'_>, found: &Landscapes) -> DrawResult {
-    let all = || found.networks.iter().flat_map(|network| network.spectrum.density.iter().copied());
-    let (left, right) = all().fold((0f64, 0f64), |(low, high), (x, _)| (low.min(x), high.max(x)));
-    let top = all().fold(10.0 * LEAST, |top, (_, density)| top.max(density));
-    if left >= right {
-        return Ok(());
-    }
-    let mut chart = ChartBuilder::on(area)
-        .margin(24)
-        .x_label_area_size(90)
-        .y_label_area_size(130)
-        .build_cartesian_2d(left..right, (LEAST..2.0 * top).log_scale())?;
-    let mut mesh = chart.configure_mesh();
-    style(&mut mesh, 28);
-    mesh.x_desc("eigenvalue of the Hessian").y_desc("density").y_label_formatter(&|y| format!("{y:.0e}")).draw()?;
-    for (network, color) in found.networks.iter().zip(COLORS.iter().cycle()) {
-        let line = network.spectrum.density.iter().map(|(x, density)| (*x, density.max(LEAST)));
-        let largest = network.spectrum.values.first().copied().unwrap_or_default();
-        chart
-            .draw_series(LineSeries::new(line, color.stroke_width(5)))?
-            .label(format!("{}: λ₁ = {largest:.1}", network.name))
-            .legend(move |at| EmptyElement::at(at) + line_key(color.stroke_width(6)));
-    }
-    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -46,26 +46,22 @@ impl PointLog {
         if whole < text.len() {
             file.set_len(whole as u64).with_context(cannot)?;
         }
-        let mut lines = text[..whole].lines().map(serde_json::from_str::<Value>);
-        let mut known = HashMap::new();
-        match lines.next() {
-            None => writeln!(file, "{about}").with_context(cannot)?,
-            Some(first) => {
-                let first = first.with_context(cannot)?;
-                ensure!(
-                    first == *about,
-                    "{} has values of other networks or settings: choose another --out, or remove it; it has {first}, expected \
-                     {about}",
-                    path.display()
-                );
-            }
-        }
-        for line in lines {
-            let line = line.with_context(cannot)?;
-            let name = line["name"].as_str().with_context(cannot)?.to_owned();
-            known.insert(name, line["value"].clone());
+        let known = known(path, &text[..whole], about)?;
+        if whole == 0 {
+            writeln!(file, "{about}").with_context(cannot)?;
         }
         Ok(Self { file: Some((file, path.to_owned())), known, stop: stop.clone() })
+    }
+
+    /// The values of a file, without writing to it; none, if there is no file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or its values are of something else than `about`.
+    pub fn read(path: &Path, about: &Value) -> Result<HashMap<String, Value>> {
+        match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(HashMap::new()),
+            text => known(path, &text.with_context(|| format!("cannot read {}", path.display()))?, about),
+        }
     }
 
     /// The value of this name: as it was measured before, or now. `None` if the process was told to stop.
@@ -87,6 +83,27 @@ impl PointLog {
         self.known.insert(name.to_owned(), value.clone());
         Ok(Some(value))
     }
+}
+
+/// The values of the whole lines of a file.
+fn known(path: &Path, text: &str, about: &Value) -> Result<HashMap<String, Value>> {
+    let cannot = || format!("cannot use {}", path.display());
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut lines = text[..whole].lines().map(serde_json::from_str::<Value>);
+    if let Some(first) = lines.next() {
+        let first = first.with_context(cannot)?;
+        ensure!(
+            first == *about,
+            "{} has values of other networks or settings: choose another --out, or remove it; it has {first}, expected {about}",
+            path.display()
+        );
+    }
+    lines
+        .map(|line| {
+            let line = line.with_context(cannot)?;
+            Ok((line["name"].as_str().with_context(cannot)?.to_owned(), line["value"].clone()))
+        })
+        .collect()
 }
 
 /// The SHA-256 of a file, in hexadecimal.

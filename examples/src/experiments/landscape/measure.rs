@@ -3,16 +3,17 @@
 use anyhow::{Context as _, Result};
 use candle_core::Var;
 use sam_runtime::Sam;
-use sam_runtime::sharpness::{Landscape, Spectrum, WeightVector};
+use sam_runtime::sharpness::{Landscape, WeightVector};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::log::PointLog;
 use crate::data::ImageSet;
-use crate::experiments::hessian::{landscape, method};
+use crate::experiments::hessian::{Eigenvalues, landscape};
 use crate::metrics::Scores;
 use crate::models::Model;
 use crate::models::params::{named, trained_vars};
+use crate::util::numbers::spaced;
 
 /// What the measurements depend on, besides networks and images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,17 +60,6 @@ pub struct Measured {
     pub ascent: Vec<(f64, Option<f64>)>,
 }
 
-/// The values of a [`Spectrum`], its density at some points, and how products were computed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Eigenvalues {
-    /// The highest first.
-    pub values: Vec<f64>,
-    /// Pairs of an eigenvalue and the density there.
-    pub density: Vec<(f64, f64)>,
-    /// In words.
-    pub method: String,
-}
-
 /// The loss on the way from one network to the next.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
@@ -93,8 +83,6 @@ pub struct Landscapes {
 /// Points of a line.
 const POINTS: usize = 25;
 const TRACES: usize = 10;
-/// The lowest density that is shown.
-pub(super) const LEAST: f64 = 1e-6;
 
 /// How many values there are to measure.
 #[must_use]
@@ -160,8 +148,7 @@ fn of_network(
     })?))?;
     let (spectrum, trace): (Eigenvalues, [f64; 2]) = read(or_stop!(value("Hessian", &mut || {
         let mut hessian = loss.hessian()?;
-        let method = method(&hessian);
-        let spectrum = Eigenvalues::of(&hessian.spectrum(settings.order, settings.seed)?, method);
+        let (spectrum, _) = Eigenvalues::of(&mut hessian, settings.order, settings.seed)?;
         let trace = hessian.trace(TRACES, settings.seed)?;
         Ok(json!([spectrum, [trace.mean, trace.standard_error]]))
     })?))?;
@@ -221,23 +208,4 @@ fn directions(model: &Model, seed: u64) -> Result<[WeightVector; 2]> {
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T> {
     serde_json::from_value(value).context("a value of the log has another form: remove the log, and measure again")
-}
-
-/// From -`span` to `span`.
-fn spaced(span: f64, points: usize) -> Vec<f64> {
-    let last = (points.max(2) - 1) as f64;
-    (0..points).map(|i| span * (2.0 * i as f64 / last - 1.0)).collect()
-}
-
-impl Eigenvalues {
-    fn of(spectrum: &Spectrum, method: String) -> Self {
-        let values = spectrum.values().to_vec();
-        let (high, low) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0).min(0.0));
-        let width = 0.01 * (high - low).max(1e-9);
-        let density = spaced(1.0, 400).into_iter().map(|t| {
-            let x = low - 4.0 * width + (high - low + 8.0 * width) * (t + 1.0) / 2.0;
-            (x, spectrum.density(x, width).max(LEAST))
-        });
-        Self { density: density.collect(), values, method }
-    }
 }

@@ -4,8 +4,9 @@ mod draw;
 mod log;
 mod measure;
 mod page;
+mod write;
 
 pub use draw::draw;
 pub use log::{PointLog, digest_of};
 pub use measure::{Landscapes, Network, Settings, count, measure};
-pub use page::page;
+pub use write::write;

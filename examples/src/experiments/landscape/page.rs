@@ -1,6 +1,5 @@
 //! The same as one HTML page that needs nothing else: it turns with the mouse or a finger.
 
-use anyhow::Result;
 use serde_json::json;
 
 use super::measure::Landscapes;
@@ -8,10 +7,7 @@ use super::measure::Landscapes;
 const PAGE: &str = include_str!("page.html");
 
 /// The page. The rows of the table have the head first.
-///
-/// # Errors
-/// If a value is no JSON.
-pub fn page(found: &Landscapes, title: &str, note: &str, table: &[Vec<String>]) -> Result<String> {
+pub(super) fn page(found: &Landscapes, title: &str, note: &str, table: &[Vec<String>]) -> String {
     let networks: Vec<_> = found
         .networks
         .iter()
@@ -36,7 +32,7 @@ pub fn page(found: &Landscapes, title: &str, note: &str, table: &[Vec<String>]) 
         "between": between,
     });
     // Nothing in the data may end the element that it stands in.
-    Ok(PAGE.replace("DATA", &data.to_string().replace('<', "\\u003c")))
+    PAGE.replace("DATA", &data.to_string().replace('<', "\\u003c"))
 }
 
 #[cfg(test)]
@@ -46,7 +42,7 @@ mod tests {
     #[test]
     fn names_cannot_leave_their_place() {
         let found = Landscapes { x: vec![0.0, 1.0], networks: Vec::new(), lines: Vec::new() };
-        let page = page(&found, "</script><b>", "", &[]).unwrap();
+        let page = page(&found, "</script><b>", "", &[]);
         assert!(page.contains("\\u003c/script>\\u003cb>") && !page.contains("</script><b>"));
         assert!(!page.contains("http"), "the page loads nothing");
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::numbers::{Numbers, Row};
 use super::runs::{Ended, Settings, Unusable};
-use super::{chart, curves};
+use super::{chart, curves, kept};
 use crate::io::atomic::write_atomic;
 use crate::io::table::align;
 use crate::recipe::{Cell, Measure, Table};
@@ -143,5 +143,7 @@ pub fn write(table: &Table, only: &[String], settings: &Settings) -> Result<Writ
     let foot = [on, scaled];
     chart::draw(&path("png"), table, &rows, &foot)?;
     curves::draw(&folder.join(format!("{}-curves.png", table.name)), table, settings, &foot)?;
+    let of_kept = kept::write(table, settings, &foot)?;
+    let text = if of_kept.is_empty() { text } else { format!("{text}\n{of_kept}") };
     Ok(Written { text, unusable })
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::io::atomic::write_atomic;
 use crate::io::lease::{Holder, Lease, Take};
 use crate::recipe::{Cell, Recipe, Scale};
-use crate::trainer::{Data, Diverged, Job, Next, Outcome, Session, Status, difference, is_ours};
+use crate::trainer::{Data, Diverged, Job, Next, Outcome, Session, Status, difference, is_ours, kept_weights};
 use crate::util::device::DeviceConfig;
 use crate::util::stop::Stop;
 
@@ -259,6 +259,13 @@ impl Run {
         self.write(&ended)?;
         remove(&job.checkpoint())?;
         Ok(Found::Finished(ended))
+    }
+
+    /// The epochs whose weights it keeps, and their files.
+    #[must_use]
+    pub fn kept_weights(&self) -> Vec<(f64, PathBuf)> {
+        let file = |at: &f64| (*at, self.folder.join(kept_weights(*at)));
+        self.recipe.keep_epochs.iter().map(file).collect()
     }
 
     fn write(&self, ended: &Ended) -> Result<()> {
