@@ -3,7 +3,8 @@
 mod chart;
 mod hessians;
 mod landscapes;
+mod report;
 
-pub(super) use hessians::write;
 pub use hessians::{Measuring, count, measure};
 pub use landscapes::landscape;
+pub(super) use report::write;
