@@ -10,11 +10,10 @@ use sam_examples::cli::console::{bar, exit, print, warn};
 use sam_examples::cli::device_args::DeviceArgs;
 use sam_examples::cli::options::{above_0, parse, within};
 use sam_examples::cli::ranks::on_one_rank;
-use sam_examples::experiments::landscape::{Network, PointLog, Settings, count, digest_of, measure, write};
+use sam_examples::experiments::landscape::{Network, Settings, count, digest_of, measure, open_log, write};
 use sam_examples::trainer::WeightsInfo;
 use sam_examples::util::numbers::MOST;
 use sam_examples::util::stop::{STOPPED, Stop};
-use serde_json::json;
 
 sam_examples::use_mimalloc!();
 
@@ -122,16 +121,16 @@ fn look(options: &Options) -> Result<ExitCode> {
     let [train, test] = [data.train.first(most), data.test.first(most)];
     let settings =
         Settings { grid: options.grid, span: options.span, order: options.order, rho: options.rho, seed: options.seed };
-    let names: Vec<&String> = networks.iter().map(|network| &network.name).collect();
-    let about = json!({
-        "landscape": settings,
-        "networks": names,
-        "weights": digests,
-        "data": data.name,
-        "images": [train.len(), test.len()],
-    });
     let stop = Stop::on_signals()?;
-    let mut log = PointLog::open(&options.out.join("landscape.jsonl"), &about, &stop)?;
+    let mut log = open_log(
+        &options.out.join("landscape.jsonl"),
+        &networks,
+        &digests,
+        &data.name,
+        [&train, &test],
+        &settings,
+        &stop,
+    )?;
     let bar = bar(count(networks.len(), &settings) as u64, "landscape", options.quiet);
     let found = measure(&networks, [&train, &test], &settings, &mut log, &mut || bar.inc(1))?;
     bar.finish_and_clear();

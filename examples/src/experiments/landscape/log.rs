@@ -46,7 +46,7 @@ impl PointLog {
         if whole < text.len() {
             file.set_len(whole as u64).with_context(cannot)?;
         }
-        let known = known(path, &text[..whole], about)?;
+        let known = known(path, &text, about)?;
         if whole == 0 {
             writeln!(file, "{about}").with_context(cannot)?;
         }

@@ -1,5 +1,7 @@
 //! What is measured of each network, and between two.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use candle_core::Var;
 use sam_runtime::Sam;
@@ -14,6 +16,7 @@ use crate::metrics::Scores;
 use crate::models::Model;
 use crate::models::params::{named, trained_vars};
 use crate::util::numbers::spaced;
+use crate::util::stop::Stop;
 
 /// What the measurements depend on, besides networks and images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +91,30 @@ const TRACES: usize = 10;
 #[must_use]
 pub fn count(networks: usize, settings: &Settings) -> usize {
     networks * (3 + POINTS + settings.grid * settings.grid) + networks.saturating_sub(1) * 2 * POINTS
+}
+
+/// The log of these networks, which says what its values depend on. The digests are those of the files of weights.
+///
+/// # Errors
+/// As [`PointLog::open`].
+pub fn open_log(
+    path: &Path,
+    networks: &[Network],
+    digests: &[String],
+    data: &str,
+    images: [&ImageSet; 2],
+    settings: &Settings,
+    stop: &Stop,
+) -> Result<PointLog> {
+    let names: Vec<&String> = networks.iter().map(|network| &network.name).collect();
+    let about = json!({
+        "landscape": settings,
+        "networks": names,
+        "weights": digests,
+        "data": data,
+        "images": images.map(ImageSet::len),
+    });
+    PointLog::open(path, &about, stop)
 }
 
 /// Measures everything that the log does not have yet, and calls `tell` after each value. `None` if the process was told to stop.

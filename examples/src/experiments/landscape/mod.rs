@@ -8,5 +8,5 @@ mod write;
 
 pub use draw::draw;
 pub use log::{PointLog, digest_of};
-pub use measure::{Landscapes, Network, Settings, count, measure};
+pub use measure::{Landscapes, Network, Settings, count, measure, open_log};
 pub use write::write;

@@ -1,9 +1,8 @@
 //! The loss around the last weights of each cell (Figure 1).
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
-use crate::experiments::landscape::{self, Network, PointLog, digest_of};
+use crate::experiments::landscape::{self, Network, digest_of};
 use crate::experiments::paper::runs::{Ended, Settings};
 use crate::recipe::{Kept, Table};
 use crate::trainer::WeightsInfo;
@@ -42,16 +41,9 @@ pub fn landscape(
     let Some((data, model)) = set else { return Ok(None) };
     let [train, test] = [data.train.first(kept.images), data.test.first(kept.images)];
     let measured = landscape::Settings { grid: kept.grid, span: 1.0, order: kept.order, rho: kept.rho, seed: 0 };
-    let names: Vec<&String> = networks.iter().map(|network| &network.name).collect();
-    let about = json!({
-        "landscape": measured,
-        "networks": names,
-        "weights": digests,
-        "data": data.name,
-        "images": [train.len(), test.len()],
-    });
     let folder = settings.out.join(settings.tag());
-    let mut log = PointLog::open(&folder.join(format!("{name}.jsonl")), &about, stop)?;
+    let log = folder.join(format!("{name}.jsonl"));
+    let mut log = landscape::open_log(&log, &networks, &digests, &data.name, [&train, &test], &measured, stop)?;
     let all = landscape::count(networks.len(), &measured);
     let found = landscape::measure(&networks, [&train, &test], &measured, &mut log, &mut || tell(all))?;
     let Some(found) = found else { return Ok(None) };
